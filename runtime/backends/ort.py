@@ -1,0 +1,80 @@
+"""ONNX Runtime on its CPU provider."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from runtime.errors import BackendError
+
+PROVIDER = "CPUExecutionProvider"
+
+
+class OrtBackend:
+    """Executes ONNX graphs with ONNX Runtime on the CPU.
+
+    Args:
+        threads: how many threads an engine may use; None leaves it to ONNX Runtime, which takes every physical core.
+
+    Raises:
+        BackendError: ONNX Runtime is not installed.
+    """
+
+    def __init__(self, threads: int | None = None) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise BackendError(
+                f"ONNX Runtime cannot be imported ({error}): pip install 'patchcaption[cpu]', or [gpu] on a machine "
+                "with an NVIDIA GPU; the two wheels share one module, so install one of them only"
+            ) from None
+        self._onnxruntime = onnxruntime
+        self._options = onnxruntime.SessionOptions()
+        self._options.log_severity_level = 3  # its own warnings are about graphs that users did not write
+        if threads is not None:
+            self._options.intra_op_num_threads = threads
+
+    @property
+    def name(self) -> str:
+        return f"onnxruntime {self._onnxruntime.__version__} {PROVIDER}"
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def open(self, path: Path) -> OrtEngine:
+        try:
+            session = self._onnxruntime.InferenceSession(str(path), self._options, providers=[PROVIDER])
+        except Exception as error:  # ONNX Runtime raises its own unrelated types
+            raise BackendError(f"{path}: ONNX Runtime cannot load it: {_first_line(error)}") from error
+        return OrtEngine(session, path)
+
+
+class OrtEngine:
+    """A graph in an ONNX Runtime session."""
+
+    def __init__(self, session: Any, path: Path) -> None:
+        self._session: Any = session
+        self._path = path
+        self._outputs = [output.name for output in session.get_outputs()]
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if self._session is None:
+            raise BackendError(f"{self._path}: it was closed; load the bundle again")
+        feeds = {name: tensor.numpy() for name, tensor in inputs.items()}
+        try:
+            results = self._session.run(self._outputs, feeds)
+        except Exception as error:
+            raise BackendError(f"{self._path}: ONNX Runtime cannot run it: {_first_line(error)}") from error
+        return {name: torch.from_numpy(result) for name, result in zip(self._outputs, results, strict=True)}
+
+    def close(self) -> None:
+        self._session = None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,256 @@
+"""A bundle: the folder that the runtime loads, and its manifest. The one module that export/ shares with runtime/.
+
+A bundle is written to a folder beside its place and renamed into it when complete, so an interrupted build leaves
+whatever was there before. Every file's size and sha256 stand in the manifest and are checked when it is opened.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from runtime.errors import BundleError
+
+SCHEMA: Literal[1] = 1
+MANIFEST = "manifest.json"
+
+PositiveInt = Annotated[int, Field(gt=0)]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+"""A file right inside the bundle: no separators, so no path in a manifest leaves its folder."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileRecord(_Part):
+    """What a file must be."""
+
+    bytes: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class EngineRecord(_Part):
+    """One executable graph."""
+
+    file: FileName
+    precision: Literal["fp32"]
+    opset: PositiveInt
+    largest_difference: float
+    """Between the graph and the torch module it was made from, relative, on random input."""
+
+
+class Architecture(_Part):
+    """The backbone and its tokens: T = 1 cls + registers + (size / patch) ** 2 patches."""
+
+    name: str
+    width: PositiveInt
+    depth: PositiveInt
+    heads: PositiveInt
+    patch: PositiveInt
+    registers: Annotated[int, Field(ge=0)]
+    size: PositiveInt
+    """Side of the square input, in pixels."""
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class DecoderSettings(_Part):
+    """The decoder: its cache is (regions, heads, steps, head_width) for the keys and the values of each layer."""
+
+    width: PositiveInt
+    layers: PositiveInt
+    heads: PositiveInt
+    head_width: PositiveInt
+    steps: PositiveInt
+    vocabulary: PositiveInt
+    end_id: Annotated[int, Field(ge=0)]
+
+
+class MemorySettings(_Part):
+    """The memory bank; a bundle for a noise-trained decoder has none."""
+
+    embeddings: FileName
+    captions: FileName
+    rows: PositiveInt
+    temperature: Annotated[float, Field(gt=0)]
+    normalize: bool
+
+
+class Build(_Part):
+    """Where a bundle came from."""
+
+    checkpoint: str
+    built_at: str
+    machine: str
+    versions: dict[str, str]
+
+
+class Manifest(_Part):
+    """All that the runtime must know of a bundle before it opens anything else."""
+
+    schema_version: Literal[1] = SCHEMA
+    architecture: Architecture
+    backbone: EngineRecord
+    decoder: EngineRecord
+    decoding: DecoderSettings
+    memory: MemorySettings | None
+    tokenizer: FileName
+    build: Build
+    files: dict[FileName, FileRecord]
+
+    @model_validator(mode="after")
+    def _lists_what_it_uses(self) -> Manifest:
+        used = [self.backbone.file, self.decoder.file, self.tokenizer]
+        used += [self.memory.embeddings, self.memory.captions] if self.memory else []
+        for name in used:
+            if name not in self.files:
+                raise ValueError(f"files: {name} is used but not listed")
+        return self
+
+
+class Bundle:
+    """An opened bundle folder: its manifest, and its files by name.
+
+    Args:
+        folder: the bundle's folder.
+        verify: also compare the sha256 of every file; without it only presence and size are checked.
+
+    Raises:
+        BundleError: no bundle there; a newer schema; a file missing, truncated or altered.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], verify: bool = True) -> None:
+        self.folder = Path(folder)
+        self.manifest = _read_manifest(self.folder)
+        self.check_files(contents=verify)
+
+    def path(self, name: str) -> Path:
+        """Where a file that the manifest lists lies."""
+        return self.folder / name
+
+    def check_files(self, contents: bool = True) -> None:
+        """Compares every file with the manifest: presence and size, and with ``contents`` the sha256."""
+        for name, record in self.manifest.files.items():
+            path = self.path(name)
+            if not path.is_file():
+                raise BundleError(f"{path}: missing; build the bundle again")
+            size = path.stat().st_size
+            if size != record.bytes:
+                kind = "truncated" if size < record.bytes else "altered"
+                raise BundleError(f"{path}: {kind}: expected {record.bytes} bytes, got {size}; build the bundle again")
+            if contents and sha256_of(path) != record.sha256:
+                raise BundleError(f"{path}: altered: its sha256 is not the manifest's; build the bundle again")
+
+
+@contextmanager
+def new_bundle(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """A folder to write a bundle's files into; it becomes ``folder`` when the block ends, and is gone when it fails.
+
+    Raises:
+        BundleError: ``folder`` is something other than a bundle, or the disk is full.
+    """
+    target = Path(os.path.abspath(folder))
+    if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
+        raise BundleError(f"{target}: exists and is no bundle; choose another --out or remove it")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.building-", dir=target.parent))
+    except OSError as error:
+        raise BundleError(f"{target.parent}: cannot be written to: {error.strerror}") from None
+    try:
+        yield work
+        work.chmod(0o755)  # mkdtemp makes it private
+        _swap(work, target)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise BundleError(f"{target}: not built: the disk is full; the bundle before it is untouched") from error
+        raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes the manifest and sees all files onto the disk, so that the rename that follows publishes whole ones."""
+    for name in manifest.files:
+        _sync(folder / name)
+    path = folder / MANIFEST
+    path.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    _sync(path)
+
+
+def record_files(folder: Path) -> dict[str, FileRecord]:
+    """The records of all files in a folder, by name."""
+    return {
+        path.name: FileRecord(bytes=path.stat().st_size, sha256=sha256_of(path)) for path in sorted(folder.iterdir())
+    }
+
+
+def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise BundleError(
+            f"{folder}: no bundle there ({MANIFEST} is missing); build one: "
+            f"python export/build_engines.py demo --out {folder}"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path}: cannot be read: {error}") from None
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(step) for step in first["loc"]) or "the whole file"
+        if first["loc"] == ("schema_version",):
+            raise BundleError(
+                f"{path}: schema {first['input']!r}, but this version reads schema {SCHEMA}; "
+                "update patchcaption or build the bundle again"
+            ) from None
+        raise BundleError(f"{path}: {place}: {first['msg']}; build the bundle again") from None
+
+
+def _swap(work: Path, target: Path) -> None:
+    """Puts ``work`` where ``target`` is; what was there is left at ``work`` or removed."""
+    if not target.exists():
+        work.rename(target)
+    elif not _exchange(work, target):  # then the old one steps aside, and comes back should the second rename fail
+        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
+        target.rename(aside / target.name)
+        try:
+            work.rename(target)
+        except BaseException:
+            (aside / target.name).rename(target)
+            raise
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swaps two folders in one step, so that there is no moment without a bundle; False where the system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)  # Linux; Python has no name for it
+    here, exchange = -100, 2
+    return renameat2 is not None and renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,224 @@
+"""The command line: `python -m runtime caption|info|verify`, also installed as `patchcaption`.
+
+Results go to stdout, messages to stderr. Exit codes: 0 done; 1 a bundle, backend or output file is not usable; 2 a
+mistake on the command line or in what it names (an image, a region); 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+import numpy as np
+
+from runtime import __version__
+from runtime.backends import BACKENDS
+from runtime.bundle import Bundle
+from runtime.captioner import Caption, Captioner
+from runtime.drawing import draw_captions
+from runtime.errors import ImageError, PatchcaptionError, RegionError
+from runtime.image import Fit, open_image
+from runtime.regions import Box, BoxSet, Mask, Point, Region, Trace, WholeImage
+
+T = TypeVar("T")
+
+EXIT_UNUSABLE = 1
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except (ImageError, RegionError) as error:
+        return _fail(str(error), EXIT_BAD_INPUT)
+    except PatchcaptionError as error:
+        return _fail(str(error), EXIT_UNUSABLE)
+    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+        sys.stderr.close()
+        return 0
+    except KeyboardInterrupt:
+        return _fail("interrupted", EXIT_INTERRUPTED)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as all of this command's are."""
+
+    def error(self, message: str) -> NoReturn:
+        sys.exit(_fail(f"{message}; see {self.prog} --help", EXIT_BAD_INPUT))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="patchcaption", description="Describe any region of an image in words.")
+    parser.add_argument("--version", action="version", version=f"patchcaption {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    caption = commands.add_parser("caption", help="caption regions of an image, or the whole of it")
+    caption.set_defaults(run=_caption)
+    caption.add_argument("image", type=Path)
+    caption.add_argument("--engines", type=Path, required=True, metavar="FOLDER", help="the bundle")
+    regions = caption.add_argument_group("regions", "any number of each, captioned in the order given; none: the image")
+
+    def region(flag: str, kind: Callable[[str], T], metavar: str, help: str) -> None:
+        regions.add_argument(flag, dest="regions", action="append", type=_parsed(kind), metavar=metavar, help=help)
+
+    region("--box", _box, "X1,Y1,X2,Y2", "a box in image pixels")
+    region("--boxes", _boxes, '"X1,Y1,X2,Y2 ..."', "several boxes under one caption")
+    region("--mask", _mask, "PNG", "a mask image of the image's size; what is not black is inside")
+    region("--trace", _trace, '"X,Y X,Y ..."', "a mouse trace in shares of the image, 0 to 1")
+    region("--trace-pixels", _trace_pixels, '"X,Y X,Y ..."', "a mouse trace in image pixels")
+    region("--point", _point, "X,Y", "a point in image pixels")
+    regions.add_argument("--whole", dest="regions", action="append_const", const=WholeImage(), help="the whole image")
+    caption.add_argument("--json", action="store_true", help="one JSON object a caption, with ids and score")
+    caption.add_argument("--save", type=Path, metavar="PICTURE", help="write the image with the captions drawn on it")
+    caption.add_argument("--fit", choices=[fit.value for fit in Fit], default=Fit.STRETCH.value)
+    caption.add_argument("--backend", choices=BACKENDS, default="auto")
+
+    info = commands.add_parser("info", help="say what a bundle is")
+    info.set_defaults(run=_info)
+    info.add_argument("engines", type=Path)
+    info.add_argument("--json", action="store_true", help="the manifest as it is")
+
+    verify = commands.add_parser("verify", help="compare every file of a bundle with its manifest and open its engines")
+    verify.set_defaults(run=_verify)
+    verify.add_argument("engines", type=Path)
+    verify.add_argument("--backend", choices=BACKENDS, default="auto")
+    return parser
+
+
+def _caption(options: argparse.Namespace) -> int:
+    regions: list[Region] = options.regions or [WholeImage()]
+    image = open_image(options.image)
+    if options.save:
+        _check_writable_picture(options.save)
+    with Captioner.load(options.engines, options.backend, options.fit) as captioner:
+        captions = captioner.caption(image, regions)
+    for caption in captions:
+        print(_as_json(caption) if options.json else f"{caption.score:.3f}  {caption.text}")
+    if options.save:
+        try:
+            draw_captions(image, captions).save(options.save)
+        except OSError as error:
+            options.save.unlink(missing_ok=True)
+            return _fail(f"{options.save}: cannot be written: {error}", EXIT_UNUSABLE)
+    return 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    manifest = Bundle(options.engines, verify=False).manifest
+    if options.json:
+        print(manifest.model_dump_json(indent=2))
+        return 0
+    seen, memory = manifest.architecture, manifest.memory
+    grid = seen.size // seen.patch
+    lines = {
+        "bundle": options.engines,
+        "checkpoint": f"{manifest.build.checkpoint}, built {manifest.build.built_at} on {manifest.build.machine}",
+        "backbone": f"{seen.name}, width {seen.width}, depth {seen.depth}, {manifest.backbone.precision}",
+        "image": f"{seen.size} x {seen.size} pixels, {grid} x {grid} patches of {seen.patch}, "
+        f"{seen.registers} registers",
+        "memory": f"{memory.rows} captions" if memory else "none (vectors go to the decoder as they are)",
+        "decoder": f"{manifest.decoding.layers} layers of width {manifest.decoding.width}, at most "
+        f"{manifest.decoding.steps} tokens, {manifest.decoder.precision}",
+        "size": f"{sum(record.bytes for record in manifest.files.values()) / 2**20:.1f} MiB",
+        "versions": ", ".join(f"{name} {version}" for name, version in manifest.build.versions.items()),
+    }
+    for name, value in lines.items():
+        print(f"{name:<11} {value}")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    with Captioner.load(options.engines, options.backend, verify=True) as captioner:
+        count = len(captioner.manifest.files)
+        print(f"{options.engines}: {count} files are as built; the engines open on {captioner.backend.name}")
+    return 0
+
+
+def _as_json(caption: Caption) -> str:
+    region: dict[str, object] = {"kind": type(caption.region).__name__}
+    if isinstance(caption.region, Mask):
+        region["pixels"] = int(caption.region.array.sum())
+    elif caption.region is not None:
+        region |= asdict(caption.region)  # type: ignore[call-overload]  # every kind but Mask is a plain dataclass
+    return json.dumps({"text": caption.text, "score": caption.score, "ids": caption.ids, "region": region})
+
+
+def _check_writable_picture(path: Path) -> None:
+    """Finds out before the work whether the picture can be written after it."""
+    from PIL import Image
+
+    if path.suffix.lower() not in Image.registered_extensions():
+        raise ImageError(f"{path}: expected a picture's ending, .png or .jpg for example, got {path.suffix!r}")
+    if not path.parent.is_dir():
+        raise ImageError(f"{path}: the folder {path.parent} does not exist")
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"patchcaption: error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _parsed(kind: Callable[[str], T]) -> Callable[[str], T]:
+    """``kind`` as an argparse type: its message becomes argparse's own one-line error."""
+
+    def parse(text: str) -> T:
+        try:
+            return kind(text)
+        except PatchcaptionError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parse
+
+
+def _numbers(text: str, count: int) -> list[float]:
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != count:
+        raise RegionError(f"expected {count} numbers with commas between them, got {text!r}")
+    return numbers
+
+
+def _box(text: str) -> Box:
+    return Box(*_numbers(text, 4))
+
+
+def _boxes(text: str) -> BoxSet:
+    return BoxSet([_box(part) for part in text.split()])
+
+
+def _points(text: str) -> list[list[float]]:
+    return [_numbers(part, 2) for part in text.split()]
+
+
+def _trace(text: str) -> Trace:
+    return Trace.normalized(_points(text))
+
+
+def _trace_pixels(text: str) -> Trace:
+    return Trace(_points(text))
+
+
+def _point(text: str) -> Point:
+    return Point(*_numbers(text, 2))
+
+
+def _mask(text: str) -> Mask:
+    picture = open_image(text)
+    try:
+        return Mask(np.asarray(picture).any(axis=2))
+    except RegionError as error:
+        raise RegionError(f"{text}: {error}") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

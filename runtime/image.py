@@ -1,0 +1,137 @@
+"""From what a user holds to the pixels that the backbone takes, and the geometry that ties both together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from runtime.errors import ImageError
+
+ImageSource: TypeAlias = "str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8] | torch.Tensor"
+
+
+class Fit(str, Enum):
+    """How an image is brought to the square that the backbone takes (SPEC section 1)."""
+
+    STRETCH = "stretch"
+    """The whole image, its aspect ratio not kept."""
+    CROP = "crop"
+    """Short side to the backbone's size, then the centre square, as published."""
+
+
+@dataclass(frozen=True)
+class View:
+    """Where the pixels of an image lie on the backbone's square input.
+
+    ``x_input = x * resized_wh[0] / image_wh[0] - offset_xy[0]``, and the same for y; what lies in 0..size is seen.
+    """
+
+    image_wh: tuple[int, int]
+    resized_wh: tuple[int, int]
+    offset_xy: tuple[int, int]
+    size: int
+
+    @classmethod
+    def of(cls, image_wh: tuple[int, int], size: int, fit: Fit) -> View:
+        """The view of an image of ``image_wh`` pixels on an input of ``size`` x ``size``."""
+        if fit is Fit.STRETCH:
+            return cls(image_wh, (size, size), (0, 0), size)
+        width, height = image_wh
+        # The long side is cut, not rounded, and the offset rounded half to even: the published rule.
+        resized = (size, int(size * height / width)) if width <= height else (int(size * width / height), size)
+        return cls(image_wh, resized, (round((resized[0] - size) / 2), round((resized[1] - size) / 2)), size)
+
+    def to_input(self, points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Image pixels (..., 2) as (x, y) to input pixels (..., 2)."""
+        return points * (np.array(self.resized_wh) / np.array(self.image_wh)) - np.array(self.offset_xy)
+
+
+def open_image(source: ImageSource) -> Image.Image:
+    """Reads ``source`` as an upright 8-bit RGB image.
+
+    Args:
+        source: a path; a PIL image; a uint8 RGB array (H, W, 3), or grey (H, W); a uint8 RGB tensor (3, H, W).
+
+    Raises:
+        ImageError: nothing readable there, a truncated file, another dtype or shape.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        return _upright_rgb(_read(Path(source)))
+    if isinstance(source, Image.Image):
+        return _upright_rgb(source)
+    if isinstance(source, torch.Tensor):
+        if source.ndim != 3 or source.shape[0] != 3:
+            raise ImageError(f"image tensor: expected shape (3, H, W), got {tuple(source.shape)}")
+        source = source.detach().cpu().permute(1, 2, 0).numpy()
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    raise ImageError(f"image: expected a path, PIL image, numpy array or torch tensor, got {type(source).__name__}")
+
+
+def prepare(images: Sequence[Image.Image], size: int, fit: Fit) -> tuple[torch.Tensor, tuple[View, ...]]:
+    """Resizes (and crops) RGB images for the backbone.
+
+    PIL's antialiased bicubic filter on 8-bit pixels, as published; normalisation happens inside the backbone engine.
+
+    Returns:
+        pixels (B, size, size, 3) uint8 on the CPU, and the view of each image.
+    """
+    views = tuple(View.of(image.size, size, fit) for image in images)
+    pixels = np.empty((len(views), size, size, 3), np.uint8)
+    for row, image, view in zip(pixels, images, views, strict=True):
+        (left, top), (resized_w, resized_h) = view.offset_xy, view.resized_wh
+        # Cropping inside resize (its `box`) filters differently at the edges than the published resize-then-crop.
+        resized = image.resize((resized_w, resized_h), Image.Resampling.BICUBIC)
+        row[...] = np.asarray(resized.crop((left, top, left + size, top + size)))
+    return torch.from_numpy(pixels), views
+
+
+def _read(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except FileNotFoundError:
+        raise ImageError(f"{path}: no such file") from None
+    except UnidentifiedImageError:
+        raise ImageError(f"{path}: not an image that Pillow can read") from None
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{path}: {error}") from None
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow's decoders raise on broken files
+        raise ImageError(f"{path}: cannot be read as an image: {error}") from None
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    if 0 in image.size:
+        raise ImageError(f"image: expected at least one pixel, got {image.width} x {image.height}")
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I;16") or upright.mode == "I":  # PIL's own conversion would clip at 255
+        deep = np.asarray(upright).astype(np.uint32)
+        upright = Image.fromarray((deep >> 8).clip(0, 255).astype(np.uint8))
+    if upright.has_transparency_data:  # over white, where viewers show it so
+        rgba = upright.convert("RGBA")
+        paper = Image.new("RGBA", rgba.size, "white")
+        paper.alpha_composite(rgba)
+        upright = paper
+    return upright.convert("RGB")
+
+
+def _from_array(array: npt.NDArray[np.uint8]) -> Image.Image:
+    if array.dtype != np.uint8:
+        raise ImageError(f"image array: expected dtype uint8 (0..255), got {array.dtype}")
+    if array.ndim == 2:
+        array = np.repeat(array[:, :, None], 3, axis=2)
+    if array.ndim != 3 or array.shape[2] != 3:
+        raise ImageError(f"image array: expected shape (H, W, 3) in RGB order or (H, W), got {array.shape}")
+    if 0 in array.shape:
+        raise ImageError(f"image array: expected at least one pixel, got shape {array.shape}")
+    return Image.fromarray(np.ascontiguousarray(array))
