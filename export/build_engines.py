@@ -1,0 +1,173 @@
+"""Builds a bundle from a checkpoint: `python export/build_engines.py demo --out engines/demo`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from safetensors.torch import save_file
+
+from export.checkpoint import Checkpoint, Memory
+from export.onnx_export import export_backbone, export_decoder
+from export.readers import read_checkpoint
+from runtime.bundle import (
+    Architecture,
+    Build,
+    Bundle,
+    DecoderSettings,
+    EngineRecord,
+    Manifest,
+    MemorySettings,
+    new_bundle,
+    record_files,
+    write_manifest,
+)
+from runtime.errors import PatchcaptionError
+
+_MEMORY_FILE, _CAPTIONS_FILE, _TOKENIZER_FILE = "memory.safetensors", "captions.jsonl", "tokenizer.json"
+_VERSIONS_OF = ("patchcaption", "torch", "onnx", "onnxscript", "onnxruntime")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="build_engines.py", description="Build a bundle from a checkpoint.")
+    parser.add_argument(
+        "checkpoint",
+        nargs="?",
+        default="demo",
+        help="demo (default); seeded:ARCHITECTURE[,size=518][,memory=2000][,salt=] with made-up weights, for example "
+        "seeded:dinov2_vitb14_reg,size=224; or the path of a Patch-ioner .yaml",
+    )
+    parser.add_argument("--out", type=Path, help="the bundle's folder (default: engines/demo for demo)")
+    options = parser.parse_args(arguments)
+    if options.out is None:
+        if options.checkpoint != "demo":
+            parser.error("--out is needed for any checkpoint but demo")
+        options.out = Path("engines/demo")
+    console = Console(stderr=True)
+    try:
+        build(options.checkpoint, options.out, console)
+    except PatchcaptionError as error:
+        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        console.print(f"interrupted: {options.out} is as it was")
+        return 130
+    Console().print(_report(Bundle(options.out)))
+    return 0
+
+
+def build(name: str, out: Path, console: Console) -> None:
+    """Builds the bundle of a checkpoint at ``out``; whatever was there stays until the new one is complete.
+
+    Raises:
+        PatchcaptionError: the checkpoint cannot be read, a graph is not what its module is, ``out`` cannot be written.
+    """
+    with _steps(console, total=5) as step, new_bundle(out) as folder:
+        step(f"reading {name}")
+        checkpoint = read_checkpoint(name)
+        step("backbone to ONNX, checked against torch")
+        backbone = export_backbone(checkpoint.backbone, folder)
+        step("decoder to ONNX, checked against torch")
+        decoder = export_decoder(checkpoint.decoder, folder)
+        step("memory bank and tokenizer")
+        memory = _write_memory(checkpoint.memory, folder) if checkpoint.memory else None
+        checkpoint.tokenizer.save(str(folder / _TOKENIZER_FILE))
+        step("manifest")
+        write_manifest(folder, _manifest(checkpoint, backbone, decoder, memory, folder))
+
+
+def _write_memory(memory: Memory, folder: Path) -> MemorySettings:
+    embeddings = memory.embeddings.contiguous()
+    tensors = {"embeddings": embeddings, "inverse_norms": 1 / embeddings.norm(dim=1)}
+    save_file(tensors, folder / _MEMORY_FILE)
+    with (folder / _CAPTIONS_FILE).open("w", encoding="utf-8") as lines:
+        lines.writelines(json.dumps(caption, ensure_ascii=False) + "\n" for caption in memory.captions)
+    return MemorySettings(
+        embeddings=_MEMORY_FILE,
+        captions=_CAPTIONS_FILE,
+        rows=len(embeddings),
+        temperature=memory.temperature,
+        normalize=memory.normalize,
+    )
+
+
+def _manifest(
+    checkpoint: Checkpoint, backbone: EngineRecord, decoder: EngineRecord, memory: MemorySettings | None, folder: Path
+) -> Manifest:
+    seen, spoken = checkpoint.backbone.config, checkpoint.decoder.config
+    return Manifest(
+        architecture=Architecture(
+            name=checkpoint.backbone_name,
+            width=seen.width,
+            depth=seen.depth,
+            heads=seen.heads,
+            patch=seen.patch,
+            registers=seen.registers,
+            size=seen.size,
+            mean=seen.mean,
+            std=seen.std,
+        ),
+        backbone=backbone,
+        decoder=decoder,
+        decoding=DecoderSettings(
+            width=spoken.width,
+            layers=spoken.layers,
+            heads=spoken.heads,
+            head_width=spoken.head_width,
+            steps=spoken.steps,
+            vocabulary=spoken.vocabulary,
+            end_id=checkpoint.end_id,
+        ),
+        memory=memory,
+        tokenizer=_TOKENIZER_FILE,
+        build=Build(
+            checkpoint=checkpoint.source,
+            built_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            machine=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+            versions={name: metadata.version(name) for name in _VERSIONS_OF},
+        ),
+        files=record_files(folder),
+    )
+
+
+@contextmanager
+def _steps(console: Console, total: int) -> Iterator[Callable[[str], None]]:
+    """Shows how far a build is; yields a function that names the next step."""
+    columns = (MofNCompleteColumn(), BarColumn(20), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=total, completed=-1)
+
+        def step(description: str) -> None:
+            progress.update(task, advance=1, description=description)
+            progress.refresh()
+
+        yield step
+
+
+def _report(bundle: Bundle) -> Table:
+    manifest = bundle.manifest
+    table = Table(title=f"{bundle.folder}: {manifest.build.checkpoint}, {manifest.architecture.name}")
+    for heading in ("file", "MiB", "precision", "largest difference"):
+        table.add_column(heading, justify="left" if heading == "file" else "right")
+    engines = {record.file: record for record in (manifest.backbone, manifest.decoder)}
+    for name, record in manifest.files.items():
+        engine = engines.get(name)
+        size = f"{record.bytes / 2**20:.2f}"
+        precision, difference = (engine.precision, f"{engine.largest_difference:.1e}") if engine else ("", "")
+        table.add_row(name, size, precision, difference)
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())

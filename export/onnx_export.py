@@ -1,0 +1,152 @@
+"""Torch modules to ONNX files, each checked against its module before anyone uses it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from export.graphs.backbone import Backbone
+from export.graphs.decoder import DecoderStep
+from runtime.bundle import EngineRecord
+from runtime.errors import PatchcaptionError
+
+OPSET = 20
+"""The newest that TensorRT 10.3 (JetPack 6) takes whole."""
+
+_ALLOWED_DIFFERENCE = 1e-4
+"""Relative, in float32: another order of sums differs by about 1e-6 a layer, a wrong graph by far more."""
+
+
+class ExportError(PatchcaptionError):
+    """A graph that could not be made or does not compute what its module does."""
+
+
+def export_backbone(backbone: Backbone, folder: Path) -> EngineRecord:
+    """Writes backbone.onnx (pixels (B, S, S, 3) uint8 -> tokens (B, T, D), cls_scores (B, H, N)) and checks it."""
+    size = backbone.config.size
+    images = torch.export.Dim("images", min=1)
+
+    def pixels(count: int, seed: int) -> tuple[Tensor, ...]:
+        generator = torch.Generator().manual_seed(seed)
+        return (torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=generator),)
+
+    path = folder / "backbone.onnx"
+    _write(backbone, pixels(2, 0), path, ["pixels"], ["tokens", "cls_scores"], ({0: images},))
+    return _record(path, compare(path, backbone, pixels(1, 1)))
+
+
+def export_decoder(decoder: DecoderStep, folder: Path) -> EngineRecord:
+    """Writes decoder.onnx, one `DecoderStep.forward`, and checks it at the first, a middle and the last step."""
+    config = decoder.config
+    regions = torch.export.Dim("regions", min=1)
+    places = [f"{kind}_{layer}" for layer in range(config.layers) for kind in ("key", "value")]
+
+    def inputs(rows: int, step: int) -> tuple[Tensor, ...]:
+        generator = torch.Generator().manual_seed(step)
+        cache = torch.randn(
+            len(places), rows, config.heads, config.steps, config.head_width, generator=generator
+        ).unbind()
+        vectors = torch.randn(rows, config.prefix_width, generator=generator)
+        tokens = torch.randint(0, config.text_vocabulary, (rows,), generator=generator)
+        return vectors, tokens, torch.tensor([step]), *cache
+
+    path = folder / "decoder.onnx"
+    input_names = ["vectors", "tokens", "step", *(f"past_{place}" for place in places)]
+    output_names = ["next_tokens", "log_probabilities", *(f"new_{place}" for place in places)]
+    by_row = {0: regions}
+    _write(decoder, inputs(2, 1), path, input_names, output_names, (by_row, by_row, {}, (by_row,) * len(places)))
+    steps = sorted({0, config.steps // 2, config.steps - 1})
+    return _record(path, max(compare(path, decoder, inputs(3, step)) for step in steps))
+
+
+def compare(path: Path, module: nn.Module, inputs: Sequence[Tensor]) -> float:
+    """The largest difference between a graph's outputs and its module's, relative to the largest value of each.
+
+    Raises:
+        ExportError: it is larger than rounding explains, or outputs of whole numbers are not the same.
+    """
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    feeds = {node.name: value.numpy() for node, value in zip(session.get_inputs(), inputs, strict=True)}
+    with torch.inference_mode():
+        expected = module(*inputs)
+    largest = 0.0
+    for node, got, want in zip(session.get_outputs(), session.run(None, feeds), expected, strict=True):
+        want = want.numpy()
+        if want.dtype.kind == "i":
+            difference = float((got != want).any())
+        else:
+            difference = float(np.abs(got - want).max() / np.abs(want).max())
+        if not difference <= _ALLOWED_DIFFERENCE:
+            raise ExportError(
+                f"{path.name}: output {node.name} differs from its module by {difference:.1e}, relative; "
+                f"at most {_ALLOWED_DIFFERENCE:.0e} is rounding"
+            )
+        largest = max(largest, difference)
+    return largest
+
+
+def _write(
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    path: Path,
+    input_names: list[str],
+    output_names: list[str],
+    dynamic_shapes: tuple[object, ...],
+) -> None:
+    with _quiet():
+        program = torch.onnx.export(
+            module,
+            inputs,
+            input_names=input_names,
+            output_names=output_names,
+            opset_version=OPSET,
+            dynamic_shapes=dynamic_shapes,
+            dynamo=True,
+            optimize=True,
+            verbose=False,
+        )
+    assert program is not None  # only the old exporter returns nothing
+    _forget_sources(program.model)
+    program.save(str(path), external_data=True)
+    onnx.checker.check_model(str(path), full_check=True)
+
+
+def _forget_sources(model: onnx_ir.Model) -> None:
+    """Drops what the exporter notes of the Python code behind each node, paths of this machine among it."""
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for part in (*model.graph, *model.graph.initializers.values(), *model.graph.inputs, *model.graph.outputs):
+        part.metadata_props.clear()
+        part.doc_string = None
+    for node in model.graph:
+        for value in node.outputs:
+            value.metadata_props.clear()
+
+
+def _record(path: Path, largest_difference: float) -> EngineRecord:
+    return EngineRecord(file=path.name, precision="fp32", opset=OPSET, largest_difference=largest_difference)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter reports its own progress and internals; a user of this command has no use for them."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

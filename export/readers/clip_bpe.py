@@ -1,0 +1,80 @@
+"""CLIP's byte-pair vocabulary, the words of the published decoders (SPEC section 6).
+
+Its merges (bpe_simple_vocab_16e6.txt.gz, MIT) come inside the open_clip_torch package, which is only looked into, never
+imported: `pip install --no-deps open_clip_torch` (its own dependencies would pull another torch).
+"""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+from export.checkpoint import END_TOKEN, CheckpointError
+
+VOCABULARY = 49408
+START_TOKEN = "<|startoftext|>"
+_MERGES_FILE = "bpe_simple_vocab_16e6.txt.gz"
+_MERGES = VOCABULARY - 2 - 2 * 256
+_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+def read_clip_bpe(merges_file: Path | None = None) -> Tokenizer:
+    """CLIP's tokenizer from its merges; None looks for them in an installed open_clip_torch.
+
+    Raises:
+        CheckpointError: the merges are nowhere to be found, or the file is another one.
+    """
+    path = merges_file or find_merges()
+    if path is None:
+        raise CheckpointError(f"CLIP's vocabulary ({_MERGES_FILE}) not found: pip install --no-deps open_clip_torch")
+    try:
+        lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: not CLIP's merges: {error}") from None
+    merges = [tuple(line.split()) for line in lines[1 : 1 + _MERGES]]
+    if len(merges) != _MERGES or any(len(merge) != 2 for merge in merges):
+        raise CheckpointError(f"{path}: expected {_MERGES} merges of two pieces, got {len(lines) - 1} lines")
+    return _tokenizer([(first, second) for first, second in merges])
+
+
+def find_merges() -> Path | None:
+    """The merges of an installed open_clip_torch, None if there is none."""
+    package = importlib.util.find_spec("open_clip")
+    for folder in (package.submodule_search_locations or []) if package else []:
+        path = Path(folder) / _MERGES_FILE
+        if path.is_file():
+            return path
+    return None
+
+
+def _tokenizer(merges: list[tuple[str, str]]) -> Tokenizer:
+    letters = _byte_letters()
+    pieces = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(merge) for merge in merges)]
+    vocabulary = {piece: number for number, piece in enumerate([*pieces, START_TOKEN, END_TOKEN])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, end_of_word_suffix="</w>", unk_token=END_TOKEN))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([START_TOKEN, END_TOKEN])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{START_TOKEN} $A {END_TOKEN}",
+        special_tokens=[(token, vocabulary[token]) for token in (START_TOKEN, END_TOKEN)],
+    )
+    return tokenizer
+
+
+def _byte_letters() -> list[str]:
+    """The letter that stands for each byte, in the order of the vocabulary's first 256 pieces: bytes that print as they
+    are come first, each of the others takes the next letter from 256 on."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    return [chr(byte) for byte in printable] + [chr(256 + number) for number in range(256 - len(printable))]

@@ -1,0 +1,208 @@
+"""Made-up weights of any published size, the same wherever they are made (SPEC section 8): no download, no meaning.
+
+`seeded:dinov2_vits14_reg,size=224,memory=2000,salt=x`: for parity with recordings and for measuring speed.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tokenizers import Tokenizer, models
+from torch import Tensor
+
+from export.checkpoint import END_TOKEN, Checkpoint, CheckpointError, Memory, checked_memory
+from export.readers.clip_bpe import START_TOKEN, VOCABULARY, find_merges, read_clip_bpe
+from export.readers.decap import decoder_from_state
+from export.readers.dinov2 import backbone_from_state
+
+PREFIX = "seeded:"
+_SIZES = {"s": (384, 12), "b": (768, 12), "l": (1024, 24)}  # width, depth
+_ARCHITECTURES = {
+    f"dinov2_vit{letter}14{suffix}": (*numbers, registers)
+    for letter, numbers in _SIZES.items()
+    for suffix, registers in (("", 0), ("_reg", 4))
+}
+_PRETRAINED_GRID = 37
+_DECODER_WIDTH, _DECODER_LAYERS, _DECODER_VOCABULARY, _DECODER_POSITIONS = 768, 4, 50257, 1024
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class SeededOptions:
+    """What may follow the architecture."""
+
+    salt: str = ""
+    memory: int = 2000
+    """Rows of the memory bank; 0 for none."""
+    size: int = 518
+    """Side of the backbone's input in pixels."""
+
+
+def read_seeded(name: str) -> Checkpoint:
+    """The checkpoint that a ``seeded:`` name asks for.
+
+    Raises:
+        CheckpointError: an unknown architecture or option, or a value that is none.
+    """
+    architecture, options = parse(name)
+    width, depth, registers = _ARCHITECTURES[architecture]
+    backbone_state = {
+        part: _backbone_weight(f"{options.salt}{architecture}/{part}", part, shape)
+        for part, shape in _backbone_shapes(width, depth, registers).items()
+    }
+    decoder_state = {
+        part: _decoder_weight(f"{options.salt}decap/{part}", part, shape)
+        for part, shape in _decoder_shapes(width).items()
+    }
+    return Checkpoint(
+        source=name,
+        backbone_name=architecture,
+        backbone=backbone_from_state(backbone_state, options.size, name),
+        decoder=decoder_from_state(decoder_state, VOCABULARY, name),
+        memory=_memory(options, width, name) if options.memory else None,
+        tokenizer=read_clip_bpe() if find_merges() else _wordless_tokenizer(),
+    )
+
+
+def parse(name: str) -> tuple[str, SeededOptions]:
+    """``seeded:ARCHITECTURE[,option=value...]`` to the architecture and its options."""
+    architecture, *pairs = name.removeprefix(PREFIX).split(",")
+    if architecture not in _ARCHITECTURES:
+        raise CheckpointError(f"{name}: expected an architecture of {', '.join(_ARCHITECTURES)}, got {architecture!r}")
+    values: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or key not in ("salt", "memory", "size"):
+            raise CheckpointError(f"{name}: expected salt=, memory= or size=, got {pair!r}")
+        if key != "salt" and not value.isdecimal():
+            raise CheckpointError(f"{name}: {key}: expected a whole number, got {value!r}")
+        values[key] = value
+    defaults = SeededOptions()
+    return architecture, SeededOptions(
+        salt=values.get("salt", defaults.salt),
+        memory=int(values.get("memory", defaults.memory)),
+        size=int(values.get("size", defaults.size)),
+    )
+
+
+def normal(full_name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """Standard normal numbers that depend on nothing but their name."""
+    generator = np.random.RandomState(zlib.crc32(full_name.encode()) & 0x7FFFFFFF)
+    return generator.standard_normal(math.prod(shape)).astype(np.float32).reshape(shape)
+
+
+def _backbone_shapes(width: int, depth: int, registers: int) -> Shapes:
+    shapes: Shapes = {
+        "cls_token": (1, 1, width),
+        "pos_embed": (1, 1 + _PRETRAINED_GRID**2, width),
+        **({"register_tokens": (1, registers, width)} if registers else {}),
+        "patch_embed.proj.weight": (width, 3, 14, 14),
+        "patch_embed.proj.bias": (width,),
+        "norm.weight": (width,),
+        "norm.bias": (width,),
+    }
+    block: Shapes = {
+        "norm1.weight": (width,),
+        "norm1.bias": (width,),
+        "attn.qkv.weight": (3 * width, width),
+        "attn.qkv.bias": (3 * width,),
+        "attn.proj.weight": (width, width),
+        "attn.proj.bias": (width,),
+        "ls1.gamma": (width,),
+        "norm2.weight": (width,),
+        "norm2.bias": (width,),
+        "mlp.fc1.weight": (4 * width, width),
+        "mlp.fc1.bias": (4 * width,),
+        "mlp.fc2.weight": (width, 4 * width),
+        "mlp.fc2.bias": (width,),
+        "ls2.gamma": (width,),
+    }
+    return shapes | {f"blocks.{number}.{part}": shape for number in range(depth) for part, shape in block.items()}
+
+
+def _backbone_weight(full_name: str, part: str, shape: tuple[int, ...]) -> Tensor:
+    x = normal(full_name, shape)
+    if part.endswith("gamma"):
+        x = np.float32(0.2) + np.float32(0.05) * x
+    elif "norm" in part and part.endswith("weight"):
+        x = 1 + np.float32(0.1) * x
+    elif part.endswith("bias"):
+        x = np.float32(0.02) * x
+    elif part in ("cls_token", "register_tokens", "mask_token"):
+        x = np.float32(0.5) * x
+    elif part == "pos_embed":
+        x = np.float32(0.3) * x
+    else:
+        x = x / np.float32(math.sqrt(math.prod(shape[1:])))
+    return torch.from_numpy(x)
+
+
+def _decoder_shapes(prefix_width: int) -> Shapes:
+    width = _DECODER_WIDTH
+    block: Shapes = {
+        "ln_1.weight": (width,),
+        "ln_1.bias": (width,),
+        "attn.c_attn.weight": (width, 3 * width),
+        "attn.c_attn.bias": (3 * width,),
+        "attn.c_proj.weight": (width, width),
+        "attn.c_proj.bias": (width,),
+        "ln_2.weight": (width,),
+        "ln_2.bias": (width,),
+        "mlp.c_fc.weight": (width, 4 * width),
+        "mlp.c_fc.bias": (4 * width,),
+        "mlp.c_proj.weight": (4 * width, width),
+        "mlp.c_proj.bias": (width,),
+    }
+    return {
+        "decoder.transformer.wte.weight": (_DECODER_VOCABULARY, width),
+        "decoder.transformer.wpe.weight": (_DECODER_POSITIONS, width),
+        **{f"decoder.transformer.h.{n}.{part}": shape for n in range(_DECODER_LAYERS) for part, shape in block.items()},
+        "decoder.transformer.ln_f.weight": (width,),
+        "decoder.transformer.ln_f.bias": (width,),
+        "clip_project.model.0.weight": (width, prefix_width),
+        "clip_project.model.0.bias": (width,),
+    }
+
+
+def _decoder_weight(full_name: str, part: str, shape: tuple[int, ...]) -> Tensor:
+    x = normal(full_name, shape)
+    if part.endswith("ln_f.weight"):
+        x = np.float32(20) * (1 + np.float32(0.1) * x)
+    elif ".ln_" in part and part.endswith("weight"):
+        x = 1 + np.float32(0.1) * x
+    elif part.endswith("bias"):
+        x = np.float32(0.02) * x
+    elif part.endswith("wte.weight"):
+        x = np.float32(0.02) * x
+        x[VOCABULARY:] = 0
+        x[VOCABULARY - 1] *= np.float32(3.5)  # the end token, so that some captions end
+    elif part.endswith("wpe.weight"):
+        x = np.float32(0.05) * x
+    else:
+        fan_in = shape[1] if part.startswith("clip_project") else shape[0]
+        x = x / np.float32(math.sqrt(fan_in))
+    return torch.from_numpy(x)
+
+
+def _memory(options: SeededOptions, width: int, source: str) -> Memory:
+    rows = normal(f"{options.salt}memory", (options.memory, width))
+    rows *= 1 + np.float32(0.3) * np.abs(normal(f"{options.salt}memory_norms", (options.memory, 1)))
+    rows[7::50] = 0
+    captions = [f"memory caption {number}" for number in range(options.memory)]
+    return checked_memory(torch.from_numpy(rows), captions, normalize=True, source=source)
+
+
+def _wordless_tokenizer() -> Tokenizer:
+    """A stand-in where CLIP's vocabulary is not installed: token 17 reads "<17>". Made-up weights say nothing anyway,
+    and ids and scores are the same; the build says that it was used."""
+    names = [f"<{number}></w>" for number in range(VOCABULARY - 2)]
+    vocabulary = {name: number for number, name in enumerate([*names, START_TOKEN, END_TOKEN])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=END_TOKEN))
+    tokenizer.add_special_tokens([START_TOKEN, END_TOKEN])
+    return tokenizer

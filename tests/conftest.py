@@ -1,0 +1,56 @@
+"""What tests share: the demo bundle, built once for all of them, and the sample scene."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+from PIL import Image
+
+from export import build_engines
+from runtime import Captioner
+
+ROOT = Path(__file__).parent.parent
+SAMPLE = ROOT / "export" / "demo" / "sample"
+
+
+def build_once(tmp_path_factory: pytest.TempPathFactory, checkpoint: str, name: str) -> Path:
+    """A bundle that the whole test run shares, also where pytest-xdist runs it in several processes."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = shared / "bundles" / name
+    with FileLock(shared / f"{name}.lock"):
+        if not folder.exists():
+            assert build_engines.main([checkpoint, "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_once(tmp_path_factory, "demo", "demo")
+
+
+@pytest.fixture(scope="session")
+def demo(demo_bundle: Path) -> Iterator[Captioner]:
+    with Captioner.load(demo_bundle) as captioner:
+        yield captioner
+
+
+@pytest.fixture
+def sample_image() -> Image.Image:
+    with Image.open(SAMPLE / "scene.jpg") as image:
+        return image.convert("RGB")
+
+
+@pytest.fixture
+def bundle_copy(demo_bundle: Path, tmp_path: Path) -> Callable[[], Path]:
+    """A function that makes a copy of the demo bundle to spoil."""
+    import shutil
+
+    def copy() -> Path:
+        return Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
+
+    return copy
