@@ -1,0 +1,292 @@
+"""The demo's world: scenes of drawn objects, the regions on them, and the captions that describe them.
+
+A scene is drawn from a seed alone, so the training set is the seeds below `HELD_OUT_SEED` and the held-out set the
+seeds from there on.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw
+
+from runtime.regions import Box, BoxSet, Mask, Trace
+
+Array: TypeAlias = npt.NDArray[np.float64]
+Window: TypeAlias = tuple[slice, slice]
+
+SIZE = 224
+HELD_OUT_SEED = 2**31
+
+SHAPES = ("circle", "square", "triangle", "star", "ring", "cross", "heart", "moon")
+COLOURS = {
+    "red": (214, 40, 40),
+    "orange": (244, 140, 20),
+    "yellow": (242, 222, 50),
+    "green": (50, 165, 65),
+    "cyan": (50, 200, 210),
+    "blue": (40, 75, 215),
+    "purple": (135, 55, 185),
+    "pink": (245, 130, 195),
+}
+RADII = {"small": (21.0, 26.0), "large": (37.0, 48.0)}
+TEXTURES = ("solid", "striped", "dotted")
+TONES = {
+    "white": (232, 232, 228),
+    "grey": (128, 130, 134),
+    "black": (30, 30, 34),
+    "brown": (112, 78, 50),
+    "beige": (205, 186, 150),
+}
+BACKDROPS = ("plain", "shaded", "speckled", "checked")
+COUNTS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
+
+
+@dataclass(frozen=True, order=True)
+class Look:
+    """What a caption says of one object."""
+
+    colour: str
+    shape: str
+    texture: str
+    size: str
+
+    @property
+    def caption(self) -> str:
+        return f"a {self.size} {self.texture} {self.colour} {self.shape}"
+
+
+@dataclass(frozen=True, eq=False)
+class SceneObject:
+    """One drawn object: its look and the pixels (SIZE, SIZE) bool where it shows."""
+
+    look: Look
+    visible: npt.NDArray[np.bool_]
+
+    @property
+    def box(self) -> Box:
+        """The tight box around what shows."""
+        rows, columns = np.flatnonzero(self.visible.any(1)), np.flatnonzero(self.visible.any(0))
+        return Box(float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
+
+    @property
+    def mask(self) -> Mask:
+        return Mask(self.visible)
+
+    def trace(self, rng: np.random.Generator) -> Trace:
+        """A scribble over the object, as a hand with a mouse makes it: points in it, each near the one before."""
+        inside = np.argwhere(self.visible)
+        points = inside[rng.integers(len(inside), size=rng.integers(12, 28))].astype(float)
+        path = [points[0]]
+        left = list(points[1:])
+        while left:
+            nearest = min(range(len(left)), key=lambda i: float(np.abs(left[i] - path[-1]).sum()))
+            path.append(left.pop(nearest))
+        xy = np.array(path)[:, ::-1] + 0.5 + rng.uniform(-1.5, 1.5, (len(path), 2))
+        return Trace(np.clip(xy, 0, SIZE).tolist())
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """A picture (SIZE, SIZE, 3) uint8, its objects from back to front, and its background."""
+
+    image: npt.NDArray[np.uint8]
+    objects: tuple[SceneObject, ...]
+    backdrop: str
+    tone: str
+
+    @property
+    def caption(self) -> str:
+        return f"{COUNTS[len(self.objects)]} shapes on a {self.backdrop} {self.tone} background"
+
+    @property
+    def background_caption(self) -> str:
+        return f"a {self.backdrop} {self.tone} background"
+
+
+def draw_scene(seed: int) -> Scene:
+    """The scene of a seed: two to six objects that may overlap, each mostly visible."""
+    rng = np.random.default_rng(seed)
+    backdrop, tone = str(rng.choice(BACKDROPS)), str(rng.choice(list(TONES)))
+    image = _paint_backdrop(backdrop, TONES[tone], rng)
+    looks: list[Look] = []
+    shown: list[npt.NDArray[np.bool_]] = []
+    wanted = int(rng.integers(2, 7))
+    for _ in range(200):
+        if len(looks) == wanted:
+            break
+        look = Look(
+            colour=str(rng.choice(list(COLOURS))),
+            shape=str(rng.choice(SHAPES)),
+            texture=str(rng.choice(TEXTURES)),
+            size=str(rng.choice(list(RADII))),
+        )
+        radius = rng.uniform(*RADII[look.size])
+        centre = rng.uniform(radius * 0.9, SIZE - radius * 0.9, 2)
+        window, cover = _cover(look.shape, radius, centre, rng.uniform(-15, 15))
+        covered = np.zeros((SIZE, SIZE), np.bool_)
+        covered[window] = cover > 0.5
+        if not _fits(covered, shown):
+            continue
+        image[window] += (_paint(look, window, centre, rng) - image[window]) * cover[:, :, None]
+        shown = [visible & ~covered for visible in shown] + [covered]
+        looks.append(look)
+    pixels = np.clip(np.rint(image), 0, 255).astype(np.uint8)
+    objects = tuple(SceneObject(look, visible) for look, visible in zip(looks, shown, strict=True))
+    return Scene(pixels, objects, backdrop, tone)
+
+
+def pair_caption(first: Look, second: Look) -> str:
+    """One caption for two objects, the same whichever comes first."""
+    one, two = sorted([first, second], key=_pair_order)
+    return " and ".join(f"{'an' if it.colour == 'orange' else 'a'} {it.colour} {it.shape}" for it in (one, two))
+
+
+def is_pair(first: Look, second: Look) -> bool:
+    """Whether a caption of the two names two things: two red circles are, to the mean of their patches, one."""
+    return (first.colour, first.shape) != (second.colour, second.shape)
+
+
+def pair_region(first: SceneObject, second: SceneObject) -> BoxSet:
+    return BoxSet([first.box, second.box])
+
+
+@cache
+def all_captions() -> tuple[str, ...]:
+    """Every caption of this world: what the memory bank holds and the decoder learns to say."""
+    looks = [
+        Look(colour, shape, texture, size)
+        for size, texture, colour, shape in itertools.product(RADII, TEXTURES, COLOURS, SHAPES)
+    ]
+    plain = [Look(colour, shape, "solid", "small") for colour, shape in itertools.product(COLOURS, SHAPES)]
+    singles = [look.caption for look in looks]
+    pairs = [pair_caption(one, two) for one, two in itertools.combinations(plain, 2)]
+    grounds = [f"{backdrop} {tone} background" for backdrop, tone in itertools.product(BACKDROPS, TONES)]
+    scenes = [f"{count} shapes on a {ground}" for count, ground in itertools.product(COUNTS.values(), grounds)]
+    return (*singles, *pairs, *(f"a {ground}" for ground in grounds), *scenes)
+
+
+def named_looks(text: str) -> list[dict[str, str]]:
+    """The objects that a caption names, each as the attributes it gives: {"colour": "red", "shape": "circle", ...}."""
+    kinds = {"colour": tuple(COLOURS), "shape": SHAPES, "texture": TEXTURES, "size": tuple(RADII)}
+    return [
+        {kind: word for word in phrase.split() for kind, words in kinds.items() if word in words}
+        for phrase in text.split(" and ")
+    ]
+
+
+def _pair_order(look: Look) -> tuple[int, int]:
+    return list(COLOURS).index(look.colour), SHAPES.index(look.shape)
+
+
+def _fits(cover: npt.NDArray[np.bool_], shown: list[npt.NDArray[np.bool_]]) -> bool:
+    """Whether a new object may lie there: objects may overlap, but each box must show mostly its own object."""
+    after = [visible & ~cover for visible in shown]
+    for before, visible in zip(shown, after, strict=True):
+        if visible.sum() < 0.75 * before.sum():
+            return False
+    everything = [*after, cover]
+    for own in everything:
+        rows, columns = np.flatnonzero(own.any(1)), np.flatnonzero(own.any(0))
+        window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        others = sum(int(other[window].sum()) for other in everything if other is not own)
+        if others > 0.25 * own.sum():
+            return False
+    return True
+
+
+def _outline(shape: str) -> list[tuple[float, float]]:
+    """The outline of a shape within the unit circle; ring and moon are circles that something is cut from."""
+    if shape == "square":
+        return [(-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)]
+    if shape == "triangle":
+        return [(math.sin(a) * 1.1, -math.cos(a) * 1.1 + 0.15) for a in (0, 2 * math.pi / 3, 4 * math.pi / 3)]
+    if shape == "star":
+        radii = (1.1, 0.45) * 5
+        return [(r * math.sin(i * math.pi / 5), -r * math.cos(i * math.pi / 5)) for i, r in enumerate(radii)]
+    if shape == "cross":
+        arm = 0.32
+        quarter = [(-arm, -1.0), (arm, -1.0), (arm, -arm)]
+        turns = [(1, 0, 0, 1), (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0)]
+        return [(a * x + b * y, c * x + d * y) for a, b, c, d in turns for x, y in quarter]
+    angles = [i * math.pi / 40 for i in range(80)]
+    if shape == "heart":
+        return [
+            (
+                16 * math.sin(t) ** 3 / 16,
+                -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 16,
+            )
+            for t in angles
+        ]
+    return [(math.cos(t), math.sin(t)) for t in angles]
+
+
+_CUT_OUT = {"ring": (0.0, 0.0, 0.55), "moon": (0.5, -0.1, 0.8)}
+
+
+def _cover(shape: str, radius: float, centre: Array, turn_degrees: float) -> tuple[Window, Array]:
+    """The window of the picture that a shape lies in, and how much of each pixel there it covers.
+
+    Drawn at four times the size and averaged.
+    """
+    fine = 4
+    sine, cosine = math.sin(math.radians(turn_degrees)), math.cos(math.radians(turn_degrees))
+    reach = int(radius * 1.2) + 2
+    left, top = int(centre[0]) - reach, int(centre[1]) - reach
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return (
+            (centre[0] - left + radius * (cosine * x - sine * y)) * fine,
+            (centre[1] - top + radius * (sine * x + cosine * y)) * fine,
+        )
+
+    side = 2 * reach * fine
+    canvas = Image.new("L", (side, side))
+    pen = ImageDraw.Draw(canvas)
+    pen.polygon([place(x, y) for x, y in _outline(shape)], fill=255)
+    if shape in _CUT_OUT:
+        x, y, r = _CUT_OUT[shape]
+        (cx, cy), cut = place(x, y), r * radius * fine
+        pen.ellipse((cx - cut, cy - cut, cx + cut, cy + cut), fill=0)
+    cover = np.asarray(canvas.resize((2 * reach, 2 * reach), Image.Resampling.BOX), np.float64) / 255
+    first_row, first_column = max(-top, 0), max(-left, 0)
+    cover = cover[first_row : SIZE - top, first_column : SIZE - left]
+    rows = slice(top + first_row, top + first_row + cover.shape[0])
+    return (rows, slice(left + first_column, left + first_column + cover.shape[1])), cover
+
+
+def _paint(look: Look, window: Window, centre: Array, rng: np.random.Generator) -> Array:
+    """The object's paint over a window (h, w, 3): its colour, and white where its texture says so."""
+    y, x = np.mgrid[window]
+    colour = np.array(COLOURS[look.colour]) + rng.uniform(-14, 14, 3)
+    angle, period = rng.uniform(0, math.pi), rng.uniform(8.5, 11.5)
+    u = ((x - centre[0]) * math.cos(angle) + (y - centre[1]) * math.sin(angle)) / period
+    v = ((y - centre[1]) * math.cos(angle) - (x - centre[0]) * math.sin(angle)) / period
+    if look.texture == "striped":
+        share = np.clip((np.abs(u - np.rint(u)) - 0.25) * period + 0.5, 0, 1)
+    elif look.texture == "dotted":
+        share = np.clip((0.3 - np.hypot(u - np.rint(u), v - np.rint(v))) * period + 0.5, 0, 1)
+    else:
+        share = np.zeros(x.shape)
+    return colour + (255 - colour) * 0.7 * share[:, :, None]
+
+
+def _paint_backdrop(kind: str, tone: tuple[int, int, int], rng: np.random.Generator) -> Array:
+    base = np.array(tone) + rng.uniform(-8, 8, 3)
+    ground = np.tile(base, (SIZE, SIZE, 1))
+    y, x = np.mgrid[0:SIZE, 0:SIZE] / SIZE - 0.5
+    if kind == "shaded":
+        angle = rng.uniform(0, 2 * math.pi)
+        ground += ((x * math.cos(angle) + y * math.sin(angle)) * 70)[:, :, None]
+    elif kind == "speckled":
+        ground += rng.normal(0, 16, (SIZE, SIZE, 1))
+    elif kind == "checked":
+        period = rng.uniform(10, 18) / SIZE
+        ground += ((np.floor(x / period) + np.floor(y / period)) % 2 * 30 - 15)[:, :, None]
+    return ground + rng.normal(0, 2, (SIZE, SIZE, 1))
