@@ -18,6 +18,7 @@ from rich.table import Table
 from safetensors.torch import save_file
 
 from export.checkpoint import Checkpoint, Memory
+from export.graphs.decoder import DecoderConfig
 from export.onnx_export import export_backbone, export_decoder
 from export.readers import read_checkpoint
 from runtime.bundle import (
@@ -105,7 +106,7 @@ def _write_memory(memory: Memory, folder: Path) -> MemorySettings:
 def _manifest(
     checkpoint: Checkpoint, backbone: EngineRecord, decoder: EngineRecord, memory: MemorySettings | None, folder: Path
 ) -> Manifest:
-    seen, spoken = checkpoint.backbone.config, checkpoint.decoder.config
+    seen = checkpoint.backbone.config
     return Manifest(
         architecture=Architecture(
             name=checkpoint.backbone_name,
@@ -120,15 +121,7 @@ def _manifest(
         ),
         backbone=backbone,
         decoder=decoder,
-        decoding=DecoderSettings(
-            width=spoken.width,
-            layers=spoken.layers,
-            heads=spoken.heads,
-            head_width=spoken.head_width,
-            steps=spoken.steps,
-            vocabulary=spoken.vocabulary,
-            end_id=checkpoint.end_id,
-        ),
+        decoding=decoder_settings(checkpoint.decoder.config, checkpoint.end_id),
         memory=memory,
         tokenizer=_TOKENIZER_FILE,
         build=Build(
@@ -138,6 +131,19 @@ def _manifest(
             versions={name: metadata.version(name) for name in _VERSIONS_OF},
         ),
         files=record_files(folder),
+    )
+
+
+def decoder_settings(config: DecoderConfig, end_id: int) -> DecoderSettings:
+    """What the runtime must know to step a decoder."""
+    return DecoderSettings(
+        width=config.width,
+        layers=config.layers,
+        heads=config.heads,
+        head_width=config.head_width,
+        steps=config.steps,
+        vocabulary=config.vocabulary,
+        end_id=end_id,
     )
 
 

@@ -7,7 +7,6 @@ whatever was there before. Every file's size and sha256 stand in the manifest an
 from __future__ import annotations
 
 import ctypes
-import errno
 import hashlib
 import os
 import shutil
@@ -172,10 +171,13 @@ def new_bundle(folder: str | os.PathLike[str]) -> Iterator[Path]:
         yield work
         work.chmod(0o755)  # mkdtemp makes it private
         _swap(work, target)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise BundleError(f"{target}: not built: the disk is full; the bundle before it is untouched") from error
-        raise
+    except Exception as error:
+        if not _is_write_failure(error):
+            raise
+        free_mib = shutil.disk_usage(target.parent).free // 2**20
+        raise BundleError(
+            f"{target}: not built: {error}; is the disk full? {free_mib} MiB are free; what was there is untouched"
+        ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -242,6 +244,12 @@ def _swap(work: Path, target: Path) -> None:
             raise
         finally:
             shutil.rmtree(aside, ignore_errors=True)
+
+
+def _is_write_failure(error: Exception) -> bool:
+    """Whether a file could not be written. Libraries written in Rust have errors of their own for that, which end in
+    "(os error 28)"."""
+    return isinstance(error, OSError) or "(os error " in str(error)
 
 
 def _exchange(one: Path, other: Path) -> bool:

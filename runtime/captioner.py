@@ -180,22 +180,23 @@ class Captioner:
 
     def project(self, vectors: Tensor) -> Tensor:
         """Region vectors (R, D) into text space (R, D), through the memory bank if the bundle has one."""
-        self._check_width(vectors)
+        vectors = self._checked(vectors)
         return vectors if self._memory is None else self._memory.project(vectors)
 
     def decode(self, vectors: Tensor) -> list[Caption]:
         """Vectors in text space (R, D) to captions that have no region."""
-        self._check_width(vectors)
-        decoded = decode(self._decoder, self.manifest.decoding, vectors)
+        decoded = decode(self._decoder, self.manifest.decoding, self._checked(vectors))
         return [
             Caption(self._tokenizer.text(ids), math.exp(log_probability), tuple(ids))
             for ids, log_probability in zip(decoded.ids, decoded.log_probabilities, strict=True)
         ]
 
-    def _check_width(self, vectors: Tensor) -> None:
+    def _checked(self, vectors: Tensor) -> Tensor:
+        """Vectors (R, D) as engines take them: float32, contiguous, on the backend's device."""
         width = self.manifest.architecture.width
         if vectors.ndim != 2 or vectors.shape[1] != width:
             raise PatchcaptionError(f"expected vectors of shape (R, {width}), got {tuple(vectors.shape)}")
+        return vectors.detach().to(self._backend.device, torch.float32).contiguous()
 
     def close(self) -> None:
         """Gives back what the engines hold."""

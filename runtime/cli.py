@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 import numpy as np
+from PIL import Image
 
 from runtime import __version__
 from runtime.backends import BACKENDS
@@ -103,11 +104,7 @@ def _caption(options: argparse.Namespace) -> int:
     for caption in captions:
         print(_as_json(caption) if options.json else f"{caption.score:.3f}  {caption.text}")
     if options.save:
-        try:
-            draw_captions(image, captions).save(options.save)
-        except OSError as error:
-            options.save.unlink(missing_ok=True)
-            return _fail(f"{options.save}: cannot be written: {error}", EXIT_UNUSABLE)
+        return _save(draw_captions(image, captions), options.save)
     return 0
 
 
@@ -153,12 +150,23 @@ def _as_json(caption: Caption) -> str:
 
 def _check_writable_picture(path: Path) -> None:
     """Finds out before the work whether the picture can be written after it."""
-    from PIL import Image
-
     if path.suffix.lower() not in Image.registered_extensions():
         raise ImageError(f"{path}: expected a picture's ending, .png or .jpg for example, got {path.suffix!r}")
     if not path.parent.is_dir():
         raise ImageError(f"{path}: the folder {path.parent} does not exist")
+
+
+def _save(picture: Image.Image, path: Path) -> int:
+    """Writes a picture whole or not at all."""
+    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        picture.save(part)
+        part.replace(path)
+    except OSError as error:
+        return _fail(f"{path}: cannot be written: {error}", EXIT_UNUSABLE)
+    finally:
+        part.unlink(missing_ok=True)
+    return 0
 
 
 def _fail(message: str, code: int) -> int:

@@ -239,14 +239,13 @@ def weight_rows(regions: Sequence[Region], canvas: Canvas) -> torch.Tensor:
     """
     rows = np.zeros((len(regions), 1 + canvas.registers + canvas.grid**2), np.float32)
     for number, region in enumerate(regions):
+        if not hasattr(region, "weights"):
+            kind = type(region).__name__
+            raise RegionError(f"region {number}: expected a Box, Mask, Trace or another region kind, got {kind}")
         try:
             rows[number] = region.weights(canvas)
         except RegionError as error:
             raise RegionError(f"region {number}: {error}") from None
-        except AttributeError:
-            raise RegionError(
-                f"region {number}: expected a Box, Mask, Trace or another region kind, got {type(region).__name__}"
-            ) from None
     return torch.from_numpy(rows)
 
 

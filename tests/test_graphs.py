@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel, GPT2Config, GPT2LMHeadModel
 
+from export.build_engines import decoder_settings
 from export.graphs.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone, BackboneConfig, resize_position_embedding
 from export.graphs.decoder import DecoderStep
 from export.onnx_export import ExportError, compare, export_backbone, export_decoder
 from export.readers.decap import decoder_from_state
 from export.readers.dinov2 import backbone_from_state
 from runtime.backends import OrtBackend
-from runtime.bundle import DecoderSettings
 from runtime.decoding import Decoded, decode
 
 WIDTH, DEPTH, TRAINED_SIZE = 128, 2, 98
@@ -138,16 +138,7 @@ def vectors() -> Tensor:
 
 def decoded_by_engine(decoder: DecoderStep, vectors: Tensor, folder: Path) -> Decoded:
     export_decoder(decoder, folder)
-    config = decoder.config
-    settings = DecoderSettings(
-        width=config.width,
-        layers=config.layers,
-        heads=config.heads,
-        head_width=config.head_width,
-        steps=config.steps,
-        vocabulary=config.vocabulary,
-        end_id=END,
-    )
+    settings = decoder_settings(decoder.config, END)
     return decode(OrtBackend().open(folder / "decoder.onnx"), settings, vectors)
 
 
@@ -194,10 +185,7 @@ def test_decoding_stops_when_every_row_has_ended(decoder: DecoderStep, vectors: 
         def close(self) -> None:
             engine.close()
 
-    config = decoder.config
-    settings = DecoderSettings(
-        width=64, layers=3, heads=4, head_width=16, steps=STEPS, vocabulary=config.vocabulary, end_id=END
-    )
+    settings = decoder_settings(decoder.config, END)
     alone = decode(Counting(), settings, vectors[shortest : shortest + 1])
     assert steps == len(whole.ids[shortest]) < STEPS
     assert alone.ids[0] == whole.ids[shortest]

@@ -34,5 +34,8 @@ def read_memory_bank(path: Path, width: int, normalize: bool) -> Memory:
             raise CheckpointError(f"{path}: {_EMBEDDINGS}: expected shape (M, {width}), got {stored.shape}")
         embeddings = np.empty(stored.shape, np.float32)
         stored.read_direct(embeddings)
-        captions = list(file[_CAPTIONS].asstr()[:])
+        try:
+            captions = list(file[_CAPTIONS].asstr("utf-8")[:])
+        except (TypeError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{path}: {_CAPTIONS}: expected texts in utf-8: {error}") from None
     return checked_memory(torch.from_numpy(embeddings), captions, normalize, str(path))
