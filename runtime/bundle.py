@@ -46,7 +46,8 @@ class EngineRecord(_Part):
     precision: Literal["fp32"]
     opset: PositiveInt
     largest_difference: float
-    """Between the graph and the torch module it was made from, relative, on random input."""
+    """Between the graph and the torch module it was made from, on random input: of log-probabilities as it is, of all
+    else relative to the largest value."""
 
 
 class Architecture(_Part):

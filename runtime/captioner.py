@@ -23,6 +23,9 @@ from runtime.memory import MemoryBank
 from runtime.regions import Region, weight_rows
 from runtime.tokenizer import CaptionTokenizer
 
+_IMAGES_AT_ONCE = 8
+"""A backbone's scratch memory grows with every image of a batch, its speed hardly after a few."""
+
 Regions: TypeAlias = Sequence[Region]
 RegionsOfImages: TypeAlias = Sequence[Sequence[Region]]
 
@@ -130,12 +133,16 @@ class Captioner:
             opened = [_open_numbered(number, image) for number, image in enumerate(images)]
         architecture = self.manifest.architecture
         pixels, views = prepare(opened, architecture.size, self._fit)
-        if opened:
-            out = self._backbone.run({"pixels": pixels.to(self._backend.device)})
-            tokens, cls_scores = out["tokens"], out["cls_scores"]
-        else:
-            tokens = cls_scores = torch.empty(0, 0, 0, device=self._backend.device)
-        return FeatureMap(tokens, cls_scores, views, architecture.patch, architecture.registers)
+        parts = pixels.to(self._backend.device).split(_IMAGES_AT_ONCE) if opened else ()
+        outs = [self._backbone.run({"pixels": part}) for part in parts]
+        empty = torch.empty(0, 0, 0, device=self._backend.device)
+        return FeatureMap(
+            tokens=torch.cat([out["tokens"] for out in outs]) if outs else empty,
+            cls_scores=torch.cat([out["cls_scores"] for out in outs]) if outs else empty,
+            views=views,
+            patch=architecture.patch,
+            registers=architecture.registers,
+        )
 
     @overload
     def describe(self, features: FeatureMap, regions: Regions) -> list[Caption]: ...

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TypeAlias
 
@@ -146,6 +146,15 @@ def pair_caption(first: Look, second: Look) -> str:
     """One caption for two objects, the same whichever comes first."""
     one, two = sorted([first, second], key=_pair_order)
     return " and ".join(f"{'an' if it.colour == 'orange' else 'a'} {it.colour} {it.shape}" for it in (one, two))
+
+
+def swapped_pair(caption: str) -> str:
+    """The caption of the pair whose shapes are exchanged; captions of other kinds as they are."""
+    looks = named_looks(caption)
+    if len(looks) != 2:
+        return caption
+    first, second = (Look(look["colour"], look["shape"], "solid", "small") for look in looks)
+    return pair_caption(replace(first, shape=second.shape), replace(second, shape=first.shape))
 
 
 def is_pair(first: Look, second: Look) -> bool:

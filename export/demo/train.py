@@ -15,11 +15,12 @@ The files have the published layout, halved to float16, so the readers of the pu
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,23 +34,53 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, GPT2Config, GPT2LMHeadModel
 
+from export.checkpoint import fill
 from export.demo import scenes
 from export.demo.scenes import COLOURS, RADII, SHAPES, TEXTURES, Look, Scene
 from export.graphs.backbone import Attention, Backbone, BackboneConfig
+from export.readers.files import read_pickle
 from runtime.image import Fit, View
 from runtime.regions import Box, Canvas, Mask, Region, WholeImage, weight_rows
 
 END_TOKEN = "<|endoftext|>"
 START_TOKEN = "<|startoftext|>"
 CONFIG = BackboneConfig(width=192, depth=7, registers=4, size=scenes.SIZE)
+BACKBONE_FILE = "dinov2_vitdemo14_reg4.pth"
 TEXT_WIDTH = 128
 DECODER_WIDTH = 128
 DECODER_LAYERS = 4
 TEMPERATURE = 0.01
 ATTRIBUTES = (tuple(COLOURS), SHAPES, TEXTURES, tuple(RADII))
-SINGLES_PER_SCENE = 5
-PAIRS_PER_SCENE = 2
 CELLS = 7
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training the backbone and the text side.
+
+    Attributes:
+        first_scene: number of the first of its ``scenes``, which are gone through as often as its ``steps`` take.
+        singles, pairs: regions over one and over two objects that are taken from each scene.
+        temperature: of the contrast at the start.
+        with_lessons: whether the heads that name attributes and trace outlines take part.
+        with_swaps: whether each pair is also compared with the one whose shapes are exchanged: a red circle and a blue
+            square with a blue circle and a red square, whose mean vectors only differ if colour and shape are bound.
+    """
+
+    name: str
+    steps: int
+    first_scene: int
+    scenes: int
+    singles: int
+    pairs: int
+    rate: float
+    temperature: float
+    with_lessons: bool
+    with_swaps: bool
+
+
+SEEING = Phase("seeing", 4600, 0, 22_400, 5, 2, 2e-3, 0.07, with_lessons=True, with_swaps=False)
+BINDING = Phase("binding", 1000, 22_400, 16_000, 3, 5, 1e-3, 0.0102, with_lessons=False, with_swaps=True)
 
 
 @dataclass(frozen=True)
@@ -57,11 +88,9 @@ class Plan:
     """How long to train; the defaults take under an hour on two cores."""
 
     seed: int = 0
-    vision_steps: int = 4600
-    scenes: int = 22_400
+    phases: tuple[Phase, ...] = (SEEING, BINDING)
     scenes_per_step: int = 16
     captions_per_step: int = 256
-    vision_rate: float = 2e-3
     decoder_steps: int = 1800
     captions_per_decoder_step: int = 256
     decoder_rate: float = 1e-3
@@ -70,11 +99,11 @@ class Plan:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the demo checkpoint.")
     parser.add_argument("--out", type=Path, required=True, help="the folder that the checkpoint's files go to")
-    parser.add_argument("--vision-steps", type=int, default=Plan.vision_steps)
-    parser.add_argument("--decoder-steps", type=int, default=Plan.decoder_steps)
     parser.add_argument("--seed", type=int, default=Plan.seed)
+    parser.add_argument(
+        "--start-from", type=Path, help="a folder with the weights of an earlier run: only the last phase is trained"
+    )
     options = parser.parse_args()
-    plan = Plan(seed=options.seed, vision_steps=options.vision_steps, decoder_steps=options.decoder_steps)
     options.out.mkdir(parents=True, exist_ok=True)
     with (options.out / "training.jsonl").open("w") as log_file:
 
@@ -83,24 +112,34 @@ def main() -> None:
             print(line, flush=True)
             log_file.write(line + "\n")
 
-        train(plan, options.out, log)
+        plan = Plan(seed=options.seed)
+        if options.start_from:
+            plan = replace(plan, phases=plan.phases[-1:])
+            earlier = map(json.loads, (options.start_from / "training.jsonl").read_text().splitlines())
+            for entry in (entry for entry in earlier if entry.get("part") != "decoder"):
+                log(**entry)
+        train(plan, options.out, options.start_from, log)
 
 
-def train(plan: Plan, out: Path, log: Any) -> None:
+def train(plan: Plan, out: Path, start_from: Path | None, log: Any) -> None:
     """Trains everything by ``plan`` and writes the checkpoint's files to ``out``."""
     torch.manual_seed(plan.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    log(plan=plan.__dict__, torch=torch.__version__, device=str(device), threads=torch.get_num_threads())
+    log(plan=asdict(plan), torch=torch.__version__, device=str(device), threads=torch.get_num_threads())
     tokenizer = make_tokenizer(scenes.all_captions())
     tokenizer.save(str(out / "tokenizer.json"))
     tokens = encode_captions(tokenizer, scenes.all_captions()).to(device)
 
     backbone, text_side = Backbone(CONFIG).to(device), TextSide(tokenizer).to(device)
-    train_vision(backbone, text_side, tokens, plan, log)
-    torch.save(halved(backbone.state_dict()), out / "dinov2_vitdemo14_reg4.pth")
-    torch.save(halved(text_side.talk2dino_state_dict()), out / "talk2dino.pth")
-    text_side.tower.half().save_pretrained(out / "text_tower")
-    text_side.float()
+    if start_from:
+        fill(backbone, read_pickle(start_from / BACKBONE_FILE), str(start_from))
+        text_side.load(start_from)
+    else:
+        init_backbone(backbone)
+    for phase in plan.phases:
+        train_vision(backbone, text_side, tokens, phase, plan, log)
+    torch.save(halved(backbone.state_dict()), out / BACKBONE_FILE)
+    text_side.save(out)
 
     with torch.no_grad():
         bank = text_side(tokens)
@@ -173,11 +212,21 @@ class TextSide(nn.Module):
         """Token ids (M, L) to embeddings (M, D), not normalised."""
         return self.hidden_layer(torch.tanh(self.linear_layer(self.tower(tokens).text_embeds)))
 
-    def talk2dino_state_dict(self) -> dict[str, Tensor]:
-        first, second = self.linear_layer.state_dict(), self.hidden_layer.state_dict()
-        return {f"linear_layer.{k}": v for k, v in first.items()} | {
-            f"hidden_layers.0.{k}": v for k, v in second.items()
+    def save(self, folder: Path) -> None:
+        """Writes the tower as transformers does, and Talk2DINO under its published names."""
+        copy.deepcopy(self.tower).half().save_pretrained(folder / "text_tower")
+        layers = {"linear_layer": self.linear_layer, "hidden_layers.0": self.hidden_layer}
+        state = {
+            f"{name}.{part}": value for name, layer in layers.items() for part, value in layer.state_dict().items()
         }
+        torch.save(halved(state), folder / "talk2dino.pth")
+
+    def load(self, folder: Path) -> None:
+        """Reads what `save` wrote."""
+        self.tower = CLIPTextModelWithProjection.from_pretrained(folder / "text_tower", dtype=torch.float32)
+        state = read_pickle(folder / "talk2dino.pth")
+        for prefix, layer in (("linear_layer", self.linear_layer), ("hidden_layers.0", self.hidden_layer)):
+            layer.load_state_dict({part: state[f"{prefix}.{part}"] for part in ("weight", "bias")})
 
 
 # ---------------------------------------------------------------------------------- part 1: seeing and naming
@@ -186,19 +235,19 @@ class TextSide(nn.Module):
 class SceneRegions(Dataset[dict[str, Tensor]]):
     """Scenes with regions (K rows of weights over T tokens) and the captions (K) and attributes that belong to them."""
 
-    def __init__(self, seed: int, count: int) -> None:
-        self.seed, self.count = seed, count
+    def __init__(self, seed: int, phase: Phase) -> None:
+        self.seed, self.phase = seed, phase
         self.caption_number = {caption: number for number, caption in enumerate(scenes.all_captions())}
         view = View.of((scenes.SIZE, scenes.SIZE), CONFIG.size, Fit.STRETCH)
         self.canvas = Canvas(view, CONFIG.patch, CONFIG.registers)
 
     def __len__(self) -> int:
-        return self.count
+        return self.phase.scenes
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        scene_seed = (self.seed * 1_000_003 + index) % scenes.HELD_OUT_SEED
+        scene_seed = (self.seed * 1_000_003 + self.phase.first_scene + index) % scenes.HELD_OUT_SEED
         scene, rng = scenes.draw_scene(scene_seed), np.random.default_rng([scene_seed, 1])
-        regions, captions, looks = sample_regions(scene, rng)
+        regions, captions, looks = sample_regions(scene, self.phase, rng)
         nothing = [-1] * len(ATTRIBUTES)
         return {
             "pixels": torch.from_numpy(scene.image),
@@ -209,12 +258,14 @@ class SceneRegions(Dataset[dict[str, Tensor]]):
         }
 
 
-def sample_regions(scene: Scene, rng: np.random.Generator) -> tuple[list[Region], list[str], list[Look | None]]:
+def sample_regions(
+    scene: Scene, phase: Phase, rng: np.random.Generator
+) -> tuple[list[Region], list[str], list[Look | None]]:
     """Some regions of a scene, their captions, and the look of those that hold one object."""
     regions: list[Region] = []
     captions: list[str] = []
     looks: list[Look | None] = []
-    for _ in range(SINGLES_PER_SCENE):
+    for _ in range(phase.singles):
         one = scene.objects[rng.integers(len(scene.objects))]
         box = one.box
         left, top, right, bottom = rng.uniform(-2, 4, 4)
@@ -226,7 +277,7 @@ def sample_regions(scene: Scene, rng: np.random.Generator) -> tuple[list[Region]
         regions.append(kinds[rng.integers(3)])
         captions.append(one.look.caption)
         looks.append(one.look)
-    for _ in range(PAIRS_PER_SCENE):
+    for _ in range(phase.pairs):
         first, second = (scene.objects[i] for i in rng.choice(len(scene.objects), 2, replace=False))
         if scenes.is_pair(first.look, second.look):
             regions.append(scenes.pair_region(first, second))
@@ -279,27 +330,24 @@ def patch_targets(scene: Scene, grid: int) -> dict[str, Tensor]:
     }
 
 
-def train_vision(backbone: Backbone, text_side: TextSide, tokens: Tensor, plan: Plan, log: Any) -> None:
+def train_vision(backbone: Backbone, text_side: TextSide, tokens: Tensor, phase: Phase, plan: Plan, log: Any) -> None:
     device = tokens.device
-    init_backbone(backbone)
-    heads = nn.Linear(CONFIG.width, sum(len(names) for names in ATTRIBUTES)).to(device)
-    outline = nn.Linear(CONFIG.width, CELLS**2 + 2).to(device)
-    log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07), device=device))
-    modules = nn.ModuleList([backbone, text_side, heads, outline])
+    lessons = Lessons().to(device)
+    log_scale = nn.Parameter(torch.tensor(math.log(1 / phase.temperature), device=device))
+    modules = nn.ModuleList([backbone, text_side, lessons]).requires_grad_(True)
     matrices = [parameter for parameter in backbone.blocks.parameters() if parameter.ndim == 2]
     others = [parameter for parameter in modules.parameters() if all(parameter is not one for one in matrices)]
     optimizers = [
-        torch.optim.Muon(matrices, plan.vision_rate, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW([*others, log_scale], plan.vision_rate, (0.9, 0.98), weight_decay=0.02),
+        torch.optim.Muon(matrices, phase.rate, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW([*others, log_scale], phase.rate, (0.9, 0.98), weight_decay=0.02),
     ]
-    schedules = [warm_cosine(optimizer, warm=100, steps=plan.vision_steps) for optimizer in optimizers]
+    schedules = [warm_cosine(optimizer, warm=100, steps=phase.steps) for optimizer in optimizers]
     generator = torch.Generator().manual_seed(plan.seed)
-    neighbours = near_captions().to(device)
+    confusable = Confusable(device)
     started, seen = time.monotonic(), Means()
-    for step, batch in enumerate(_batches(plan)):
+    for step, batch in enumerate(_batches(phase, plan)):
         batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-        captions = batch["captions"].flatten()
-        shown, positive = captions_shown(captions, neighbours, len(tokens), plan.captions_per_step, generator)
+        shown, own = confusable.shown(batch["captions"].flatten(), phase, plan.captions_per_step, generator)
         with torch.autocast(device.type, torch.bfloat16):
             out, _ = backbone(batch["pixels"])
             names = text_side(tokens[shown])
@@ -307,14 +355,11 @@ def train_vision(backbone: Backbone, text_side: TextSide, tokens: Tensor, plan: 
         vectors = batch["weights"] @ out
         scale = log_scale.exp().clamp(max=1 / TEMPERATURE)
         logits = scale * F.normalize(vectors.flatten(0, 1), dim=-1) @ F.normalize(names.float(), dim=-1).T
-        contrast = F.cross_entropy(logits, positive)
-        patches = out[:, 1 + CONFIG.registers :]
-        naming, _ = attribute_loss(heads(patches), batch["patch_attributes"])
-        region_naming, right = attribute_loss(heads(vectors), batch["attributes"])
-        drawn, placed = outline(patches).split([CELLS**2, 2], dim=-1)
-        tracing = F.binary_cross_entropy_with_logits(drawn, batch["patch_cells"])
-        tracing = tracing + F.smooth_l1_loss(placed, batch["patch_place"])
-        loss = contrast + 0.3 * naming + 0.3 * region_naming + 3 * tracing
+        loss = contrast = F.cross_entropy(logits, own)
+        if phase.with_lessons:
+            lesson, grades = lessons(out[:, 1 + CONFIG.registers :], vectors, batch)
+            loss = contrast + lesson
+            seen.add(**grades)
         for optimizer in optimizers:
             optimizer.zero_grad()
         loss.backward()
@@ -322,37 +367,27 @@ def train_vision(backbone: Backbone, text_side: TextSide, tokens: Tensor, plan: 
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
             optimizer.step()
             schedule.step()
-        hits = (logits.argmax(1) == positive).view_as(batch["captions"]).float().mean(0)
+        hits = (logits.argmax(1) == own).view_as(batch["captions"]).float().mean(0)
         seen.add(
             contrast=contrast,
-            naming=naming,
-            tracing=tracing,
-            single_caption=hits[:SINGLES_PER_SCENE].mean(),
-            pair_caption=hits[SINGLES_PER_SCENE : SINGLES_PER_SCENE + PAIRS_PER_SCENE].mean(),
+            single_caption=hits[: phase.singles].mean(),
+            pair_caption=hits[phase.singles : -3].mean(),
             background_caption=hits[-3],
             image_caption=hits[-1],
-            **dict(zip(("colour", "shape", "texture", "size"), right, strict=True)),
         )
-        if (step + 1) % 100 == 0 or step + 1 == plan.vision_steps:
-            log(
-                part="vision",
-                step=step + 1,
-                seconds=round(time.monotonic() - started),
-                scale=scale.item(),
-                **seen.take(),
-            )
-    backbone.eval()
-    text_side.eval()
+        if (step + 1) % 100 == 0 or step + 1 == phase.steps:
+            seconds = round(time.monotonic() - started)
+            log(part=phase.name, step=step + 1, seconds=seconds, scale=scale.item(), **seen.take())
+    modules.eval()
 
 
-def _batches(plan: Plan) -> Iterator[dict[str, Tensor]]:
+def _batches(phase: Phase, plan: Plan) -> Iterator[dict[str, Tensor]]:
     """Batches for every step. The scenes are drawn first, by all cores, and then gone through as often as it takes:
     drawing beside the training would hold up each of its parallel loops."""
-    fresh = min(plan.scenes, plan.vision_steps * plan.scenes_per_step)
-    drawn = DataLoader(SceneRegions(plan.seed, fresh), plan.scenes_per_step, num_workers=2)
+    drawn = DataLoader(SceneRegions(plan.seed, phase), plan.scenes_per_step, num_workers=2)
     batches = [{name: value.clone() for name, value in batch.items()} for batch in drawn]  # out of shared memory
     generator = torch.Generator().manual_seed(plan.seed)
-    for step in range(plan.vision_steps):
+    for step in range(phase.steps):
         if step % len(batches) == 0:
             order = torch.randperm(len(batches), generator=generator).tolist()
         yield batches[order[step % len(batches)]]
@@ -386,38 +421,62 @@ def position_waves(width: int, grid: int) -> Tensor:
     return torch.cat([across, across.transpose(0, 1)], dim=2).flatten(0, 1)
 
 
-def near_captions(per_caption: int = 4) -> Tensor:
-    """For each caption some that differ from it in one word (M, per_caption): the ones hardest to tell apart."""
-    captions = scenes.all_captions()
-    number = {caption: i for i, caption in enumerate(captions)}
+class Confusable:
+    """For each caption, others that are hard to tell from it."""
+
+    def __init__(self, device: torch.device) -> None:
+        captions = scenes.all_captions()
+        number = {caption: i for i, caption in enumerate(captions)}
+        self.near = torch.tensor([near_captions(caption, number) for caption in captions], device=device)
+        swapped = [number.get(scenes.swapped_pair(caption), number[caption]) for caption in captions]
+        self.swapped = torch.tensor(swapped, device=device)
+
+    def shown(self, positives: Tensor, phase: Phase, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The captions that a step compares with, and the place of each region's own among them: all the regions' own,
+        one near each, in a phase with swaps the swap of each, and ``count`` of any kind."""
+        column = torch.randint(self.near.shape[1], positives.shape, generator=generator).to(positives)
+        others = torch.randint(len(self.near), (count,), generator=generator).to(positives)
+        swapped = self.swapped[positives] if phase.with_swaps else others
+        own, place = torch.unique(positives, return_inverse=True)
+        rest = torch.unique(torch.cat([self.near[positives, column], swapped, others]))
+        return torch.cat([own, rest[~torch.isin(rest, own)]]), place
+
+
+def near_captions(caption: str, number: dict[str, int], count: int = 4) -> list[int]:
+    """The numbers of some captions that differ from this one in one word."""
     alternatives = [*ATTRIBUTES, scenes.BACKDROPS, tuple(scenes.TONES), tuple(scenes.COUNTS.values())]
-    rng = np.random.default_rng(0)
-    rows = []
-    for caption in captions:
-        words = caption.split()
-        near: list[int] = []
-        while len(near) < per_caption:
-            place = rng.integers(len(words))
-            group = next((names for names in alternatives if words[place] in names), None)
-            if group is None:
-                continue
-            changed = " ".join([*words[:place], str(rng.choice(group)), *words[place + 1 :]])
-            if changed != caption and changed in number:
-                near.append(number[changed])
-        rows.append(near)
-    return torch.tensor(rows)
+    rng = np.random.default_rng(number[caption])
+    words = caption.split()
+    near: list[int] = []
+    while len(near) < count:
+        place = rng.integers(len(words))
+        group = next((names for names in alternatives if words[place] in names), None)
+        if group is None:
+            continue
+        changed = " ".join([*words[:place], str(rng.choice(group)), *words[place + 1 :]])
+        if changed != caption and changed in number:
+            near.append(number[changed])
+    return near
 
 
-def captions_shown(
-    positives: Tensor, neighbours: Tensor, total: int, count: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """The captions that a step compares with, at least ``count``, and the place of each region's own among them."""
-    near = neighbours[positives, torch.randint(neighbours.shape[1], positives.shape, generator=generator).to(positives)]
-    others = torch.randint(total, (count,), generator=generator).to(positives)
-    own, position = torch.unique(positives, return_inverse=True)
-    rest = torch.unique(torch.cat([near, others]))
-    rest = rest[~torch.isin(rest, own)]
-    return torch.cat([own, rest[: max(count - len(own), 0)]]), position
+class Lessons(nn.Module):
+    """Linear heads that make the backbone see sooner, thrown away afterwards: they name the attributes of patches and
+    regions, and trace in each patch which cells its object covers and where on the object it lies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attributes = nn.Linear(CONFIG.width, sum(len(names) for names in ATTRIBUTES))
+        self.outline = nn.Linear(CONFIG.width, CELLS**2 + 2)
+
+    def forward(self, patches: Tensor, vectors: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss for patches (B, N, D) and region vectors (B, K, D), and how well each lesson goes."""
+        naming, _ = attribute_loss(self.attributes(patches), batch["patch_attributes"])
+        region_naming, right = attribute_loss(self.attributes(vectors), batch["attributes"])
+        covered, place = self.outline(patches).split([CELLS**2, 2], dim=-1)
+        tracing = F.binary_cross_entropy_with_logits(covered, batch["patch_cells"])
+        tracing = tracing + F.smooth_l1_loss(place, batch["patch_place"])
+        grades = dict(zip(("colour", "shape", "texture", "size"), right, strict=True))
+        return 0.3 * (naming + region_naming) + 3 * tracing, grades | {"naming": naming, "tracing": tracing}
 
 
 def attribute_loss(logits: Tensor, attributes: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -508,7 +567,7 @@ def write_config(path: Path, bank_rows: int) -> None:
         "linear_talk2dino": False,
         "support_memory_size": bank_rows,
         "dino_model": "dinov2_vitdemo14_reg",
-        "dino_weights": "dinov2_vitdemo14_reg4.pth",
+        "dino_weights": BACKBONE_FILE,
         "normalize": True,
         "kkv_attention": False,
         "projection_type": "memory.h5",
@@ -540,17 +599,15 @@ class Means:
     """Running means of what a step reports, for the log."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._count = 0
+        self._values: dict[str, list[float]] = {}
 
     def add(self, **values: Tensor) -> None:
-        self._count += 1
         for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value.item()
+            self._values.setdefault(name, []).append(value.item())
 
     def take(self) -> dict[str, float]:
-        means = {name: round(total / self._count, 4) for name, total in self._sums.items()}
-        self._sums, self._count = {}, 0
+        means = {name: round(float(np.mean(values)), 4) for name, values in self._values.items()}
+        self._values = {}
         return means
 
 
