@@ -6,13 +6,13 @@ import colorsys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 from runtime.captioner import Caption
 from runtime.image import ImageSource, open_image
 from runtime.regions import Box, BoxSet, Mask, Point, Region, Trace
 
-_TINT = 0.45
+_TINT = 0.25
 """How much of a mask's colour covers the pixels in it."""
 
 Corners = tuple[float, float, float, float]
@@ -21,7 +21,7 @@ Corners = tuple[float, float, float, float]
 def draw_captions(image: ImageSource, captions: Sequence[Caption]) -> Image.Image:
     """The image (RGB) with every region outlined in its own colour and its caption beside it.
 
-    Captions of whole images stand at the top left. Nothing is drawn for region kinds this module does not know but
+    Captions of whole images stand at the bottom left. Nothing is drawn for region kinds this module does not know but
     their caption.
 
     Args:
@@ -32,9 +32,9 @@ def draw_captions(image: ImageSource, captions: Sequence[Caption]) -> Image.Imag
     unit = max(1, round(min(picture.size) / 240))  # line width, in pixels
     for caption, colour in zip(captions, _colours(), strict=False):
         if isinstance(caption.region, Mask):
-            picture = _tinted(picture, caption.region, colour)
+            picture = _tinted(picture, caption.region, 2 * unit, colour)
     pen = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(size=max(10, round(min(picture.size) / 24)))
+    font = ImageFont.load_default(size=max(10, round(min(picture.size) / 30)))
     places = []
     for caption, colour in zip(captions, _colours(), strict=False):
         places.append(_outline(pen, caption.region, picture.size, unit, colour))
@@ -53,10 +53,13 @@ def _colours() -> Iterator[tuple[int, int, int]]:
         hue += 0.381966
 
 
-def _tinted(picture: Image.Image, mask: Mask, colour: tuple[int, int, int]) -> Image.Image:
-    pixels = np.asarray(picture).astype(np.float32)
-    pixels[mask.array] += (np.array(colour, np.float32) - pixels[mask.array]) * _TINT
-    return Image.fromarray(pixels.astype(np.uint8))
+def _tinted(picture: Image.Image, mask: Mask, unit: int, colour: tuple[int, int, int]) -> Image.Image:
+    """The picture with a tint over the mask and a line around it."""
+    inside = Image.fromarray(mask.array.astype(np.uint8) * 255)
+    around = ImageChops.subtract(inside.filter(ImageFilter.MaxFilter(2 * unit + 1)), inside)
+    tinted = Image.composite(Image.new("RGB", picture.size, colour), picture, inside.point(lambda v: int(v * _TINT)))
+    tinted.paste(colour, mask=around)
+    return tinted
 
 
 def _outline(
@@ -72,11 +75,11 @@ def _outline(
     if isinstance(region, (Trace, Point)):
         trace = Trace([(region.x, region.y)]) if isinstance(region, Point) else region
         points = trace.pixels(image_wh)
-        pen.line([(x, y) for x, y in points], fill=colour, width=2 * unit, joint="curve")
+        pen.line([(x, y) for x, y in points], fill=colour, width=unit, joint="curve")
         for x, y in points:
-            pen.ellipse((x - 2 * unit, y - 2 * unit, x + 2 * unit, y + 2 * unit), fill=colour, outline="white")
+            pen.ellipse((x - unit, y - unit, x + unit, y + unit), fill=colour, outline="white")
         return _bounds(points)
-    return (0, 0, 0, 0)
+    return (0, image_wh[1], 0, image_wh[1])
 
 
 def _draw_boxes(

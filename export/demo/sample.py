@@ -13,27 +13,27 @@ from PIL import Image
 from export.demo import scenes
 
 FOLDER = Path(__file__).parent / "sample"
-SEED = scenes.HELD_OUT_SEED + 1023
+SEED = scenes.HELD_OUT_SEED + 1002
 SCALE = 3
 
 
 def main() -> None:
     scene = scenes.draw_scene(SEED)
-    cross, triangle, ring, moon, heart = scene.objects
+    triangle, square, star, ring, moon = scene.objects
     side = scenes.SIZE * SCALE
     Image.fromarray(scene.image).resize((side, side), Image.Resampling.LANCZOS).save(FOLDER / "scene.jpg", quality=90)
-    mask = Image.fromarray(np.where(ring.visible, 255, 0).astype(np.uint8))
+    mask = Image.fromarray(np.where(moon.visible, 255, 0).astype(np.uint8))
     mask.resize((side, side), Image.Resampling.NEAREST).save(FOLDER / "mask.png", bits=1)
-    points = np.array(cross.trace(np.random.default_rng(SEED)).points) / scenes.SIZE
+    points = np.array(star.trace(np.random.default_rng(SEED)).points) / scenes.SIZE
     trace = " ".join(f"{x:.3f},{y:.3f}" for x, y in points)
     triangle_box, *pair = (
         ",".join(f"{SCALE * number:.0f}" for number in (box.x1, box.y1, box.x2, box.y2))
-        for box in (triangle.box, heart.box, moon.box)
+        for box in (triangle.box, square.box, ring.box)
     )
     flags = f'--box {triangle_box} --mask {{folder}}/mask.png --trace "{trace}" --boxes "{pair[0]} {pair[1]}" --whole'
     (FOLDER / "regions.txt").write_text(flags.format(folder="export/demo/sample") + "\n")
-    looks = (triangle.look.caption, ring.look.caption, cross.look.caption)
-    captions = (*looks, scenes.pair_caption(heart.look, moon.look), scene.caption)
+    looks = (triangle.look.caption, moon.look.caption, star.look.caption)
+    captions = (*looks, scenes.pair_caption(square.look, ring.look), scene.caption)
     (FOLDER / "captions.txt").write_text("\n".join(captions) + "\n")
 
 

@@ -1,0 +1,50 @@
+# Two commands do all set-up: `make demo` and `make test`. They use .venv; PYTHON picks the interpreter that makes it.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+# torch goes first and by version: any looser request takes the newest build, with several GB of CUDA packages.
+TORCH := torch==2.13.0
+
+.PHONY: demo test lint train-demo clean
+
+demo: $(VENV)/.demo
+	$(BIN)/python export/build_engines.py demo --out engines/demo
+	@mkdir -p out
+	xargs -a export/demo/sample/regions.txt $(BIN)/python -m runtime caption export/demo/sample/scene.jpg \
+		--engines engines/demo --save out/demo.png
+	@echo "the picture with its captions: out/demo.png"
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -n auto
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Under an hour on two cores; faster where torch finds a GPU.
+train-demo: $(VENV)/.test
+	$(BIN)/python -m export.demo.train --out export/demo/checkpoint
+	$(BIN)/python export/build_engines.py demo --out engines/demo
+	$(BIN)/python benchmarks/quality.py engines/demo --json export/demo/checkpoint/scores.json
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) $(TORCH)
+	$(PIP) -c constraints.txt -e '.[cpu,export]'
+	@touch $@
+
+# open_clip_torch is there for the vocabulary file inside it, which seeded checkpoints speak; nothing imports it, and its
+# own dependencies (torchvision) would pull another torch.
+$(VENV)/.test: $(VENV)/.demo
+	$(PIP) -c constraints.txt -e '.[cpu,export,dev]'
+	$(PIP) --no-deps -c constraints.txt open_clip_torch
+	@touch $@
+
+clean:
+	rm -rf $(VENV) out engines/*/

@@ -1,0 +1,213 @@
+"""The whole runtime on the demo bundle: exact captions, and what must hold for any bundle."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from export.demo import scenes
+from runtime import (
+    BackendError,
+    Box,
+    BoxSet,
+    Captioner,
+    ImageError,
+    Mask,
+    PatchcaptionError,
+    Point,
+    RegionError,
+    Trace,
+    WholeImage,
+)
+from tests.conftest import ROOT
+
+SCENE = scenes.draw_scene(scenes.HELD_OUT_SEED + 1)
+FIRST, SECOND = SCENE.objects[:2]
+REGIONS = [FIRST.box, SECOND.mask, scenes.pair_region(FIRST, SECOND), Trace.normalized([(0.5, 0.5)]), WholeImage()]
+
+
+def test_the_demo_names_what_it_sees(demo: Captioner) -> None:
+    captions = demo.caption(SCENE.image, [FIRST.box, SECOND.mask, scenes.pair_region(FIRST, SECOND)])
+    assert [caption.text for caption in captions] == [
+        FIRST.look.caption,
+        SECOND.look.caption,
+        scenes.pair_caption(FIRST.look, SECOND.look),
+    ]
+
+
+def test_captions_are_aligned_with_the_regions_given(demo: Captioner) -> None:
+    captions = demo.caption(SCENE.image, REGIONS)
+    assert [caption.region for caption in captions] == REGIONS
+    for caption in captions:
+        assert 0 < caption.score <= 1
+        assert caption.ids[-1] == demo.manifest.decoding.end_id
+        assert len(caption.ids) <= demo.manifest.decoding.steps
+
+
+def test_the_backbone_runs_once_for_any_number_of_descriptions(
+    demo: Captioner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = demo.encode(SCENE.image)
+    monkeypatch.setattr(demo._backbone, "run", lambda _: pytest.fail("the backbone ran again"))
+    whole = demo.describe(features, REGIONS)
+    assert [demo.describe(features, [region])[0].ids for region in REGIONS] == [caption.ids for caption in whole]
+
+
+def test_several_images_at_once_are_the_same_as_one_by_one(demo: Captioner) -> None:
+    drawn = [scenes.draw_scene(scenes.HELD_OUT_SEED + number) for number in range(3)]
+    images = [drawn[0].image, Image.fromarray(drawn[1].image).resize((300, 200)), drawn[2].image]
+    regions = [[drawn[0].objects[0].box, WholeImage()], [], [one.mask for one in drawn[2].objects]]
+    together = demo.caption(images, regions)
+    apart = [demo.caption(image, own) for image, own in zip(images, regions, strict=True)]
+    assert [[c.ids for c in of] for of in together] == [[c.ids for c in of] for of in apart]
+    assert [[c.text for c in of] for of in together] == [[c.text for c in of] for of in apart]
+    for one, other in zip(chain(*together), chain(*apart), strict=True):
+        assert one.score == pytest.approx(other.score, rel=1e-4)  # float32 sums in another order
+
+
+def test_long_lists_of_images_are_encoded_in_parts(demo: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [scenes.draw_scene(seed).image for seed in range(5)]
+    whole = demo.encode(images)
+    monkeypatch.setattr("runtime.captioner._IMAGES_AT_ONCE", 2)
+    parts = demo.encode(images)
+    torch.testing.assert_close(parts.tokens, whole.tokens)
+    torch.testing.assert_close(parts.cls_scores, whole.cls_scores)
+    assert parts.views == whole.views
+
+
+def test_features_can_be_taken_image_by_image(demo: Captioner) -> None:
+    features = demo.encode([SCENE.image, SCENE.image[:, ::-1]])
+    assert len(features) == 2
+    one = demo.describe(features[1], [WholeImage()])
+    assert [caption.ids for caption in one] == [
+        caption.ids for caption in demo.describe(features, [[], [WholeImage()]])[1]
+    ]
+    with pytest.raises(IndexError):
+        features[2]
+
+
+def test_nothing_asked_is_nothing_answered(demo: Captioner) -> None:
+    features = demo.encode(SCENE.image)
+    width = demo.manifest.architecture.width
+    assert demo.describe(features, []) == []
+    assert demo.describe(features, [[]]) == [[]]
+    assert demo.caption([], []) == []
+    assert demo.vectors(features, []).shape == (0, width)
+    assert demo.project(torch.empty(0, width)).shape == (0, width)
+    assert demo.decode(torch.empty(0, width)) == []
+
+
+def test_vectors_are_weighted_sums_of_tokens(demo: Captioner) -> None:
+    features = demo.encode([SCENE.image, SCENE.image[::-1]])
+    vectors = demo.vectors(features, [[WholeImage(), WholeImage(pool="cls")], [Point(0, 0)]])
+    expected = [features.patches[0].mean(0), features.cls[0], features.patches[1, 0]]
+    torch.testing.assert_close(vectors, torch.stack(expected))
+
+
+def test_projected_vectors_are_unit_sums_of_the_bank(demo: Captioner) -> None:
+    vectors = demo.vectors(demo.encode(SCENE.image), REGIONS)
+    before = vectors.clone()
+    projected = demo.project(vectors)
+    torch.testing.assert_close(vectors, before, rtol=0, atol=0)  # the caller's vectors stay as they were
+    torch.testing.assert_close(projected.norm(dim=1), torch.ones(len(REGIONS)))
+    bank = demo._memory
+    assert bank is not None
+    cosines = torch.cosine_similarity(vectors[:, None].double(), bank.embeddings.double(), dim=2)
+    mixed = torch.softmax(cosines / bank.temperature, dim=1) @ bank.embeddings.double()
+    torch.testing.assert_close(projected.double(), mixed / mixed.norm(dim=1, keepdim=True), rtol=1e-4, atol=1e-5)
+    assert bank.captions[int(cosines[0].argmax())] == FIRST.look.caption
+
+
+def test_many_regions_are_projected_in_parts(demo: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = demo.vectors(demo.encode(SCENE.image), REGIONS)
+    whole = demo.project(vectors)
+    monkeypatch.setattr("runtime.memory._SIMILARITIES_AT_ONCE", 2 * demo.manifest.memory.rows)
+    torch.testing.assert_close(demo.project(vectors), whole)
+
+
+def test_fit_crop_sees_the_centre_square_at_its_own_aspect_ratio(demo_bundle: Path) -> None:
+    wide = np.pad(SCENE.image, ((0, 0), (100, 100), (0, 0)), mode="edge")  # the scene with 100 pixels either side
+    shifted = Box(FIRST.box.x1 + 100, FIRST.box.y1, FIRST.box.x2 + 100, FIRST.box.y2)
+    with Captioner.load(demo_bundle, fit="crop") as cropping:
+        assert cropping.caption(wide, [shifted])[0].text == FIRST.look.caption
+        with pytest.raises(RegionError, match="covers nothing of what the model sees"):
+            cropping.caption(wide, [Box(0, 0, 50, 50)])
+
+
+@pytest.mark.parametrize(
+    ("regions", "message"),
+    [
+        ([[WholeImage()]], "expected 2 lists, one for each image, got 1"),
+        ([WholeImage(), WholeImage()], "2 images were encoded; give a list of regions for each"),
+        ([], "2 images were encoded"),
+        ("boxes", "expected a list of regions, got str"),
+        (WholeImage(), "expected a list of regions, got WholeImage"),
+        ([[WholeImage()], ["box"]], "region 0: expected a Box, Mask, Trace .* got str"),
+        ([[WholeImage()], [Box(500, 0, 600, 10)]], "image 1: region 0: Box.* lies outside the image of 224 x 224"),
+        ([[Mask(np.ones((2, 2), bool))], []], "image 0: region 0: Mask.*expected the image's size, 224 x 224"),
+    ],
+)
+def test_regions_that_do_not_match_are_refused(demo: Captioner, regions: object, message: str) -> None:
+    with pytest.raises(RegionError, match=message):
+        demo.caption([SCENE.image, SCENE.image], regions)
+
+
+def test_a_bad_image_in_a_list_is_named_by_its_number(demo: Captioner) -> None:
+    with pytest.raises(ImageError, match="image 1: .*uint8"):
+        demo.encode([SCENE.image, SCENE.image.astype(float)])
+
+
+def test_vectors_of_another_width_are_refused(demo: Captioner) -> None:
+    for step in (demo.project, demo.decode):
+        with pytest.raises(PatchcaptionError, match=r"expected vectors of shape \(R, 192\), got \(3, 10\)"):
+            step(torch.zeros(3, 10))
+
+
+def test_unknown_backends_and_fits_are_refused(demo_bundle: Path) -> None:
+    with pytest.raises(BackendError, match="backend 'tpu': expected one of 'auto', 'cpu'"):
+        Captioner.load(demo_bundle, backend="tpu")
+    with pytest.raises(PatchcaptionError, match="fit 'zoom'"):
+        Captioner.load(demo_bundle, fit="zoom")
+
+
+def test_a_missing_onnx_runtime_is_said_with_the_fix(demo_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(BackendError, match=r"pip install 'patchcaption\[cpu\]'.*install one of them only"):
+        Captioner.load(demo_bundle)
+
+
+def test_a_closed_captioner_says_so(demo_bundle: Path) -> None:
+    captioner = Captioner.load(demo_bundle)
+    captioner.close()
+    captioner.close()
+    with pytest.raises(BackendError, match="closed"):
+        captioner.encode(SCENE.image)
+
+
+def test_importing_the_runtime_loads_no_backend() -> None:
+    heavy = ("onnxruntime", "tensorrt", "transformers", "onnx")
+    code = f"import sys, runtime; print([name for name in {heavy} if name in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_the_runtime_does_not_import_the_exporter() -> None:
+    for file in (ROOT / "runtime").rglob("*.py"):
+        assert not re.search(r"^\s*(from|import) export\b", file.read_text(), flags=re.MULTILINE), file
+
+
+def test_sets_and_lists_of_boxes_mean_the_same(demo: Captioner) -> None:
+    features = demo.encode(SCENE.image)
+    box = FIRST.box
+    as_numbers = BoxSet([(box.x1, box.y1, box.x2, box.y2), SECOND.box])
+    torch.testing.assert_close(
+        demo.vectors(features, [as_numbers]), demo.vectors(features, [scenes.pair_region(FIRST, SECOND)])
+    )
