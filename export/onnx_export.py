@@ -89,7 +89,7 @@ def compare(path: Path, module: nn.Module, inputs: Sequence[Tensor]) -> float:
         if want.dtype.kind == "i":
             difference = float((got != want).any())
         else:
-            # A log-probability near 0 is the difference of two large numbers: its own size says nothing of its rounding.
+            # A log-probability near 0 is the difference of two large numbers; its size says nothing of its rounding.
             largest_value = 1.0 if node.name == LOG_PROBABILITIES else np.abs(want).max()
             difference = float(np.abs(got - want).max() / largest_value)
         if not difference <= _ALLOWED_DIFFERENCE:
