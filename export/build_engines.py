@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -77,6 +78,8 @@ def build(name: str, out: Path, console: Console) -> None:
     with _steps(console, total=5) as step, new_bundle(out) as folder:
         step(f"reading {name}")
         checkpoint = read_checkpoint(name)
+        for note in checkpoint.notes:
+            console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
         step("backbone to ONNX, checked against torch")
         backbone = export_backbone(checkpoint.backbone, folder)
         step("decoder to ONNX, checked against torch")
@@ -176,4 +179,5 @@ def _report(bundle: Bundle) -> Table:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a build that is stopped tidies up
     sys.exit(main())

@@ -38,6 +38,7 @@ class Checkpoint:
         source: what the user called it, "demo" for example.
         backbone_name: the architecture, by its DINOv2 hub name where it has one.
         memory: None for a noise-trained decoder, which takes region vectors as they are.
+        notes: what the user should know of how it was read.
     """
 
     source: str
@@ -46,6 +47,7 @@ class Checkpoint:
     decoder: DecoderStep
     memory: Memory | None
     tokenizer: Tokenizer
+    notes: tuple[str, ...] = ()
 
     @property
     def end_id(self) -> int:

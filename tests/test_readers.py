@@ -20,6 +20,7 @@ from export.readers.decap import read_decap
 from export.readers.dinov2 import read_dinov2
 from export.readers.memory_bank import read_memory_bank
 from export.readers.seeded import normal, parse
+from runtime.tokenizer import CaptionTokenizer
 
 needs_merges = pytest.mark.skipif(find_merges() is None, reason="needs pip install --no-deps open_clip_torch")
 
@@ -99,6 +100,16 @@ def test_seeded_numbers_depend_on_their_name_alone() -> None:
     # by hand: RandomState(crc32("decap/x") & 0x7fffffff) = RandomState(2140609961)
     expected = np.random.RandomState(2140609961).standard_normal(6).astype(np.float32).reshape(2, 3)
     np.testing.assert_array_equal(normal("decap/x", (2, 3)), expected)
+
+
+@pytest.mark.slow
+def test_seeded_checkpoints_need_no_vocabulary_and_say_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("export.readers.seeded.find_merges", lambda: None)
+    checkpoint = read_checkpoint("seeded:dinov2_vits14,size=28,memory=3")
+    assert "CLIP's vocabulary is not installed" in checkpoint.notes[0]
+    checkpoint.tokenizer.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = CaptionTokenizer(tmp_path / "tokenizer.json", checkpoint.end_id)
+    assert tokenizer.text([17, 49406, 4, checkpoint.end_id, 5]) == "<17> <4>"
 
 
 def rewrite(path: Path, **changes: torch.Tensor | None) -> None:

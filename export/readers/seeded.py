@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, decoders, models
 from torch import Tensor
 
 from export.checkpoint import END_TOKEN, Checkpoint, CheckpointError, Memory, checked_memory
@@ -29,6 +29,11 @@ _ARCHITECTURES = {
 }
 _PRETRAINED_GRID = 37
 _DECODER_WIDTH, _DECODER_LAYERS, _DECODER_VOCABULARY, _DECODER_POSITIONS = 768, 4, 50257, 1024
+
+_WORDLESS = (
+    'captions will read "<17> <4>": CLIP\'s vocabulary is not installed (pip install --no-deps open_clip_torch); '
+    "ids and scores are the same"
+)
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -52,6 +57,7 @@ def read_seeded(name: str) -> Checkpoint:
     """
     architecture, options = parse(name)
     width, depth, registers = _ARCHITECTURES[architecture]
+    merges = find_merges()
     backbone_state = {
         part: _backbone_weight(f"{options.salt}{architecture}/{part}", part, shape)
         for part, shape in _backbone_shapes(width, depth, registers).items()
@@ -66,7 +72,8 @@ def read_seeded(name: str) -> Checkpoint:
         backbone=backbone_from_state(backbone_state, options.size, name),
         decoder=decoder_from_state(decoder_state, VOCABULARY, name),
         memory=_memory(options, width, name) if options.memory else None,
-        tokenizer=read_clip_bpe() if find_merges() else _wordless_tokenizer(),
+        tokenizer=_wordless_tokenizer() if merges is None else read_clip_bpe(merges),
+        notes=(_WORDLESS,) if merges is None else (),
     )
 
 
@@ -199,10 +206,11 @@ def _memory(options: SeededOptions, width: int, source: str) -> Memory:
 
 
 def _wordless_tokenizer() -> Tokenizer:
-    """A stand-in where CLIP's vocabulary is not installed: token 17 reads "<17>". Made-up weights say nothing anyway,
-    and ids and scores are the same; the build says that it was used."""
+    """A stand-in where CLIP's vocabulary is not installed: token 17 reads "<17>". Made-up weights say nothing anyway;
+    the checkpoint's notes say that it was used."""
     names = [f"<{number}></w>" for number in range(VOCABULARY - 2)]
     vocabulary = {name: number for number, name in enumerate([*names, START_TOKEN, END_TOKEN])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=END_TOKEN))
+    tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens([START_TOKEN, END_TOKEN])
     return tokenizer
