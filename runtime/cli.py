@@ -23,7 +23,7 @@ from runtime.bundle import Bundle
 from runtime.captioner import Caption, Captioner
 from runtime.drawing import draw_captions
 from runtime.errors import ImageError, PatchcaptionError, RegionError
-from runtime.image import Fit, open_image
+from runtime.image import Fit, open_image, read_file
 from runtime.regions import Box, BoxSet, Mask, Point, Region, Trace, WholeImage
 
 T = TypeVar("T")
@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
 
     region("--box", _box, "X1,Y1,X2,Y2", "a box in image pixels")
     region("--boxes", _boxes, '"X1,Y1,X2,Y2 ..."', "several boxes under one caption")
-    region("--mask", _mask, "PNG", "a mask image of the image's size; what is not black is inside")
+    region("--mask", _mask, "PNG", "a mask image of the image's size; what is neither black nor transparent is inside")
     region("--trace", _trace, '"X,Y X,Y ..."', "a mouse trace in shares of the image, 0 to 1")
     region("--trace-pixels", _trace_pixels, '"X,Y X,Y ..."', "a mouse trace in image pixels")
     region("--point", _point, "X,Y", "a point in image pixels")
@@ -221,9 +221,9 @@ def _point(text: str) -> Point:
 
 
 def _mask(text: str) -> Mask:
-    picture = open_image(text)
+    rgba = np.asarray(read_file(Path(text)).convert("RGBA"))
     try:
-        return Mask(np.asarray(picture).any(axis=2))
+        return Mask(rgba[:, :, :3].any(axis=2) & (rgba[:, :, 3] > 0))
     except RegionError as error:
         raise RegionError(f"{text}: {error}") from None
 

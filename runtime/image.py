@@ -65,7 +65,7 @@ def open_image(source: ImageSource) -> Image.Image:
         ImageError: nothing readable there, a truncated file, another dtype or shape.
     """
     if isinstance(source, (str, os.PathLike)):
-        return _upright_rgb(_read(Path(source)))
+        return _upright_rgb(read_file(Path(source)))
     if isinstance(source, Image.Image):
         return _upright_rgb(source)
     if isinstance(source, torch.Tensor):
@@ -95,7 +95,12 @@ def prepare(images: Sequence[Image.Image], size: int, fit: Fit) -> tuple[torch.T
     return torch.from_numpy(pixels), views
 
 
-def _read(path: Path) -> Image.Image:
+def read_file(path: Path) -> Image.Image:
+    """The image in a file, loaded whole, in whatever mode it was stored.
+
+    Raises:
+        ImageError: nothing readable there, or a truncated file.
+    """
     try:
         with Image.open(path) as image:
             image.load()

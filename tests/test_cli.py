@@ -69,6 +69,17 @@ def test_captions_come_in_the_order_of_the_flags(run: Run, demo_bundle: Path, ma
         assert line["text"]
 
 
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "I;16"])
+def test_masks_may_be_pictures_of_any_kind(run: Run, demo_bundle: Path, mask: Path, tmp_path: Path, mode: str) -> None:
+    with Image.open(mask) as picture:
+        shaped = picture.convert("RGBA") if mode in ("RGBA", "LA") else picture
+        if mode in ("RGBA", "LA"):  # white all over, and transparent outside
+            shaped = Image.merge("RGBA", [Image.new("L", picture.size, 255)] * 3 + [picture])
+        (shaped.convert(mode) if mode != "I;16" else picture.convert("I").convert("I;16")).save(tmp_path / "m.png")
+    _, out, _ = run("caption", SCENE, "--engines", demo_bundle, "--mask", tmp_path / "m.png", "--json")
+    assert json.loads(out)["region"] == {"kind": "Mask", "pixels": 10000}
+
+
 def test_no_region_is_the_whole_image(run: Run, demo_bundle: Path) -> None:
     assert run("caption", SCENE, "--engines", demo_bundle) == run("caption", SCENE, "--engines", demo_bundle, "--whole")
 
