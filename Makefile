@@ -31,7 +31,7 @@ train-demo: $(VENV)/.test
 	$(BIN)/python export/build_engines.py demo --out engines/demo
 	$(BIN)/python benchmarks/quality.py engines/demo --json export/demo/checkpoint/scores.json
 
-# The pip that comes with Python 3.10 takes hours over the constraints, if it ends at all.
+# The pip that comes with Python 3.10 was not through with the constraints after ten minutes.
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip

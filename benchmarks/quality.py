@@ -63,8 +63,7 @@ def questions(scene: Scene, seed: int) -> Iterator[Question]:
         if scenes.is_pair(first.look, second.look):
             looks = first.look, second.look
             yield Question("two boxes", scenes.pair_region(first, second), looks, scenes.pair_caption(*looks))
-    background = ~np.logical_or.reduce([one.visible for one in scene.objects])
-    yield Question("background mask", Mask(background), (), scene.background_caption)
+    yield Question("background mask", Mask(scene.background), (), scene.background_caption)
     yield Question("image, mean", WholeImage(), (), scene.caption)
     yield Question("image, cls", WholeImage(pool="cls"), (), scene.caption)
 

@@ -106,6 +106,11 @@ class Scene:
         return f"{COUNTS[len(self.objects)]} shapes on a {self.backdrop} {self.tone} background"
 
     @property
+    def background(self) -> npt.NDArray[np.bool_]:
+        """The pixels (SIZE, SIZE) where no object shows."""
+        return ~np.logical_or.reduce([one.visible for one in self.objects])
+
+    @property
     def background_caption(self) -> str:
         return f"a {self.backdrop} {self.tone} background"
 

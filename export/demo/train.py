@@ -29,21 +29,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import yaml
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, GPT2Config, GPT2LMHeadModel
 
-from export.checkpoint import fill
+from export.checkpoint import END_TOKEN, fill
 from export.demo import scenes
 from export.demo.scenes import COLOURS, RADII, SHAPES, TEXTURES, Look, Scene
 from export.graphs.backbone import Attention, Backbone, BackboneConfig
+from export.readers.clip_bpe import START_TOKEN, with_ends
 from export.readers.files import read_pickle
 from runtime.image import Fit, View
 from runtime.regions import Box, Canvas, Mask, Region, WholeImage, weight_rows
 
-END_TOKEN = "<|endoftext|>"
-START_TOKEN = "<|startoftext|>"
 CONFIG = BackboneConfig(width=192, depth=7, registers=4, size=scenes.SIZE)
 BACKBONE_FILE = "dinov2_vitdemo14_reg4.pth"
 TEXT_WIDTH = 128
@@ -163,15 +162,9 @@ def make_tokenizer(captions: tuple[str, ...]) -> Tokenizer:
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
-    tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=320, end_of_word_suffix="</w>", show_progress=False)
     tokenizer.train_from_iterator(captions, trainer)
-    tokenizer.add_special_tokens([START_TOKEN, END_TOKEN])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{START_TOKEN} $A {END_TOKEN}",
-        special_tokens=[(token, token_id(tokenizer, token)) for token in (START_TOKEN, END_TOKEN)],
-    )
-    return tokenizer
+    return with_ends(tokenizer)
 
 
 def encode_captions(tokenizer: Tokenizer, captions: tuple[str, ...]) -> Tensor:
@@ -254,7 +247,7 @@ class SceneRegions(Dataset[dict[str, Tensor]]):
             "weights": weight_rows(regions, self.canvas),
             "captions": torch.tensor([self.caption_number[caption] for caption in captions]),
             "attributes": torch.tensor([attribute_ids(look) if look else nothing for look in looks]),
-            **patch_targets(scene, self.canvas.grid),
+            **(patch_targets(scene, self.canvas.grid) if self.phase.with_lessons else {}),
         }
 
 
@@ -286,8 +279,7 @@ def sample_regions(
             regions.append(first.mask)
             captions.append(first.look.caption)
         looks.append(None)
-    background = ~np.logical_or.reduce([one.visible for one in scene.objects])
-    regions += [_some_background(background, rng), WholeImage(), WholeImage(pool="cls")]
+    regions += [_some_background(scene.background, rng), WholeImage(), WholeImage(pool="cls")]
     captions += [scene.background_caption, scene.caption, scene.caption]
     looks += [None, None, None]
     return regions, captions, looks

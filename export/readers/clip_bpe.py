@@ -64,11 +64,16 @@ def _tokenizer(merges: list[tuple[str, str]]) -> Tokenizer:
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
+    return with_ends(tokenizer)
+
+
+def with_ends(tokenizer: Tokenizer) -> Tokenizer:
+    """A byte-level tokenizer that puts CLIP's start and end tokens around every text, added if it has none."""
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([START_TOKEN, END_TOKEN])
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{START_TOKEN} $A {END_TOKEN}",
-        special_tokens=[(token, vocabulary[token]) for token in (START_TOKEN, END_TOKEN)],
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (START_TOKEN, END_TOKEN)],
     )
     return tokenizer
 
