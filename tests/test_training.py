@@ -38,6 +38,7 @@ def test_training_writes_a_checkpoint_that_the_readers_read(tmp_path: Path) -> N
 
     train(replace(SHORT, phases=SHORT.phases[1:]), second, first, lambda **_: None)
     again = read_checkpoint(str(second / "config.yaml"))
+    assert again.tokenizer.get_vocab() == checkpoint.tokenizer.get_vocab()
     both = zip(again.backbone.parameters(), checkpoint.backbone.parameters(), strict=True)
     moved = max(float((one - other).abs().max()) for one, other in both)
     assert 0 < moved < 0.01  # it went on from where the first had come to

@@ -45,6 +45,7 @@ from runtime.regions import Box, Canvas, Mask, Region, WholeImage, weight_rows
 
 CONFIG = BackboneConfig(width=192, depth=7, registers=4, size=scenes.SIZE)
 BACKBONE_FILE = "dinov2_vitdemo14_reg4.pth"
+TOKENIZER_FILE = "tokenizer.json"
 TEXT_WIDTH = 128
 DECODER_WIDTH = 128
 DECODER_LAYERS = 4
@@ -125,8 +126,10 @@ def train(plan: Plan, out: Path, start_from: Path | None, log: Any) -> None:
     torch.manual_seed(plan.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     log(plan=asdict(plan), torch=torch.__version__, device=str(device), threads=torch.get_num_threads())
-    tokenizer = make_tokenizer(scenes.all_captions())
-    tokenizer.save(str(out / "tokenizer.json"))
+    # Training it again would number some pieces otherwise: the library's order of equals is not fixed by a seed.
+    earlier = start_from / TOKENIZER_FILE if start_from else None
+    tokenizer = Tokenizer.from_file(str(earlier)) if earlier else make_tokenizer(scenes.all_captions())
+    tokenizer.save(str(out / TOKENIZER_FILE))
     tokens = encode_captions(tokenizer, scenes.all_captions()).to(device)
 
     backbone, text_side = Backbone(CONFIG).to(device), TextSide(tokenizer).to(device)
@@ -568,7 +571,7 @@ def write_config(path: Path, bank_rows: int) -> None:
         "use_talk2dino_project": False,
         "talk2dino_weights": "talk2dino.pth",
         "clip_model_name": "text_tower",
-        "tokenizer": "tokenizer.json",
+        "tokenizer": TOKENIZER_FILE,
     }
     path.write_text(yaml.safe_dump(settings, sort_keys=False))
 
