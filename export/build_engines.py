@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from export.checkpoint import Checkpoint, Memory
 from export.graphs.decoder import DecoderConfig
-from export.onnx_export import export_backbone, export_decoder
+from export.onnx_export import export_backbone, export_decoder, export_reencoder
 from export.readers import read_checkpoint
 from runtime.bundle import (
     Architecture,
@@ -75,20 +75,22 @@ def build(name: str, out: Path, console: Console) -> None:
     Raises:
         PatchcaptionError: the checkpoint cannot be read, a graph is not what its module is, ``out`` cannot be written.
     """
-    with _steps(console, total=5) as step, new_bundle(out) as folder:
+    with _steps(console, total=6) as step, new_bundle(out) as folder:
         step(f"reading {name}")
         checkpoint = read_checkpoint(name)
         for note in checkpoint.notes:
             console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
         step("backbone to ONNX, checked against torch")
         backbone = export_backbone(checkpoint.backbone, folder)
+        step("re-encoder to ONNX, checked against torch")
+        reencoder = export_reencoder(checkpoint.backbone, folder)
         step("decoder to ONNX, checked against torch")
         decoder = export_decoder(checkpoint.decoder, folder)
         step("memory bank and tokenizer")
         memory = _write_memory(checkpoint.memory, folder) if checkpoint.memory else None
         checkpoint.tokenizer.save(str(folder / _TOKENIZER_FILE))
         step("manifest")
-        write_manifest(folder, _manifest(checkpoint, backbone, decoder, memory, folder))
+        write_manifest(folder, _manifest(checkpoint, backbone, reencoder, decoder, memory, folder))
 
 
 def _write_memory(memory: Memory, folder: Path) -> MemorySettings:
@@ -107,7 +109,12 @@ def _write_memory(memory: Memory, folder: Path) -> MemorySettings:
 
 
 def _manifest(
-    checkpoint: Checkpoint, backbone: EngineRecord, decoder: EngineRecord, memory: MemorySettings | None, folder: Path
+    checkpoint: Checkpoint,
+    backbone: EngineRecord,
+    reencoder: EngineRecord,
+    decoder: EngineRecord,
+    memory: MemorySettings | None,
+    folder: Path,
 ) -> Manifest:
     seen = checkpoint.backbone.config
     return Manifest(
@@ -124,6 +131,7 @@ def _manifest(
         ),
         backbone=backbone,
         decoder=decoder,
+        reencoder=reencoder,
         decoding=decoder_settings(checkpoint.decoder.config, checkpoint.end_id),
         memory=memory,
         tokenizer=_TOKENIZER_FILE,
@@ -169,7 +177,8 @@ def _report(bundle: Bundle) -> Table:
     table = Table(title=f"{bundle.folder}: {manifest.build.checkpoint}, {manifest.architecture.name}")
     for heading in ("file", "MiB", "precision", "largest difference"):
         table.add_column(heading, justify="left" if heading == "file" else "right")
-    engines = {record.file: record for record in (manifest.backbone, manifest.decoder)}
+    records = (manifest.backbone, manifest.reencoder, manifest.decoder)
+    engines = {record.file: record for record in records if record is not None}
     for name, record in manifest.files.items():
         engine = engines.get(name)
         size = f"{record.bytes / 2**20:.2f}"

@@ -10,25 +10,45 @@ from runtime.drawing import draw_captions
 from runtime.errors import BackendError, BundleError, ImageError, PatchcaptionError, RegionError
 from runtime.features import FeatureMap
 from runtime.image import Fit
-from runtime.regions import Box, BoxSet, Mask, Point, Region, Trace, WholeImage
+from runtime.memory import MemoryMatch
+from runtime.regions import (
+    AttentionHead,
+    Box,
+    BoxSet,
+    Crop,
+    Mask,
+    Patch,
+    Point,
+    Polygon,
+    Region,
+    Register,
+    Trace,
+    WholeImage,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AttentionHead",
     "BackendError",
     "Box",
     "BoxSet",
     "BundleError",
     "Caption",
     "Captioner",
+    "Crop",
     "FeatureMap",
     "Fit",
     "ImageError",
     "Mask",
+    "MemoryMatch",
+    "Patch",
     "PatchcaptionError",
     "Point",
+    "Polygon",
     "Region",
     "RegionError",
+    "Register",
     "Trace",
     "WholeImage",
     "__version__",

@@ -61,6 +61,8 @@ class Architecture(_Part):
     registers: Annotated[int, Field(ge=0)]
     size: PositiveInt
     """Side of the square input, in pixels."""
+    resize: PositiveInt | None = None
+    """What fit="crop" makes of an image's short side before it cuts out the centre; None for `size`."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
@@ -103,6 +105,8 @@ class Manifest(_Part):
     architecture: Architecture
     backbone: EngineRecord
     decoder: EngineRecord
+    reencoder: EngineRecord | None = None
+    """The backbone's last block by itself; bundles from before it existed have none."""
     decoding: DecoderSettings
     memory: MemorySettings | None
     tokenizer: FileName
@@ -112,6 +116,7 @@ class Manifest(_Part):
     @model_validator(mode="after")
     def _lists_what_it_uses(self) -> Manifest:
         used = [self.backbone.file, self.decoder.file, self.tokenizer]
+        used += [self.reencoder.file] if self.reencoder else []
         used += [self.memory.embeddings, self.memory.captions] if self.memory else []
         for name in used:
             if name not in self.files:

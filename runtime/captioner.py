@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from types import TracebackType
-from typing import Literal, TypeAlias, TypeGuard, cast, overload
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeGuard, cast, overload
 
 import torch
 from PIL import Image
@@ -16,12 +17,17 @@ from torch import Tensor
 from runtime.backends import Backend, Engine, open_backend
 from runtime.bundle import Bundle, Manifest
 from runtime.decoding import decode
-from runtime.errors import ImageError, PatchcaptionError, RegionError
+from runtime.errors import BundleError, ImageError, PatchcaptionError, RegionError
 from runtime.features import FeatureMap
 from runtime.image import Fit, ImageSource, open_image, prepare
-from runtime.memory import MemoryBank
-from runtime.regions import Region, weight_rows
+from runtime.memory import MemoryBank, MemoryMatch
+from runtime.options import Clean, CleanFrom, DescribeOptions, Mode, Reencode, Score, VectorOptions
+from runtime.pooling import PUBLISHED_ALPHA, Cleaning, cuts, pool, pool_cleaned, pool_reencoded
+from runtime.regions import Region
 from runtime.tokenizer import CaptionTokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _IMAGES_AT_ONCE = 8
 """A backbone's scratch memory grows with every image of a batch, its speed hardly after a few."""
@@ -36,15 +42,18 @@ class Caption:
 
     Attributes:
         text: the caption.
-        score: the decoder's probability of exactly this caption, its end token included, in 0..1.
-        ids: its token ids, up to and including the end token where it was reached.
+        score: the decoder's probability of exactly this caption, its end token included, in 0..1; with mode="nearest"
+            the similarity of the memory's caption.
+        ids: its token ids, up to and including the end token where it was reached; none with mode="nearest".
         region: the region it describes; None when it was decoded from a bare vector.
+        nearest: the captions of the memory bank nearest to the region, as many as were asked for.
     """
 
     text: str
     score: float
     ids: tuple[int, ...]
     region: Region | None = None
+    nearest: tuple[MemoryMatch, ...] = ()
 
 
 class Captioner:
@@ -64,6 +73,7 @@ class Captioner:
         self._memory = _load_memory(bundle, backend.device)
         self._backbone: Engine = backend.open(bundle.path(manifest.backbone.file))
         self._decoder: Engine = backend.open(bundle.path(manifest.decoder.file))
+        self._reencoder: Engine | None = None
 
     @classmethod
     def load(
@@ -104,15 +114,20 @@ class Captioner:
         return self._backend
 
     @overload
-    def caption(self, images: ImageSource, regions: Regions) -> list[Caption]: ...
+    def caption(self, images: ImageSource, regions: Regions, **options: Unpack[DescribeOptions]) -> list[Caption]: ...
     @overload
-    def caption(self, images: Sequence[ImageSource], regions: RegionsOfImages) -> list[list[Caption]]: ...
+    def caption(
+        self, images: Sequence[ImageSource], regions: RegionsOfImages, **options: Unpack[DescribeOptions]
+    ) -> list[list[Caption]]: ...
 
     def caption(
-        self, images: ImageSource | Sequence[ImageSource], regions: Regions | RegionsOfImages
+        self,
+        images: ImageSource | Sequence[ImageSource],
+        regions: Regions | RegionsOfImages,
+        **options: Unpack[DescribeOptions],
     ) -> list[Caption] | list[list[Caption]]:
-        """Encodes and describes in one go: `describe(encode(images), regions)`."""
-        return self.describe(self.encode(images), regions)
+        """Encodes and describes in one go: `describe(encode(images), regions, **options)`."""
+        return self.describe(self.encode(images), regions, **options)
 
     def encode(self, images: ImageSource | Sequence[ImageSource]) -> FeatureMap:
         """Runs the backbone once over one image or a list of them.
@@ -131,72 +146,153 @@ class Captioner:
             opened = [open_image(cast(ImageSource, images))]
         else:
             opened = [_open_numbered(number, image) for number, image in enumerate(images)]
-        architecture = self.manifest.architecture
-        pixels, views = prepare(opened, architecture.size, self._fit)
-        parts = pixels.to(self._backend.device).split(_IMAGES_AT_ONCE) if opened else ()
-        outs = [self._backbone.run({"pixels": part}) for part in parts]
-        empty = torch.empty(0, 0, 0, device=self._backend.device)
-        return FeatureMap(
-            tokens=torch.cat([out["tokens"] for out in outs]) if outs else empty,
-            cls_scores=torch.cat([out["cls_scores"] for out in outs]) if outs else empty,
-            views=views,
-            patch=architecture.patch,
-            registers=architecture.registers,
-        )
+        return replace(self._encode(opened, self._fit), images=tuple(opened))
 
     @overload
-    def describe(self, features: FeatureMap, regions: Regions) -> list[Caption]: ...
+    def describe(self, features: FeatureMap, regions: Regions, **options: Unpack[DescribeOptions]) -> list[Caption]: ...
     @overload
-    def describe(self, features: FeatureMap, regions: RegionsOfImages) -> list[list[Caption]]: ...
+    def describe(
+        self, features: FeatureMap, regions: RegionsOfImages, **options: Unpack[DescribeOptions]
+    ) -> list[list[Caption]]: ...
 
-    def describe(self, features: FeatureMap, regions: Regions | RegionsOfImages) -> list[Caption] | list[list[Caption]]:
+    def describe(
+        self,
+        features: FeatureMap,
+        regions: Regions | RegionsOfImages,
+        *,
+        mode: Mode = "decode",
+        score: Score = "natural",
+        n_best: int = 0,
+        **how: Unpack[VectorOptions],
+    ) -> list[Caption] | list[list[Caption]]:
         """Captions regions of images that were encoded before; the backbone does not run again.
 
         Args:
             features: from `encode`.
             regions: the regions of the one image in ``features``, or for several images a list of regions for each.
+            mode: "decode" for the decoder's words, "nearest" for the caption of the memory bank nearest to the region.
+            score: what of the decoder's words to score, as in `decode`.
+            n_best: how many of the memory's nearest captions to give with each caption, whatever the mode.
+            how: the options of `vectors`.
 
         Returns:
             A caption for each region, in the same nesting and order.
 
         Raises:
             RegionError: a region has no place on its image, or the lists do not match the images.
+            PatchcaptionError: an option has no such value, or asks for a memory that the bundle does not have.
         """
+        if mode not in ("decode", "nearest"):
+            raise PatchcaptionError(f'mode: expected "decode" or "nearest", got {mode!r}')
+        if n_best < 0:
+            raise PatchcaptionError(f"n_best: expected at least 0, got {n_best}")
         nested = _by_image(features, regions)
-        decoded = iter(self.decode(self.project(self.vectors(features, regions))))
-        captions = [
-            [Caption(one.text, one.score, one.ids, region) for region, one in zip(of_image, decoded, strict=False)]
-            for of_image in nested
-        ]
+        vectors = self.vectors(features, regions, **how)
+        matches = self._nearest(vectors, max(n_best, 1 if mode == "nearest" else 0))
+        if mode == "nearest":
+            described = [Caption(found[0].text, found[0].similarity, ()) for found in matches]
+        else:
+            described = self.decode(vectors if how.get("clean") else self.project(vectors), score)
+        of_regions = (
+            replace(one, region=region, nearest=found[:n_best])
+            for one, region, found in zip(described, chain(*nested), matches, strict=True)
+        )
+        captions = [[next(of_regions) for _ in of_image] for of_image in nested]
         return captions[0] if captions and not _is_nested(regions) else captions
 
-    def vectors(self, features: FeatureMap, regions: Regions | RegionsOfImages) -> Tensor:
+    def vectors(
+        self,
+        features: FeatureMap,
+        regions: Regions | RegionsOfImages,
+        *,
+        clean: Clean | None = None,
+        alpha: float = PUBLISHED_ALPHA,
+        clean_from: CleanFrom = "cls",
+        clean_after_projection: bool = True,
+        reencode: Reencode | None = None,
+    ) -> Tensor:
         """Region vectors (R, D): each the weighted sum of its image's tokens; images one after another.
+
+        Args:
+            clean: free patches of what they share with the whole image before they are summed: "orthogonal" takes away
+                ``alpha`` of the common part, "contrastive" dims what is common. Such vectors are in text space already:
+                decode them as they are, without `project`.
+            alpha: of "orthogonal".
+            clean_from: what is common: the cls token, or the patches by the attention of cls.
+            clean_after_projection: whether patches go into text space before they are cleaned, or after.
+            reencode: let the patches of each region pass the backbone's last block once more, without the rest of the
+                image: their "mean", the "cls" token that passes with them, or the published "gaussian" for boxes.
 
         Raises:
             RegionError: a region has no place on its image, or the lists do not match the images.
+            BundleError: the bundle was built without what ``reencode`` needs.
         """
-        rows = []
+        if clean and reencode:
+            raise PatchcaptionError("clean and reencode exclude each other")
         nested = _by_image(features, regions)
-        for number, (own, canvas, tokens) in enumerate(zip(nested, features.canvases, features.tokens, strict=True)):
-            try:
-                rows.append(weight_rows(own, canvas).to(tokens.device) @ tokens)
-            except RegionError as error:
-                raise error if len(features) == 1 else RegionError(f"image {number}: {error}") from None
-        return torch.cat(rows) if rows else features.tokens.new_empty(0, self.manifest.architecture.width)
+        if reencode:
+            vectors = pool_reencoded(features, nested, reencode, self._open_reencoder)
+        elif clean:
+            cleaning = Cleaning(clean, alpha, clean_from, clean_after_projection)
+            vectors = pool_cleaned(features, nested, cleaning, self.project)
+        else:
+            vectors = pool(features, nested)
+        alone = cuts(features, nested)
+        if alone:
+            of_cuts = self._encode(list(alone.values()), Fit.STRETCH).cls
+            vectors[list(alone)] = self.project(of_cuts) if clean else of_cuts
+        return vectors
 
     def project(self, vectors: Tensor) -> Tensor:
         """Region vectors (R, D) into text space (R, D), through the memory bank if the bundle has one."""
         vectors = self._checked(vectors)
         return vectors if self._memory is None else self._memory.project(vectors)
 
-    def decode(self, vectors: Tensor) -> list[Caption]:
-        """Vectors in text space (R, D) to captions that have no region."""
-        decoded = decode(self._decoder, self.manifest.decoding, self._checked(vectors))
+    def decode(self, vectors: Tensor, score: Score = "natural") -> list[Caption]:
+        """Vectors in text space (R, D) to captions that have no region.
+
+        Args:
+            score: "natural" for the probability of the caption and its end; "reference" for the published score, which
+                goes on past the end through all steps.
+        """
+        if score not in ("natural", "reference"):
+            raise PatchcaptionError(f'score: expected "natural" or "reference", got {score!r}')
+        past_end = score == "reference"
+        decoded = decode(self._decoder, self.manifest.decoding, self._checked(vectors), past_end)
         return [
             Caption(self._tokenizer.text(ids), math.exp(log_probability), tuple(ids))
             for ids, log_probability in zip(decoded.ids, decoded.log_probabilities, strict=True)
         ]
+
+    def _encode(self, images: Sequence[Image.Image], fit: Fit) -> FeatureMap:
+        seen = self.manifest.architecture
+        pixels, views = prepare(images, seen.size, fit, seen.resize)
+        device = self._backend.device
+        parts = pixels.to(device).split(_IMAGES_AT_ONCE) if images else ()
+        outs = [self._backbone.run({"pixels": part}) for part in parts]
+        patches = (seen.size // seen.patch) ** 2
+        return FeatureMap(
+            tokens=_joined([out["tokens"] for out in outs], (0, 1 + seen.registers + patches, seen.width), device),
+            cls_scores=_joined([out["cls_scores"] for out in outs], (0, seen.heads, patches), device),
+            views=views,
+            patch=seen.patch,
+            registers=seen.registers,
+        )
+
+    def _nearest(self, vectors: Tensor, count: int) -> list[tuple[MemoryMatch, ...]]:
+        if count == 0:
+            return [()] * len(vectors)
+        if self._memory is None:
+            raise PatchcaptionError("the nearest captions of a memory were asked for, but this bundle has no memory")
+        return self._memory.nearest(self._checked(vectors), count)
+
+    def _open_reencoder(self) -> Engine:
+        if self._reencoder is None:
+            record = self.manifest.reencoder
+            if record is None:
+                raise BundleError(f"{self._bundle.folder}: it was built without a re-encoder; build the bundle again")
+            self._reencoder = self._backend.open(self._bundle.path(record.file))
+        return self._reencoder
 
     def _checked(self, vectors: Tensor) -> Tensor:
         """Vectors (R, D) as engines take them: float32, contiguous, on the backend's device."""
@@ -209,6 +305,8 @@ class Captioner:
         """Gives back what the engines hold."""
         self._backbone.close()
         self._decoder.close()
+        if self._reencoder is not None:
+            self._reencoder.close()
 
     def __enter__(self) -> Captioner:
         return self
@@ -233,6 +331,12 @@ def _open_numbered(number: int, image: ImageSource) -> Image.Image:
         return open_image(image)
     except ImageError as error:
         raise ImageError(f"image {number}: {error}") from None
+
+
+def _joined(parts: Sequence[Tensor], empty_shape: tuple[int, ...], device: torch.device) -> Tensor:
+    if not parts:
+        return torch.empty(empty_shape, device=device)
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _is_nested(regions: Regions | RegionsOfImages) -> TypeGuard[RegionsOfImages]:

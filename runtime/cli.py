@@ -24,7 +24,7 @@ from runtime.captioner import Caption, Captioner
 from runtime.drawing import draw_captions
 from runtime.errors import ImageError, PatchcaptionError, RegionError
 from runtime.image import Fit, open_image, read_file
-from runtime.regions import Box, BoxSet, Mask, Point, Region, Trace, WholeImage
+from runtime.regions import Box, BoxSet, Crop, Mask, Point, Polygon, Region, Trace, WholeImage
 
 T = TypeVar("T")
 
@@ -72,11 +72,17 @@ def _parser() -> argparse.ArgumentParser:
 
     region("--box", _box, "X1,Y1,X2,Y2", "a box in image pixels")
     region("--boxes", _boxes, '"X1,Y1,X2,Y2 ..."', "several boxes under one caption")
+    region("--crop", _crop, "X1,Y1,X2,Y2", "a box in image pixels, cut out and encoded by itself")
+    region("--polygon", _polygon, '"X,Y X,Y X,Y ..."', "the inside of a closed line in image pixels")
     region("--mask", _mask, "PNG", "a mask image of the image's size; what is neither black nor transparent is inside")
     region("--trace", _trace, '"X,Y X,Y ..."', "a mouse trace in shares of the image, 0 to 1")
     region("--trace-pixels", _trace_pixels, '"X,Y X,Y ..."', "a mouse trace in image pixels")
     region("--point", _point, "X,Y", "a point in image pixels")
     regions.add_argument("--whole", dest="regions", action="append_const", const=WholeImage(), help="the whole image")
+    caption.add_argument(
+        "--mode", choices=["decode", "nearest"], default="decode", help="the decoder's words, or the memory's nearest"
+    )
+    caption.add_argument("--n-best", type=int, default=0, metavar="N", help="also the N nearest captions of the memory")
     caption.add_argument("--json", action="store_true", help="one JSON object a caption, with ids and score")
     caption.add_argument("--save", type=Path, metavar="PICTURE", help="write the image with the captions drawn on it")
     caption.add_argument("--fit", choices=[fit.value for fit in Fit], default=Fit.STRETCH.value)
@@ -100,9 +106,12 @@ def _caption(options: argparse.Namespace) -> int:
     if options.save:
         _check_writable_picture(options.save)
     with Captioner.load(options.engines, options.backend, options.fit) as captioner:
-        captions = captioner.caption(image, regions)
+        captions = captioner.caption(image, regions, mode=options.mode, n_best=options.n_best)
     for caption in captions:
         print(_as_json(caption) if options.json else f"{caption.score:.3f}  {caption.text}")
+        if not options.json:
+            for match in caption.nearest:
+                print(f"    {match.similarity:.3f}  {match.text}")
     if options.save:
         return _save(draw_captions(image, captions), options.save)
     return 0
@@ -115,10 +124,11 @@ def _info(options: argparse.Namespace) -> int:
         return 0
     seen, memory = manifest.architecture, manifest.memory
     grid = seen.size // seen.patch
+    again = f", re-encoder {manifest.reencoder.precision}" if manifest.reencoder else ""
     lines = {
         "bundle": options.engines,
         "checkpoint": f"{manifest.build.checkpoint}, built {manifest.build.built_at} on {manifest.build.machine}",
-        "backbone": f"{seen.name}, width {seen.width}, depth {seen.depth}, {manifest.backbone.precision}",
+        "backbone": f"{seen.name}, width {seen.width}, depth {seen.depth}, {manifest.backbone.precision}{again}",
         "image": f"{seen.size} x {seen.size} pixels, {grid} x {grid} patches of {seen.patch}, "
         f"{seen.registers} registers",
         "memory": f"{memory.rows} captions" if memory else "none (vectors go to the decoder as they are)",
@@ -145,7 +155,10 @@ def _as_json(caption: Caption) -> str:
         region["pixels"] = int(caption.region.array.sum())
     elif caption.region is not None:
         region |= asdict(caption.region)  # type: ignore[call-overload]  # every kind but Mask is a plain dataclass
-    return json.dumps({"text": caption.text, "score": caption.score, "ids": caption.ids, "region": region})
+    shown: dict[str, object] = {"text": caption.text, "score": caption.score, "ids": caption.ids, "region": region}
+    if caption.nearest:
+        shown["nearest"] = [asdict(match) for match in caption.nearest]
+    return json.dumps(shown)
 
 
 def _check_writable_picture(path: Path) -> None:
@@ -197,7 +210,17 @@ def _numbers(text: str, count: int) -> list[float]:
 
 
 def _box(text: str) -> Box:
-    return Box(*_numbers(text, 4))
+    x1, y1, x2, y2 = _numbers(text, 4)
+    return Box(x1, y1, x2, y2)
+
+
+def _crop(text: str) -> Crop:
+    x1, y1, x2, y2 = _numbers(text, 4)
+    return Crop(x1, y1, x2, y2)
+
+
+def _polygon(text: str) -> Polygon:
+    return Polygon(_points(text))
 
 
 def _boxes(text: str) -> BoxSet:

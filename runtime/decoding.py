@@ -20,15 +20,20 @@ class Decoded:
 
     Attributes:
         ids: the chosen tokens of each caption, its end token included where it was reached within the steps.
-        log_probabilities: the sum over a caption's tokens, its end token included (R,).
+        log_probabilities: the sum over a caption's tokens, its end token included (R,); or over all steps, as asked.
     """
 
     ids: list[list[int]]
     log_probabilities: list[float]
 
 
-def decode(engine: Engine, settings: DecoderSettings, vectors: Tensor) -> Decoded:
-    """Greedy captions for region vectors (R, D) on the engine's device."""
+def decode(engine: Engine, settings: DecoderSettings, vectors: Tensor, past_end: bool = False) -> Decoded:
+    """Greedy captions for region vectors (R, D) on the engine's device.
+
+    Args:
+        past_end: take every caption through all steps and count the log-probabilities of what comes after its end token
+            too, as the published score does (SPEC section 6); the ids stay the same.
+    """
     rows = len(vectors)
     if rows == 0:
         return Decoded([], [])
@@ -45,10 +50,11 @@ def decode(engine: Engine, settings: DecoderSettings, vectors: Tensor) -> Decode
         out = engine.run(inputs | dict(zip(cache_names, cache, strict=True)))
         tokens = out["next_tokens"]
         chosen.append(tokens)
-        log_probabilities += torch.where(ended, 0.0, out["log_probabilities"])
-        ended |= tokens == settings.end_id
-        if bool(ended.all()):
-            break
+        log_probabilities += out["log_probabilities"].masked_fill(ended, 0.0)
+        if not past_end:
+            ended |= tokens == settings.end_id
+            if bool(ended.all()):
+                break
         for place, name in enumerate(cache_names):
             cache[place, :, :, step] = out[name.replace("past", "new")][:, :, 0]
     ids = [_up_to_end(row, settings.end_id) for row in torch.stack(chosen, dim=1).tolist()]

@@ -10,7 +10,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 from runtime.captioner import Caption
 from runtime.image import ImageSource, open_image
-from runtime.regions import Box, BoxSet, Mask, Point, Region, Trace
+from runtime.regions import Box, BoxSet, Crop, Mask, Point, Polygon, Region, Trace
 
 _TINT = 0.25
 """How much of a mask's colour covers the pixels in it."""
@@ -21,8 +21,8 @@ Corners = tuple[float, float, float, float]
 def draw_captions(image: ImageSource, captions: Sequence[Caption]) -> Image.Image:
     """The image (RGB) with every region outlined in its own colour and its caption beside it.
 
-    Captions of whole images stand at the bottom left. Nothing is drawn for region kinds this module does not know but
-    their caption.
+    Captions of whole images stand at the bottom left. Of region kinds that have no place in image pixels (patches, the
+    published forms) only the caption is drawn.
 
     Args:
         image: what was captioned, in any form that `Captioner.encode` takes.
@@ -66,10 +66,12 @@ def _outline(
     pen: ImageDraw.ImageDraw, region: Region | None, image_wh: tuple[int, int], unit: int, colour: tuple[int, int, int]
 ) -> Corners:
     """Draws a region's shape; returns the box around it, where its caption belongs."""
-    if isinstance(region, Box):
-        return _draw_boxes(pen, [region], image_wh, unit, colour)
-    if isinstance(region, BoxSet):
-        return _draw_boxes(pen, region.boxes, image_wh, unit, colour)
+    boxes = [one for one in (region.boxes if isinstance(region, BoxSet) else [region]) if isinstance(one, (Box, Crop))]
+    if boxes:
+        return _draw_boxes(pen, boxes, image_wh, unit, colour)
+    if isinstance(region, Polygon):
+        pen.polygon(region.points, outline=colour, width=2 * unit)
+        return _bounds(np.array(region.points))
     if isinstance(region, Mask):
         return _bounds(np.argwhere(region.array)[:, ::-1])
     if isinstance(region, (Trace, Point)):
@@ -84,7 +86,7 @@ def _outline(
 
 def _draw_boxes(
     pen: ImageDraw.ImageDraw,
-    boxes: Sequence[Box],
+    boxes: Sequence[Box | Crop],
     image_wh: tuple[int, int],
     unit: int,
     colour: tuple[int, int, int],

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
-import torch
+from PIL import Image
 from torch import Tensor
 
 from runtime.image import View
-from runtime.regions import Canvas
+from runtime.regions import Canvas, cls_attention
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,6 +22,7 @@ class FeatureMap:
         views: how each image lies on the backbone's input.
         patch: side of a patch in input pixels.
         registers: number of register tokens.
+        images: the images themselves (RGB), for regions that are cut out and encoded; None where they were not kept.
     """
 
     tokens: Tensor
@@ -28,6 +30,7 @@ class FeatureMap:
     views: tuple[View, ...]
     patch: int
     registers: int
+    images: tuple[Image.Image, ...] | None = None
 
     def __len__(self) -> int:
         """B, the number of images."""
@@ -37,12 +40,18 @@ class FeatureMap:
         """The feature map of one image, sharing memory with this one."""
         start = range(len(self))[image]
         rows = slice(start, start + 1)
-        return FeatureMap(self.tokens[rows], self.cls_scores[rows], self.views[rows], self.patch, self.registers)
+        images = None if self.images is None else self.images[rows]
+        return FeatureMap(
+            self.tokens[rows], self.cls_scores[rows], self.views[rows], self.patch, self.registers, images
+        )
 
-    @property
+    @cached_property
     def canvases(self) -> tuple[Canvas, ...]:
         """What regions are laid on, for each image."""
-        return tuple(Canvas(view, self.patch, self.registers) for view in self.views)
+        return tuple(
+            Canvas(view, self.patch, self.registers, scores)
+            for view, scores in zip(self.views, self.cls_scores, strict=True)
+        )
 
     @property
     def cls(self) -> Tensor:
@@ -56,6 +65,5 @@ class FeatureMap:
 
     @property
     def cls_attention(self) -> Tensor:
-        """How much the cls token attends to each patch (B, N): softmax over the patches of the heads' mean score
-        (SPEC section 3)."""
-        return torch.softmax(self.cls_scores.mean(dim=1), dim=-1)
+        """How much the cls token attends to each patch (B, N), summing to 1 (SPEC section 3)."""
+        return cls_attention(self.cls_scores)

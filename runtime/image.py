@@ -39,20 +39,45 @@ class View:
     resized_wh: tuple[int, int]
     offset_xy: tuple[int, int]
     size: int
+    fit: Fit
 
     @classmethod
-    def of(cls, image_wh: tuple[int, int], size: int, fit: Fit) -> View:
-        """The view of an image of ``image_wh`` pixels on an input of ``size`` x ``size``."""
+    def of(cls, image_wh: tuple[int, int], size: int, fit: Fit, resize: int | None = None) -> View:
+        """The view of an image of ``image_wh`` pixels on an input of ``size`` x ``size``.
+
+        Args:
+            resize: what a crop makes of the short side before it cuts out the centre; None for ``size``.
+        """
         if fit is Fit.STRETCH:
-            return cls(image_wh, (size, size), (0, 0), size)
+            return cls(image_wh, (size, size), (0, 0), size, fit)
         width, height = image_wh
+        short = resize or size
         # The long side is cut, not rounded, and the offset rounded half to even: the published rule.
-        resized = (size, int(size * height / width)) if width <= height else (int(size * width / height), size)
-        return cls(image_wh, resized, (round((resized[0] - size) / 2), round((resized[1] - size) / 2)), size)
+        resized = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
+        offset = (round((resized[0] - size) / 2), round((resized[1] - size) / 2))
+        return cls(image_wh, resized, offset, size, fit)
 
     def to_input(self, points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Image pixels (..., 2) as (x, y) to input pixels (..., 2)."""
         return points * (np.array(self.resized_wh) / np.array(self.image_wh)) - np.array(self.offset_xy)
+
+    def to_image(self, points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Input pixels (..., 2) as (x, y) to image pixels (..., 2)."""
+        return (points + np.array(self.offset_xy)) * (np.array(self.image_wh) / np.array(self.resized_wh))
+
+    def published_box(self, x: float, y: float, width: float, height: float) -> tuple[float, float, float, float]:
+        """A box by corner and size in image pixels to input pixels, as the published evaluation does (SPEC section 1).
+
+        It differs from `to_input` in its rounding, and does not shrink a box by what the crop cuts off its left or top.
+        """
+        scales = np.array(self.resized_wh) / np.array(self.image_wh)
+        if self.fit is Fit.CROP:
+            scales[:] = min(self.resized_wh) / min(self.image_wh)
+        resized = (np.array(self.image_wh) * scales).astype(int)
+        corner = np.array([x, y]) * scales - np.maximum((resized - self.size) // 2, 0)
+        corner = corner.clip(0, self.size - 1)
+        extent = (np.array([width, height]) * scales).clip(0, self.size - corner)
+        return (*corner.tolist(), *extent.tolist())
 
 
 def open_image(source: ImageSource) -> Image.Image:
@@ -77,15 +102,20 @@ def open_image(source: ImageSource) -> Image.Image:
     raise ImageError(f"image: expected a path, PIL image, numpy array or torch tensor, got {type(source).__name__}")
 
 
-def prepare(images: Sequence[Image.Image], size: int, fit: Fit) -> tuple[torch.Tensor, tuple[View, ...]]:
+def prepare(
+    images: Sequence[Image.Image], size: int, fit: Fit, resize: int | None = None
+) -> tuple[torch.Tensor, tuple[View, ...]]:
     """Resizes (and crops) RGB images for the backbone.
 
     PIL's antialiased bicubic filter on 8-bit pixels, as published; normalisation happens inside the backbone engine.
 
+    Args:
+        resize: the short side before a crop, where it is not ``size``.
+
     Returns:
         pixels (B, size, size, 3) uint8 on the CPU, and the view of each image.
     """
-    views = tuple(View.of(image.size, size, fit) for image in images)
+    views = tuple(View.of(image.size, size, fit, resize) for image in images)
     pixels = np.empty((len(views), size, size, 3), np.uint8)
     for row, image, view in zip(pixels, images, views, strict=True):
         (left, top), (resized_w, resized_h) = view.offset_xy, view.resized_wh

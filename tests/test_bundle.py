@@ -24,6 +24,8 @@ FILES = (
     "decoder.onnx",
     "decoder.onnx.data",
     "memory.safetensors",
+    "reencoder.onnx",
+    "reencoder.onnx.data",
     "tokenizer.json",
 )
 

@@ -107,7 +107,7 @@ def test_nothing_asked_is_nothing_answered(demo: Captioner) -> None:
 
 def test_vectors_are_weighted_sums_of_tokens(demo: Captioner) -> None:
     features = demo.encode([SCENE.image, SCENE.image[::-1]])
-    vectors = demo.vectors(features, [[WholeImage(), WholeImage(pool="cls")], [Point(0, 0)]])
+    vectors = demo.vectors(features, [[WholeImage(pool="mean"), WholeImage(pool="cls")], [Point(0, 0)]])
     expected = [features.patches[0].mean(0), features.cls[0], features.patches[1, 0]]
     torch.testing.assert_close(vectors, torch.stack(expected))
 

@@ -55,18 +55,29 @@ def test_the_sample_scene_is_described_as_the_readme_says(run: Run, demo_bundle:
 
 def test_captions_come_in_the_order_of_the_flags(run: Run, demo_bundle: Path, mask: Path) -> None:
     flags = ["--point", "5,5", "--box", "10,20,200,180", "--mask", mask, "--boxes", "0,0,9,9 20,20,99,99"]
-    flags += ["--trace", "0.1,0.2 0.3,0.4", "--trace-pixels", "67.2,134.4 201.6,268.8", "--whole", "--json"]
+    flags += ["--trace", "0.1,0.2 0.3,0.4", "--trace-pixels", "67.2,134.4 201.6,268.8", "--whole"]
+    flags += ["--crop", "10,20,200,180", "--polygon", "10,10 200,10 200,180", "--n-best", "2", "--json"]
     code, out, _ = run("caption", SCENE, "--engines", demo_bundle, *flags)
     assert code == 0
     lines = [json.loads(line) for line in out.splitlines()]
-    kinds = ["Point", "Box", "Mask", "BoxSet", "Trace", "Trace", "WholeImage"]
+    kinds = ["Point", "Box", "Mask", "BoxSet", "Trace", "Trace", "WholeImage", "Crop", "Polygon"]
     assert [line["region"]["kind"] for line in lines] == kinds
-    assert lines[1]["region"] == {"kind": "Box", "x1": 10, "y1": 20, "x2": 200, "y2": 180}
+    corners = {"x1": 10, "y1": 20, "x2": 200, "y2": 180}
+    assert lines[1]["region"] == {"kind": "Box", **corners, "pool": "mean", "variance": 0.5}
+    assert lines[7]["region"] == {"kind": "Crop", **corners}
     assert lines[2]["region"] == {"kind": "Mask", "pixels": 10000}
     assert lines[4]["ids"] == lines[5]["ids"], "the same trace in shares and in pixels"
     for line in lines:
         assert 0 < line["score"] <= 1
         assert line["text"]
+        assert line["nearest"][0]["similarity"] >= line["nearest"][1]["similarity"]
+
+
+def test_the_nearest_captions_of_the_memory_are_shown_under_each(run: Run, demo_bundle: Path) -> None:
+    _, out, _ = run("caption", SCENE, "--engines", demo_bundle, "--mode", "nearest", "--n-best", "2", "--whole")
+    caption, first, second = out.splitlines()
+    assert first.split() == caption.split()
+    assert second.startswith("    0.")
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "I;16"])
@@ -106,7 +117,7 @@ def test_the_picture_shows_every_region(run: Run, demo_bundle: Path, mask: Path,
         (["{scene}", "--box", "1,2,3"], 2, "argument --box: expected 4 numbers with commas between them, got '1,2,3'"),
         (["{scene}", "--box", "nan,0,5,5"], 2, "expected a finite number, got nan"),
         (["{scene}", "--box", "9,0,5,5"], 2, "expected x1 < x2"),
-        (["{scene}", "--box", "700,0,800,9"], 2, "region 0: Box(x1=700.0, y1=0.0, x2=800.0, y2=9.0) lies outside the"),
+        (["{scene}", "--box", "700,0,800,9"], 2, "region 0: Box(x1=700.0, y1=0.0, x2=800.0, y2=9.0, pool='mean', "),
         (["{scene}", "--point", "0,0", "--point", "700,0"], 2, "region 1: Point(x=700.0, y=0.0) lies outside"),
         (["{scene}", "--trace", ""], 2, "Trace: expected at least one point"),
         (["{scene}", "--trace", "2,2"], 2, "no point of it lies on the image"),
@@ -158,7 +169,7 @@ def test_verify_finds_what_changed(run: Run, bundle_copy: Callable[[], Path]) ->
     folder = bundle_copy()
     code, out, _ = run("verify", folder)
     assert code == 0
-    assert "7 files are as built" in out
+    assert "9 files are as built" in out
     captions = folder / "captions.jsonl"
     captions.write_text(captions.read_text().replace("red", "rad", 1))
     code, _, err = run("verify", folder)
@@ -167,7 +178,7 @@ def test_verify_finds_what_changed(run: Run, bundle_copy: Callable[[], Path]) ->
 
 
 def test_an_interrupt_is_exit_code_130(run: Run, demo_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Captioner, "caption", interrupt)

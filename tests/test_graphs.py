@@ -170,6 +170,17 @@ def test_cached_decoding_is_decoding_from_scratch_with_transformers_gpt2(
     assert got.log_probabilities == pytest.approx(expected.log_probabilities, rel=1e-4)
 
 
+def test_ids_without_text_are_never_chosen_however_likely(
+    their_gpt2: GPT2LMHeadModel, decoder: DecoderStep, vectors: Tensor, tmp_path: Path
+) -> None:
+    """The published code fails on the whole batch when one of them is chosen (SPEC section 6)."""
+    with torch.inference_mode():
+        first = their_gpt2(inputs_embeds=decoder.clip_project.model(vectors)[:, None]).logits[:, 0]
+    assert (first.argmax(dim=1) >= TEXT_VOCABULARY).any(), "some would win"
+    got = decoded_by_engine(decoder, vectors, tmp_path)
+    assert max(max(ids) for ids in got.ids) < TEXT_VOCABULARY
+
+
 def test_decoding_stops_when_every_row_has_ended(decoder: DecoderStep, vectors: Tensor, tmp_path: Path) -> None:
     whole = decoded_by_engine(decoder, vectors, tmp_path)
     shortest = min(range(len(vectors)), key=lambda row: len(whole.ids[row]))

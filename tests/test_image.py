@@ -27,7 +27,7 @@ from runtime.image import Fit, View, open_image, prepare
 def test_cropping_follows_the_published_rule(
     image_wh: tuple[int, int], resized_wh: tuple[int, int], offset_xy: tuple[int, int]
 ) -> None:
-    assert View.of(image_wh, 224, Fit.CROP) == View(image_wh, resized_wh, offset_xy, 224)
+    assert View.of(image_wh, 224, Fit.CROP) == View(image_wh, resized_wh, offset_xy, 224, Fit.CROP)
 
 
 def test_points_follow_the_pixels() -> None:

@@ -282,7 +282,7 @@ def sample_regions(
             regions.append(first.mask)
             captions.append(first.look.caption)
         looks.append(None)
-    regions += [_some_background(scene.background, rng), WholeImage(), WholeImage(pool="cls")]
+    regions += [_some_background(scene.background, rng), WholeImage(pool="mean"), WholeImage(pool="cls")]
     captions += [scene.background_caption, scene.caption, scene.caption]
     looks += [None, None, None]
     return regions, captions, looks

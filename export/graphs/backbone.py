@@ -54,11 +54,15 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T, D) to (B, T, D), and the projected queries, keys and values (B, T, 3 * D)."""
+    def forward(self, x: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B, T, D) to (B, T, D), and the projected queries, keys and values (B, T, 3 * D).
+
+        Tokens that are not ``present`` (B, T) are not attended to.
+        """
         qkv = self.qkv(x)
         query, key, value = qkv.unflatten(-1, (3, -1, HEAD_WIDTH)).permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = F.scaled_dot_product_attention(query, key, value)
+        attended = None if present is None else present[:, None, None, :]
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=attended)
         return self.proj(mixed.transpose(1, 2).flatten(2)), qkv
 
 
@@ -91,9 +95,9 @@ class Block(nn.Module):
         self.mlp = Mlp(width)
         self.ls2 = LayerScale(width)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(B, T, D) to (B, T, D), and the attention's queries, keys and values (B, T, 3 * D)."""
-        mixed, qkv = self.attn(self.norm1(x))
+        mixed, qkv = self.attn(self.norm1(x), present)
         x = x + self.ls1(mixed)
         return x + self.ls2(self.mlp(self.norm2(x))), qkv
 

@@ -1,0 +1,29 @@
+"""The options of `Captioner.vectors`, `describe` and `decode`; their docstrings say what each value does."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias, TypedDict
+
+Clean: TypeAlias = Literal["orthogonal", "contrastive"]
+CleanFrom: TypeAlias = Literal["cls", "attention"]
+Reencode: TypeAlias = Literal["mean", "cls", "gaussian"]
+Mode: TypeAlias = Literal["decode", "nearest"]
+Score: TypeAlias = Literal["natural", "reference"]
+
+
+class VectorOptions(TypedDict, total=False):
+    """The options of `Captioner.vectors`."""
+
+    clean: Clean | None
+    alpha: float
+    clean_from: CleanFrom
+    clean_after_projection: bool
+    reencode: Reencode | None
+
+
+class DescribeOptions(VectorOptions, total=False):
+    """The options of `Captioner.describe`."""
+
+    mode: Mode
+    score: Score
+    n_best: int

@@ -1,0 +1,184 @@
+"""Boxes: one, several under one caption, and one that is cut out and encoded by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from runtime.errors import RegionError
+from runtime.regions import checks
+from runtime.regions.canvas import Array, Canvas, gaussian
+from runtime.regions.published import PublishedBox
+
+Pool: TypeAlias = Literal["mean", "gaussian", "attention"]
+POOLS = ("mean", "gaussian", "attention")
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box in image pixels, (x1, y1) its top left and (x2, y2) its bottom right corner, as in torchvision.
+
+    The part that reaches outside the image is cut off; a box wholly outside is an error.
+
+    Args:
+        pool: how its patches count: "mean" each by its share in the box; "gaussian" by nearness to the box's middle
+            too, "attention" by how much cls attends to them too.
+        variance: of the Gaussian, with the middles of the box's outermost patches at -1 and 1; 0 is the one patch in
+            the middle.
+    """
+
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+    pool: Pool = "mean"
+    variance: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check_corners(self)
+        checks.one_of("Box", "pool", self.pool, POOLS)
+        object.__setattr__(self, "variance", checks.variance("Box", self.variance))
+
+    @classmethod
+    def from_xywh(
+        cls, x: float, y: float, width: float, height: float, pool: Pool = "mean", variance: float = 0.5
+    ) -> Box:
+        """A box by its top left corner and its size."""
+        return cls(x, y, x + width, y + height, pool, variance)
+
+    @staticmethod
+    def published(
+        x: float,
+        y: float,
+        width: float,
+        height: float,
+        pool: Pool = "mean",
+        variance: float = 0.5,
+        frame: Literal["crop", "image"] = "crop",
+    ) -> PublishedBox:
+        """A box in pixels of the backbone's input, rounded to patches exactly as published (SPEC section 4).
+
+        Args:
+            frame: "image" if the pixels are the image's; they then go through the published rule (SPEC section 1).
+        """
+        return PublishedBox(x, y, width, height, pool, variance, frame)
+
+    def weights(self, canvas: Canvas) -> Array:
+        _check_on_image(self, canvas.view.image_wh)
+        inside = np.clip([[self.x1, self.y1], [self.x2, self.y2]], 0, canvas.view.image_wh)
+        across, down = canvas.view.to_input(inside).T
+        shares = canvas.overlap(down) * canvas.overlap(across).T
+        if self.pool == "gaussian":
+            shares *= gaussian(_places(canvas, down), _places(canvas, across), self.variance)
+        elif self.pool == "attention":
+            shares *= canvas.attention
+        return canvas.from_patches(shares)
+
+
+@dataclass(frozen=True)
+class BoxSet:
+    """Several boxes under one caption; each counts the same, whatever its size (SPEC section 4, region set).
+
+    Args:
+        boxes: `Box`es, or their corners (x1, y1, x2, y2).
+        pool: how the patches of every box count; None leaves each box its own `pool`.
+        variance: of the Gaussian, if ``pool`` is given.
+    """
+
+    boxes: tuple[Box | PublishedBox, ...]
+
+    def __init__(
+        self,
+        boxes: Iterable[Box | PublishedBox | Sequence[float]],
+        pool: Pool | None = None,
+        variance: float = 0.5,
+    ) -> None:
+        made = [box if isinstance(box, (Box, PublishedBox)) else Box(*_four("BoxSet", box)) for box in boxes]
+        if not made:
+            raise RegionError("BoxSet: expected at least one box, got none")
+        if pool is not None:
+            made = [replace(box, pool=pool, variance=variance) for box in made]
+        object.__setattr__(self, "boxes", tuple(made))
+
+    @classmethod
+    def published(
+        cls,
+        boxes: Iterable[Sequence[float]],
+        pool: Pool = "mean",
+        variance: float = 0.5,
+        frame: Literal["crop", "image"] = "crop",
+    ) -> BoxSet:
+        """Boxes (x, y, width, height) as `Box.published` takes them; sums below 0 mark padding."""
+        corners = [_four("BoxSet.published", box) for box in boxes]
+        return cls([PublishedBox(*box, pool, variance, frame) for box in corners if sum(box) >= 0])
+
+    def weights(self, canvas: Canvas) -> Array:
+        return np.mean([box.weights(canvas) for box in self.boxes], axis=0)
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A box in image pixels, cut from the image and encoded by itself: one more pass of the backbone for each.
+
+    It is rounded to whole pixels, stretched to the backbone's square, and its cls token is captioned (SPEC section 4).
+    """
+
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+
+    def __post_init__(self) -> None:
+        _check_corners(self)
+
+    def cut(self, image: Image.Image) -> Image.Image:
+        """The part of the image.
+
+        Raises:
+            RegionError: no pixel of it lies on the image.
+        """
+        _check_on_image(self, image.size)
+        left, top = max(0, round(self.x1)), max(0, round(self.y1))
+        right, bottom = min(image.width, round(self.x2)), min(image.height, round(self.y2))
+        if left >= right or top >= bottom:
+            raise RegionError(f"{self}: expected at least one whole pixel")
+        return image.crop((left, top, right, bottom))
+
+    def weights(self, canvas: Canvas) -> Array:
+        """No token of the image (T,): the vector comes from the cut."""
+        return np.zeros_like(canvas.token(0))
+
+
+def _places(canvas: Canvas, edges: Array) -> Array:
+    """Where the middle of each patch (G,) lies along a box from ``edges[0]`` to ``edges[1]`` in input pixels.
+
+    The middles of a box's first and last whole patch are -1 and 1, so that a box of whole patches is the published one.
+    """
+    middles = (np.arange(canvas.grid) + 0.5) * canvas.patch
+    reach = max((edges[1] - edges[0] - canvas.patch) / 2, 1e-9)
+    return ((middles - edges.mean()) / reach).clip(-1, 1)
+
+
+def _check_corners(box: Box | Crop) -> None:
+    kind = type(box).__name__
+    for name in ("x1", "y1", "x2", "y2"):
+        object.__setattr__(box, name, checks.number(f"{kind} {name}", getattr(box, name)))
+    if not (box.x1 < box.x2 and box.y1 < box.y2):
+        raise RegionError(f"{box}: expected x1 < x2 and y1 < y2; from x, y, width and height use Box.from_xywh")
+
+
+def _check_on_image(box: Box | Crop, image_wh: tuple[int, int]) -> None:
+    width, height = image_wh
+    if box.x1 >= width or box.y1 >= height or box.x2 <= 0 or box.y2 <= 0:
+        raise RegionError(f"{box} lies outside the image of {width} x {height} pixels")
+
+
+def _four(owner: str, numbers: Sequence[float]) -> tuple[float, float, float, float]:
+    if len(numbers) != 4:
+        raise RegionError(f"{owner}: expected boxes of 4 numbers, got {len(numbers)}")
+    first, second, third, fourth = (checks.number(owner, number) for number in numbers)
+    return first, second, third, fourth

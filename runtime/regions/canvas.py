@@ -1,0 +1,146 @@
+"""What regions are laid on: the geometry and attention of an image, and the rows of weights that regions become."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from runtime.errors import RegionError
+from runtime.image import View
+
+Array: TypeAlias = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Canvas:
+    """One image as regions see it: how it lies on the input, how the backbone cuts it into tokens and where cls looks.
+
+    Attributes:
+        cls_scores: the cls query's products with each patch key (H, N); None where no region asks for attention.
+    """
+
+    view: View
+    patch: int
+    registers: int
+    cls_scores: Tensor | None = None
+
+    @property
+    def grid(self) -> int:
+        """G, patches per side."""
+        return self.view.size // self.patch
+
+    @cached_property
+    def attention(self) -> Array:
+        """How much cls attends to each patch (G, G), summing to 1 (SPEC section 3); fetched when first asked for."""
+        return cls_attention(self._scores()).numpy().reshape(self.grid, self.grid)
+
+    @cached_property
+    def head_attention(self) -> Array:
+        """The same for each head by itself (H, G, G)."""
+        return torch.softmax(self._scores(), dim=-1).numpy().reshape(-1, self.grid, self.grid)
+
+    def token(self, number: int) -> Array:
+        """The row (T,) of one token alone."""
+        weights = np.zeros(1 + self.registers + self.grid**2)
+        weights[number] = 1
+        return weights
+
+    def row(self, patches: Array) -> Array:
+        """The row (T,) of patch weights (G, G) as they are."""
+        return np.concatenate([np.zeros(1 + self.registers), patches.ravel()])
+
+    def from_patches(self, shares: Array) -> Array:
+        """The row (T,) of shares (G, G) of a region, made to sum to 1.
+
+        Raises:
+            RegionError: the region covers nothing of what the backbone sees.
+        """
+        total = shares.sum()
+        if not total > 0:
+            raise RegionError(
+                "it covers nothing of what the model sees"
+                + ("" if self.view.offset_xy == (0, 0) else '; fit="crop" cuts the long side, fit="stretch" does not')
+            )
+        return self.row(shares / total)
+
+    def overlap(self, edges: Array) -> Array:
+        """How much of each patch, along x or y, lies between consecutive ``edges`` (K + 1,) in input pixels: (G, K)."""
+        limits = np.arange(self.grid + 1) * float(self.patch)
+        low = np.maximum(limits[:-1, None], edges[None, :-1])
+        high = np.minimum(limits[1:, None], edges[None, 1:])
+        return np.maximum(high - low, 0) / self.patch
+
+    def cells(self, points: Array) -> npt.NDArray[np.intp]:
+        """The patches (K, 2) as (row, column) that hold the points (P, 2); points the view cuts off are left out."""
+        xy = self.view.to_input(points)
+        shown = xy[((xy >= 0) & (xy <= self.view.size)).all(axis=1)]
+        return np.minimum(shown // self.patch, self.grid - 1).astype(np.intp)[:, ::-1]
+
+    def counts(self, cells: npt.NDArray[np.intp]) -> Array:
+        """How often each patch (G, G) comes among ``cells`` (K, 2) as (row, column)."""
+        counts = np.zeros((self.grid, self.grid))
+        np.add.at(counts, tuple(cells.T), 1)
+        return counts
+
+    def _scores(self) -> Tensor:
+        if self.cls_scores is None:
+            raise RegionError("it asks for the attention of cls, which was not given")
+        return self.cls_scores.detach().cpu().double()
+
+
+@runtime_checkable
+class Region(Protocol):
+    """Anything that can say how much each token of an image belongs to it."""
+
+    def weights(self, canvas: Canvas) -> Array:
+        """The region's row of weights (T,).
+
+        Raises:
+            RegionError: the region has no place on this image.
+        """
+        ...
+
+
+def cls_attention(cls_scores: Tensor) -> Tensor:
+    """Scores of the heads (..., H, N) to one distribution over the patches (..., N): softmax of the heads' mean (SPEC
+    section 3)."""
+    return torch.softmax(cls_scores.mean(dim=-2), dim=-1)
+
+
+def gaussian(rows: Array, columns: Array, variance: float) -> Array:
+    """exp(-(x^2 + y^2) / variance) over coordinates ``rows`` (K,) and ``columns`` (L,), up to a factor: (K, L).
+
+    At variance 0 it is the one place nearest to the origin, the lower one where two are as near.
+    """
+    if variance == 0:
+        places = np.zeros((len(rows), len(columns)))
+        # Rounded: the two middle coordinates of an even number may differ in their last bit.
+        places[np.abs(rows).round(9).argmin(), np.abs(columns).round(9).argmin()] = 1
+        return places
+    squares = rows[:, None] ** 2 + columns[None] ** 2
+    return np.exp(-(squares - squares.min()) / variance)  # the nearest place keeps 1 however small the variance
+
+
+def weight_rows(regions: Sequence[Region], canvas: Canvas) -> Tensor:
+    """Rows of weights (R, T), float32 on the CPU, for the regions of one image.
+
+    Raises:
+        RegionError: names the first region that has no place on the image, by its number.
+    """
+    rows = np.zeros((len(regions), 1 + canvas.registers + canvas.grid**2), np.float32)
+    for number, region in enumerate(regions):
+        if not isinstance(region, Region):
+            kind = type(region).__name__
+            raise RegionError(f"region {number}: expected a Box, Mask, Trace or another region kind, got {kind}")
+        try:
+            rows[number] = region.weights(canvas)
+        except RegionError as error:
+            raise RegionError(f"region {number}: {error}") from None
+    return torch.from_numpy(rows)

@@ -1,0 +1,51 @@
+"""What region kinds check of the values they are made from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from runtime.errors import RegionError
+
+
+def number(owner: str, value: object) -> float:
+    """A finite float of what may be any library's number."""
+    try:
+        converted = float(value)  # type: ignore[arg-type]  # what cannot be one raises
+    except (TypeError, ValueError):
+        raise RegionError(f"{owner}: expected a number, got {value!r}") from None
+    if not math.isfinite(converted):
+        raise RegionError(f"{owner}: expected a finite number, got {converted}")
+    return converted
+
+
+def whole_number(owner: str, value: object) -> int:
+    """A whole number from 0 on."""
+    converted = number(owner, value)
+    if converted < 0 or converted != int(converted):
+        raise RegionError(f"{owner}: expected a whole number from 0 on, got {value!r}")
+    return int(converted)
+
+
+def point(owner: str, value: Sequence[float] | Mapping[str, float]) -> tuple[float, float]:
+    """A point (x, y), also as {"x": ..., "y": ...} (Localized Narratives' form)."""
+    if isinstance(value, Mapping):
+        value = [value[name] for name in ("x", "y") if name in value]
+    if len(value) != 2:
+        raise RegionError(f"{owner}: expected points of 2 numbers (x, y), got {len(value)}")
+    return number(f"{owner} x", value[0]), number(f"{owner} y", value[1])
+
+
+def one_of(owner: str, name: str, value: object, choices: Sequence[str]) -> None:
+    """Refuses a word that is not among the choices."""
+    if value not in choices:
+        listed = " or ".join(f'"{choice}"' for choice in choices)
+        raise RegionError(f"{owner}: expected {name} {listed}, got {value!r}")
+
+
+def variance(owner: str, value: object) -> float:
+    """The variance of a Gaussian: 0 for the one patch in the middle."""
+    converted = number(f"{owner} variance", value)
+    if converted < 0:
+        raise RegionError(f"{owner}: expected a variance of at least 0, got {converted}")
+    return converted

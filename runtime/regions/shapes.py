@@ -1,0 +1,169 @@
+"""Regions of any shape: masks, polygons, mouse traces and points."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.errors import RegionError
+from runtime.regions import checks
+from runtime.regions.canvas import Array, Canvas
+from runtime.regions.published import PublishedTrace
+
+
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """A mask over the image, (H, W) of its size: bool, or anything where 0 is outside and all else inside."""
+
+    array: npt.NDArray[np.bool_]
+
+    def __init__(self, array: npt.ArrayLike) -> None:
+        mask = np.asarray(array)
+        if mask.ndim != 2 or mask.dtype.kind not in "biuf":
+            raise RegionError(f"Mask: expected a numeric array (H, W), got shape {mask.shape}, dtype {mask.dtype}")
+        if mask.dtype.kind == "f" and not np.isfinite(mask).all():
+            raise RegionError("Mask: expected finite numbers, got NaN or infinity")
+        if not mask.any():
+            raise RegionError("Mask: it is empty: no pixel of it is set")
+        inside = mask != 0
+        inside.setflags(write=False)
+        object.__setattr__(self, "array", inside)
+
+    def __repr__(self) -> str:
+        height, width = self.array.shape
+        return f"Mask({width}x{height}, {int(self.array.sum())} set)"
+
+    def weights(self, canvas: Canvas) -> Array:
+        width, height = canvas.view.image_wh
+        if self.array.shape != (height, width):
+            raise RegionError(
+                f"{self}: expected the image's size, {width} x {height} pixels; a mask is as large as its image"
+            )
+        columns = canvas.view.to_input(np.stack([np.arange(width + 1.0), np.zeros(width + 1)], axis=1))[:, 0]
+        rows = canvas.view.to_input(np.stack([np.zeros(height + 1), np.arange(height + 1.0)], axis=1))[:, 1]
+        return canvas.from_patches(canvas.overlap(rows) @ self.array @ canvas.overlap(columns).T)
+
+
+@dataclass(frozen=True)
+class Polygon:
+    """The inside of a closed line through points (x, y) in image pixels; the last joins the first.
+
+    The share of each patch is exact. Where the line goes round twice the inside counts once; where it crosses itself,
+    parts that it goes round in opposite directions take from each other within a patch.
+    """
+
+    points: tuple[tuple[float, float], ...]
+
+    def __init__(self, points: Iterable[Sequence[float]]) -> None:
+        object.__setattr__(self, "points", tuple(checks.point("Polygon", point) for point in points))
+        if len(self.points) < 3:
+            raise RegionError(f"Polygon: expected at least three points, got {len(self.points)}")
+
+    def weights(self, canvas: Canvas) -> Array:
+        points = canvas.view.to_input(np.array(self.points))
+        limits = np.arange(canvas.grid + 1, dtype=np.float64) * canvas.patch
+        areas = np.abs(np.diff(np.diff(_areas_below(points, limits), axis=0), axis=1)) / canvas.patch**2
+        areas[areas < 1e-9] = 0  # what rounding leaves of patches outside
+        return canvas.from_patches(areas.clip(max=1))
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A mouse trace: points in image pixels; a patch counts as often as the trace has a point in it.
+
+    `Trace.normalized` takes points in 0..1 of the image. Points outside the image are left out, as published.
+
+    Args:
+        points: (x, y) each, or {"x": ..., "y": ...}.
+        pool: "count", or "attention" for counts times how much cls attends to the patch.
+    """
+
+    points: tuple[tuple[float, float], ...]
+    pool: Literal["count", "attention"] = "count"
+    is_normalized: bool = False
+
+    def __init__(
+        self,
+        points: Iterable[Sequence[float] | Mapping[str, float]],
+        pool: Literal["count", "attention"] = "count",
+        is_normalized: bool = False,
+    ) -> None:
+        object.__setattr__(self, "points", tuple(checks.point("Trace", point) for point in points))
+        object.__setattr__(self, "pool", pool)
+        object.__setattr__(self, "is_normalized", is_normalized)
+        checks.one_of("Trace", "pool", pool, ("count", "attention"))
+        if not self.points:
+            raise RegionError("Trace: expected at least one point, got none")
+
+    @classmethod
+    def normalized(
+        cls,
+        points: Iterable[Sequence[float] | Mapping[str, float]],
+        pool: Literal["count", "attention"] = "count",
+    ) -> Trace:
+        """A trace in shares of the image: (0, 0) its top left, (1, 1) its bottom right corner."""
+        return cls(points, pool, is_normalized=True)
+
+    @staticmethod
+    def published(
+        points: Iterable[Sequence[float] | Mapping[str, float]],
+        pool: Literal["count", "attention"] = "count",
+    ) -> PublishedTrace:
+        """A trace in shares of the backbone's input, counted and scaled exactly as published (SPEC section 4)."""
+        return PublishedTrace(points, pool)
+
+    def pixels(self, image_wh: tuple[int, int]) -> Array:
+        """The points (P, 2) as (x, y) in pixels of an image of that size."""
+        return np.array(self.points) * (np.array(image_wh) if self.is_normalized else 1.0)
+
+    def weights(self, canvas: Canvas) -> Array:
+        points = self.pixels(canvas.view.image_wh)
+        inside = points[((points >= 0) & (points <= np.array(canvas.view.image_wh))).all(axis=1)]
+        if not len(inside):
+            width, height = canvas.view.image_wh
+            raise RegionError(f"{self}: no point of it lies on the image of {width} x {height} pixels")
+        counts = canvas.counts(canvas.cells(inside))
+        return canvas.from_patches(counts * canvas.attention if self.pool == "attention" else counts)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point in image pixels: the patch that holds it."""
+
+    x: float
+    y: float
+
+    def __post_init__(self) -> None:
+        for name in ("x", "y"):
+            object.__setattr__(self, name, checks.number(f"Point {name}", getattr(self, name)))
+
+    def weights(self, canvas: Canvas) -> Array:
+        width, height = canvas.view.image_wh
+        if not (0 <= self.x <= width and 0 <= self.y <= height):
+            raise RegionError(f"{self} lies outside the image of {width} x {height} pixels")
+        return Trace([(self.x, self.y)]).weights(canvas)
+
+
+def _areas_below(points: Array, limits: Array) -> Array:
+    """The signed area of a polygon (P, 2) in x < limits[j], y < limits[i], for all i and j: (K, K) for K limits.
+
+    By Green's theorem it is the integral of min(y, limits[i]) dx along the edges, each cut off at x = limits[j].
+    """
+    start, end = points[:, None, :], np.roll(points, -1, axis=0)[:, None, :]  # (P, 1, 2)
+    run = end[..., 0] - start[..., 0]
+    slope = (end[..., 1] - start[..., 1]) / np.where(run == 0, 1, run)  # an upright edge bounds no area below it
+    x_from, x_to = np.minimum(start[..., 0], limits), np.minimum(end[..., 0], limits)  # (P, K)
+    y_from, y_to = (start[..., 1] + slope * (x - start[..., 0]) for x in (x_from, x_to))
+    return np.stack([((x_to - x_from) * _mean_of_min(y_from, y_to, limit)).sum(axis=0) for limit in limits])
+
+
+def _mean_of_min(start: Array, end: Array, limit: float) -> Array:
+    """The mean of min(y, limit) over y from ``start`` to ``end``."""
+    above_start, above_end = np.maximum(start - limit, 0), np.maximum(end - limit, 0)
+    crossing = np.maximum(above_start, above_end) ** 2 / np.maximum(2 * np.abs(end - start), 1e-300)
+    excess = np.where(np.minimum(start, end) >= limit, (above_start + above_end) / 2, crossing)
+    return (start + end) / 2 - excess

@@ -1,0 +1,92 @@
+"""Regions that are tokens or whole maps of them: the image, its registers, its attention heads, a single patch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from runtime.errors import RegionError
+from runtime.regions import checks
+from runtime.regions.canvas import Array, Canvas, gaussian
+
+_UNIFORM_VARIANCE = 100
+"""From here on the published system takes a Gaussian over the image for flat."""
+
+
+@dataclass(frozen=True)
+class WholeImage:
+    """The whole image.
+
+    Args:
+        pool: "cls" for the cls token; "mean" of the patches; "gaussian" for patches by their nearness to the middle;
+            "attention" for patches by how much cls attends to them, divided by N as published: that scale matters to a
+            decoder without a memory (SPEC section 5).
+        variance: of the Gaussian, with the image reaching from -1 to 1; 0 is the one patch in the middle.
+    """
+
+    pool: Literal["cls", "mean", "gaussian", "attention"] = "cls"
+    variance: float = 1.0
+
+    def __post_init__(self) -> None:
+        checks.one_of("WholeImage", "pool", self.pool, ("cls", "mean", "gaussian", "attention"))
+        object.__setattr__(self, "variance", checks.variance("WholeImage", self.variance))
+
+    def weights(self, canvas: Canvas) -> Array:
+        if self.pool == "cls":
+            return canvas.token(0)
+        if self.pool == "attention":
+            return canvas.row(canvas.attention / canvas.grid**2)
+        if self.pool == "mean" or self.variance >= _UNIFORM_VARIANCE:
+            return canvas.from_patches(np.ones((canvas.grid, canvas.grid)))
+        places = np.linspace(-1, 1, canvas.grid)
+        return canvas.from_patches(gaussian(places, places, self.variance))
+
+
+@dataclass(frozen=True)
+class Register:
+    """A register token of the backbone, by its number from 0."""
+
+    index: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "index", checks.whole_number("Register index", self.index))
+
+    def weights(self, canvas: Canvas) -> Array:
+        if self.index >= canvas.registers:
+            raise RegionError(f"{self}: the backbone has {canvas.registers} registers, numbered from 0")
+        return canvas.token(1 + self.index)
+
+
+@dataclass(frozen=True)
+class AttentionHead:
+    """The patches by how much one head of cls attends to them, divided by N as published; by its number from 0."""
+
+    index: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "index", checks.whole_number("AttentionHead index", self.index))
+
+    def weights(self, canvas: Canvas) -> Array:
+        heads = canvas.head_attention
+        if self.index >= len(heads):
+            raise RegionError(f"{self}: the backbone's attention has {len(heads)} heads, numbered from 0")
+        return canvas.row(heads[self.index] / canvas.grid**2)
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One patch of the backbone's grid, by row and column from the top left."""
+
+    row: int
+    column: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "row", checks.whole_number("Patch row", self.row))
+        object.__setattr__(self, "column", checks.whole_number("Patch column", self.column))
+
+    def weights(self, canvas: Canvas) -> Array:
+        if max(self.row, self.column) >= canvas.grid:
+            raise RegionError(f"{self}: the grid has {canvas.grid} x {canvas.grid} patches, numbered from 0")
+        return canvas.token(1 + canvas.registers + self.row * canvas.grid + self.column)
