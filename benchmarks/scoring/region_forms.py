@@ -1,0 +1,76 @@
+"""The regions that a ground truth asks for: its numbers in the user's form or in the published one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from benchmarks.scoring.annotation_files import BoxNumbers
+from runtime import Box, BoxSet, Region, Trace, WholeImage
+
+POOLS = {
+    "captions": ("cls", "mean", "gaussian", "attention"),
+    "dense": ("mean", "gaussian", "attention"),
+    "sets": ("mean", "gaussian", "attention"),
+    "traces": ("count", "attention"),
+}
+"""How the patches of a region may count, by what is scored."""
+
+
+@dataclass(frozen=True)
+class RegionForm:
+    """Makes regions of the numbers in a ground-truth file.
+
+    Attributes:
+        form: "exact" for regions as users give them, "published" for the published rounding (SPEC sections 1 and 4).
+        box_format: what the four numbers of a box are, in image pixels: "xyxy" two corners, "xywh" the top left corner
+            and the size.
+        pool: how the patches of a region count; None for the default of its kind.
+        variance: of the Gaussian; None for the default of the kind.
+    """
+
+    form: Literal["exact", "published"] = "exact"
+    box_format: Literal["xyxy", "xywh"] = "xyxy"
+    pool: str | None = None
+    variance: float | None = None
+
+    def whole_image(self) -> Region:
+        return WholeImage(**self._options("pool", "variance"))
+
+    def box(self, numbers: BoxNumbers) -> Region:
+        """A box; one of no width or height is taken one pixel wide or high, as published.
+
+        Raises:
+            RegionError: the numbers are no box.
+        """
+        if self.form == "published":
+            return Box.published(*self._xywh(numbers), frame="image", **self._options("pool", "variance"))
+        return Box(*self._corners(numbers), **self._options("pool", "variance"))
+
+    def box_set(self, boxes: Sequence[BoxNumbers]) -> Region:
+        """Several boxes under one caption."""
+        if self.form == "published":
+            return BoxSet.published(
+                [self._xywh(box) for box in boxes], frame="image", **self._options("pool", "variance")
+            )
+        return BoxSet([Box(*self._corners(box), **self._options("pool", "variance")) for box in boxes])
+
+    def trace(self, points: Sequence[tuple[float, float]]) -> Region:
+        """A trace of points (x, y) in 0..1 of the image, which the published form takes for 0..1 of the crop."""
+        make = Trace.published if self.form == "published" else Trace.normalized
+        return make(points, **self._options("pool"))
+
+    def _xywh(self, numbers: BoxNumbers) -> BoxNumbers:
+        x, y, third, fourth = numbers
+        width, height = (third, fourth) if self.box_format == "xywh" else (third - x, fourth - y)
+        return x, y, width or 1.0, height or 1.0
+
+    def _corners(self, numbers: BoxNumbers) -> BoxNumbers:
+        x, y, third, fourth = numbers
+        right, bottom = (third, fourth) if self.box_format == "xyxy" else (x + third, y + fourth)
+        return x, y, right if right != x else x + 1, bottom if bottom != y else y + 1
+
+    def _options(self, *names: str) -> dict[str, Any]:
+        """Those of the options that were given."""
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}

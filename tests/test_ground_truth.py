@@ -1,0 +1,247 @@
+"""Ground truth: its file formats, the regions made of its numbers, and where its images lie."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.scoring.annotation_files import GroundTruthError
+from benchmarks.scoring.ground_truth import (
+    READERS,
+    AnnotatedImage,
+    Item,
+    read_captions,
+    read_dense,
+    read_sets,
+    read_traces,
+)
+from benchmarks.scoring.image_files import find_images
+from benchmarks.scoring.region_forms import RegionForm
+from runtime import Box, BoxSet, Trace, WholeImage
+
+EXACT = RegionForm()
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Any:
+    def write(content: Any) -> Path:
+        file = tmp_path / "truth.json"
+        file.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+        return file
+
+    return write
+
+
+def test_coco_captions_of_an_image_are_its_references(write: Any) -> None:
+    file = write(
+        {
+            "info": {"year": 2014},
+            "images": [{"id": 9, "file_name": "COCO_val2014_000000000009.jpg"}, {"id": 3}, {"id": 4}],
+            "annotations": [
+                {"id": 1, "image_id": 3, "caption": "a cat"},
+                {"id": 2, "image_id": 9, "caption": "a dog"},
+                {"id": 3, "image_id": 3, "caption": "A cat on a mat. "},
+            ],
+        }
+    )
+    assert read_captions(file, EXACT) == [
+        AnnotatedImage("9", (Item(WholeImage(), ("a dog",)),), "COCO_val2014_000000000009.jpg"),
+        AnnotatedImage("3", (Item(WholeImage(), ("a cat", "A cat on a mat.")),)),
+    ]
+
+
+def test_captions_may_stand_under_their_image_id(write: Any) -> None:
+    file = write({"12": ["a cat", "a mat"], "5": ["a dog"], "6": []})
+    assert read_captions(file, RegionForm(pool="gaussian", variance=2)) == [
+        AnnotatedImage("12", (Item(WholeImage("gaussian", 2), ("a cat", "a mat")),)),
+        AnnotatedImage("5", (Item(WholeImage("gaussian", 2), ("a dog",)),)),
+    ]
+
+
+BOXES = {
+    "7": {"a cat": [[1, 2, 11, 22], [30, 2, 41, 22]], "a dog": [[5, 5, 9, 9]], "a grey cat": [[30, 2, 41, 22]]},
+    "8": {"two hats": [[1, 2, 3, 4]]},
+}
+
+
+def test_dense_captions_every_box_by_itself_and_joins_captions_of_the_same_box(write: Any) -> None:
+    seven, eight = read_dense(write(BOXES), EXACT)
+    assert seven == AnnotatedImage(
+        "7",
+        (
+            Item(Box(1, 2, 11, 22), ("a cat",)),
+            Item(Box(30, 2, 41, 22), ("a cat", "a grey cat")),
+            Item(Box(5, 5, 9, 9), ("a dog",)),
+        ),
+    )
+    assert eight.items == (Item(Box(1, 2, 3, 4), ("two hats",)),)
+
+
+def test_dense_takes_coco_annotations_with_boxes(write: Any) -> None:
+    annotations = [
+        {"image_id": 7, "caption": "a cat", "bbox": [1, 2, 11, 22]},
+        {"image_id": 7, "caption": "a tom", "bbox": [1, 2, 11, 22]},
+        {"image_id": 7, "caption": "a dog", "bbox": [5, 5, 9, 9]},
+    ]
+    (image,) = read_dense(write({"images": [{"id": 7, "file_name": "7.jpg"}], "annotations": annotations}), EXACT)
+    assert image.file_name == "7.jpg"
+    assert image.items == (Item(Box(1, 2, 11, 22), ("a cat", "a tom")), Item(Box(5, 5, 9, 9), ("a dog",)))
+
+
+def test_sets_put_the_boxes_of_a_caption_into_one_region(write: Any) -> None:
+    seven, _ = read_sets(write(BOXES), EXACT)
+    cats = BoxSet([Box(1, 2, 11, 22), Box(30, 2, 41, 22)])
+    assert seven.items == (
+        Item(cats, ("a cat",)),
+        Item(BoxSet([Box(5, 5, 9, 9)]), ("a dog",)),
+        Item(BoxSet([Box(30, 2, 41, 22)]), ("a grey cat",)),
+    )
+
+
+def test_captions_of_the_same_boxes_in_any_order_are_references_of_one_set(write: Any) -> None:
+    one, other = [1, 2, 11, 22], [30, 2, 41, 22]
+    (image,) = read_sets(write({"7": {"two cats": [one, other], "cats": [other, one]}}), EXACT)
+    assert [item.references for item in image.items] == [("two cats", "cats")]
+
+
+def test_the_lines_of_a_caption_are_references_by_themselves(write: Any) -> None:
+    (image,) = read_sets(write({"7": {"a man on a bicycle\na guy riding his bike\n": [[1, 2, 3, 4]]}}), EXACT)
+    assert image.items[0].references == ("a man on a bicycle", "a guy riding his bike")
+
+
+POINTS = [{"x": 0.25, "y": 0.5, "t": 0.0}, {"x": 1.25, "y": 0.75, "t": 0.1}]
+
+
+@pytest.mark.parametrize("trace", [POINTS, [POINTS[:1], POINTS[1:]], [POINTS, []]])
+def test_traces_belong_to_their_captions_by_place(write: Any, trace: Any) -> None:
+    file = write({"3": {"captions": ["a cat", "a mat"], "traces": [trace, POINTS[:1]]}})
+    (image,) = read_traces(file, EXACT)
+    assert image.items == (
+        Item(Trace.normalized([(0.25, 0.5), (1.25, 0.75)]), ("a cat",)),
+        Item(Trace.normalized([(0.25, 0.5)]), ("a mat",)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        (RegionForm(), Box(10, 20, 30, 50)),
+        (RegionForm(box_format="xywh"), Box(10, 20, 40, 70)),
+        (RegionForm(pool="gaussian", variance=2), Box(10, 20, 30, 50, "gaussian", 2)),
+        (RegionForm("published"), Box.published(10, 20, 20, 30, frame="image")),
+        (RegionForm("published", "xywh"), Box.published(10, 20, 30, 50, frame="image")),
+        (RegionForm("published", pool="attention"), Box.published(10, 20, 20, 30, "attention", frame="image")),
+    ],
+)
+def test_the_numbers_of_a_box_are_read_as_asked(form: RegionForm, expected: object) -> None:
+    assert form.box((10, 20, 30, 50)) == expected
+
+
+def test_a_box_of_no_size_is_taken_one_pixel_large() -> None:
+    assert RegionForm().box((10, 20, 10, 20)) == Box(10, 20, 11, 21)
+    assert RegionForm(box_format="xywh").box((10, 20, 0, 0)) == Box(10, 20, 11, 21)
+    assert RegionForm("published").box((10, 20, 10, 20)) == Box.published(10, 20, 1, 1, frame="image")
+
+
+def test_the_published_form_makes_published_sets_and_traces() -> None:
+    form = RegionForm("published", pool="attention")
+    boxes = [(10.0, 20.0, 30.0, 50.0), (0.0, 0.0, 5.0, 5.0)]
+    xywh = [(10, 20, 20, 30), (0, 0, 5, 5)]
+    assert form.box_set(boxes) == BoxSet.published(xywh, "attention", frame="image")
+    assert form.trace([(0.1, 0.2)]) == Trace.published([(0.1, 0.2)], "attention")
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "expected"),
+    [
+        ("captions", "{", "expected JSON"),
+        ("captions", {}, "expected at least one caption, got none"),
+        ("captions", ["a cat"], "valid dictionary, got ['a cat']"),
+        ("captions", {"1": "a cat"}, "1: Input should be a valid list, got 'a cat'"),
+        ("captions", {"1": ["a cat", 5]}, "1: 1: Input should be a valid string, got 5"),
+        ("captions", {"1": ["a cat", " "]}, "1: expected a caption, got an empty one"),
+        ("captions", {"annotations": [{"image_id": 1}]}, "annotations: 0: caption: Field required"),
+        (
+            "captions",
+            {"images": [{"id": 1}], "annotations": [{"image_id": 2, "caption": "a cat"}]},
+            "annotations: 0: expected image_id among its images, got 2",
+        ),
+        ("dense", {"1": {"a cat": [[1, 2, 3]]}}, "1: a cat: 0: 3: Field required"),
+        ("dense", {"1": {"a cat": [[1, 2, 3, "wide"]]}}, "1: a cat: 0: 3: Input should be a valid number"),
+        ("dense", '{"1": {"a cat": [[1, 2, 3, NaN]]}}', "1: a cat: 0: 3: Input should be a finite number, got nan"),
+        ("dense", {"1": {"a cat": []}}, "1: a cat: List should have at least 1 item"),
+        ("dense", {"1": {"a cat": [[30, 2, 3, 4]]}}, "expected x1 < x2"),
+        ("sets", {"1": {"a cat": [[30, 2, 3, 4]]}}, "boxes are read as xyxy"),
+        ("sets", {"1": [[30, 2, 3, 4]]}, "1: Input should be a valid dictionary"),
+        ("traces", {"1": {"captions": ["a cat"]}}, "1: traces: Field required"),
+        (
+            "traces",
+            {"1": {"captions": ["a", "b"], "traces": [POINTS]}},
+            "1: expected as many traces as captions, 2, got 1",
+        ),
+        ("traces", {"1": {"captions": ["a"], "traces": [[{"x": 0.5}]]}}, "1: traces: 0: 0: y: Field required"),
+        ("traces", {"1": {"captions": ["a"], "traces": [[]]}}, "1: trace 0: Trace: expected at least one point"),
+    ],
+)
+def test_a_malformed_file_is_refused_by_name_and_entry(write: Any, kind: str, content: Any, expected: str) -> None:
+    file = write(content)
+    with pytest.raises(GroundTruthError, match=re.escape(expected)) as refused:
+        READERS[kind](file, EXACT)
+    assert str(refused.value).startswith(f"{file}: ")
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(GroundTruthError, match=r"nothing\.json: no such file"):
+        READERS[kind](tmp_path / "nothing.json", EXACT)
+
+
+def annotated(image_id: str, file_name: str | None = None) -> AnnotatedImage:
+    return AnnotatedImage(image_id, (Item(WholeImage(), ("a cat",)),), file_name)
+
+
+@pytest.mark.parametrize(
+    ("image", "file"),
+    [
+        (annotated("42"), "42.jpg"),
+        (annotated("42"), "000000000042.jpeg"),
+        (annotated("42"), "COCO_val2014_000000000042.PNG"),
+        (annotated("sofa"), "sofa.png"),
+        (annotated("0", "1007129816.jpg"), "1007129816.jpg"),
+        (annotated("0", "val2014/COCO_val2014_000000000042.jpg"), "COCO_val2014_000000000042.jpg"),
+        (annotated("0", "COCO_train2014_000000000042_3.jpg"), "000000000042.jpg"),
+        (annotated("42", "elsewhere.jpg"), "42.jpg"),
+    ],
+)
+def test_an_image_is_found_by_its_name_or_id(tmp_path: Path, image: AnnotatedImage, file: str) -> None:
+    for name in (file, "4.jpg", "000000000142.jpg", "42.txt"):
+        (tmp_path / name).touch()
+    assert find_images([image], [tmp_path]) == {image.id: tmp_path / file}
+
+
+def test_the_name_goes_before_the_id_and_the_first_folder_before_the_next(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for file in (first / "1.jpg", second / "1.jpg", second / "2.jpg", second / "named.jpg"):
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    found = find_images([annotated("1"), annotated("2", "named.jpg")], [first, second])
+    assert found == {"1": first / "1.jpg", "2": second / "named.jpg"}
+
+
+def test_missing_images_are_counted_and_the_first_named(tmp_path: Path) -> None:
+    (tmp_path / "3.jpg").touch()
+    with pytest.raises(GroundTruthError) as refused:
+        find_images([annotated(str(number)) for number in range(1, 7)], [tmp_path])
+    assert str(refused.value) == (
+        f"{tmp_path}: 5 of 6 images are missing: expected 1 or 000000000001, 2 or 000000000002, 4 or 000000000004, ... "
+        "with one of .jpg, .jpeg, .png"
+    )
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(GroundTruthError, match="expected a folder of images, got nothing there"):
+        find_images([annotated("1")], [tmp_path / "nowhere"])
