@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import signal
 import sys
@@ -16,12 +15,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from safetensors.torch import save_file
 
-from export.checkpoint import Checkpoint, Memory
+from export.checkpoint import Checkpoint
 from export.graphs.decoder import DecoderConfig
+from export.memory_file import write_memory
 from export.onnx_export import export_backbone, export_decoder, export_reencoder
-from export.readers import read_checkpoint
+from export.readers import is_repository, read_checkpoint
 from runtime.bundle import (
     Architecture,
     Build,
@@ -36,7 +35,7 @@ from runtime.bundle import (
 )
 from runtime.errors import PatchcaptionError
 
-_MEMORY_FILE, _CAPTIONS_FILE, _TOKENIZER_FILE = "memory.safetensors", "captions.jsonl", "tokenizer.json"
+_TOKENIZER_FILE = "tokenizer.json"
 _VERSIONS_OF = ("patchcaption", "torch", "onnx", "onnxscript", "onnxruntime")
 
 
@@ -48,17 +47,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         nargs="?",
         default="demo",
         help="demo (default); seeded:ARCHITECTURE[,size=518][,memory=2000][,salt=] with made-up weights, for example "
-        "seeded:dinov2_vitb14_reg,size=224; or the path of a Patch-ioner .yaml",
+        "seeded:dinov2_vitb14_reg,size=224; the path of a Patch-ioner .yaml; or OWNER/NAME on the Hugging Face hub",
     )
-    parser.add_argument("--out", type=Path, help="the bundle's folder (default: engines/demo for demo)")
+    parser.add_argument("--out", type=Path, help="the bundle's folder (default: engines/NAME for demo and the hub)")
+    parser.add_argument(
+        "--checkpoint-dir", type=Path, metavar="FOLDER", help="where to look for checkpoint files before downloading"
+    )
     options = parser.parse_args(arguments)
     if options.out is None:
-        if options.checkpoint != "demo":
-            parser.error("--out is needed for any checkpoint but demo")
-        options.out = Path("engines/demo")
+        if options.checkpoint != "demo" and not is_repository(options.checkpoint):
+            parser.error("--out is needed for any checkpoint but demo and those of the hub")
+        options.out = Path("engines") / options.checkpoint.split("/")[-1]
     console = Console(stderr=True)
     try:
-        build(options.checkpoint, options.out, console)
+        build(options.checkpoint, options.out, console, options.checkpoint_dir)
     except PatchcaptionError as error:
         console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 1
@@ -69,15 +71,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def build(name: str, out: Path, console: Console) -> None:
+def build(name: str, out: Path, console: Console, checkpoint_dir: Path | None = None) -> None:
     """Builds the bundle of a checkpoint at ``out``; whatever was there stays until the new one is complete.
+
+    Args:
+        checkpoint_dir: where its files are looked for before they are downloaded.
 
     Raises:
         PatchcaptionError: the checkpoint cannot be read, a graph is not what its module is, ``out`` cannot be written.
     """
     with _steps(console, total=6) as step, new_bundle(out) as folder:
         step(f"reading {name}")
-        checkpoint = read_checkpoint(name)
+        checkpoint = read_checkpoint(name, checkpoint_dir)
         for note in checkpoint.notes:
             console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
         step("backbone to ONNX, checked against torch")
@@ -87,25 +92,10 @@ def build(name: str, out: Path, console: Console) -> None:
         step("decoder to ONNX, checked against torch")
         decoder = export_decoder(checkpoint.decoder, folder)
         step("memory bank and tokenizer")
-        memory = _write_memory(checkpoint.memory, folder) if checkpoint.memory else None
+        memory = write_memory(checkpoint.memory, folder) if checkpoint.memory else None
         checkpoint.tokenizer.save(str(folder / _TOKENIZER_FILE))
         step("manifest")
         write_manifest(folder, _manifest(checkpoint, backbone, reencoder, decoder, memory, folder))
-
-
-def _write_memory(memory: Memory, folder: Path) -> MemorySettings:
-    embeddings = memory.embeddings.contiguous()
-    tensors = {"embeddings": embeddings, "inverse_norms": 1 / embeddings.norm(dim=1)}
-    save_file(tensors, folder / _MEMORY_FILE)
-    with (folder / _CAPTIONS_FILE).open("w", encoding="utf-8") as lines:
-        lines.writelines(json.dumps(caption, ensure_ascii=False) + "\n" for caption in memory.captions)
-    return MemorySettings(
-        embeddings=_MEMORY_FILE,
-        captions=_CAPTIONS_FILE,
-        rows=len(embeddings),
-        temperature=memory.temperature,
-        normalize=memory.normalize,
-    )
 
 
 def _manifest(
@@ -126,6 +116,7 @@ def _manifest(
             patch=seen.patch,
             registers=seen.registers,
             size=seen.size,
+            resize=checkpoint.resize,
             mean=seen.mean,
             std=seen.std,
         ),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from tokenizers import Tokenizer
@@ -20,14 +21,46 @@ class CheckpointError(PatchcaptionError):
     """A checkpoint that is unknown, incomplete or not of the published layout."""
 
 
+Block: TypeAlias = tuple[Tensor, list[str]]
+"""Rows of a memory bank: embeddings (m, D) float32 and their captions (m)."""
+
+
 @dataclass(frozen=True, eq=False)
 class Memory:
-    """A memory bank: M caption embeddings (M, D) float32, none of them zero, and their captions."""
+    """A memory bank of M caption embeddings (M, D), read a block at a time: published ones take gigabytes.
 
-    embeddings: Tensor
-    captions: list[str]
+    Attributes:
+        source: the file or name it comes from.
+        width: D.
+        blocks: begins the bank again and yields its blocks in order.
+        normalize: whether vectors projected onto it get unit length.
+    """
+
+    source: str
+    width: int
+    blocks: Callable[[], Iterator[Block]]
     normalize: bool
     temperature: float = 0.01
+
+    def rows(self) -> Iterator[Block]:
+        """The blocks without rows of norm 0, which have no direction (SPEC section 5).
+
+        Raises:
+            CheckpointError: an embedding is not finite, or none is left.
+        """
+        is_empty = True
+        for embeddings, captions in self.blocks():
+            norms = embeddings.norm(dim=1)
+            if not norms.isfinite().all():
+                raise CheckpointError(f"{self.source}: expected finite embeddings, got NaN or infinity")
+            kept = norms > 0
+            is_empty &= not bool(kept.any())
+            if kept.all():
+                yield embeddings, captions
+            else:
+                yield embeddings[kept], [text for text, keep in zip(captions, kept.tolist(), strict=True) if keep]
+        if is_empty:
+            raise CheckpointError(f"{self.source}: expected at least one embedding that is not zero, got none")
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +71,7 @@ class Checkpoint:
         source: what the user called it, "demo" for example.
         backbone_name: the architecture, by its DINOv2 hub name where it has one.
         memory: None for a noise-trained decoder, which takes region vectors as they are.
+        resize: what fit="crop" makes of an image's short side, where it is not the backbone's size.
         notes: what the user should know of how it was read.
     """
 
@@ -47,6 +81,7 @@ class Checkpoint:
     decoder: DecoderStep
     memory: Memory | None
     tokenizer: Tokenizer
+    resize: int | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -58,22 +93,8 @@ class Checkpoint:
         return end
 
 
-def checked_memory(embeddings: Tensor, captions: list[str], normalize: bool, source: str) -> Memory:
-    """A memory without its rows of norm 0, which have no direction (SPEC section 5)."""
-    if len(embeddings) != len(captions):
-        raise CheckpointError(
-            f"{source}: expected as many captions as embeddings, {len(embeddings)}, got {len(captions)}"
-        )
-    kept = embeddings.norm(dim=1) > 0
-    if not kept.any():
-        raise CheckpointError(f"{source}: expected at least one embedding that is not zero, got none")
-    return Memory(
-        embeddings[kept], [text for text, keep in zip(captions, kept.tolist(), strict=True) if keep], normalize
-    )
-
-
 def fill(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Copies weights into ``module`` in its own dtype, name by name.
+    """Makes ``state`` the weights of ``module``, in its own dtype and without a copy where they have it already.
 
     Raises:
         CheckpointError: says which key of ``source`` is missing, unknown or wrongly shaped.
@@ -91,5 +112,5 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
         raise CheckpointError(f"{source}: {unknown[0]} is not a weight of this architecture")
     with torch.no_grad():
         for name, parameter in wanted.items():
-            parameter.copy_(state[name])
+            parameter.data = state[name].to(parameter.dtype).contiguous()
     module.eval().requires_grad_(False)

@@ -183,7 +183,7 @@ def interrupt(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("place", ["export_backbone", "export_decoder", "save_file", "write_manifest"])
+@pytest.mark.parametrize("place", ["export_backbone", "export_decoder", "write_memory", "write_manifest"])
 @pytest.mark.parametrize(
     ("fault", "code", "message"),
     [
@@ -205,8 +205,8 @@ def test_a_full_disk_or_an_interrupt_during_a_build_loses_nothing(
     folder = bundle_copy()
     before = snapshot(folder)
     manifest = Bundle(folder).manifest
-    for step, record in (("export_backbone", manifest.backbone), ("export_decoder", manifest.decoder)):
-        monkeypatch.setattr(build_engines, step, quick_export(record))  # exporting is slow, and not what this is about
+    for part in ("backbone", "reencoder", "decoder"):  # exporting is slow, and not what this is about
+        monkeypatch.setattr(build_engines, f"export_{part}", quick_export(getattr(manifest, part)))
     monkeypatch.setattr(build_engines, place, fault)
     assert build_engines.main(["demo", "--out", str(folder)]) == code
     assert message in " ".join(capsys.readouterr().err.split())

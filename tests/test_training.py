@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from export.demo import scenes
-from export.demo.train import BINDING, SEEING, Confusable, Plan, TextSide, encode_captions, make_tokenizer, train
+from export.demo.train import BINDING, SEEING, Confusable, Plan, TextSide, make_tokenizer, train
 from export.readers import read_checkpoint
+from export.readers.clip_bpe import pad_tokens
 
 SHORT = Plan(
     phases=(replace(SEEING, steps=3, scenes=4), replace(BINDING, steps=2, scenes=4)),
@@ -34,7 +35,7 @@ def test_training_writes_a_checkpoint_that_the_readers_read(tmp_path: Path) -> N
     assert all(math.isfinite(value) for entry in log[1:] for value in entry.values() if isinstance(value, float))
     checkpoint = read_checkpoint(str(first / "config.yaml"))
     assert checkpoint.memory is not None
-    assert checkpoint.memory.captions == list(scenes.all_captions())
+    assert [text for _, texts in checkpoint.memory.rows() for text in texts] == list(scenes.all_captions())
 
     train(replace(SHORT, phases=SHORT.phases[1:]), second, first, lambda **_: None)
     again = read_checkpoint(str(second / "config.yaml"))
@@ -46,7 +47,7 @@ def test_training_writes_a_checkpoint_that_the_readers_read(tmp_path: Path) -> N
 
 def test_what_the_text_side_saves_it_loads(tmp_path: Path) -> None:
     tokenizer = make_tokenizer(scenes.all_captions())
-    tokens = encode_captions(tokenizer, scenes.all_captions()[:5])
+    tokens = pad_tokens(tokenizer, scenes.all_captions()[:5])
     torch.manual_seed(0)
     one, other = TextSide(tokenizer).eval(), TextSide(tokenizer).eval()
     one.save(tmp_path)

@@ -38,7 +38,7 @@ from export.checkpoint import END_TOKEN, fill
 from export.demo import scenes
 from export.demo.scenes import COLOURS, RADII, SHAPES, TEXTURES, Look, Scene
 from export.graphs.backbone import Attention, Backbone, BackboneConfig
-from export.readers.clip_bpe import START_TOKEN, with_ends
+from export.readers.clip_bpe import START_TOKEN, pad_tokens, token_id, with_ends
 from export.readers.files import read_pickle
 from runtime.image import Fit, View
 from runtime.regions import Box, Canvas, Mask, Region, WholeImage, weight_rows
@@ -130,7 +130,7 @@ def train(plan: Plan, out: Path, start_from: Path | None, log: Any) -> None:
     earlier = start_from / TOKENIZER_FILE if start_from else None
     tokenizer = Tokenizer.from_file(str(earlier)) if earlier else make_tokenizer(scenes.all_captions())
     tokenizer.save(str(out / TOKENIZER_FILE))
-    tokens = encode_captions(tokenizer, scenes.all_captions()).to(device)
+    tokens = pad_tokens(tokenizer, scenes.all_captions()).to(device)
 
     backbone, text_side = Backbone(CONFIG).to(device), TextSide(tokenizer).to(device)
     if start_from:
@@ -168,19 +168,6 @@ def make_tokenizer(captions: tuple[str, ...]) -> Tokenizer:
     trainer = trainers.BpeTrainer(vocab_size=320, end_of_word_suffix="</w>", show_progress=False)
     tokenizer.train_from_iterator(captions, trainer)
     return with_ends(tokenizer)
-
-
-def encode_captions(tokenizer: Tokenizer, captions: tuple[str, ...]) -> Tensor:
-    """Token ids (M, L) with start and end, padded with the end token."""
-    end = token_id(tokenizer, END_TOKEN)
-    rows = [torch.tensor(encoding.ids) for encoding in tokenizer.encode_batch(list(captions))]
-    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=end)
-
-
-def token_id(tokenizer: Tokenizer, token: str) -> int:
-    number = tokenizer.token_to_id(token)
-    assert number is not None, token
-    return number
 
 
 class TextSide(nn.Module):

@@ -29,6 +29,8 @@ class BackboneConfig:
     registers: int
     size: int
     patch: int = 14
+    swiglu_width: int | None = None
+    """Hidden width of gated feed-forward layers, which ViT-g has; None for plain ones."""
     mean: Rgb = IMAGENET_MEAN
     std: Rgb = IMAGENET_STD
 
@@ -85,14 +87,25 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
+class SwiGlu(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.w12 = nn.Linear(width, 2 * hidden)
+        self.w3 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.w12(x).chunk(2, dim=-1)
+        return self.w3(F.silu(gate) * value)
+
+
 class Block(nn.Module):
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, swiglu_width: int | None) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
         self.attn = Attention(width)
         self.ls1 = LayerScale(width)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = Mlp(width)
+        self.mlp = Mlp(width) if swiglu_width is None else SwiGlu(width, swiglu_width)
         self.ls2 = LayerScale(width)
 
     def forward(self, x: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -126,7 +139,7 @@ class Backbone(nn.Module):
         if config.registers:
             self.register_tokens = nn.Parameter(torch.zeros(1, config.registers, config.width))
         self.patch_embed = PatchEmbed(config.width, config.patch)
-        self.blocks = nn.ModuleList(Block(config.width) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(Block(config.width, config.swiglu_width) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
         self.register_buffer("mean", torch.tensor(config.mean).reshape(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).reshape(3, 1, 1), persistent=False)

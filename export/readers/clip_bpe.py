@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from torch import Tensor
 
 from export.checkpoint import END_TOKEN, CheckpointError
 
 VOCABULARY = 49408
 START_TOKEN = "<|startoftext|>"
-_MERGES_FILE = "bpe_simple_vocab_16e6.txt.gz"
+MERGES_FILE = "bpe_simple_vocab_16e6.txt.gz"
 _MERGES = VOCABULARY - 2 - 2 * 256
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
@@ -29,7 +32,7 @@ def read_clip_bpe(merges_file: Path | None = None) -> Tokenizer:
     """
     path = merges_file or find_merges()
     if path is None:
-        raise CheckpointError(f"CLIP's vocabulary ({_MERGES_FILE}) not found: pip install --no-deps open_clip_torch")
+        raise CheckpointError(f"CLIP's vocabulary ({MERGES_FILE}) not found: pip install --no-deps open_clip_torch")
     try:
         lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
     except (OSError, EOFError, UnicodeDecodeError) as error:
@@ -44,7 +47,7 @@ def find_merges() -> Path | None:
     """The merges of an installed open_clip_torch, None if there is none."""
     package = importlib.util.find_spec("open_clip")
     for folder in (package.submodule_search_locations or []) if package else []:
-        path = Path(folder) / _MERGES_FILE
+        path = Path(folder) / MERGES_FILE
         if path.is_file():
             return path
     return None
@@ -76,6 +79,21 @@ def with_ends(tokenizer: Tokenizer) -> Tokenizer:
         special_tokens=[(token, tokenizer.token_to_id(token)) for token in (START_TOKEN, END_TOKEN)],
     )
     return tokenizer
+
+
+def pad_tokens(tokenizer: Tokenizer, captions: Sequence[str]) -> Tensor:
+    """Token ids (m, longest) with start and end, padded with the end token: a text tower reads the first it finds."""
+    end = token_id(tokenizer, END_TOKEN)
+    rows = [torch.tensor(encoding.ids) for encoding in tokenizer.encode_batch(list(captions))]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=end)
+
+
+def token_id(tokenizer: Tokenizer, token: str) -> int:
+    """The id of a token that the vocabulary must have."""
+    number = tokenizer.token_to_id(token)
+    if number is None:
+        raise CheckpointError(f"the tokenizer has no {token}")
+    return int(number)
 
 
 def _byte_letters() -> list[str]:

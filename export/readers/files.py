@@ -1,14 +1,53 @@
-"""Opening the files that checkpoints are published in."""
+"""Opening the files that weights are published in."""
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from export.checkpoint import CheckpointError
+
+_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The state dict in a .safetensors file, a folder of one or of its parts (as transformers saves), or a pickle.
+
+    Raises:
+        CheckpointError: nothing of that kind is there.
+    """
+    if path.is_dir():
+        if (path / _WHOLE).is_file():
+            return _read_safetensors(path / _WHOLE)
+        return _read_parts(path / _INDEX)
+    if path.name.endswith(".index.json"):
+        return _read_parts(path)
+    return _read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a safetensors file: {error}") from None
+
+
+def _read_parts(index: Path) -> dict[str, Tensor]:
+    try:
+        parts = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except FileNotFoundError:
+        raise CheckpointError(f"{index.parent}: expected {_WHOLE} or {_INDEX} in it") from None
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{index}: not an index of safetensors files: {error}") from None
+    return {name: value for part in parts for name, value in _read_safetensors(index.parent / part).items()}
 
 
 def read_pickle(path: Path) -> dict[str, Tensor]:

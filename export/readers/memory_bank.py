@@ -2,40 +2,69 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
 import numpy as np
 import torch
 
-from export.checkpoint import CheckpointError, Memory, checked_memory
+from export.checkpoint import Block, CheckpointError, Memory
 
-_EMBEDDINGS, _CAPTIONS = "coco_captions-embeddings", "coco_captions-text"
+EMBEDDINGS, CAPTIONS = "-embeddings", "-text"
+"""What the names of the two datasets end in; before it both say what captions they are: "coco_captions-text"."""
+
+_BLOCK_BYTES = 2**25
 
 
 def read_memory_bank(path: Path, width: int, normalize: bool) -> Memory:
-    """The bank in an HDF5 file, its embeddings (M, width) as float32.
+    """The bank in an HDF5 file, its embeddings (M, width) as float32; rows are read when they are asked for.
 
     Raises:
-        CheckpointError: not such a file, a dataset missing, or embeddings of another width.
+        CheckpointError: not such a file, a dataset missing, embeddings of another width or captions of another number.
     """
+    with _open(path) as file:
+        embeddings, captions = file[_name(file, path)], file[_name(file, path, CAPTIONS)]
+        if embeddings.ndim != 2 or embeddings.shape[1] != width:
+            raise CheckpointError(f"{path}: {embeddings.name[1:]}: expected shape (M, {width}), got {embeddings.shape}")
+        if embeddings.dtype.kind != "f":
+            raise CheckpointError(f"{path}: {embeddings.name[1:]}: expected floating numbers, got {embeddings.dtype}")
+        if captions.shape != embeddings.shape[:1]:
+            raise CheckpointError(
+                f"{path}: expected as many captions as embeddings, {embeddings.shape[0]}, got {captions.shape}"
+            )
+    return Memory(str(path), width, lambda: _blocks(path), normalize)
+
+
+def _blocks(path: Path) -> Iterator[Block]:
+    with _open(path) as file:
+        embeddings, captions = file[_name(file, path)], file[_name(file, path, CAPTIONS)]
+        rows = max(1, _BLOCK_BYTES // (4 * embeddings.shape[1]))
+        for start in range(0, len(embeddings), rows):
+            block = embeddings[start : start + rows].astype(np.float32, copy=False)
+            try:
+                texts = list(captions.asstr("utf-8")[start : start + rows])
+            except (TypeError, UnicodeDecodeError) as error:
+                raise CheckpointError(f"{path}: {captions.name[1:]}: expected texts in utf-8: {error}") from None
+            yield torch.from_numpy(block), texts
+
+
+def _open(path: Path) -> h5py.File:
     try:
-        file = h5py.File(path, "r")
+        return h5py.File(path, "r")
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except OSError as error:
         raise CheckpointError(f"{path}: not an HDF5 file: {error}") from None
-    with file:
-        for name in (_EMBEDDINGS, _CAPTIONS):
-            if not isinstance(file.get(name), h5py.Dataset):
-                raise CheckpointError(f"{path}: dataset {name!r} is missing; it holds {sorted(file)}")
-        stored = file[_EMBEDDINGS]
-        if stored.ndim != 2 or stored.shape[1] != width:
-            raise CheckpointError(f"{path}: {_EMBEDDINGS}: expected shape (M, {width}), got {stored.shape}")
-        embeddings = np.empty(stored.shape, np.float32)
-        stored.read_direct(embeddings)
-        try:
-            captions = list(file[_CAPTIONS].asstr("utf-8")[:])
-        except (TypeError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{path}: {_CAPTIONS}: expected texts in utf-8: {error}") from None
-    return checked_memory(torch.from_numpy(embeddings), captions, normalize, str(path))
+
+
+def _name(file: h5py.File, path: Path, end: str = EMBEDDINGS) -> str:
+    """The dataset of that end in the file's one pair of datasets."""
+    kinds = [name.removesuffix(EMBEDDINGS) for name in file if name.endswith(EMBEDDINGS)]
+    pairs = [kind for kind in kinds if f"{kind}{CAPTIONS}" in file]
+    if len(pairs) != 1:
+        raise CheckpointError(
+            f"{path}: expected one pair of datasets such as 'coco_captions{EMBEDDINGS}' and 'coco_captions{CAPTIONS}'; "
+            f"it holds {sorted(file)}"
+        )
+    return pairs[0] + end

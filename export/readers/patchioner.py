@@ -2,58 +2,111 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from tokenizers import Tokenizer
 
 from export.checkpoint import Checkpoint, CheckpointError
-from export.readers.clip_bpe import read_clip_bpe
+from export.readers.clip_bpe import MERGES_FILE, read_clip_bpe
 from export.readers.decap import read_decap
-from export.readers.dinov2 import read_dinov2
+from export.readers.dinov2 import ARCHITECTURES, Architecture, read_dinov2
+from export.readers.locations import Wanted, find, locate
 from export.readers.memory_bank import read_memory_bank
 
+CONFIG_FILE = "config.yaml"
 
-def read_patchioner(config_file: Path, source: str, size: int | None = None) -> Checkpoint:
-    """The checkpoint that a configuration describes; the files it names are looked up beside it.
+_DEFAULT_SIZE = 518
+_BANKS = {
+    "coco": "coco_captions",
+    "msmarco": "ms_marco_queries_a",
+    "blip": "cc3m_blip_captions",
+    "vg": "vg_captions",
+    "vg-test": "vg_dense_captions_test",
+}
+"""What a bank of these captions is called in its file and its datasets, by `projection_type`."""
+
+_READ = {
+    "decap_weights",
+    "prefix_size",
+    "support_memory_size",
+    "dino_model",
+    "dino_weights",
+    "normalize",
+    "kkv_attention",
+    "attention_type",
+    "projection_type",
+    "resize_dim",
+    "crop_dim",
+    "hf_repo_id",
+    "tokenizer",
+    "talk2dino_attn_type",
+}
+_WITHOUT_EFFECT = {"linear_talk2dino", "use_talk2dino_project", "clip_model_name", "talk2dino_weights"}
+"""When false or, the last two, of use only to who makes a bank."""
+_OTHER_SYSTEMS = ("linear_talk2dino", "talk2dino_config", "use_open_clip", "viecap", "meacap", "clipcap", "regionclip")
+"""Beginnings of keys that, if set, make it another system than the one that is built here."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a configuration and its files come from.
+
+    Attributes:
+        source: what the user called the checkpoint.
+        folders: where files are looked for.
+        repository: of the hub, for what no folder has.
+    """
+
+    source: str
+    folders: tuple[Path, ...]
+    repository: str | None = None
+
+
+def read_patchioner(config_file: Path, origin: Origin) -> Checkpoint:
+    """The checkpoint that a configuration describes.
 
     `dino_weights` (the backbone's file) and `tokenizer` (a tokenizer.json; without it CLIP's vocabulary) are this
-    project's own keys.
+    project's own keys. Without `dino_weights` the backbone is looked for by the name that DINOv2's hub gives it.
 
-    Args:
-        config_file: the YAML file.
-        source: what the user called the checkpoint.
-        size: side of the backbone's input in pixels; None takes the configuration's `crop_dim`.
+    Raises:
+        CheckpointError: files are missing or do not fit, or a setting asks for what is not done here.
     """
     settings = _read_settings(config_file)
-
-    def file(key: str) -> Path:
-        return config_file.parent / str(_setting(settings, key, config_file))
-
-    tokenizer = _read_tokenizer(file("tokenizer")) if "tokenizer" in settings else read_clip_bpe()
-    if size is None:
-        size = _setting(settings, "crop_dim", config_file)
-        if not isinstance(size, int):
-            raise CheckpointError(f"{config_file}: crop_dim: expected a whole number, got {size!r}")
-    backbone = read_dinov2(file("dino_weights"), size)
-    decoder = read_decap(file("decap_weights"), tokenizer.get_vocab_size())
+    notes = _check_settings(settings, config_file)
+    folders = (config_file.parent, *origin.folders)
+    repository = origin.repository or settings.get("hf_repo_id")
+    architecture = _architecture(settings, config_file)
+    wanted = [_decoder(settings, repository, config_file), _backbone(settings, architecture)]
+    memory_size = _whole_number(settings, "support_memory_size", 0, config_file)
+    if memory_size:
+        wanted.append(_bank(settings, memory_size, repository))
+    decoder_file, backbone_file, *bank_file = locate(wanted, (*folders, _torch_hub_folder()), origin.source)
+    size = _whole_number(settings, "crop_dim", _DEFAULT_SIZE, config_file)
+    resize = _whole_number(settings, "resize_dim", size, config_file)
+    tokenizer = _tokenizer(settings, folders, origin.source)
+    backbone = read_dinov2(backbone_file, size, architecture, _attention(settings))
     width = backbone.config.width
-    if decoder.config.prefix_width != width:
+    decoder = read_decap(decoder_file, tokenizer.get_vocab_size())
+    expected = _whole_number(settings, "prefix_size", width, config_file)
+    if not decoder.config.prefix_width == width == expected:
         raise CheckpointError(
-            f"{file('decap_weights')}: expected a decoder for vectors of width {width}, the backbone's, "
-            f"got {decoder.config.prefix_width}"
+            f"{decoder_file}: expected a decoder for vectors of width {width}, the backbone's, and {expected}, the "
+            f"configuration's prefix_size, got {decoder.config.prefix_width}"
         )
-    memory = None
-    if settings.get("support_memory_size", 0):
-        memory = read_memory_bank(file("projection_type"), width, bool(settings.get("normalize", True)))
     return Checkpoint(
-        source=source,
-        backbone_name=str(_setting(settings, "dino_model", config_file)),
+        source=origin.source,
+        backbone_name=str(settings["dino_model"]),
         backbone=backbone,
         decoder=decoder,
-        memory=memory,
+        memory=read_memory_bank(bank_file[0], width, bool(settings.get("normalize", True))) if bank_file else None,
         tokenizer=tokenizer,
+        resize=None if resize == size else resize,
+        notes=notes,
     )
 
 
@@ -69,14 +122,88 @@ def _read_settings(path: Path) -> dict[str, Any]:
     return settings
 
 
+def _check_settings(settings: dict[str, Any], path: Path) -> tuple[str, ...]:
+    """Refuses what would make it another system; notes on settings that mean nothing here."""
+    for key, value in settings.items():
+        if value and str(key).startswith(_OTHER_SYSTEMS):
+            raise CheckpointError(f"{path}: {key}: not supported; expected a DINOv2 backbone with a DeCap decoder")
+    ignored = [str(key) for key, value in settings.items() if value and key not in _READ | _WITHOUT_EFFECT]
+    return (f"settings without effect: {', '.join(ignored)}",) if ignored else ()
+
+
+def _architecture(settings: dict[str, Any], path: Path) -> Architecture | None:
+    """The published backbone that is named; None for another one, whose weights are named too."""
+    name = _setting(settings, "dino_model", path)
+    if name not in ARCHITECTURES and "dino_weights" not in settings:
+        raise CheckpointError(f"{path}: dino_model: expected one of {', '.join(ARCHITECTURES)}, got {name!r}")
+    return ARCHITECTURES.get(name)
+
+
+def _decoder(settings: dict[str, Any], repository: str | None, path: Path) -> Wanted:
+    name = str(_setting(settings, "decap_weights", path))
+    return Wanted("decap_weights, the decoder", (name,), ((repository, Path(name).name),) if repository else ())
+
+
+def _backbone(settings: dict[str, Any], architecture: Architecture | None) -> Wanted:
+    what = "dino_weights, the backbone"
+    if "dino_weights" in settings:
+        return Wanted(what, (str(settings["dino_weights"]),))
+    assert architecture is not None  # one of the two is there
+    folder = architecture.repository.split("/")[1]
+    names = (architecture.file, folder, f"{folder}.safetensors")
+    return Wanted(f"{settings['dino_model']}, the backbone", names, ((architecture.repository, "model.safetensors"),))
+
+
+def _bank(settings: dict[str, Any], memory_size: int, repository: str | None) -> Wanted:
+    """The bank's file: named itself, or by the captions in it (SPEC section 5)."""
+    named = str(settings.get("projection_type") or "coco")
+    what = "the memory bank; export/memory_bank.py makes one of captions"
+    if named.endswith((".h5", ".hdf5")):
+        return Wanted(what, (named,), ((repository, Path(named).name),) if repository else ())
+    attention = settings.get("talk2dino_attn_type", "qkv")
+    middle = "" if attention == "qkv" else f"_{attention}"
+    name = f"{_captions_of(named)}_text_embeddings{middle}-B16-ViT-B.16-{memory_size}.h5"
+    return Wanted(what, (name,), ((repository, name),) if repository else ())
+
+
+def _captions_of(projection_type: str) -> str:
+    """What captions a bank is of; a path is that of their file on the machine where the bank was made."""
+    if projection_type in _BANKS:
+        return _BANKS[projection_type]
+    if projection_type in _BANKS.values():
+        return projection_type
+    name = Path(projection_type).name.lower()
+    by_part = {"karpathy": "coco", "coco": "coco", "vg": "vg", "marco": "msmarco"}
+    return _BANKS[next((kind for part, kind in by_part.items() if part in name), "coco")]
+
+
+def _attention(settings: dict[str, Any]) -> str:
+    return str(settings.get("attention_type") or ("kkv" if settings.get("kkv_attention") else "qkv"))
+
+
+def _tokenizer(settings: dict[str, Any], folders: Sequence[Path], source: str) -> Tokenizer:
+    if "tokenizer" not in settings:
+        return read_clip_bpe(find((MERGES_FILE,), folders))
+    (path,) = locate([Wanted("tokenizer", (str(settings["tokenizer"]),))], folders, source)
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise CheckpointError(f"{path}: not a tokenizer: {error}") from None
+
+
+def _torch_hub_folder() -> Path:
+    """Where torch.hub keeps what it downloads; DINOv2's files are there if it was ever used that way."""
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
 def _setting(settings: dict[str, Any], key: str, path: Path) -> Any:
     if key not in settings:
         raise CheckpointError(f"{path}: {key} is missing")
     return settings[key]
 
 
-def _read_tokenizer(path: Path) -> Tokenizer:
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise CheckpointError(f"{path}: not a tokenizer: {error}") from None
+def _whole_number(settings: dict[str, Any], key: str, default: int, path: Path) -> int:
+    value = settings.get(key, default)
+    if not isinstance(value, int) or value < 0:
+        raise CheckpointError(f"{path}: {key}: expected a whole number, got {value!r}")
+    return value

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,20 +16,16 @@ import torch
 from tokenizers import Tokenizer, decoders, models
 from torch import Tensor
 
-from export.checkpoint import END_TOKEN, Checkpoint, CheckpointError, Memory, checked_memory
+from export.checkpoint import END_TOKEN, Block, Checkpoint, CheckpointError, Memory
 from export.readers.clip_bpe import START_TOKEN, VOCABULARY, find_merges, read_clip_bpe
 from export.readers.decap import decoder_from_state
-from export.readers.dinov2 import backbone_from_state
+from export.readers.dinov2 import ARCHITECTURES, Architecture, backbone_from_state
 
 PREFIX = "seeded:"
-_SIZES = {"s": (384, 12), "b": (768, 12), "l": (1024, 24)}  # width, depth
-_ARCHITECTURES = {
-    f"dinov2_vit{letter}14{suffix}": (*numbers, registers)
-    for letter, numbers in _SIZES.items()
-    for suffix, registers in (("", 0), ("_reg", 4))
-}
 _PRETRAINED_GRID = 37
 _DECODER_WIDTH, _DECODER_LAYERS, _DECODER_VOCABULARY, _DECODER_POSITIONS = 768, 4, 50257, 1024
+
+_BLOCK_ROWS = 2**14
 
 _WORDLESS = (
     'captions will read "<17> <4>": CLIP\'s vocabulary is not installed (pip install --no-deps open_clip_torch); '
@@ -55,12 +52,13 @@ def read_seeded(name: str) -> Checkpoint:
     Raises:
         CheckpointError: an unknown architecture or option, or a value that is none.
     """
-    architecture, options = parse(name)
-    width, depth, registers = _ARCHITECTURES[architecture]
+    hub_name, options = parse(name)
+    architecture = ARCHITECTURES[hub_name]
+    width = architecture.width
     merges = find_merges()
     backbone_state = {
-        part: _backbone_weight(f"{options.salt}{architecture}/{part}", part, shape)
-        for part, shape in _backbone_shapes(width, depth, registers).items()
+        part: _backbone_weight(f"{options.salt}{hub_name}/{part}", part, shape)
+        for part, shape in _backbone_shapes(architecture).items()
     }
     decoder_state = {
         part: _decoder_weight(f"{options.salt}decap/{part}", part, shape)
@@ -68,7 +66,7 @@ def read_seeded(name: str) -> Checkpoint:
     }
     return Checkpoint(
         source=name,
-        backbone_name=architecture,
+        backbone_name=hub_name,
         backbone=backbone_from_state(backbone_state, options.size, name),
         decoder=decoder_from_state(decoder_state, VOCABULARY, name),
         memory=_memory(options, width, name) if options.memory else None,
@@ -80,8 +78,8 @@ def read_seeded(name: str) -> Checkpoint:
 def parse(name: str) -> tuple[str, SeededOptions]:
     """``seeded:ARCHITECTURE[,option=value...]`` to the architecture and its options."""
     architecture, *pairs = name.removeprefix(PREFIX).split(",")
-    if architecture not in _ARCHITECTURES:
-        raise CheckpointError(f"{name}: expected an architecture of {', '.join(_ARCHITECTURES)}, got {architecture!r}")
+    if architecture not in ARCHITECTURES:
+        raise CheckpointError(f"{name}: expected an architecture of {', '.join(ARCHITECTURES)}, got {architecture!r}")
     values: dict[str, str] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
@@ -104,7 +102,8 @@ def normal(full_name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
     return generator.standard_normal(math.prod(shape)).astype(np.float32).reshape(shape)
 
 
-def _backbone_shapes(width: int, depth: int, registers: int) -> Shapes:
+def _backbone_shapes(architecture: Architecture) -> Shapes:
+    width, registers, gated = architecture.width, architecture.registers, architecture.swiglu_width
     shapes: Shapes = {
         "cls_token": (1, 1, width),
         "pos_embed": (1, 1 + _PRETRAINED_GRID**2, width),
@@ -124,13 +123,24 @@ def _backbone_shapes(width: int, depth: int, registers: int) -> Shapes:
         "ls1.gamma": (width,),
         "norm2.weight": (width,),
         "norm2.bias": (width,),
-        "mlp.fc1.weight": (4 * width, width),
-        "mlp.fc1.bias": (4 * width,),
-        "mlp.fc2.weight": (width, 4 * width),
-        "mlp.fc2.bias": (width,),
         "ls2.gamma": (width,),
     }
-    return shapes | {f"blocks.{number}.{part}": shape for number in range(depth) for part, shape in block.items()}
+    if gated is None:
+        block |= _feed_forward_shapes("mlp.fc1", "mlp.fc2", width, 4 * width, 4 * width)
+    else:
+        block |= _feed_forward_shapes("mlp.w12", "mlp.w3", width, 2 * gated, gated)
+    return shapes | {
+        f"blocks.{number}.{part}": shape for number in range(architecture.depth) for part, shape in block.items()
+    }
+
+
+def _feed_forward_shapes(first: str, second: str, width: int, first_out: int, second_in: int) -> Shapes:
+    return {
+        f"{first}.weight": (first_out, width),
+        f"{first}.bias": (first_out,),
+        f"{second}.weight": (width, second_in),
+        f"{second}.bias": (width,),
+    }
 
 
 def _backbone_weight(full_name: str, part: str, shape: tuple[int, ...]) -> Tensor:
@@ -201,8 +211,13 @@ def _memory(options: SeededOptions, width: int, source: str) -> Memory:
     rows = normal(f"{options.salt}memory", (options.memory, width))
     rows *= 1 + np.float32(0.3) * np.abs(normal(f"{options.salt}memory_norms", (options.memory, 1)))
     rows[7::50] = 0
-    captions = [f"memory caption {number}" for number in range(options.memory)]
-    return checked_memory(torch.from_numpy(rows), captions, normalize=True, source=source)
+
+    def blocks() -> Iterator[Block]:
+        for start in range(0, len(rows), _BLOCK_ROWS):
+            embeddings = torch.from_numpy(rows[start : start + _BLOCK_ROWS])
+            yield embeddings, [f"memory caption {start + number}" for number in range(len(embeddings))]
+
+    return Memory(source, width, blocks, normalize=True)
 
 
 def _wordless_tokenizer() -> Tokenizer:

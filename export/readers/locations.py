@@ -1,0 +1,76 @@
+"""Where the files of a checkpoint are: in folders of this machine, or in repositories of the Hugging Face hub."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from export.checkpoint import CheckpointError
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A file that a checkpoint needs.
+
+    Attributes:
+        what: what it is, for messages.
+        names: what it may be called in a folder, likeliest first; of a path the last part alone counts too.
+        sources: where it may be downloaded from, as (repository, file) each.
+    """
+
+    what: str
+    names: tuple[str, ...]
+    sources: tuple[tuple[str, str], ...] = ()
+
+
+_REMEDY = "put what is missing into one folder and name it with --checkpoint-dir"
+
+
+def locate(wanted: Sequence[Wanted], folders: Sequence[Path], source: str, remedy: str = _REMEDY) -> list[Path]:
+    """The path of every wanted file; what no folder has is downloaded.
+
+    Raises:
+        CheckpointError: one message that names all files that are nowhere, and what to do.
+    """
+    found, missing, reasons = [], [], []
+    for one in wanted:
+        path = find(one.names, folders)
+        if path is None:
+            path, reason = _download(one)
+            reasons += [reason] if reason else []
+        found.append(path)
+        if path is None:
+            missing.append(f"{Path(one.names[0]).name} ({one.what})")
+    if missing:
+        looked = [f"not in {' or '.join(map(str, dict.fromkeys(folders)))}"] if folders else []
+        looked += [f"not to be downloaded ({reasons[0]})"] if reasons else []
+        raise CheckpointError(f"{source}: missing {', '.join(missing)}: {' and '.join(looked)}; {remedy}")
+    return [path for path in found if path is not None]
+
+
+def find(names: Sequence[str], folders: Sequence[Path]) -> Path | None:
+    """The first of the names that is in one of the folders, None if none is."""
+    for name in names:
+        for folder in folders:
+            for path in (folder / name, folder / Path(name).name):
+                if path.exists():
+                    return path
+    return None
+
+
+def _download(wanted: Wanted) -> tuple[Path | None, str | None]:
+    """The file from the first source that has it, from the hub's cache where it is there already; else why not."""
+    reason = None
+    for repository, name in wanted.sources:
+        from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+
+        cached = try_to_load_from_cache(repository, name)
+        if isinstance(cached, str):
+            return Path(cached), None
+        try:
+            get_hf_file_metadata(hf_hub_url(repository, name))  # asks once; the download would go on asking for a while
+            return Path(hf_hub_download(repository, name)), None
+        except Exception as error:  # of the hub, of whatever HTTP library it uses, or of the disk
+            reason = f"{repository}: {(str(error).strip().splitlines() or [type(error).__name__])[0]}"
+    return None, reason
