@@ -14,8 +14,8 @@ from export.checkpoint import Block, Memory
 from runtime.bundle import MemorySettings
 
 _EMBEDDINGS_FILE, _CAPTIONS_FILE = "memory.safetensors", "captions.jsonl"
-_HEADER_BYTES = 512
-"""Room for the header, which is written last: a multiple of 8, as the format wants it."""
+_HEADER_BYTES = 504
+"""Room for the header, which is written last; with its length before it the numbers begin at 512."""
 
 
 def write_memory(memory: Memory, folder: Path) -> MemorySettings:
