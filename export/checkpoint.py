@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
@@ -48,11 +47,15 @@ class Memory:
         Raises:
             CheckpointError: an embedding is not finite, or none is left.
         """
-        is_empty = True
+        is_empty, before = True, 0
         for embeddings, captions in self.blocks():
             norms = embeddings.norm(dim=1)
             if not norms.isfinite().all():
-                raise CheckpointError(f"{self.source}: expected finite embeddings, got NaN or infinity")
+                raise CheckpointError(
+                    f"{self.source}: expected finite embeddings, got NaN or infinity in row "
+                    f"{before + int(norms.isfinite().int().argmin())}"
+                )
+            before += len(embeddings)
             kept = norms > 0
             is_empty &= not bool(kept.any())
             if kept.all():
@@ -110,7 +113,9 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     unknown = sorted(set(state) - set(wanted))
     if unknown:
         raise CheckpointError(f"{source}: {unknown[0]} is not a weight of this architecture")
-    with torch.no_grad():
-        for name, parameter in wanted.items():
-            parameter.data = state[name].to(parameter.dtype).contiguous()
+    fitting = {
+        name: state[name].to(None if parameter.is_meta else parameter.device, parameter.dtype).contiguous()
+        for name, parameter in wanted.items()
+    }
+    module.load_state_dict(fitting, assign=True)
     module.eval().requires_grad_(False)

@@ -13,7 +13,7 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,12 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import Progress
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from export.checkpoint import CheckpointError
-from export.readers.clip_bpe import pad_tokens, read_clip_bpe
+from export.readers.clip_bpe import pad_tokens, read_clip_bpe, read_tokenizer
 from export.readers.locations import Wanted, locate
 from export.readers.memory_bank import CAPTIONS, EMBEDDINGS
 from export.readers.talk2dino import Talk2Dino, read_talk2dino
@@ -70,8 +71,8 @@ def read_captions(path: Path) -> list[str]:
         CheckpointError: the file cannot be read, is of another layout, or holds no caption.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        found = json.loads(text) if path.suffix == ".json" else text.splitlines()
+        text = path.read_text(encoding="utf-8-sig")
+        found = json.loads(text) if path.suffix == ".json" else text.split("\n")
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
@@ -82,7 +83,7 @@ def read_captions(path: Path) -> list[str]:
         raise CheckpointError(
             f'{path}: expected a list of texts, or COCO captions {{"annotations": [{{"caption": ...}}]}}'
         )
-    captions = [" ".join(caption.split()) for caption in found if caption.strip()]
+    captions = [caption.strip() for caption in found if caption.strip()]
     if not captions:
         raise CheckpointError(f"{path}: expected at least one caption, got none")
     return captions
@@ -104,13 +105,18 @@ def read_text_side(tower: str, talk2dino_file: Path, tokenizer_file: Path | None
         wanted = Wanted("the text tower", ("config.json",), ((tower, "config.json"),))
         locate([wanted], (), f"--text-tower {tower}", "name a folder that has it, and the weights, instead")
     try:
-        model = CLIPTextModelWithProjection.from_pretrained(tower, dtype=torch.float32).eval().to(device)
-    except (OSError, ValueError, RuntimeError) as error:
+        model, loaded = CLIPTextModelWithProjection.from_pretrained(
+            tower, dtype=torch.float32, output_loading_info=True
+        )
+        model.eval().to(device)
+    except (OSError, ValueError, RuntimeError, AssertionError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(
             f"--text-tower {tower}: cannot be loaded: {reason}; expected config.json and model.safetensors as "
             "transformers saves them"
         ) from None
+    if loaded["missing_keys"]:  # transformers would make them up
+        raise CheckpointError(f"--text-tower {tower}: {sorted(loaded['missing_keys'])[0]} is missing")
     if model.config.projection_dim != talk2dino.text_width:
         raise CheckpointError(
             f"{talk2dino_file}: expected a projection of texts of width {model.config.projection_dim}, {tower}'s, "
@@ -119,9 +125,17 @@ def read_text_side(tower: str, talk2dino_file: Path, tokenizer_file: Path | None
     beside = Path(tower) / "tokenizer.json"
     if tokenizer_file is None and beside.is_file():
         tokenizer_file = beside
-    tokenizer = read_clip_bpe() if tokenizer_file is None else Tokenizer.from_file(str(tokenizer_file))
+    tokenizer = read_clip_bpe() if tokenizer_file is None else read_tokenizer(tokenizer_file)
     tokenizer.enable_truncation(min(CLIP_CONTEXT, model.config.max_position_embeddings))
-    return TextSide(model, tokenizer, talk2dino, f"{tower}, Talk2DINO {talk2dino.sha256}")
+    identity = f"{tower} {_digest(model.state_dict())}, Talk2DINO {talk2dino.sha256}"
+    return TextSide(model, tokenizer, talk2dino, identity)
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in state.items():
+        digest.update(name.encode() + value.cpu().contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def make_bank(captions: Sequence[str], side: TextSide, out: Path, batch: int, report: Callable[[int], None]) -> None:

@@ -128,6 +128,12 @@ def test_the_last_blocks_attention_may_take_its_thirds_in_another_order(tmp_path
     _, key, value = plain.blocks[-1].attn.qkv.bias.chunk(3)
     torch.testing.assert_close(reordered.blocks[-1].attn.qkv.bias, torch.cat([key, key, value]), rtol=0, atol=0)
     torch.testing.assert_close(reordered.blocks[0].attn.qkv.weight, plain.blocks[0].attn.qkv.weight, rtol=0, atol=0)
+    torch.save(
+        hub_state(load_file(tmp_path / "model.safetensors")) | {"blocks.1.attn.qkv.bias": torch.ones(2)},
+        tmp_path / "x.pth",
+    )
+    with pytest.raises(CheckpointError, match=r"x.pth: blocks.1.attn.qkv.bias: expected 384 rows, got \(2,\)"):
+        read_dinov2(tmp_path / "x.pth", SIZE, attention="kkv")
     with pytest.raises(CheckpointError, match="three of the letters q, k, v, such as kkv, got 'kx'"):
         read_dinov2(tmp_path, SIZE, attention="kx")
 

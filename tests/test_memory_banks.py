@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from export import memory_bank
 from export.checkpoint import CheckpointError, Memory
@@ -72,7 +73,7 @@ def test_embeddings_of_any_floating_kind_become_float32(dtype: type, tmp_path: P
     assert whole(memory)[0].dtype == torch.float32
 
 
-NAN = np.full((2, 3), np.nan)
+NAN = np.array([[1, 1, 1], [1, np.nan, 1]])
 
 
 @pytest.mark.parametrize(
@@ -83,9 +84,10 @@ NAN = np.full((2, 3), np.nan)
         (np.ones((2, 3), int), ["a", "b"], "expected floating numbers, got int64"),
         (np.ones((2, 3)), ["a"], r"as many captions as embeddings, 2, got \(1,\)"),
         (np.zeros((2, 3)), ["a", "b"], "at least one embedding that is not zero"),
-        (NAN, ["a", "b"], "expected finite embeddings, got NaN or infinity"),
+        (NAN, ["a", "b"], "coco_captions-embeddings: expected finite embeddings, got NaN or infinity in row 1"),
         (np.ones((2, 3)), [b"\xff", b"b"], "coco_captions-text: expected texts in utf-8"),
         (np.ones((2, 3)), [1.0, 2.0], "coco_captions-text: expected texts in utf-8"),
+        (np.ones((0, 3)), [], "at least one embedding"),
     ],
 )
 def test_a_bank_that_does_not_fit_is_refused(
@@ -107,9 +109,30 @@ def test_a_file_that_is_no_bank_is_refused(tmp_path: Path) -> None:
         file["other-embeddings"], file["other-text"] = np.ones((1, 3)), [b"a"]
     with h5py.File(tmp_path / "none.h5", "w") as file:
         file["images"] = [1]
-    for name, held in (("two", r"\['coco_captions-embeddings', .*'other-text'\]"), ("none", r"\['images'\]")):
+    with h5py.File(tmp_path / "group.h5", "w") as file:
+        file.create_group("x-embeddings")
+        file["x-text"] = [b"a"]
+    for name, held in (
+        ("two", r"\['coco_captions-embeddings', .*'other-text'\]"),
+        ("none", r"\['images'\]"),
+        ("group", r"\['x-emb"),
+    ):
         with pytest.raises(CheckpointError, match=f"{name}.h5: expected one pair of datasets such as .* holds {held}"):
             read_memory_bank(tmp_path / f"{name}.h5", 3, True)
+
+
+def test_a_damaged_bank_is_refused_by_row(tmp_path: Path) -> None:
+    path = tmp_path / "bank.h5"
+    embeddings = np.random.default_rng(0).standard_normal((4000, 3)).astype(np.float32)
+    with h5py.File(path, "w") as file:
+        stored = file.create_dataset("coco_captions-embeddings", data=embeddings, chunks=(500, 3), compression="gzip")
+        file["coco_captions-text"] = [b"a"] * 4000
+        start = stored.id.get_chunk_info(2).byte_offset
+    damaged = bytearray(path.read_bytes())
+    damaged[start + 5 : start + 400] = bytes(395)
+    path.write_bytes(damaged)
+    with pytest.raises(CheckpointError, match="bank.h5: rows from 0 on cannot be read"):
+        whole(read_memory_bank(path, width=3, normalize=True))
 
 
 # Talk2DINO
@@ -239,10 +262,67 @@ def test_unfinished_work_of_another_job_is_not_gone_on_with(
     assert "it was begun with other captions" in capsys.readouterr().err
 
 
+def spoilt_tower(folder: Path, **changes: torch.Tensor | None) -> Path:
+    """A copy of the demo's text tower with some weights changed, or left out."""
+    shutil.copytree(DEMO / "text_tower", folder)
+    state = load_file(folder / "model.safetensors")
+    state |= {name.replace("__", "."): value for name, value in changes.items() if value is not None}
+    kept = {name: value for name, value in state.items() if changes.get(name.replace(".", "__"), value) is not None}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_unfinished_work_of_another_tower_of_the_same_name_is_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "captions.txt").write_text("a red circle\n")
+    flags = ("--text-tower", spoilt_tower(tmp_path / "tower"))
+    with monkeypatch.context() as patch:
+        patch.setattr(memory_bank.TextSide, "embed", interrupt)
+        assert run(tmp_path / "captions.txt", tmp_path / "bank.h5", *flags) == 130
+    shutil.rmtree(tmp_path / "tower")
+    spoilt_tower(tmp_path / "tower", text_projection__weight=torch.ones(128, 128))
+    assert run(tmp_path / "captions.txt", tmp_path / "bank.h5", *flags) == 1
+    assert "it was begun with other captions, another text tower" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_tower_with_a_weight_missing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "captions.txt").write_text("a red circle\n")
+    tower = spoilt_tower(tmp_path / "tower", text_projection__weight=None)
+    assert run(tmp_path / "captions.txt", tmp_path / "bank.h5", "--text-tower", tower) == 1
+    assert "tower: text_projection.weight is missing" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--tokenizer", "{captions}"], "captions.txt: not a tokenizer"),
+        (["--device", "banana"], "cannot be loaded"),
+        (["--text-tower", "{broken}"], "broken: cannot be loaded"),
+        (["--text-tower", "{empty}"], "empty: cannot be loaded"),
+        (["--talk2dino", "{empty}/gone.pth"], "gone.pth: no such file"),
+    ],
+)
+def test_text_sides_that_cannot_be_opened_are_one_line(
+    flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "captions.txt").write_text("a red circle\n")
+    (tmp_path / "empty").mkdir()
+    (spoilt_tower(tmp_path / "broken") / "model.safetensors").write_bytes(b"nonsense" * 9)
+    paths = {"captions": tmp_path / "captions.txt", "broken": tmp_path / "broken", "empty": tmp_path / "empty"}
+    assert run(tmp_path / "captions.txt", tmp_path / "bank.h5", *[flag.format(**paths) for flag in flags]) == 1
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("captions.txt", "a cat\n\n  a   dog \n"),
+        ("captions.txt", "\ufeffa cat\r\n\n  a dog \n"),
         ("captions.json", '["a cat", " ", "a dog"]'),
         ("captions.json", '{"images": [], "annotations": [{"id": 1, "caption": "a cat"}, {"caption": "a dog\\n"}]}'),
     ],

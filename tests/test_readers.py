@@ -104,6 +104,7 @@ def rewrite(path: Path, **changes: torch.Tensor | None) -> None:
         ({"head__weight": torch.ones(5)}, "head.weight is not a weight of this architecture"),
         ({"patch_embed__proj__weight": None}, "patch_embed.proj.weight is missing"),
         ({"patch_embed__proj__weight": torch.ones(100, 3, 14, 14)}, "D a multiple of 64, got"),
+        ({"register_tokens": torch.ones(5)}, r"register_tokens: expected 3 axes, got shape \(5,\)"),
         ({"pos_embed": torch.ones(1, 12, 192)}, r"pos_embed: expected \(1, 1 \+ g \* g, D\), got \(1, 12, 192\)"),
     ],
 )
@@ -185,7 +186,7 @@ def test_a_configuration_without_memory_gives_a_checkpoint_without_one(demo_file
         ({"decap_weights": "other.pt"}, "missing other.pt .decap_weights, the decoder.: not in .*--checkpoint-dir"),
         ({"tokenizer": "decoder.pt"}, "decoder.pt: not a tokenizer"),
         ({"crop_dim": 225}, "size 225: expected a multiple of the patch size"),
-        ({"crop_dim": "wide"}, "config.yaml: crop_dim: expected a whole number, got 'wide'"),
+        ({"crop_dim": "wide"}, "config.yaml: crop_dim: expected a whole number of at least 1, got 'wide'"),
     ],
 )
 def test_a_configuration_that_names_what_is_not_there_is_refused(

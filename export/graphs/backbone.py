@@ -141,8 +141,8 @@ class Backbone(nn.Module):
         self.patch_embed = PatchEmbed(config.width, config.patch)
         self.blocks = nn.ModuleList(Block(config.width, config.swiglu_width) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
-        self.register_buffer("mean", torch.tensor(config.mean).reshape(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config.std).reshape(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(config.mean, device="cpu").reshape(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config.std, device="cpu").reshape(3, 1, 1), persistent=False)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """RGB pixels (B, S, S, 3) uint8 to normed tokens (B, T, D) and cls attention scores (B, H, N).

@@ -43,6 +43,18 @@ def read_clip_bpe(merges_file: Path | None = None) -> Tokenizer:
     return _tokenizer([(first, second) for first, second in merges])
 
 
+def read_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer in a tokenizer.json.
+
+    Raises:
+        CheckpointError: it is none.
+    """
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise CheckpointError(f"{path}: not a tokenizer: {error}") from None
+
+
 def find_merges() -> Path | None:
     """The merges of an installed open_clip_torch, None if there is none."""
     package = importlib.util.find_spec("open_clip")

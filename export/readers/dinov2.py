@@ -93,7 +93,8 @@ def backbone_from_state(
     kept["pos_embed"] = resize_position_embedding(pos_embed, config.grid, has_registers=config.registers > 0)
     if attention != "qkv":
         kept |= _reordered(kept, config, attention, source)
-    backbone = Backbone(config)
+    with torch.device("meta"):  # no memory before its weights are there: those of ViT-g are 4.2 GiB
+        backbone = Backbone(config)
     fill(backbone, kept, source)
     return backbone
 
@@ -111,11 +112,20 @@ def _config(state: dict[str, Tensor], size: int, source: str) -> BackboneConfig:
     return BackboneConfig(
         width=patches.shape[0],
         depth=len({name.split(".")[1] for name in state if name.startswith("blocks.")}),
-        registers=state["register_tokens"].shape[1] if "register_tokens" in state else 0,
+        registers=_side(state, "register_tokens", 3, source) or 0,
         size=size,
         patch=patch,
-        swiglu_width=state["blocks.0.mlp.w3.weight"].shape[1] if "blocks.0.mlp.w3.weight" in state else None,
+        swiglu_width=_side(state, "blocks.0.mlp.w3.weight", 2, source),
     )
+
+
+def _side(state: dict[str, Tensor], name: str, axes: int, source: str) -> int | None:
+    """The second side of a weight, None where there is no such weight."""
+    if name not in state:
+        return None
+    if state[name].ndim != axes:
+        raise CheckpointError(f"{source}: {name}: expected {axes} axes, got shape {tuple(state[name].shape)}")
+    return state[name].shape[1]
 
 
 def _check(config: BackboneConfig, expected: Architecture, source: str) -> None:
@@ -133,6 +143,9 @@ def _reordered(state: dict[str, Tensor], config: BackboneConfig, attention: str,
     names = [f"blocks.{config.depth - 1}.attn.qkv.{part}" for part in ("weight", "bias")]
     reordered = {}
     for name in names:
-        thirds = dict(zip("qkv", weight(state, name, source).chunk(3), strict=True))
+        joined = weight(state, name, source)
+        if joined.ndim == 0 or len(joined) != 3 * config.width:
+            raise CheckpointError(f"{source}: {name}: expected {3 * config.width} rows, got {tuple(joined.shape)}")
+        thirds = dict(zip("qkv", joined.chunk(3), strict=True))
         reordered[name] = torch.cat([thirds[letter] for letter in attention])
     return reordered

@@ -65,10 +65,10 @@ def _download(wanted: Wanted) -> tuple[Path | None, str | None]:
     for repository, name in wanted.sources:
         from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
-        cached = try_to_load_from_cache(repository, name)
-        if isinstance(cached, str):
-            return Path(cached), None
         try:
+            cached = try_to_load_from_cache(repository, name)
+            if isinstance(cached, str):
+                return Path(cached), None
             get_hf_file_metadata(hf_hub_url(repository, name))  # asks once; the download would go on asking for a while
             return Path(hf_hub_download(repository, name)), None
         except Exception as error:  # of the hub, of whatever HTTP library it uses, or of the disk

@@ -33,7 +33,8 @@ def read_memory_bank(path: Path, width: int, normalize: bool) -> Memory:
             raise CheckpointError(
                 f"{path}: expected as many captions as embeddings, {embeddings.shape[0]}, got {captions.shape}"
             )
-    return Memory(str(path), width, lambda: _blocks(path), normalize)
+        source = f"{path}: {embeddings.name[1:]}"
+    return Memory(source, width, lambda: _blocks(path), normalize)
 
 
 def _blocks(path: Path) -> Iterator[Block]:
@@ -41,11 +42,13 @@ def _blocks(path: Path) -> Iterator[Block]:
         embeddings, captions = file[_name(file, path)], file[_name(file, path, CAPTIONS)]
         rows = max(1, _BLOCK_BYTES // (4 * embeddings.shape[1]))
         for start in range(0, len(embeddings), rows):
-            block = embeddings[start : start + rows].astype(np.float32, copy=False)
             try:
+                block = embeddings[start : start + rows].astype(np.float32, copy=False)
                 texts = list(captions.asstr("utf-8")[start : start + rows])
             except (TypeError, UnicodeDecodeError) as error:
                 raise CheckpointError(f"{path}: {captions.name[1:]}: expected texts in utf-8: {error}") from None
+            except OSError as error:
+                raise CheckpointError(f"{path}: rows from {start} on cannot be read: {error}") from None
             yield torch.from_numpy(block), texts
 
 
@@ -60,8 +63,9 @@ def _open(path: Path) -> h5py.File:
 
 def _name(file: h5py.File, path: Path, end: str = EMBEDDINGS) -> str:
     """The dataset of that end in the file's one pair of datasets."""
-    kinds = [name.removesuffix(EMBEDDINGS) for name in file if name.endswith(EMBEDDINGS)]
-    pairs = [kind for kind in kinds if f"{kind}{CAPTIONS}" in file]
+    names = {name for name in file if isinstance(file[name], h5py.Dataset)}
+    kinds = [name.removesuffix(EMBEDDINGS) for name in names if name.endswith(EMBEDDINGS)]
+    pairs = [kind for kind in kinds if f"{kind}{CAPTIONS}" in names]
     if len(pairs) != 1:
         raise CheckpointError(
             f"{path}: expected one pair of datasets such as 'coco_captions{EMBEDDINGS}' and 'coco_captions{CAPTIONS}'; "

@@ -12,7 +12,7 @@ import yaml
 from tokenizers import Tokenizer
 
 from export.checkpoint import Checkpoint, CheckpointError
-from export.readers.clip_bpe import MERGES_FILE, read_clip_bpe
+from export.readers.clip_bpe import MERGES_FILE, read_clip_bpe, read_tokenizer
 from export.readers.decap import read_decap
 from export.readers.dinov2 import ARCHITECTURES, Architecture, read_dinov2
 from export.readers.locations import Wanted, find, locate
@@ -48,7 +48,20 @@ _READ = {
 }
 _WITHOUT_EFFECT = {"linear_talk2dino", "use_talk2dino_project", "clip_model_name", "talk2dino_weights"}
 """When false or, the last two, of use only to who makes a bank."""
-_OTHER_SYSTEMS = ("linear_talk2dino", "talk2dino_config", "use_open_clip", "viecap", "meacap", "clipcap", "regionclip")
+_OTHER_SYSTEMS = (
+    "linear_talk2dino",
+    "talk2dino_config",
+    "use_open_clip",
+    "online_texts",
+    "viecap",
+    "meacap",
+    "clipcap",
+    "regionclip",
+    "denseclip",
+    "alphaclip",
+    "proxyclip",
+    "invite",
+)
 """Beginnings of keys that, if set, make it another system than the one that is built here."""
 
 
@@ -82,9 +95,9 @@ def read_patchioner(config_file: Path, origin: Origin) -> Checkpoint:
     repository = origin.repository or settings.get("hf_repo_id")
     architecture = _architecture(settings, config_file)
     wanted = [_decoder(settings, repository, config_file), _backbone(settings, architecture)]
-    memory_size = _whole_number(settings, "support_memory_size", 0, config_file)
+    memory_size = _whole_number(settings, "support_memory_size", 0, config_file, at_least=0)
     if memory_size:
-        wanted.append(_bank(settings, memory_size, repository))
+        wanted.append(_bank(settings, memory_size, repository, config_file))
     decoder_file, backbone_file, *bank_file = locate(wanted, (*folders, _torch_hub_folder()), origin.source)
     size = _whole_number(settings, "crop_dim", _DEFAULT_SIZE, config_file)
     resize = _whole_number(settings, "resize_dim", size, config_file)
@@ -154,7 +167,7 @@ def _backbone(settings: dict[str, Any], architecture: Architecture | None) -> Wa
     return Wanted(f"{settings['dino_model']}, the backbone", names, ((architecture.repository, "model.safetensors"),))
 
 
-def _bank(settings: dict[str, Any], memory_size: int, repository: str | None) -> Wanted:
+def _bank(settings: dict[str, Any], memory_size: int, repository: str | None, path: Path) -> Wanted:
     """The bank's file: named itself, or by the captions in it (SPEC section 5)."""
     named = str(settings.get("projection_type") or "coco")
     what = "the memory bank; export/memory_bank.py makes one of captions"
@@ -162,11 +175,11 @@ def _bank(settings: dict[str, Any], memory_size: int, repository: str | None) ->
         return Wanted(what, (named,), ((repository, Path(named).name),) if repository else ())
     attention = settings.get("talk2dino_attn_type", "qkv")
     middle = "" if attention == "qkv" else f"_{attention}"
-    name = f"{_captions_of(named)}_text_embeddings{middle}-B16-ViT-B.16-{memory_size}.h5"
+    name = f"{_captions_of(named, path)}_text_embeddings{middle}-B16-ViT-B.16-{memory_size}.h5"
     return Wanted(what, (name,), ((repository, name),) if repository else ())
 
 
-def _captions_of(projection_type: str) -> str:
+def _captions_of(projection_type: str, path: Path) -> str:
     """What captions a bank is of; a path is that of their file on the machine where the bank was made."""
     if projection_type in _BANKS:
         return _BANKS[projection_type]
@@ -174,7 +187,12 @@ def _captions_of(projection_type: str) -> str:
         return projection_type
     name = Path(projection_type).name.lower()
     by_part = {"karpathy": "coco", "coco": "coco", "vg": "vg", "marco": "msmarco"}
-    return _BANKS[next((kind for part, kind in by_part.items() if part in name), "coco")]
+    kinds = [kind for part, kind in by_part.items() if part in name]
+    if not kinds:
+        raise CheckpointError(
+            f"{path}: projection_type: expected {', '.join(_BANKS)} or a bank (.h5), got {projection_type!r}"
+        )
+    return _BANKS[kinds[0]]
 
 
 def _attention(settings: dict[str, Any]) -> str:
@@ -185,10 +203,7 @@ def _tokenizer(settings: dict[str, Any], folders: Sequence[Path], source: str) -
     if "tokenizer" not in settings:
         return read_clip_bpe(find((MERGES_FILE,), folders))
     (path,) = locate([Wanted("tokenizer", (str(settings["tokenizer"]),))], folders, source)
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise CheckpointError(f"{path}: not a tokenizer: {error}") from None
+    return read_tokenizer(path)
 
 
 def _torch_hub_folder() -> Path:
@@ -202,8 +217,8 @@ def _setting(settings: dict[str, Any], key: str, path: Path) -> Any:
     return settings[key]
 
 
-def _whole_number(settings: dict[str, Any], key: str, default: int, path: Path) -> int:
+def _whole_number(settings: dict[str, Any], key: str, default: int, path: Path, at_least: int = 1) -> int:
     value = settings.get(key, default)
-    if not isinstance(value, int) or value < 0:
-        raise CheckpointError(f"{path}: {key}: expected a whole number, got {value!r}")
+    if not isinstance(value, int) or value < at_least:
+        raise CheckpointError(f"{path}: {key}: expected a whole number of at least {at_least}, got {value!r}")
     return value
