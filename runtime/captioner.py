@@ -165,7 +165,7 @@ class Captioner:
         n_best: int = 0,
         **how: Unpack[VectorOptions],
     ) -> list[Caption] | list[list[Caption]]:
-        """Captions regions of images that were encoded before; the backbone does not run again.
+        """Captions regions of images that were encoded before; the backbone runs again for a `Crop` only.
 
         Args:
             features: from `encode`.

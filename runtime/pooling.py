@@ -20,6 +20,7 @@ from runtime.options import Clean, CleanFrom, Reencode
 from runtime.regions import AttentionHead, Box, Crop, PublishedBox, Region, Register, WholeImage, weight_rows
 
 PUBLISHED_ALPHA = 0.4
+"""What the recordings of the published system were made with."""
 
 _REENCODED_VARIANCE = 0.5
 _REENCODED_SCORES_AT_ONCE = 2**24
