@@ -113,6 +113,8 @@ def table(shares: dict[tuple[int, int], float]) -> np.ndarray:
             Polygon([(0, 0), (10, 0), (10, 30), (40, 30), (40, 40), (0, 40)]),
             {(0, 0): 1, (1, 0): 1, (2, 0): 1, (3, 0): 1, (3, 1): 1, (3, 2): 1, (3, 3): 1},
         ),
+        # an edge that is all but upright
+        (Polygon([(0, 0), (10, 0), (5e-324, 10)]), {(0, 0): 1}),
         # one within a patch; one whose inside is gone round twice; one that reaches outside the image
         (Polygon([(12, 12), (13, 12), (12, 13)]), {(1, 1): 1}),
         (Polygon([(0, 0), (10, 0), (10, 10), (0, 10)] * 2), {(0, 0): 1}),

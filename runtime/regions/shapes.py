@@ -154,10 +154,11 @@ def _areas_below(points: Array, limits: Array) -> Array:
     By Green's theorem it is the integral of min(y, limits[i]) dx along the edges, each cut off at x = limits[j].
     """
     start, end = points[:, None, :], np.roll(points, -1, axis=0)[:, None, :]  # (P, 1, 2)
-    run = end[..., 0] - start[..., 0]
-    slope = (end[..., 1] - start[..., 1]) / np.where(run == 0, 1, run)  # an upright edge bounds no area below it
-    x_from, x_to = np.minimum(start[..., 0], limits), np.minimum(end[..., 0], limits)  # (P, K)
-    y_from, y_to = (start[..., 1] + slope * (x - start[..., 0]) for x in (x_from, x_to))
+    (x_start, y_start), (x_end, y_end) = np.moveaxis(start, -1, 0), np.moveaxis(end, -1, 0)
+    run = np.where(x_end == x_start, 1, x_end - x_start)  # an upright edge has no area below it, whatever its height
+    x_from, x_to = np.minimum(x_start, limits), np.minimum(x_end, limits)  # (P, K)
+    with np.errstate(over="ignore"):  # of edges that are all but upright; their shares are cut to 0..1 like all others
+        y_from, y_to = (y_start + ((x - x_start) / run).clip(0, 1) * (y_end - y_start) for x in (x_from, x_to))
     return np.stack([((x_to - x_from) * _mean_of_min(y_from, y_to, limit)).sum(axis=0) for limit in limits])
 
 
