@@ -16,7 +16,7 @@ from torch import Tensor
 
 from runtime.backends import Backend, Engine, open_backend
 from runtime.bundle import Bundle, Manifest
-from runtime.decoding import decode
+from runtime.decoding import Progress, decode
 from runtime.errors import BundleError, ImageError, PatchcaptionError, RegionError
 from runtime.features import FeatureMap
 from runtime.image import Fit, ImageSource, open_image, prepare
@@ -163,6 +163,7 @@ class Captioner:
         mode: Mode = "decode",
         score: Score = "natural",
         n_best: int = 0,
+        progress: Progress | None = None,
         **how: Unpack[VectorOptions],
     ) -> list[Caption] | list[list[Caption]]:
         """Captions regions of images that were encoded before; the backbone runs again for a `Crop` only.
@@ -173,6 +174,7 @@ class Captioner:
             mode: "decode" for the decoder's words, "nearest" for the caption of the memory bank nearest to the region.
             score: what of the decoder's words to score, as in `decode`.
             n_best: how many of the memory's nearest captions to give with each caption, whatever the mode.
+            progress: told how many captions of how many are decoded, every few hundred.
             how: the options of `vectors`.
 
         Returns:
@@ -192,7 +194,7 @@ class Captioner:
         if mode == "nearest":
             described = [Caption(found[0].text, found[0].similarity, ()) for found in matches]
         else:
-            described = self.decode(vectors if how.get("clean") else self.project(vectors), score)
+            described = self.decode(vectors if how.get("clean") else self.project(vectors), score, progress)
         of_regions = (
             replace(one, region=region, nearest=found[:n_best])
             for one, region, found in zip(described, chain(*nested), matches, strict=True)
@@ -248,17 +250,18 @@ class Captioner:
         vectors = self._checked(vectors)
         return vectors if self._memory is None else self._memory.project(vectors)
 
-    def decode(self, vectors: Tensor, score: Score = "natural") -> list[Caption]:
+    def decode(self, vectors: Tensor, score: Score = "natural", progress: Progress | None = None) -> list[Caption]:
         """Vectors in text space (R, D) to captions that have no region.
 
         Args:
             score: "natural" for the probability of the caption and its end; "reference" for the published score, which
                 goes on past the end through all steps.
+            progress: told how many captions of how many are decoded, every few hundred.
         """
         if score not in ("natural", "reference"):
             raise PatchcaptionError(f'score: expected "natural" or "reference", got {score!r}')
         past_end = score == "reference"
-        decoded = decode(self._decoder, self.manifest.decoding, self._checked(vectors), past_end)
+        decoded = decode(self._decoder, self.manifest.decoding, self._checked(vectors), past_end, progress=progress)
         return [
             Caption(self._tokenizer.text(ids), math.exp(log_probability), tuple(ids))
             for ids, log_probability in zip(decoded.ids, decoded.log_probabilities, strict=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias, TypedDict
 
+from runtime.decoding import Progress
+
 Clean: TypeAlias = Literal["orthogonal", "contrastive"]
 CleanFrom: TypeAlias = Literal["cls", "attention"]
 Reencode: TypeAlias = Literal["mean", "cls", "gaussian"]
@@ -27,3 +29,4 @@ class DescribeOptions(VectorOptions, total=False):
     mode: Mode
     score: Score
     n_best: int
+    progress: Progress | None

@@ -21,6 +21,7 @@ from runtime import (
     Captioner,
     ImageError,
     Mask,
+    Patch,
     PatchcaptionError,
     Point,
     RegionError,
@@ -131,6 +132,17 @@ def test_many_regions_are_projected_in_parts(demo: Captioner, monkeypatch: pytes
     whole = demo.project(vectors)
     monkeypatch.setattr("runtime.memory._SIMILARITIES_AT_ONCE", 2 * demo.manifest.memory.rows)
     torch.testing.assert_close(demo.project(vectors), whole)
+
+
+def test_every_patch_of_an_image_is_captioned_in_one_call_with_progress(demo: Captioner) -> None:
+    features = demo.encode(SCENE.image)
+    told: list[tuple[int, int]] = []
+    patches = [Patch(row, column) for row in range(16) for column in range(16)]
+    captions = demo.describe(features, patches, progress=lambda done, total: told.append((done, total)))
+    assert told[-1] == (256, 256)
+    some = [0, 100, 255]
+    alone = [demo.describe(features, [patches[number]])[0].text for number in some]
+    assert [captions[number].text for number in some] == alone
 
 
 def test_fit_crop_sees_the_centre_square_at_its_own_aspect_ratio(demo_bundle: Path) -> None:

@@ -15,7 +15,7 @@ from export.graphs.decoder import DecoderStep
 from export.onnx_export import ExportError, compare, export_backbone, export_decoder
 from export.readers.decap import decoder_from_state
 from export.readers.dinov2 import backbone_from_state
-from runtime.backends import OrtBackend
+from runtime.backends import Engine, OrtBackend
 from runtime.decoding import Decoded, decode
 
 WIDTH, DEPTH, TRAINED_SIZE = 128, 2, 98
@@ -181,25 +181,95 @@ def test_ids_without_text_are_never_chosen_however_likely(
     assert max(max(ids) for ids in got.ids) < TEXT_VOCABULARY
 
 
-def test_decoding_stops_when_every_row_has_ended(decoder: DecoderStep, vectors: Tensor, tmp_path: Path) -> None:
-    whole = decoded_by_engine(decoder, vectors, tmp_path)
+class CountingEngine:
+    """An engine that notes how many rows each of its calls has."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.rows = engine, list[int]()
+
+    def run(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        self.rows.append(len(inputs["tokens"]))
+        return self.engine.run(inputs)
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+@pytest.fixture(scope="module")
+def counting(decoder: DecoderStep, tmp_path_factory: pytest.TempPathFactory) -> CountingEngine:
+    folder = tmp_path_factory.mktemp("decoder")
+    export_decoder(decoder, folder)
+    return CountingEngine(OrtBackend().open(folder / "decoder.onnx"))
+
+
+@pytest.fixture(scope="module")
+def whole(decoder: DecoderStep, counting: CountingEngine, vectors: Tensor) -> Decoded:
+    """What all vectors decode to at once."""
+    return decode(counting, decoder_settings(decoder.config, END), vectors)
+
+
+def test_decoding_stops_when_every_row_has_ended(
+    decoder: DecoderStep, counting: CountingEngine, vectors: Tensor, whole: Decoded
+) -> None:
     shortest = min(range(len(vectors)), key=lambda row: len(whole.ids[row]))
-    steps = 0
-    engine = OrtBackend().open(tmp_path / "decoder.onnx")
-
-    class Counting:
-        def run(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-            nonlocal steps
-            steps += 1
-            return engine.run(inputs)
-
-        def close(self) -> None:
-            engine.close()
-
-    settings = decoder_settings(decoder.config, END)
-    alone = decode(Counting(), settings, vectors[shortest : shortest + 1])
-    assert steps == len(whole.ids[shortest]) < STEPS
+    counting.rows.clear()
+    alone = decode(counting, decoder_settings(decoder.config, END), vectors[shortest : shortest + 1])
+    assert len(counting.rows) == len(whole.ids[shortest]) < STEPS
     assert alone.ids[0] == whole.ids[shortest]
+
+
+def test_rows_that_have_ended_leave_the_batch(
+    decoder: DecoderStep, counting: CountingEngine, vectors: Tensor, whole: Decoded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = decoder_settings(decoder.config, END)
+    for share in (0.0, 0.25, 2.0):  # at once; when they are many; never
+        monkeypatch.setattr("runtime.decoding._DROPPED_SHARE", share)
+        counting.rows.clear()
+        got = decode(counting, settings, vectors)
+        assert got.ids == whole.ids
+        assert got.log_probabilities == pytest.approx(whole.log_probabilities, rel=1e-5)
+        going = [sum(len(ids) > step for ids in whole.ids) for step in range(STEPS)]
+        if share == 0.0:
+            assert counting.rows == going
+        elif share == 2.0:
+            assert set(counting.rows) == {len(vectors)}
+        else:
+            assert all(live <= rows <= live / 0.75 for live, rows in zip(going, counting.rows, strict=True))
+
+
+def test_many_rows_are_decoded_in_batches_with_progress(
+    decoder: DecoderStep, counting: CountingEngine, vectors: Tensor, whole: Decoded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtime.decoding._ROWS_AT_ONCE", 16)
+    counting.rows.clear()
+    told: list[tuple[int, int]] = []
+    got = decode(
+        counting,
+        decoder_settings(decoder.config, END),
+        vectors,
+        progress=lambda done, total: told.append((done, total)),
+    )
+    assert got.ids == whole.ids
+    assert max(counting.rows) == 16
+    assert told == [(16, 40), (32, 40), (40, 40)]
+
+
+def test_equal_vectors_are_decoded_once(
+    decoder: DecoderStep, counting: CountingEngine, vectors: Tensor, whole: Decoded
+) -> None:
+    counting.rows.clear()
+    order = [3, 1, 3, 3, 0, 1]
+    got = decode(counting, decoder_settings(decoder.config, END), vectors[order])
+    assert counting.rows[0] == 3
+    assert got.ids == [whole.ids[row] for row in order]
+    assert got.log_probabilities == pytest.approx([whole.log_probabilities[row] for row in order], rel=1e-5)
+
+
+def test_decoding_may_stop_after_fewer_steps(
+    decoder: DecoderStep, counting: CountingEngine, vectors: Tensor, whole: Decoded
+) -> None:
+    got = decode(counting, decoder_settings(decoder.config, END), vectors, at_most=4)
+    assert got.ids == [ids[:4] for ids in whole.ids]
 
 
 def test_the_token_embedding_is_stored_once(decoder: DecoderStep, tmp_path: Path) -> None:
