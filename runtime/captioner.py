@@ -16,12 +16,12 @@ from torch import Tensor
 
 from runtime.backends import Backend, Engine, open_backend
 from runtime.bundle import Bundle, Manifest
-from runtime.decoding import Progress, decode
+from runtime.decoding import decode
 from runtime.errors import BundleError, ImageError, PatchcaptionError, RegionError
 from runtime.features import FeatureMap
 from runtime.image import Fit, ImageSource, open_image, prepare
 from runtime.memory import MemoryBank, MemoryMatch
-from runtime.options import Clean, CleanFrom, DescribeOptions, Mode, Reencode, Score, VectorOptions
+from runtime.options import Clean, CleanFrom, DescribeOptions, Mode, Precision, Progress, Reencode, Score, VectorOptions
 from runtime.pooling import PUBLISHED_ALPHA, Cleaning, cuts, pool, pool_cleaned, pool_reencoded
 from runtime.regions import Region
 from runtime.tokenizer import CaptionTokenizer
@@ -82,6 +82,7 @@ class Captioner:
         backend: str = "auto",
         fit: Fit | Literal["stretch", "crop"] = Fit.STRETCH,
         *,
+        precision: Precision = "fp32",
         threads: int | None = None,
         verify: bool = True,
     ) -> Captioner:
@@ -89,9 +90,10 @@ class Captioner:
 
         Args:
             folder: the bundle, for example "engines/demo".
-            backend: what executes it: "cpu", or "auto" for the best one on this machine.
+            backend: what executes it: "cpu" (ONNX Runtime), "openvino", or "auto", which today is "cpu".
             fit: how images are brought to the backbone's square: "stretch" shows it the whole image, "crop" the centre
                 square at the image's own aspect ratio, as published.
+            precision: what it computes in: "fp32", or with "openvino" also "bf16" where the CPU multiplies it.
             threads: CPU threads an engine may use; None leaves it to the backend.
             verify: compare the sha256 of every file first.
 
@@ -101,7 +103,7 @@ class Captioner:
         """
         if fit not in list(Fit):
             raise PatchcaptionError(f'fit {fit!r}: expected "stretch" or "crop"')
-        return cls(Bundle(folder, verify), open_backend(backend, threads), Fit(fit))
+        return cls(Bundle(folder, verify), open_backend(backend, threads, precision), Fit(fit))
 
     @property
     def manifest(self) -> Manifest:

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from runtime import __version__
-from runtime.backends import BACKENDS
+from runtime.backends import BACKENDS, PRECISIONS
 from runtime.bundle import Bundle
 from runtime.captioner import Caption, Captioner
 from runtime.drawing import draw_captions
@@ -87,6 +87,9 @@ def _parser() -> argparse.ArgumentParser:
     caption.add_argument("--save", type=Path, metavar="PICTURE", help="write the image with the captions drawn on it")
     caption.add_argument("--fit", choices=[fit.value for fit in Fit], default=Fit.STRETCH.value)
     caption.add_argument("--backend", choices=BACKENDS, default="auto")
+    caption.add_argument(
+        "--precision", choices=PRECISIONS, default="fp32", help="bf16: with openvino, on CPUs that have it"
+    )
 
     info = commands.add_parser("info", help="say what a bundle is")
     info.set_defaults(run=_info)
@@ -105,7 +108,7 @@ def _caption(options: argparse.Namespace) -> int:
     image = open_image(options.image)
     if options.save:
         _check_writable_picture(options.save)
-    with Captioner.load(options.engines, options.backend, options.fit) as captioner:
+    with Captioner.load(options.engines, options.backend, options.fit, precision=options.precision) as captioner:
         captions = captioner.caption(image, regions, mode=options.mode, n_best=options.n_best)
     for caption in captions:
         print(_as_json(caption) if options.json else f"{caption.score:.3f}  {caption.text}")

@@ -5,7 +5,6 @@ Shapes: R regions, D vector width, L layers, H heads, P positions (the most step
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +12,7 @@ from torch import Tensor
 
 from runtime.backends import Engine
 from runtime.bundle import DecoderSettings
-
-Progress = Callable[[int, int], None]
+from runtime.options import Progress
 
 _ROWS_AT_ONCE = 256
 """Captions of one batch: the cost of one falls up to about here, and the published decoder's cache takes 190 MB."""

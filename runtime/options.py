@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, TypeAlias, TypedDict
 
-from runtime.decoding import Progress
+Progress: TypeAlias = Callable[[int, int], None]
+"""Told how many of how many are done."""
 
 Clean: TypeAlias = Literal["orthogonal", "contrastive"]
 CleanFrom: TypeAlias = Literal["cls", "attention"]
 Reencode: TypeAlias = Literal["mean", "cls", "gaussian"]
 Mode: TypeAlias = Literal["decode", "nearest"]
+Precision: TypeAlias = Literal["fp32", "bf16"]
 Score: TypeAlias = Literal["natural", "reference"]
 
 

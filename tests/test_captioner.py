@@ -184,7 +184,7 @@ def test_vectors_of_another_width_are_refused(demo: Captioner) -> None:
 
 
 def test_unknown_backends_and_fits_are_refused(demo_bundle: Path) -> None:
-    with pytest.raises(BackendError, match="backend 'tpu': expected one of 'auto', 'cpu'"):
+    with pytest.raises(BackendError, match="backend 'tpu': expected one of 'auto', 'cpu', 'openvino'"):
         Captioner.load(demo_bundle, backend="tpu")
     with pytest.raises(PatchcaptionError, match="fit 'zoom'"):
         Captioner.load(demo_bundle, fit="zoom")
@@ -205,7 +205,7 @@ def test_a_closed_captioner_says_so(demo_bundle: Path) -> None:
 
 
 def test_importing_the_runtime_loads_no_backend() -> None:
-    heavy = ("onnxruntime", "tensorrt", "transformers", "onnx")
+    heavy = ("onnxruntime", "openvino", "tensorrt", "transformers", "onnx")
     code = f"import sys, runtime; print([name for name in {heavy} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"

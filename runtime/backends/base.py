@@ -49,3 +49,8 @@ class Backend(Protocol):
             BackendError: this backend cannot execute it.
         """
         ...
+
+
+def first_line(error: Exception) -> str:
+    """What an error of a runtime says, without the stack it may append."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

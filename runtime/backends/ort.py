@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from runtime.backends.base import first_line
 from runtime.errors import BackendError
 
 PROVIDER = "CPUExecutionProvider"
@@ -52,7 +53,7 @@ class OrtBackend:
         try:
             session = self._onnxruntime.InferenceSession(str(path), self._options, providers=[PROVIDER])
         except Exception as error:  # ONNX Runtime raises its own unrelated types
-            raise BackendError(f"{path}: ONNX Runtime cannot load it: {_first_line(error)}") from error
+            raise BackendError(f"{path}: ONNX Runtime cannot load it: {first_line(error)}") from error
         return OrtEngine(session, path)
 
 
@@ -71,12 +72,8 @@ class OrtEngine:
         try:
             results = self._session.run(self._outputs, feeds)
         except Exception as error:
-            raise BackendError(f"{self._path}: ONNX Runtime cannot run it: {_first_line(error)}") from error
+            raise BackendError(f"{self._path}: ONNX Runtime cannot run it: {first_line(error)}") from error
         return {name: torch.from_numpy(result) for name, result in zip(self._outputs, results, strict=True)}
 
     def close(self) -> None:
         self._session = None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

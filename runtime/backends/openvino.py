@@ -1,0 +1,84 @@
+"""OpenVINO on the CPU, in float32 or bfloat16."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from runtime.backends.base import first_line
+from runtime.errors import BackendError
+from runtime.options import Precision
+
+_HINTS = {"fp32": "f32", "bf16": "bf16"}
+
+
+class OpenVinoBackend:
+    """Executes the same ONNX graphs with OpenVINO on the CPU.
+
+    Args:
+        threads: how many threads an engine may use; None leaves it to OpenVINO, which takes every physical core.
+        precision: what it computes in: "fp32", or "bf16" where the CPU multiplies it (AVX-512 BF16, AMX).
+
+    Raises:
+        BackendError: OpenVINO is not installed, or the CPU does not have the precision.
+    """
+
+    def __init__(self, threads: int | None = None, precision: Precision = "fp32") -> None:
+        try:
+            import openvino
+        except ImportError as error:
+            raise BackendError(f"OpenVINO cannot be imported ({error}): pip install 'patchcaption[openvino]'") from None
+        self._core = openvino.Core()
+        self._precision = precision
+        self._version = openvino.__version__.split("-")[0]
+        if precision not in _HINTS:
+            raise BackendError(f"precision {precision!r}: with OpenVINO expected one of {', '.join(_HINTS)}")
+        if precision == "bf16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise BackendError("precision 'bf16': this CPU does not multiply bfloat16; use fp32")
+        self._settings: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": _HINTS[precision],
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        if threads is not None:
+            self._settings["INFERENCE_NUM_THREADS"] = threads
+
+    @property
+    def name(self) -> str:
+        return f"openvino {self._version} CPU {self._precision}"
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def open(self, path: Path) -> OpenVinoEngine:
+        try:
+            model = self._core.compile_model(str(path), "CPU", self._settings)
+        except Exception as error:  # OpenVINO raises RuntimeError and types of its own
+            raise BackendError(f"{path}: OpenVINO cannot load it: {first_line(error)}") from error
+        return OpenVinoEngine(model, path)
+
+
+class OpenVinoEngine:
+    """A compiled graph and one request that runs it."""
+
+    def __init__(self, model: Any, path: Path) -> None:
+        self._request: Any = model.create_infer_request()
+        self._path = path
+        self._outputs = [output.get_any_name() for output in model.outputs]
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if self._request is None:
+            raise BackendError(f"{self._path}: it was closed; load the bundle again")
+        feeds = {name: tensor.numpy() for name, tensor in inputs.items()}
+        try:
+            results = self._request.infer(feeds, share_inputs=True, share_outputs=False)
+        except Exception as error:
+            raise BackendError(f"{self._path}: OpenVINO cannot run it: {first_line(error)}") from error
+        return {name: torch.from_numpy(results[name]) for name in self._outputs}
+
+    def close(self) -> None:
+        self._request = None
