@@ -19,7 +19,7 @@ from rich.table import Table
 from export.checkpoint import Checkpoint
 from export.graphs.decoder import DecoderConfig
 from export.memory_file import write_memory
-from export.onnx_export import export_backbone, export_decoder, export_reencoder
+from export.onnx_export import export_backbone, export_beam_decoder, export_decoder, export_reencoder
 from export.readers import is_repository, read_checkpoint
 from runtime.bundle import (
     Architecture,
@@ -80,7 +80,7 @@ def build(name: str, out: Path, console: Console, checkpoint_dir: Path | None = 
     Raises:
         PatchcaptionError: the checkpoint cannot be read, a graph is not what its module is, ``out`` cannot be written.
     """
-    with _steps(console, total=6) as step, new_bundle(out) as folder:
+    with _steps(console, total=7) as step, new_bundle(out) as folder:
         step(f"reading {name}")
         checkpoint = read_checkpoint(name, checkpoint_dir)
         for note in checkpoint.notes:
@@ -91,11 +91,13 @@ def build(name: str, out: Path, console: Console, checkpoint_dir: Path | None = 
         reencoder = export_reencoder(checkpoint.backbone, folder)
         step("decoder to ONNX, checked against torch")
         decoder = export_decoder(checkpoint.decoder, folder)
+        step("decoder for beam search to ONNX, checked against torch")
+        beam_decoder = export_beam_decoder(checkpoint.decoder, folder)
         step("memory bank and tokenizer")
         memory = write_memory(checkpoint.memory, folder) if checkpoint.memory else None
         checkpoint.tokenizer.save(str(folder / _TOKENIZER_FILE))
         step("manifest")
-        write_manifest(folder, _manifest(checkpoint, backbone, reencoder, decoder, memory, folder))
+        write_manifest(folder, _manifest(checkpoint, backbone, reencoder, decoder, beam_decoder, memory, folder))
 
 
 def _manifest(
@@ -103,6 +105,7 @@ def _manifest(
     backbone: EngineRecord,
     reencoder: EngineRecord,
     decoder: EngineRecord,
+    beam_decoder: EngineRecord,
     memory: MemorySettings | None,
     folder: Path,
 ) -> Manifest:
@@ -123,6 +126,7 @@ def _manifest(
         backbone=backbone,
         decoder=decoder,
         reencoder=reencoder,
+        beam_decoder=beam_decoder,
         decoding=decoder_settings(checkpoint.decoder.config, checkpoint.end_id),
         memory=memory,
         tokenizer=_TOKENIZER_FILE,
@@ -168,7 +172,7 @@ def _report(bundle: Bundle) -> Table:
     table = Table(title=f"{bundle.folder}: {manifest.build.checkpoint}, {manifest.architecture.name}")
     for heading in ("file", "MiB", "precision", "largest difference"):
         table.add_column(heading, justify="left" if heading == "file" else "right")
-    records = (manifest.backbone, manifest.reencoder, manifest.decoder)
+    records = (manifest.backbone, manifest.reencoder, manifest.decoder, manifest.beam_decoder)
     engines = {record.file: record for record in records if record is not None}
     for name, record in manifest.files.items():
         engine = engines.get(name)

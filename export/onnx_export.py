@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import logging
 import warnings
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from export.graphs.backbone import Backbone
-from export.graphs.decoder import DecoderStep
+from export.graphs.decoder import BeamDecoderStep, DecoderConfig, DecoderStep
 from export.graphs.reencoder import Reencoder
 from runtime.bundle import EngineRecord
 from runtime.errors import PatchcaptionError
@@ -31,6 +32,10 @@ LOG_PROBABILITIES = "log_probabilities"
 
 _ALLOWED_DIFFERENCE = 1e-4
 """Relative, in float32: another order of sums differs by about 1e-6 a layer, a wrong graph by far more."""
+
+
+_LARGEST_IN_A_GRAPH = 1024
+"""Bytes: what is smaller, shapes and constants for the most part, lies in the graph itself and not in its data."""
 
 
 class ExportError(PatchcaptionError):
@@ -70,8 +75,23 @@ def export_reencoder(backbone: Backbone, folder: Path) -> EngineRecord:
 
 def export_decoder(decoder: DecoderStep, folder: Path) -> EngineRecord:
     """Writes decoder.onnx, one `DecoderStep.forward`, and checks it at the first, a middle and the last step."""
-    config = decoder.config
-    regions = torch.export.Dim("regions", min=1)
+    return _export_step(decoder, decoder.config, folder / "decoder.onnx", ["next_tokens", LOG_PROBABILITIES])
+
+
+def export_beam_decoder(decoder: DecoderStep, folder: Path) -> EngineRecord:
+    """Writes beam_decoder.onnx, one `BeamDecoderStep.forward`, and checks it as `export_decoder` does.
+
+    Its weights stay where `export_decoder` has put them: it refers to the data of the decoder.onnx in ``folder``.
+    """
+    module = BeamDecoderStep(decoder).eval()
+    stored_in = folder / "decoder.onnx"
+    return _export_step(module, decoder.config, folder / "beam_decoder.onnx", ["all_log_probabilities"], stored_in)
+
+
+def _export_step(
+    module: nn.Module, config: DecoderConfig, path: Path, first_outputs: list[str], stored_in: Path | None = None
+) -> EngineRecord:
+    """Writes and checks one step of a decoder, whose other outputs are the cache's new entries."""
     places = [f"{kind}_{layer}" for layer in range(config.layers) for kind in ("key", "value")]
 
     def inputs(rows: int, step: int) -> tuple[Tensor, ...]:
@@ -83,18 +103,18 @@ def export_decoder(decoder: DecoderStep, folder: Path) -> EngineRecord:
         tokens = torch.randint(0, config.text_vocabulary, (rows,), generator=generator)
         return vectors, tokens, torch.tensor([step]), *cache
 
-    path = folder / "decoder.onnx"
     input_names = ["vectors", "tokens", "step", *(f"past_{place}" for place in places)]
-    output_names = ["next_tokens", LOG_PROBABILITIES, *(f"new_{place}" for place in places)]
-    by_row = {0: regions}
-    _write(decoder, inputs(2, 1), path, input_names, output_names, (by_row, by_row, {}, (by_row,) * len(places)))
+    output_names = [*first_outputs, *(f"new_{place}" for place in places)]
+    by_row = {0: torch.export.Dim("regions", min=1)}
+    shapes: tuple[object, ...] = (by_row, by_row, {}, (by_row,) * len(places))
+    _write(module, inputs(2, 1), path, input_names, output_names, shapes, stored_in)
     steps = sorted({0, config.steps // 2, config.steps - 1})
-    return _record(path, compare(path, decoder, *(inputs(3, step) for step in steps)))
+    return _record(path, compare(path, module, *(inputs(3, step) for step in steps)))
 
 
 def compare(path: Path, module: nn.Module, *cases: Sequence[Tensor]) -> float:
-    """The largest difference between a graph's outputs and its module's over some cases of inputs: of log-probabilities
-    as it is, of all else relative to the largest value of the output.
+    """The largest difference between a graph's outputs and its module's over some cases of inputs: of the best
+    log-probabilities as it is, of all else relative to the largest value of the output.
 
     Raises:
         ExportError: it is larger than rounding explains, or outputs of whole numbers are not the same.
@@ -120,7 +140,8 @@ def compare(path: Path, module: nn.Module, *cases: Sequence[Tensor]) -> float:
 def _difference(name: str, got: npt.NDArray[Any], want: npt.NDArray[Any]) -> float:
     if want.dtype.kind == "i":
         return float((got != want).any())
-    # A log-probability near 0 is the difference of two large numbers; its size says nothing of its rounding.
+    # A log-probability near 0 is the difference of two large numbers; its size says nothing of its rounding. That of
+    # the least likely of all does.
     largest_value = 1.0 if name == LOG_PROBABILITIES else np.abs(want).max()
     return float(np.abs(got - want).max() / largest_value)
 
@@ -132,7 +153,9 @@ def _write(
     input_names: list[str],
     output_names: list[str],
     dynamic_shapes: tuple[object, ...],
+    stored_in: Path | None = None,
 ) -> None:
+    """Writes a graph with its weights, or with references to those of the graph ``stored_in`` in the same folder."""
     with _quiet():
         program = torch.onnx.export(
             module,
@@ -147,8 +170,41 @@ def _write(
         )
     assert program is not None  # only the old exporter returns nothing
     _forget_sources(program.model)
-    program.save(str(path), external_data=True)
+    if stored_in is None:
+        program.save(str(path), external_data=True)
+    else:
+        _refer_to_weights(program.model, stored_in)
+        onnx_ir.save(program.model, path)
     onnx.checker.check_model(str(path), full_check=True)
+
+
+def _refer_to_weights(model: onnx_ir.Model, stored_in: Path) -> None:
+    """Makes each weight of ``model`` a reference to the same bytes in the data file of the graph ``stored_in``.
+
+    Raises:
+        ExportError: they are not there.
+    """
+    others = [value.const_value for value in onnx_ir.load(stored_in).graph.initializers.values()]
+    stored = {_fingerprint(weight): weight for weight in others if isinstance(weight, onnx_ir.ExternalTensor)}
+    for value in model.graph.initializers.values():
+        weight = value.const_value
+        found = stored.get(_fingerprint(weight))
+        if found is not None:
+            value.const_value = onnx_ir.ExternalTensor(
+                found.location,
+                found.offset,
+                found.length,
+                found.dtype,
+                shape=found.shape,
+                name=value.name,
+                base_dir=found.base_dir,
+            )
+        elif weight.nbytes > _LARGEST_IN_A_GRAPH:
+            raise ExportError(f"{stored_in.name}.data: has no weight {value.name} of these values; export both anew")
+
+
+def _fingerprint(weight: Any) -> tuple[object, ...]:
+    return weight.dtype, tuple(weight.shape), hashlib.sha256(weight.tobytes()).digest()
 
 
 def _forget_sources(model: onnx_ir.Model) -> None:

@@ -46,8 +46,8 @@ class EngineRecord(_Part):
     precision: Literal["fp32"]
     opset: PositiveInt
     largest_difference: float
-    """Between the graph and the torch module it was made from, on random input: of log-probabilities as it is, of all
-    else relative to the largest value."""
+    """Between the graph and the torch module it was made from, on random input: of the best log-probabilities as it is,
+    of all else relative to the largest value."""
 
 
 class Architecture(_Part):
@@ -107,6 +107,8 @@ class Manifest(_Part):
     decoder: EngineRecord
     reencoder: EngineRecord | None = None
     """The backbone's last block by itself; bundles from before it existed have none."""
+    beam_decoder: EngineRecord | None = None
+    """The decoder for beam search, on the same weights; bundles from before it existed have none."""
     decoding: DecoderSettings
     memory: MemorySettings | None
     tokenizer: FileName
@@ -116,7 +118,7 @@ class Manifest(_Part):
     @model_validator(mode="after")
     def _lists_what_it_uses(self) -> Manifest:
         used = [self.backbone.file, self.decoder.file, self.tokenizer]
-        used += [self.reencoder.file] if self.reencoder else []
+        used += [engine.file for engine in (self.reencoder, self.beam_decoder) if engine]
         used += [self.memory.embeddings, self.memory.captions] if self.memory else []
         for name in used:
             if name not in self.files:

@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from runtime.backends import Backend, Engine, open_backend
-from runtime.bundle import Bundle, Manifest
+from runtime.beams import beam_search, check_beams
+from runtime.bundle import Bundle, EngineRecord, Manifest
 from runtime.decoding import decode
 from runtime.errors import BundleError, ImageError, PatchcaptionError, RegionError
 from runtime.features import FeatureMap
@@ -74,6 +75,7 @@ class Captioner:
         self._backbone: Engine = backend.open(bundle.path(manifest.backbone.file))
         self._decoder: Engine = backend.open(bundle.path(manifest.decoder.file))
         self._reencoder: Engine | None = None
+        self._beam_decoder: Engine | None = None
 
     @classmethod
     def load(
@@ -165,6 +167,8 @@ class Captioner:
         mode: Mode = "decode",
         score: Score = "natural",
         n_best: int = 0,
+        beams: int = 1,
+        length_penalty: float = 1.0,
         progress: Progress | None = None,
         **how: Unpack[VectorOptions],
     ) -> list[Caption] | list[list[Caption]]:
@@ -176,6 +180,8 @@ class Captioner:
             mode: "decode" for the decoder's words, "nearest" for the caption of the memory bank nearest to the region.
             score: what of the decoder's words to score, as in `decode`.
             n_best: how many of the memory's nearest captions to give with each caption, whatever the mode.
+            beams: how many captions the decoder follows for each region, as in `decode`.
+            length_penalty: of beam search, as in `decode`.
             progress: told how many captions of how many are decoded, every few hundred.
             how: the options of `vectors`.
 
@@ -185,6 +191,7 @@ class Captioner:
         Raises:
             RegionError: a region has no place on its image, or the lists do not match the images.
             PatchcaptionError: an option has no such value, or asks for a memory that the bundle does not have.
+            BundleError: the bundle was built without what an option needs.
         """
         if mode not in ("decode", "nearest"):
             raise PatchcaptionError(f'mode: expected "decode" or "nearest", got {mode!r}')
@@ -196,7 +203,8 @@ class Captioner:
         if mode == "nearest":
             described = [Caption(found[0].text, found[0].similarity, ()) for found in matches]
         else:
-            described = self.decode(vectors if how.get("clean") else self.project(vectors), score, progress)
+            projected = vectors if how.get("clean") else self.project(vectors)
+            described = self.decode(projected, score, progress, beams=beams, length_penalty=length_penalty)
         of_regions = (
             replace(one, region=region, nearest=found[:n_best])
             for one, region, found in zip(described, chain(*nested), matches, strict=True)
@@ -252,18 +260,41 @@ class Captioner:
         vectors = self._checked(vectors)
         return vectors if self._memory is None else self._memory.project(vectors)
 
-    def decode(self, vectors: Tensor, score: Score = "natural", progress: Progress | None = None) -> list[Caption]:
+    def decode(
+        self,
+        vectors: Tensor,
+        score: Score = "natural",
+        progress: Progress | None = None,
+        *,
+        beams: int = 1,
+        length_penalty: float = 1.0,
+    ) -> list[Caption]:
         """Vectors in text space (R, D) to captions that have no region.
 
         Args:
             score: "natural" for the probability of the caption and its end; "reference" for the published score, which
                 goes on past the end through all steps.
             progress: told how many captions of how many are decoded, every few hundred.
+            beams: how many captions to follow for each vector before one is chosen; 1 takes the likeliest token at each
+                step, as published. With more, captions are what transformers' `generate(num_beams=)` gives: the one of
+                the highest log-probability over its length is chosen, and its score is still its own probability.
+            length_penalty: the power of the length in that choice, from -10 to 10: 0 takes the log-probability as it
+                is, more favours longer captions.
+
+        Raises:
+            PatchcaptionError: an option has no such value.
+            BundleError: the bundle was built without the graph that beam search needs.
         """
         if score not in ("natural", "reference"):
             raise PatchcaptionError(f'score: expected "natural" or "reference", got {score!r}')
-        past_end = score == "reference"
-        decoded = decode(self._decoder, self.manifest.decoding, self._checked(vectors), past_end, progress=progress)
+        check_beams(beams, length_penalty)
+        if beams > 1 and score == "reference":
+            raise PatchcaptionError(f'score="reference" with beams={beams}: the published score is of one beam only')
+        vectors, settings = self._checked(vectors), self.manifest.decoding
+        if beams == 1:
+            decoded = decode(self._decoder, settings, vectors, past_end=score == "reference", progress=progress)
+        else:
+            decoded = beam_search(self._open_beam_decoder(), settings, vectors, beams, length_penalty, progress)
         return [
             Caption(self._tokenizer.text(ids), math.exp(log_probability), tuple(ids))
             for ids, log_probability in zip(decoded.ids, decoded.log_probabilities, strict=True)
@@ -293,11 +324,18 @@ class Captioner:
 
     def _open_reencoder(self) -> Engine:
         if self._reencoder is None:
-            record = self.manifest.reencoder
-            if record is None:
-                raise BundleError(f"{self._bundle.folder}: it was built without a re-encoder; build the bundle again")
-            self._reencoder = self._backend.open(self._bundle.path(record.file))
+            self._reencoder = self._open_optional(self.manifest.reencoder, "a re-encoder")
         return self._reencoder
+
+    def _open_beam_decoder(self) -> Engine:
+        if self._beam_decoder is None:
+            self._beam_decoder = self._open_optional(self.manifest.beam_decoder, "a decoder for beam search")
+        return self._beam_decoder
+
+    def _open_optional(self, record: EngineRecord | None, what: str) -> Engine:
+        if record is None:
+            raise BundleError(f"{self._bundle.folder}: it was built without {what}; build the bundle again")
+        return self._backend.open(self._bundle.path(record.file))
 
     def _checked(self, vectors: Tensor) -> Tensor:
         """Vectors (R, D) as engines take them: float32, contiguous, on the backend's device."""
@@ -308,10 +346,9 @@ class Captioner:
 
     def close(self) -> None:
         """Gives back what the engines hold."""
-        self._backbone.close()
-        self._decoder.close()
-        if self._reencoder is not None:
-            self._reencoder.close()
+        for engine in (self._backbone, self._decoder, self._reencoder, self._beam_decoder):
+            if engine is not None:
+                engine.close()
 
     def __enter__(self) -> Captioner:
         return self

@@ -19,6 +19,7 @@ from PIL import Image
 
 from runtime import __version__
 from runtime.backends import BACKENDS, PRECISIONS
+from runtime.beams import check_beams
 from runtime.bundle import Bundle
 from runtime.captioner import Caption, Captioner
 from runtime.drawing import draw_captions
@@ -83,6 +84,9 @@ def _parser() -> argparse.ArgumentParser:
         "--mode", choices=["decode", "nearest"], default="decode", help="the decoder's words, or the memory's nearest"
     )
     caption.add_argument("--n-best", type=int, default=0, metavar="N", help="also the N nearest captions of the memory")
+    caption.add_argument(
+        "--beams", type=_parsed(_beams), default=1, metavar="N", help="beam search with N beams (default: 1, none)"
+    )
     caption.add_argument("--json", action="store_true", help="one JSON object a caption, with ids and score")
     caption.add_argument("--save", type=Path, metavar="PICTURE", help="write the image with the captions drawn on it")
     caption.add_argument("--fit", choices=[fit.value for fit in Fit], default=Fit.STRETCH.value)
@@ -109,7 +113,7 @@ def _caption(options: argparse.Namespace) -> int:
     if options.save:
         _check_writable_picture(options.save)
     with Captioner.load(options.engines, options.backend, options.fit, precision=options.precision) as captioner:
-        captions = captioner.caption(image, regions, mode=options.mode, n_best=options.n_best)
+        captions = captioner.caption(image, regions, mode=options.mode, n_best=options.n_best, beams=options.beams)
     for caption in captions:
         print(_as_json(caption) if options.json else f"{caption.score:.3f}  {caption.text}")
         if not options.json:
@@ -210,6 +214,15 @@ def _numbers(text: str, count: int) -> list[float]:
     if len(numbers) != count:
         raise RegionError(f"expected {count} numbers with commas between them, got {text!r}")
     return numbers
+
+
+def _beams(text: str) -> int:
+    try:
+        beams = int(text)
+    except ValueError:
+        raise PatchcaptionError(f"expected a whole number, got {text!r}") from None
+    check_beams(beams)
+    return beams
 
 
 def _box(text: str) -> Box:

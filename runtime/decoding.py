@@ -5,6 +5,7 @@ Shapes: R regions, D vector width, L layers, H heads, P positions (the most step
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +34,38 @@ class Decoded:
     log_probabilities: list[float]
 
 
+class Cache:
+    """The keys and values of captions, a position longer with each step.
+
+    Captions leave and change places where they lie, so it never takes more memory than for ``rows`` of them.
+    """
+
+    def __init__(self, settings: DecoderSettings, rows: int, device: torch.device) -> None:
+        self._places = [f"{kind}_{layer}" for layer in range(settings.layers) for kind in ("key", "value")]
+        shape = (2 * settings.layers, rows, settings.heads, settings.steps, settings.head_width)
+        self._entries = torch.zeros(shape, device=device)
+        self._rows, self._filled = rows, 0
+
+    def inputs(self) -> dict[str, Tensor]:
+        """What the decoder engine takes: for each layer its keys and its values, (R, H, P, d) each."""
+        used = self._entries[:, : self._rows]
+        return {f"past_{place}": entries for place, entries in zip(self._places, used, strict=True)}
+
+    def add(self, outputs: Mapping[str, Tensor]) -> None:
+        """Takes a step's entries (R, H, 1, d) out of what the engine gave."""
+        for place, entries in zip(self._places, self._entries, strict=True):
+            entries[: self._rows, :, self._filled] = outputs[f"new_{place}"][:, :, 0]
+        self._filled += 1
+
+    def take(self, rows: Tensor) -> None:
+        """Row i becomes what row ``rows[i]`` was, for int64 ``rows`` (R,); no other is in use any more."""
+        self._rows = len(rows)
+        moved = torch.nonzero(rows != torch.arange(len(rows), device=rows.device))[:, 0]
+        for entries in self._entries:
+            filled = entries[:, :, : self._filled]
+            filled[moved] = filled[rows[moved]]
+
+
 def decode(
     engine: Engine,
     settings: DecoderSettings,
@@ -49,19 +82,40 @@ def decode(
         at_most: stop after that many steps; None for as many as the decoder has positions.
         progress: told how many of R captions are done, after each batch of them.
     """
+    steps = min(settings.steps, at_most or settings.steps)
+
+    def decode_batch(batch: Tensor) -> tuple[Tensor, Tensor]:
+        return _decode_batch(engine, settings, batch, past_end, steps)
+
+    return decode_in_batches(decode_batch, vectors, settings.end_id, progress=progress)
+
+
+def decode_in_batches(
+    decode_batch: Callable[[Tensor], tuple[Tensor, Tensor]],
+    vectors: Tensor,
+    end_id: int,
+    rows_each: int = 1,
+    progress: Progress | None = None,
+) -> Decoded:
+    """The captions of vectors (R, D), equal ones decoded once.
+
+    Args:
+        decode_batch: vectors to tokens (R, P), filled up with end tokens, and sums of log-probabilities (R,).
+        rows_each: how many rows the engine gets for one vector.
+        progress: told how many of R captions are done, after each batch of them.
+    """
     if len(vectors) == 0:
         return Decoded([], [])
-    steps = min(settings.steps, at_most or settings.steps)
     different, places = torch.unique(vectors, dim=0, return_inverse=True)
     parts: list[tuple[Tensor, Tensor]] = []
     done = 0
-    for batch in different.split(_ROWS_AT_ONCE):
-        parts.append(_decode_batch(engine, settings, batch, past_end, steps))
+    for batch in different.split(max(1, _ROWS_AT_ONCE // rows_each)):
+        parts.append(decode_batch(batch))
         done += len(batch)
         if progress is not None:
             progress(int((places < done).sum()), len(vectors))
     ids, sums = (torch.cat(found)[places].tolist() for found in zip(*parts, strict=True))
-    return Decoded([_up_to_end(row, settings.end_id) for row in ids], sums)
+    return Decoded([_up_to_end(row, end_id) for row in ids], sums)
 
 
 def _decode_batch(
@@ -71,29 +125,26 @@ def _decode_batch(
     rows, device = len(vectors), vectors.device
     ids = torch.full((rows, steps), settings.end_id, dtype=torch.int64, device=device)
     sums = torch.zeros(rows, device=device)
-    shape = (2 * settings.layers, rows, settings.heads, settings.steps, settings.head_width)
-    cache = torch.zeros(shape, device=device)  # for each layer its keys, then its values
-    cache_names = [f"past_{kind}_{layer}" for layer in range(settings.layers) for kind in ("key", "value")]
+    cache = Cache(settings, rows, device)
     tokens = torch.zeros(rows, dtype=torch.int64, device=device)
     places = torch.arange(rows, device=device)  # of the rows that are still in the batch
     ended = torch.zeros(rows, dtype=torch.bool, device=device)
     for step in range(steps):
         inputs = {"vectors": vectors, "tokens": tokens, "step": torch.tensor([step], device=device)}
-        out = engine.run(inputs | dict(zip(cache_names, cache, strict=True)))
+        out = engine.run(inputs | cache.inputs())
+        cache.add(out)
         tokens = out["next_tokens"]
         ids[places, step] = tokens.masked_fill(ended, settings.end_id)
         sums[places] += out["log_probabilities"].masked_fill(ended, 0.0)
-        for place, name in enumerate(cache_names):
-            cache[place, :, :, step] = out[name.replace("past", "new")][:, :, 0]
         if past_end:
             continue
         ended |= tokens == settings.end_id
-        going = int((~ended).sum())
-        if going == 0:
+        going = torch.nonzero(~ended)[:, 0]
+        if len(going) == 0:
             break
-        if going <= (1 - _DROPPED_SHARE) * len(ended):
-            vectors, tokens, places, cache = vectors[~ended], tokens[~ended], places[~ended], cache[:, ~ended]
-            ended = torch.zeros(going, dtype=torch.bool, device=device)
+        if len(going) <= (1 - _DROPPED_SHARE) * len(ended):
+            vectors, tokens, places, ended = vectors[going], tokens[going], places[going], ended[going]
+            cache.take(going)
     return ids, sums
 
 

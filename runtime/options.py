@@ -32,4 +32,6 @@ class DescribeOptions(VectorOptions, total=False):
     mode: Mode
     score: Score
     n_best: int
+    beams: int
+    length_penalty: float
     progress: Progress | None

@@ -169,7 +169,7 @@ def test_verify_finds_what_changed(run: Run, bundle_copy: Callable[[], Path]) ->
     folder = bundle_copy()
     code, out, _ = run("verify", folder)
     assert code == 0
-    assert "9 files are as built" in out
+    assert "10 files are as built" in out
     captions = folder / "captions.jsonl"
     captions.write_text(captions.read_text().replace("red", "rad", 1))
     code, _, err = run("verify", folder)

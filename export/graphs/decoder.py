@@ -1,4 +1,4 @@
-"""DeCap's decoder as one graph of one step: last token and cache in, next token and its log-probability out.
+"""DeCap's decoder as graphs of one step: last token and cache in, the next token or every token's log-probability out.
 
 Module names are those of the published state dict (SPEC section 6), so it loads as it is.
 Shapes: R regions, D backbone width, E decoder width, H heads, d = E / H, P positions (the most steps), V vocabulary.
@@ -6,6 +6,7 @@ Shapes: R regions, D backbone width, E decoder width, H heads, d = E / H, P posi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -146,6 +147,14 @@ class DecoderStep(nn.Module):
             next ids (R,) int64, their log-probabilities (R,), and for each layer the keys and values (R, H, 1, d)
             that belong in the cache at ``step``.
         """
+        logits, entries = self.logits(vectors, tokens, step, cache)
+        ids, best = self._best(logits[:, : self.config.text_vocabulary])
+        return ids, best - log_sum_exp(logits), *entries
+
+    def logits(
+        self, vectors: Tensor, tokens: Tensor, step: Tensor, cache: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The scores (R, V) of the whole vocabulary, and the cache's new entries; arguments as in `forward`."""
         gpt = self.decoder.transformer
         x = torch.where(step == 0, self.clip_project.model(vectors), gpt.wte(tokens)) + gpt.wpe(step)
         past = torch.arange(self.config.steps) < step
@@ -153,12 +162,7 @@ class DecoderStep(nn.Module):
         for number, block in enumerate(gpt.h):
             x, key, value = block(x, cache[2 * number], cache[2 * number + 1], past)
             entries += [key, value]
-        logits = F.linear(gpt.ln_f(x), gpt.wte.weight)
-        ids, best = self._best(logits[:, : self.config.text_vocabulary])
-        largest = logits.amax(dim=-1)
-        # Not torch.logsumexp, which becomes a chain of guards against infinities in ONNX.
-        log_sum = largest + torch.log(torch.exp(logits - largest[:, None]).sum(dim=-1))
-        return ids, best - log_sum, *entries
+        return F.linear(gpt.ln_f(x), gpt.wte.weight), entries
 
     def _best(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """The place (R,) and the value (R,) of the largest of ``logits`` (R, words), the first where several are.
@@ -170,3 +174,26 @@ class DecoderStep(nn.Module):
         best, block = blocks.amax(dim=-1).max(dim=-1)
         inside = torch.gather(blocks, 1, block[:, None, None].expand(-1, 1, self.block))[:, 0]
         return block * self.block + inside.argmax(dim=-1), best
+
+
+class BeamDecoderStep(nn.Module):
+    """The same step with the same weights, for searches that weigh several next tokens."""
+
+    def __init__(self, decoder: DecoderStep) -> None:
+        super().__init__()
+        self.greedy = decoder
+
+    def forward(self, vectors: Tensor, tokens: Tensor, step: Tensor, *cache: Tensor) -> tuple[Tensor, ...]:
+        """
+        Returns:
+            the log-probability of each id that has text (R, text vocabulary), and the cache's new entries; arguments
+            and entries as in `DecoderStep.forward`.
+        """
+        logits, entries = self.greedy.logits(vectors, tokens, step, cache)
+        return logits[:, : self.greedy.config.text_vocabulary] - log_sum_exp(logits)[:, None], *entries
+
+
+def log_sum_exp(logits: Tensor) -> Tensor:
+    """Over the last axis. Not torch.logsumexp, which becomes a chain of guards against infinities in ONNX."""
+    largest = logits.amax(dim=-1)
+    return largest + torch.log(torch.exp(logits - largest[:, None]).sum(dim=-1))
