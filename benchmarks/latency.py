@@ -1,75 +1,209 @@
-"""How long a bundle takes: `python benchmarks/latency.py engines/demo --regions 1 16`.
+"""How long a bundle takes, stage by stage: `python benchmarks/latency.py engines/demo --regions 1 16 64`.
 
-Times one image through the backbone and, apart from it, the description of its features for each number of regions
-(weights, pooling, projection, decoding, text). The first call stands by itself; then warm-up, then the reported runs.
+Beside each stage stands how near it comes to what the machine can do, measured in the same run. With `--compare eager`
+the published algorithm is timed on the same weights and the same image, run by run in turn:
+
+    python benchmarks/latency.py BUNDLE --compare eager --json out/now.json --plot out/now.png
+    python benchmarks/latency.py BUNDLE --against out/before.json
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import resource
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import datetime, timezone
+from itertools import chain
 from pathlib import Path
 
-import numpy as np
+import torch
 from rich.console import Console
 from rich.table import Table
 
-from runtime import Box, Captioner, PatchcaptionError
+from benchmarks.timing import measure, tables
+from benchmarks.timing.machine import describe_machine, measure_limits
+from benchmarks.timing.plot import check_plotting, plot
+from benchmarks.timing.report import BundleFacts, Comparison, Report, Settings
+from benchmarks.timing.stages import Stages, caption_lengths, sample_boxes, write_sample
+from runtime import Captioner, Fit, PatchcaptionError
+from runtime.backends import BACKENDS, PRECISIONS
 
-_WARM_UP = 3
+_TABLE_WIDTH = 160
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Time a bundle's stages.")
-    parser.add_argument("engines", type=Path, nargs="?", default=Path("engines/demo"), help="the bundle")
-    parser.add_argument("--regions", type=int, nargs="+", default=[1, 16], help="how many regions to describe at once")
-    parser.add_argument("--runs", type=int, default=20, help="timed runs of each (default: 20)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: the backend's choice)")
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     try:
-        with Captioner.load(options.engines, threads=options.threads) as captioner:
-            Console().print(_measure(captioner, options))
+        _check(options)
+        old = Report.read(options.against) if options.against else None
+        if old is not None:
+            BundleFacts.of(options.engines).check_same_work(old.bundle, options.against)
+        _run(options, old)
     except PatchcaptionError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     return 0
 
 
-def _measure(captioner: Captioner, options: argparse.Namespace) -> Table:
-    seen = captioner.manifest.architecture
-    title = f"{options.engines}: {seen.name}, {seen.size} px, {captioner.backend.name}, {os.cpu_count()} cores, "
-    table = Table(title=title + f"Python {platform.python_version()}; {options.runs} runs after {_WARM_UP} of warm-up")
-    for heading in ("stage", "first ms", "p50 ms", "p90 ms", "tokens a caption"):
-        table.add_column(heading, justify="left" if heading == "stage" else "right")
-    rng = np.random.default_rng(0)
-    image = rng.integers(0, 256, (480, 640, 3), np.uint8)
-    table.add_row("read, resize, backbone", *_times(lambda: captioner.encode(image), options.runs), "")
-    features = captioner.encode(image)
-    for count in options.regions:
-        corners = rng.uniform((0, 0, 330, 250), (310, 230, 640, 480), (count, 4))
-        boxes = [Box(*box) for box in corners.tolist()]
-        lengths = [len(caption.ids) for caption in captioner.describe(features, boxes)]
-        times = _times(lambda boxes=boxes: captioner.describe(features, boxes), options.runs)  # type: ignore[misc]
-        table.add_row(f"describe {count} regions", *times, f"{np.mean(lengths):.1f}, at most {max(lengths)}")
-    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    table.caption = f"peak memory of the process {peak_mib:.0f} MiB"
-    return table
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Time a bundle, stage by stage.")
+    parser.add_argument("engines", type=Path, nargs="?", default=Path("engines/demo"), help="the bundle")
+    parser.add_argument(
+        "--regions", type=int, nargs="+", default=[1, 16, 64], help="how many at once (default: 1 16 64)"
+    )
+    parser.add_argument("--runs", type=int, default=20, help="timed runs of each (default: 20)")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="default: a JPEG of 640 x 480 made for it")
+    parser.add_argument("--backend", choices=BACKENDS, default="auto", help="default: auto")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="default: fp32")
+    parser.add_argument("--threads", type=int, help="CPU threads, of the engines and of torch (default: their choice)")
+    parser.add_argument("--fit", choices=("stretch", "crop"), help="default: crop with --compare, else stretch")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="also write every number to this file")
+    parser.add_argument("--plot", type=Path, metavar="OUT.png", help="also draw the stages and the machine's limit")
+    parser.add_argument("--against", type=Path, metavar="OLD.json", help="show ratios to a run that --json wrote")
+    comparison = parser.add_argument_group("comparison")
+    comparison.add_argument("--compare", choices=("eager",), help="time the published algorithm in torch beside it")
+    comparison.add_argument("--compare-runs", type=int, default=3, help="timed runs of each (default: 3)")
+    comparison.add_argument(
+        "--checkpoint", metavar="NAME", help="its weights (default: what the bundle was built from)"
+    )
+    comparison.add_argument("--checkpoint-dir", type=Path, metavar="FOLDER", help="where to look for checkpoint files")
+    return parser
 
 
-def _times(call: Callable[[], object], runs: int) -> tuple[str, str, str]:
-    """First call, p50 and p90, in milliseconds."""
-    times_ms = []
-    for _ in range(1 + _WARM_UP + runs):
+def _check(options: argparse.Namespace) -> None:
+    """Refuses, before anything is measured, what could not be shown or written afterwards."""
+    for name in ("runs", "compare_runs", "threads"):
+        count = getattr(options, name)
+        if count is not None and count < 1:
+            raise PatchcaptionError(f"--{name.replace('_', '-')}: expected at least 1, got {count}")
+    if min(options.regions) < 1:
+        raise PatchcaptionError(f"--regions: expected at least 1, got {min(options.regions)}")
+    if options.compare and options.fit == "stretch":
+        raise PatchcaptionError("--fit: the published algorithm takes the centre crop: with --compare expected crop")
+    if (options.checkpoint or options.checkpoint_dir) and not options.compare:
+        raise PatchcaptionError("--checkpoint: it is of --compare eager, which was not asked for")
+    for path in (options.json, options.plot):
+        if path and not path.parent.is_dir():
+            raise PatchcaptionError(f"{path}: the folder {path.parent} does not exist")
+    if options.plot:
+        check_plotting()
+
+
+def _run(options: argparse.Namespace, old: Report | None) -> None:
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    with ExitStack() as held:
+        file = options.image or _sample_file(held)
         start = time.perf_counter()
-        call()
-        times_ms.append(1000 * (time.perf_counter() - start))
-    p50, p90 = np.percentile(times_ms[1 + _WARM_UP :], [50, 90])
-    return f"{times_ms[0]:.1f}", f"{p50:.1f}", f"{p90:.1f}"
+        captioner = held.enter_context(_load(options))
+        load_ms = 1000 * (time.perf_counter() - start)
+        stages = Stages(captioner)
+        if options.compare and stages.device.type != "cpu":
+            raise PatchcaptionError(
+                f"--compare eager: it is on the CPU, the backend on {stages.device}; use --backend cpu"
+            )
+        report = _measure(options, stages, file, load_ms)
+        _show(tables.stage_table(report), tables.stage_notes(report))
+        _write(options, report)  # before the comparison too: should it fail, these numbers are kept
+        if options.compare:
+            report = report.model_copy(update={"comparison": _compare(options, stages, file, report.settings)})
+            _show(tables.comparison_table(report), tables.comparison_notes(report))
+            _write(options, report)
+    if old is not None:
+        _show(tables.against_table(old, report), tables.against_notes(old, report))
+    if options.plot:
+        plot(report, options.plot)
+
+
+def _sample_file(held: ExitStack) -> Path:
+    file = Path(held.enter_context(tempfile.TemporaryDirectory())) / "sample.jpg"
+    write_sample(file)
+    return file
+
+
+def _load(options: argparse.Namespace) -> Captioner:
+    fit, precision, threads = _fit(options), options.precision, options.threads
+    return Captioner.load(options.engines, options.backend, fit, precision=precision, threads=threads)
+
+
+def _fit(options: argparse.Namespace) -> Fit:
+    return Fit(options.fit or (Fit.CROP if options.compare else Fit.STRETCH))
+
+
+def _measure(options: argparse.Namespace, stages: Stages, file: Path, load_ms: float) -> Report:
+    machine, made_at = describe_machine(), datetime.now(timezone.utc).isoformat(timespec="seconds")
+    facts = BundleFacts.of(options.engines)
+    settings = _settings(options, stages.captioner.backend.name, caption_lengths(facts.decoding.steps))
+    sample_boxes(facts.architecture, max(settings.regions))  # refuses what does not fit, before minutes of work
+    samples: dict[int, measure.Samples] = {}
+    with _telling() as tell:
+        for count in settings.regions:
+            tell(f"{count} regions, {settings.runs} runs")
+            samples[count] = measure.sample(stages, file, count, settings.runs, settings.tokens)
+        peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        tell("what the machine can do")
+        limits = measure_limits(stages.device)
+    rows = (measure.rows(samples[count], facts, count, settings.precision, limits) for count in settings.regions)
+    return Report(
+        made_at=made_at,
+        bundle=facts,
+        settings=settings,
+        machine=machine,
+        limits=limits,
+        load_ms=load_ms,
+        peak_mib=peak_mib,
+        rows=tuple(chain.from_iterable(rows)),
+    )
+
+
+def _settings(options: argparse.Namespace, backend: str, lengths: tuple[int, ...]) -> Settings:
+    return Settings(
+        regions=tuple(sorted(set(options.regions))),
+        tokens=lengths,
+        runs=options.runs,
+        warm_up=measure.WARM_UP,
+        backend=backend,
+        precision=options.precision,
+        threads=options.threads,
+        fit=_fit(options).value,
+        image="a JPEG of 640 x 480 made for it" if options.image is None else str(options.image),
+    )
+
+
+def _compare(options: argparse.Namespace, stages: Stages, file: Path, settings: Settings) -> Comparison:
+    from benchmarks.timing.compare import Published, compare  # export/ and its readers: not in the peak memory above
+
+    with _telling() as tell:
+        tell("reading the checkpoint")
+        published = Published.read(stages.captioner.manifest, options.checkpoint, options.checkpoint_dir)
+        return compare(stages, published, file, settings.regions, settings.tokens, options.compare_runs, tell)
+
+
+@contextmanager
+def _telling() -> Iterator[Callable[[str], None]]:
+    """A function that says on the terminal what is being done; nothing may be printed meanwhile."""
+    with Console(stderr=True).status("") as status:
+        yield status.update
+
+
+def _show(table: Table, notes: Sequence[str]) -> None:
+    console = Console(width=_TABLE_WIDTH)
+    console.print(table)
+    for note in notes:
+        console.print(f"- {note}", markup=False, highlight=False, soft_wrap=True)
+    console.print()
+
+
+def _write(options: argparse.Namespace, report: Report) -> None:
+    if options.json:
+        report.write(options.json)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,119 @@
+"""The machine that a run was on, and the best that it can do."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from benchmarks.timing.report import Limits, Machine
+
+_VERSIONS_OF = ("patchcaption", "torch", "numpy", "pillow", "tokenizers", "onnxruntime", "onnxruntime-gpu", "openvino")
+
+_COPIED_BYTES = 2**28
+"""Far more than a cache holds."""
+_SIDE = 2048
+"""Of the matrices: large enough to be bound by arithmetic, 17 GFLOP."""
+_SECONDS = 1.5
+"""To try each of them in: a machine that does other work shows its best only now and then."""
+_FEWEST_TRIES = 5
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until the device has done what it was asked; a CPU has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def describe_machine() -> Machine:
+    return Machine(
+        cpu=_cpu(),
+        cores=os.cpu_count() or 1,
+        usable_cores=len(os.sched_getaffinity(0)),
+        torch_threads=torch.get_num_threads(),
+        gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        power_mode=_power_mode(),
+        load_average=os.getloadavg()[0],
+        versions={"python": platform.python_version()} | _versions(),
+    )
+
+
+def measure_limits(
+    device: torch.device, copied_bytes: int = _COPIED_BYTES, side: int = _SIDE, seconds: float = _SECONDS
+) -> Limits:
+    """The best tries of a large copy, a large sum and large square matrix products, ``seconds`` of each."""
+
+    def best_s(call: Callable[[], object]) -> float:
+        return _best_s(call, device, seconds)
+
+    source = torch.ones(copied_bytes // 4, device=device)
+    target = torch.zeros_like(source)
+    copy_s = best_s(partial(target.copy_, source))
+    read_s = best_s(source.sum)
+    del source, target
+    product_s = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        left, right = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(2))
+        product_s[dtype] = best_s(partial(torch.matmul, left, right))
+    gflop = 2 * side**3 / 1e9
+    return Limits(
+        copy_gb_per_s=2 * copied_bytes / copy_s / 1e9,
+        read_gb_per_s=copied_bytes / read_s / 1e9,
+        fp32_gflop_per_s=gflop / product_s[torch.float32],
+        bf16_gflop_per_s=gflop / product_s[torch.bfloat16],
+    )
+
+
+def _best_s(call: Callable[[], object], device: torch.device, seconds: float) -> float:
+    taken_s: list[float] = []
+    while len(taken_s) < _FEWEST_TRIES or sum(taken_s) < seconds:
+        synchronize(device)
+        start = time.perf_counter()
+        call()
+        synchronize(device)
+        taken_s.append(time.perf_counter() - start)
+    return min(taken_s)
+
+
+def _cpu() -> str:
+    """Its model; on Arm boards, whose /proc/cpuinfo names none, the board's."""
+    for line in _text("/proc/cpuinfo").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return _text("/proc/device-tree/model").strip("\0\n ") or platform.machine()
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _power_mode() -> str | None:
+    command = shutil.which("nvpmodel")
+    if command is None:
+        return None
+    try:
+        told = subprocess.run([command, "-q"], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return " ".join(told.stdout.split())
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _VERSIONS_OF:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
