@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # torch goes first and by version: any looser request takes the newest build, with several GB of CUDA packages.
 TORCH := torch==2.13.0
 
-.PHONY: demo test lint train-demo clean
+.PHONY: demo native test lint train-demo clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python export/build_engines.py demo --out engines/demo
@@ -17,7 +17,12 @@ demo: $(VENV)/.demo
 		--engines engines/demo --save out/demo.png
 	@echo "the picture with its captions: out/demo.png"
 
-test: $(VENV)/.test
+# The native kernels, runtime/libpatchcaption.so: optional, torch does the same without them. NATIVE_OPTIONS go to CMake.
+native:
+	cmake -S . -B build/native -DCMAKE_BUILD_TYPE=Release $(NATIVE_OPTIONS)
+	cmake --build build/native --parallel
+
+test: $(VENV)/.test native
 	$(BIN)/python -m pytest -n auto
 
 lint: $(VENV)/.test
@@ -49,4 +54,4 @@ $(VENV)/.test: $(VENV)/.demo
 	@touch $@
 
 clean:
-	rm -rf $(VENV) out engines/*/
+	rm -rf $(VENV) out build engines/*/ runtime/libpatchcaption.so

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
+from typing import get_args
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -28,6 +29,7 @@ from runtime.bundle import (
     DecoderSettings,
     EngineRecord,
     Manifest,
+    MemoryPrecision,
     MemorySettings,
     new_bundle,
     record_files,
@@ -53,6 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--checkpoint-dir", type=Path, metavar="FOLDER", help="where to look for checkpoint files before downloading"
     )
+    parser.add_argument(
+        "--memory-precision",
+        choices=get_args(MemoryPrecision),
+        default="fp32",
+        help="what the memory bank is stored in; no choice changes projected vectors by 1e-3 (default: fp32)",
+    )
     options = parser.parse_args(arguments)
     if options.out is None:
         if options.checkpoint != "demo" and not is_repository(options.checkpoint):
@@ -60,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.out = Path("engines") / options.checkpoint.split("/")[-1]
     console = Console(stderr=True)
     try:
-        build(options.checkpoint, options.out, console, options.checkpoint_dir)
+        build(options.checkpoint, options.out, console, options.checkpoint_dir, options.memory_precision)
     except PatchcaptionError as error:
         console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 1
@@ -71,11 +79,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def build(name: str, out: Path, console: Console, checkpoint_dir: Path | None = None) -> None:
+def build(
+    name: str,
+    out: Path,
+    console: Console,
+    checkpoint_dir: Path | None = None,
+    memory_precision: MemoryPrecision = "fp32",
+) -> None:
     """Builds the bundle of a checkpoint at ``out``; whatever was there stays until the new one is complete.
 
     Args:
         checkpoint_dir: where its files are looked for before they are downloaded.
+        memory_precision: what the memory bank is stored in.
 
     Raises:
         PatchcaptionError: the checkpoint cannot be read, a graph is not what its module is, ``out`` cannot be written.
@@ -94,7 +109,7 @@ def build(name: str, out: Path, console: Console, checkpoint_dir: Path | None = 
         step("decoder for beam search to ONNX, checked against torch")
         beam_decoder = export_beam_decoder(checkpoint.decoder, folder)
         step("memory bank and tokenizer")
-        memory = write_memory(checkpoint.memory, folder) if checkpoint.memory else None
+        memory = write_memory(checkpoint.memory, folder, memory_precision) if checkpoint.memory else None
         checkpoint.tokenizer.save(str(folder / _TOKENIZER_FILE))
         step("manifest")
         write_manifest(folder, _manifest(checkpoint, backbone, reencoder, decoder, beam_decoder, memory, folder))

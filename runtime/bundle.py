@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -26,6 +26,9 @@ MANIFEST = "manifest.json"
 PositiveInt = Annotated[int, Field(gt=0)]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 """A file right inside the bundle: no separators, so no path in a manifest leaves its folder."""
+
+
+MemoryPrecision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8"]
 
 
 class _Part(BaseModel):
@@ -87,6 +90,14 @@ class MemorySettings(_Part):
     rows: PositiveInt
     temperature: Annotated[float, Field(gt=0)]
     normalize: bool
+    precision: MemoryPrecision = "fp32"
+    """What the embeddings are stored in."""
+    fine: FileName | None = None
+    """What rounding to it left, where that is felt."""
+    rounding: Annotated[float, Field(ge=0)] = 0.0
+    """The most that rounding took from a row, as a share of its length."""
+    best: Annotated[int, Field(ge=0)] = 0
+    """How many rows nearest to a region are always taken with what rounding left of them."""
 
 
 class Build(_Part):
@@ -120,6 +131,7 @@ class Manifest(_Part):
         used = [self.backbone.file, self.decoder.file, self.tokenizer]
         used += [engine.file for engine in (self.reencoder, self.beam_decoder) if engine]
         used += [self.memory.embeddings, self.memory.captions] if self.memory else []
+        used += [self.memory.fine] if self.memory and self.memory.fine else []
         for name in used:
             if name not in self.files:
                 raise ValueError(f"files: {name} is used but not listed")

@@ -363,9 +363,7 @@ def _load_memory(bundle: Bundle, device: torch.device) -> MemoryBank | None:
     memory = bundle.manifest.memory
     if memory is None:
         return None
-    return MemoryBank.load(
-        bundle.path(memory.embeddings), bundle.path(memory.captions), memory.temperature, memory.normalize, device
-    )
+    return MemoryBank.load(bundle, memory, device)
 
 
 def _open_numbered(number: int, image: ImageSource) -> Image.Image:

@@ -1,18 +1,36 @@
-"""The memory bank: carries a region vector into text space, as a weighted sum of the caption embeddings near it."""
+"""The memory bank: carries a region vector into text space, as a weighted sum of the caption embeddings near it.
+
+On the CPU the native kernels do it where they were built (`make native`), else torch does the same, more slowly.
+
+Shapes: R regions, M memory rows, D width, m rows of a block.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor
 
-_SIMILARITIES_AT_ONCE = 2**24  # 64 MiB of float32: regions are projected in as many goes as that asks for
+from runtime import native
+from runtime.bundle import Bundle, MemorySettings
+from runtime.stored_rows import StoredRows
+
+_ALLOWED_ROUNDING = 1e-3
+"""Of a projected vector of length 1."""
+_DEVIATIONS = 4
+"""How many standard deviations of a cosine's rounding are reckoned with: of 16,000 rows one rounds worse."""
+_SAMPLE_ROWS = 2**14
+"""Rows that show how wide the softmax of a region is, before all are looked at."""
+_SAMPLE_TRUST = 4
+"""By how many times the sample may miss."""
+_REGIONS_AT_ONCE = 256
+"""Their sums stay in a core's second cache while the rows pass by."""
 
 
 @dataclass(frozen=True)
@@ -33,26 +51,21 @@ class MemoryBank:
     """M caption embeddings of width D, as they came (not normalised), and how vectors are projected onto them.
 
     Attributes:
-        embeddings: (M, D) float32.
-        inverse_norms: one over the length of each row (M,) float32.
-        temperature: of the softmax over cosine similarities.
-        normalize: whether projected vectors get unit length.
+        rows: the embeddings.
+        settings: of the bundle: temperature, normalisation, how the embeddings were rounded.
         captions_file: the captions, a JSON string a line, row by row.
     """
 
-    embeddings: Tensor
-    inverse_norms: Tensor
-    temperature: float
-    normalize: bool
+    rows: StoredRows
+    settings: MemorySettings
     captions_file: Path
 
     @classmethod
-    def load(
-        cls, embeddings_file: Path, captions_file: Path, temperature: float, normalize: bool, device: torch.device
-    ) -> MemoryBank:
+    def load(cls, bundle: Bundle, settings: MemorySettings, device: torch.device) -> MemoryBank:
         """Maps a bundle's bank into memory."""
-        tensors = load_file(embeddings_file, device=str(device))
-        return cls(tensors["embeddings"], tensors["inverse_norms"], temperature, normalize, captions_file)
+        fine = None if settings.fine is None else bundle.path(settings.fine)
+        rows = StoredRows.load(bundle.path(settings.embeddings), fine, device)
+        return cls(rows, settings, bundle.path(settings.captions))
 
     @cached_property
     def captions(self) -> list[str]:
@@ -61,27 +74,76 @@ class MemoryBank:
             return [json.loads(line) for line in lines]
 
     def project(self, vectors: Tensor) -> Tensor:
-        """Region vectors (R, D) into text space (R, D): softmax(cosine / temperature) @ embeddings (SPEC section 5)."""
-        projected = [self._project(rows) for rows in self._in_parts(vectors)]
-        return torch.cat(projected) if projected else vectors
+        """Region vectors (R, D) into text space (R, D): softmax(cosine / temperature) @ embeddings (SPEC section 5).
+
+        However the rows are stored, a projected unit vector differs by less than 1e-3 from that of float32 rows.
+        """
+        if len(vectors) == 0:
+            return vectors
+        library = native.library() if vectors.device.type == "cpu" else None
+        mix = self._mix_in_torch if library is None else partial(self._mix, library)
+        mixed = torch.cat([mix(part) for part in F.normalize(vectors, dim=-1).split(_REGIONS_AT_ONCE)])
+        return F.normalize(mixed, dim=-1) if self.settings.normalize else mixed
 
     def nearest(self, vectors: Tensor, count: int) -> list[tuple[MemoryMatch, ...]]:
         """For each of the vectors (R, D) its ``count`` nearest captions, the nearest first."""
-        matches = []
-        for rows in self._in_parts(vectors):
-            best = self._cosines(rows).topk(min(count, len(self.embeddings)), dim=-1)
-            for places, cosines in zip(best.indices.tolist(), best.values.clamp(-1, 1).tolist(), strict=True):
-                found = zip(places, cosines, strict=True)
-                matches.append(tuple(MemoryMatch(self.captions[place], cosine) for place, cosine in found))
-        return matches
+        directions = F.normalize(vectors, dim=-1)
+        cosines, places = directions.new_empty((len(vectors), 0)), torch.empty((len(vectors), 0), dtype=torch.int64)
+        for start, rows, inverse_norms in self.rows.blocks():
+            of_block = (directions @ rows.T) * inverse_norms
+            best = of_block.topk(min(count, of_block.shape[1]), dim=-1)
+            cosines = torch.cat([cosines, best.values], dim=1)
+            places = torch.cat([places, best.indices.cpu() + start], dim=1)
+            cosines, kept = cosines.topk(min(count, cosines.shape[1]), dim=-1)
+            places = places.gather(1, kept.cpu())
+        return [
+            tuple(MemoryMatch(self.captions[place], cosine) for place, cosine in zip(*found, strict=True))
+            for found in zip(places.tolist(), cosines.clamp(-1, 1).tolist(), strict=True)
+        ]
 
-    def _in_parts(self, vectors: Tensor) -> tuple[Tensor, ...]:
-        return vectors.split(max(1, _SIMILARITIES_AT_ONCE // max(1, len(self.embeddings)))) if len(vectors) else ()
+    def _mix(self, library: native.Library, directions: Tensor) -> Tensor:
+        """softmax @ rows (R, D) by the native kernels.
 
-    def _cosines(self, vectors: Tensor) -> Tensor:
-        """(R, M)."""
-        return (F.normalize(vectors, dim=-1) @ self.embeddings.T) * self.inverse_norms
+        Where few rows have the weight: from the rows as stored, the best of them again with what rounding left. Else,
+        and where the weight of the others turns out too large to neglect their rounding, from all that is known of all.
+        """
+        rows, temperature, best = self.rows, self.settings.temperature, self.settings.best
+        if rows.fine is None or best == 0:
+            return library.project(rows, directions, temperature)
+        mixed = torch.empty_like(directions)
+        is_wide = self._is_wide(library, directions)
+        narrow = torch.nonzero(~is_wide)[:, 0]
+        if len(narrow):
+            mixed[narrow], tail = library.project_best(rows, directions[narrow], temperature, best)
+            is_wide[narrow] = ~(tail * self._rounding <= _ALLOWED_ROUNDING)
+        if is_wide.any():
+            mixed[is_wide] = library.project(rows, directions[is_wide], temperature)
+        return mixed
 
-    def _project(self, vectors: Tensor) -> Tensor:
-        mixed = torch.softmax(self._cosines(vectors) / self.temperature, dim=-1) @ self.embeddings
-        return F.normalize(mixed, dim=-1) if self.normalize else mixed
+    def _is_wide(self, library: native.Library, directions: Tensor) -> Tensor:
+        """Whether the best rows will hardly have enough of the weight, by a sample: (R,) bool."""
+        sample = self.rows.head(_SAMPLE_ROWS)
+        best = max(1, self.settings.best * len(sample) // len(self.rows))
+        _, tail = library.project_best(sample, directions, self.settings.temperature, best)
+        return tail * self._rounding > _SAMPLE_TRUST * _ALLOWED_ROUNDING
+
+    @property
+    def _rounding(self) -> float:
+        """The most that rounding can do to the part of a projected vector that is of rows as stored, as a share of it:
+        to their weights through their cosines, and so to the sum of weights, and to the rows themselves."""
+        width = self.rows.stored.shape[1]
+        of_weights = _DEVIATIONS / (math.sqrt(width) * self.settings.temperature)
+        return self.settings.rounding * (2 * of_weights + 1)
+
+    def _mix_in_torch(self, directions: Tensor) -> Tensor:
+        """softmax @ rows (R, D), block by block with a running softmax."""
+        largest = directions.new_full((len(directions), 1), -math.inf)
+        total, mixed = torch.zeros_like(largest), torch.zeros_like(directions)
+        for _, rows, inverse_norms in self.rows.blocks():
+            logits = (directions @ rows.T) * (inverse_norms / self.settings.temperature)
+            now = torch.maximum(largest, logits.amax(dim=1, keepdim=True))
+            weights, shrink = torch.exp(logits - now), torch.exp(largest - now)
+            total = total * shrink + weights.sum(dim=1, keepdim=True)
+            mixed = torch.addmm(mixed * shrink, weights, rows)
+            largest = now
+        return mixed / total

@@ -121,8 +121,8 @@ def test_projected_vectors_are_unit_sums_of_the_bank(demo: Captioner) -> None:
     torch.testing.assert_close(projected.norm(dim=1), torch.ones(len(REGIONS)))
     bank = demo._memory
     assert bank is not None
-    cosines = torch.cosine_similarity(vectors[:, None].double(), bank.embeddings.double(), dim=2)
-    mixed = torch.softmax(cosines / bank.temperature, dim=1) @ bank.embeddings.double()
+    cosines = torch.cosine_similarity(vectors[:, None].double(), bank.rows.stored.double(), dim=2)
+    mixed = torch.softmax(cosines / bank.settings.temperature, dim=1) @ bank.rows.stored.double()
     torch.testing.assert_close(projected.double(), mixed / mixed.norm(dim=1, keepdim=True), rtol=1e-4, atol=1e-5)
     assert bank.captions[int(cosines[0].argmax())] == FIRST.look.caption
 
@@ -130,7 +130,7 @@ def test_projected_vectors_are_unit_sums_of_the_bank(demo: Captioner) -> None:
 def test_many_regions_are_projected_in_parts(demo: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = demo.vectors(demo.encode(SCENE.image), REGIONS)
     whole = demo.project(vectors)
-    monkeypatch.setattr("runtime.memory._SIMILARITIES_AT_ONCE", 2 * demo.manifest.memory.rows)
+    monkeypatch.setattr("runtime.memory._REGIONS_AT_ONCE", 2)
     torch.testing.assert_close(demo.project(vectors), whole)
 
 

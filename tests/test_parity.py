@@ -99,7 +99,7 @@ def test_the_algorithm_written_plainly_is_the_recorded_one(seeded: Captioner) ->
     """The oracle that other tests and the benchmarks compare with."""
     checkpoint = read_checkpoint(SMALL.checkpoint)
     assert seeded._memory is not None
-    bank, arrays = seeded._memory.embeddings, {name: torch.from_numpy(array) for name, array in SMALL.arrays.items()}
+    bank, arrays = seeded._memory.rows.stored, {name: torch.from_numpy(array) for name, array in SMALL.arrays.items()}
     images = [
         eager.Seen(cls, registers, patches.reshape(7, 7, -1), scores)
         for cls, registers, patches, scores in zip(

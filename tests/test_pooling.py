@@ -55,7 +55,7 @@ def seen(checkpoint: Checkpoint) -> list[eager.Seen]:
 @pytest.fixture(scope="module")
 def bank(demo: Captioner) -> torch.Tensor:
     assert demo._memory is not None
-    return demo._memory.embeddings
+    return demo._memory.rows.stored
 
 
 def each(*boxes: tuple[float, ...], **pooled: object) -> list[list[Box]]:

@@ -1,0 +1,120 @@
+"""The rows of a memory bank as they are stored: mapped from a bundle's files, in fewer bits than they came with or not.
+
+Shapes: M memory rows, D width, m rows of a block.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from runtime.errors import BundleError
+
+_BLOCK_ROWS = 2**14
+
+
+@dataclass(frozen=True, eq=False)
+class FineRows:
+    """What rounding left of each row: numbers[m] * scales[m], numbers (M, D) int8.
+
+    Attributes:
+        scales: (M,) float32.
+        numbers: in memory; or None where they stay in
+        file: which they are read from as they are wanted, so that they take no memory.
+        offset: of the first of them in that file.
+    """
+
+    scales: Tensor
+    numbers: Tensor | None = None
+    file: BinaryIO | None = None
+    offset: int = 0
+
+    def floats(self, start: int, end: int, width: int) -> Tensor:
+        """(m, D) float32."""
+        if self.numbers is not None:
+            numbers = self.numbers[start:end]
+        else:
+            assert self.file is not None
+            data = bytearray((min(end, len(self.scales)) - start) * width)
+            if os.preadv(self.file.fileno(), [data], self.offset + start * width) != len(data):
+                raise BundleError(f"{self.file.name}: truncated; build the bundle again")
+            numbers = torch.frombuffer(data, dtype=torch.int8).view(-1, width)
+        return numbers * self.scales[start:end, None]
+
+    def head(self, count: int) -> FineRows:
+        """Of the first ``count`` rows."""
+        numbers = None if self.numbers is None else self.numbers[:count]
+        return replace(self, scales=self.scales[:count], numbers=numbers)
+
+
+@dataclass(frozen=True, eq=False)
+class StoredRows:
+    """M rows of width D: stored[m] * scales[m], and with ``fine`` closer to what they were.
+
+    Attributes:
+        stored: (M, D) float32, float16, bfloat16 or int8.
+        inverse_norms: one over the length that each row had (M,) float32.
+        scales: (M,) float32; None for ones.
+        fine: what rounding to ``stored`` left; None where that is little.
+    """
+
+    stored: Tensor
+    inverse_norms: Tensor
+    scales: Tensor | None = None
+    fine: FineRows | None = None
+
+    @classmethod
+    def load(cls, file: Path, fine_file: Path | None, device: torch.device) -> StoredRows:
+        """Maps them; on the CPU nothing is read before it is used, and processes share what they read."""
+        tensors = load_file(file, device=str(device))
+        return cls(
+            stored=tensors["embeddings"],
+            inverse_norms=tensors["inverse_norms"],
+            scales=tensors.get("scales"),
+            fine=None if fine_file is None else _load_fine(fine_file, device),
+        )
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def floats(self, start: int, end: int) -> Tensor:
+        """Rows from ``start`` to ``end`` (m, D) as float32, as near as they are known."""
+        rows = self.stored[start:end].float()
+        if self.scales is not None:
+            rows = rows * self.scales[start:end, None]
+        if self.fine is not None:
+            rows = rows + self.fine.floats(start, end, rows.shape[1])
+        return rows
+
+    def head(self, count: int) -> StoredRows:
+        """The first ``count`` rows."""
+        return StoredRows(
+            stored=self.stored[:count],
+            inverse_norms=self.inverse_norms[:count],
+            scales=None if self.scales is None else self.scales[:count],
+            fine=None if self.fine is None else self.fine.head(count),
+        )
+
+    def blocks(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """All rows, some at a time: where they begin, the rows (m, D) float32 and their inverse norms (m,)."""
+        for start in range(0, len(self), _BLOCK_ROWS):
+            end = start + _BLOCK_ROWS
+            yield start, self.floats(start, end), self.inverse_norms[start:end]
+
+
+def _load_fine(path: Path, device: torch.device) -> FineRows:
+    tensors = load_file(path, device=str(device))
+    if device.type != "cpu":
+        return FineRows(tensors["scales"], tensors["fine"])
+    file = path.open("rb")
+    header_bytes = int.from_bytes(file.read(8), "little")  # the safetensors format: its length, then the header in JSON
+    first, _ = json.loads(file.read(header_bytes))["fine"]["data_offsets"]
+    return FineRows(tensors["scales"].clone(), file=file, offset=8 + header_bytes + first)
