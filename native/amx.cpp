@@ -402,6 +402,6 @@ void scan(const patchcaption_bank &bank, const Query &query, int64_t begin, int6
 
 }  // namespace
 
-const Variant kAmx = {"amx", is_usable, scratch_bytes, scan, portable_logits, portable_add};
+const Variant kAmx = {"amx", 3, is_usable, scratch_bytes, scan, portable_logits, portable_add};
 
 }  // namespace patchcaption

@@ -22,5 +22,5 @@ bool is_usable() {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 }
 }  // namespace
-const Variant kAvx2 = {"avx2", is_usable, portable_scratch_bytes, portable_scan, portable_logits, portable_add};
+const Variant kAvx2 = {"avx2", 0, is_usable, portable_scratch_bytes, portable_scan, portable_logits, portable_add};
 }  // namespace patchcaption

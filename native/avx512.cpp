@@ -23,5 +23,5 @@ bool is_usable() {
            __builtin_cpu_supports("avx512dq");
 }
 }  // namespace
-const Variant kAvx512 = {"avx512", is_usable, portable_scratch_bytes, portable_scan, portable_logits, portable_add};
+const Variant kAvx512 = {"avx512", 0, is_usable, portable_scratch_bytes, portable_scan, portable_logits, portable_add};
 }  // namespace patchcaption

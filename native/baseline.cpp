@@ -18,8 +18,8 @@ namespace {
 bool always() { return true; }
 }  // namespace
 #if defined(__aarch64__)
-const Variant kBaseline = {"neon", always, portable_scratch_bytes, portable_scan, portable_logits, portable_add};
+const Variant kBaseline = {"neon", 0, always, portable_scratch_bytes, portable_scan, portable_logits, portable_add};
 #else
-const Variant kBaseline = {"baseline", always, portable_scratch_bytes, portable_scan, portable_logits, portable_add};
+const Variant kBaseline = {"baseline", 0, always, portable_scratch_bytes, portable_scan, portable_logits, portable_add};
 #endif
 }  // namespace patchcaption

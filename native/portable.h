@@ -183,61 +183,71 @@ void soften(const patchcaption_bank &bank, const Query &query, int64_t begin, in
     for (int64_t row = rows; row < kBlock; ++row) std::memset(logits + row * kRegionsPadding, 0, 4 * kRegionsPadding);
 }
 
-// The logits (kBlock, 16) of a block of rows (kBlock, padded D) for 16 regions from `first` on.
-void block_logits(const patchcaption_bank &bank, const Query &query, int64_t begin, int64_t rows, int64_t first,
-                  const float *block, float *logits) {
-    constexpr int64_t kRows = LANES == 8 ? 2 : 4, kRegions = 4;  // whose sums stay in 16 or 32 registers
+// The logits (kBlock, 16) of a block of rows (kBlock, padded D) for kRegions directions from `region` of 16 on; sums of
+// kRows by kRegions stay in registers.
+template <int kRows, int kRegions>
+void some_logits(const patchcaption_bank &bank, const Query &query, int64_t begin, int64_t rows, int64_t first,
+                 int64_t region, const float *block, float *logits) {
     const int64_t width = query.padded_width;
-    for (int64_t region = 0; region < kRegionsPadding; region += kRegions) {
-        if (first + region >= query.regions) {
-            for (int64_t row = 0; row < kBlock; ++row) {
-                for (int64_t r = 0; r < kRegions; ++r) logits[row * kRegionsPadding + region + r] = 0;
+    const float *directions = query.directions + (first + region) * width;
+    for (int64_t row = 0; row < rows; row += kRows) {
+        Floats sums[kRows][kRegions] = {};
+        for (int64_t d = 0; d < width; d += LANES) {
+            Floats along[kRegions];
+            for (int r = 0; r < kRegions; ++r) along[r] = floats(directions + r * width + d);
+            for (int m = 0; m < kRows; ++m) {
+                const Floats values = floats(block + (row + m) * width + d);
+                for (int r = 0; r < kRegions; ++r) sums[m][r] += values * along[r];
             }
-            continue;
         }
-        const float *directions = query.directions + (first + region) * width;
-        for (int64_t row = 0; row < rows; row += kRows) {
-            Floats sums[kRows][kRegions] = {};
-            for (int64_t d = 0; d < width; d += LANES) {
-                Floats along[kRegions];
-                for (int64_t r = 0; r < kRegions; ++r) along[r] = floats(directions + r * width + d);
-                for (int64_t m = 0; m < kRows; ++m) {
-                    const Floats values = floats(block + (row + m) * width + d);
-                    for (int64_t r = 0; r < kRegions; ++r) sums[m][r] += values * along[r];
-                }
-            }
-            for (int64_t m = 0; m < kRows; ++m) {
-                const float factor = row + m < rows ? bank.inverse_norms[begin + row + m] * query.inverse_temperature : 0;
-                for (int64_t r = 0; r < kRegions; ++r) {
-                    logits[(row + m) * kRegionsPadding + region + r] = sum(sums[m][r]) * factor;
-                }
+        for (int m = 0; m < kRows; ++m) {
+            const float factor = row + m < rows ? bank.inverse_norms[begin + row + m] * query.inverse_temperature : 0;
+            for (int r = 0; r < kRegions; ++r) {
+                logits[(row + m) * kRegionsPadding + region + r] = sum(sums[m][r]) * factor;
             }
         }
     }
 }
 
-// mixed (16, padded D) += weights (kBlock, 16) transposed times a block of rows (kBlock, padded D).
-void block_add(const Query &query, int64_t first, const float *weights, const float *block, float *mixed) {
-    constexpr int64_t kRegions = LANES == 16 ? 8 : 4, kVectors = 2;  // whose sums stay in 16 or 32 registers
+void block_logits(const patchcaption_bank &bank, const Query &query, int64_t begin, int64_t rows, int64_t first,
+                  const float *block, float *logits) {
+    constexpr int kRows = LANES == 8 ? 2 : 4, kRegions = 4;  // with 16 registers or 32
+    std::memset(logits, 0, sizeof(float) * kBlock * kRegionsPadding);
+    const int64_t regions = query.regions - first < kRegionsPadding ? query.regions - first : kRegionsPadding;
+    if (regions == 1) return some_logits<8, 1>(bank, query, begin, rows, first, 0, block, logits);
+    for (int64_t region = 0; region < regions; region += kRegions) {
+        some_logits<kRows, kRegions>(bank, query, begin, rows, first, region, block, logits);
+    }
+}
+
+// kRegions of mixed (16, padded D) += weights (kBlock, 16) transposed times a block of rows (kBlock, padded D); sums of
+// kRegions by kVectors stay in registers.
+template <int kRegions, int kVectors>
+void add_some(const Query &query, const float *weights, const float *block, float *mixed) {
     const int64_t width = query.padded_width;
     for (int64_t d = 0; d < width; d += kVectors * LANES) {
-        for (int64_t region = 0; region < kRegionsPadding && first + region < query.regions; region += kRegions) {
-            float *place = mixed + region * width + d;
-            Floats sums[kRegions][kVectors];
-            for (int64_t r = 0; r < kRegions; ++r) {
-                for (int64_t v = 0; v < kVectors; ++v) sums[r][v] = floats(place + r * width + v * LANES);
-            }
-            for (int64_t row = 0; row < kBlock; ++row) {
-                const float *weight = weights + row * kRegionsPadding + region;
-                const float *values = block + row * width + d;
-                for (int64_t r = 0; r < kRegions; ++r) {
-                    for (int64_t v = 0; v < kVectors; ++v) sums[r][v] += floats(values + v * LANES) * weight[r];
-                }
-            }
-            for (int64_t r = 0; r < kRegions; ++r) {
-                for (int64_t v = 0; v < kVectors; ++v) store(place + r * width + v * LANES, sums[r][v]);
+        Floats sums[kRegions][kVectors];
+        for (int r = 0; r < kRegions; ++r) {
+            for (int v = 0; v < kVectors; ++v) sums[r][v] = floats(mixed + r * width + d + v * LANES);
+        }
+        for (int64_t row = 0; row < kBlock; ++row) {
+            const float *weight = weights + row * kRegionsPadding;
+            const float *values = block + row * width + d;
+            for (int r = 0; r < kRegions; ++r) {
+                for (int v = 0; v < kVectors; ++v) sums[r][v] += floats(values + v * LANES) * weight[r];
             }
         }
+        for (int r = 0; r < kRegions; ++r) {
+            for (int v = 0; v < kVectors; ++v) store(mixed + r * width + d + v * LANES, sums[r][v]);
+        }
+    }
+}
+
+void block_add(const Query &query, int64_t first, const float *weights, const float *block, float *mixed) {
+    constexpr int kRegions = LANES == 16 ? 8 : 4, kVectors = 2;  // with 16 registers or 32
+    if (query.regions - first == 1) return add_some<1, 32 / LANES>(query, weights, block, mixed);
+    for (int64_t region = 0; region < kRegionsPadding && first + region < query.regions; region += kRegions) {
+        add_some<kRegions, kVectors>(query, weights + region, block, mixed + region * query.padded_width);
     }
 }
 

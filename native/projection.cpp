@@ -262,9 +262,11 @@ void refine(const Variant &variant, const patchcaption_bank &bank, const Query &
     partial.reach[region] = static_cast<float>(std::max(0.0, reach));
 }
 
-const Variant *find(const char *name) {
+// The variant of a name; without one the best for so many regions.
+const Variant *find(const char *name, int64_t regions) {
     for (const Variant *variant : kVariants) {
-        if ((!name || !std::strcmp(name, variant->name)) && variant->is_usable()) return variant;
+        if (name ? std::strcmp(name, variant->name) != 0 : regions < variant->fewest_regions) continue;
+        if (variant->is_usable()) return variant;
     }
     return nullptr;
 }
@@ -342,7 +344,7 @@ const char *patchcaption_variant(int32_t place) {
 int32_t patchcaption_project(const patchcaption_bank *bank, const float *directions, int64_t regions, float temperature,
                              int32_t threads, const char *variant, float *mixed) {
     if (!is_sound(bank, directions, regions, temperature, 0, mixed)) return PATCHCAPTION_BAD_ARGUMENT;
-    const Variant *found = find(variant);
+    const Variant *found = find(variant, regions);
     if (!found) return PATCHCAPTION_NO_SUCH_VARIANT;
     return guarded([&] {
         return project(*bank, directions, regions, temperature, 0, bank->fine_scales != nullptr, threads, *found, mixed, nullptr);
@@ -353,7 +355,7 @@ int32_t patchcaption_project_best(const patchcaption_bank *bank, const float *di
                                   float temperature, int64_t best, int32_t threads, const char *variant, float *mixed,
                                   float *tail) {
     if (!tail || !is_sound(bank, directions, regions, temperature, best, mixed)) return PATCHCAPTION_BAD_ARGUMENT;
-    const Variant *found = find(variant);
+    const Variant *found = find(variant, regions);
     if (!found) return PATCHCAPTION_NO_SUCH_VARIANT;
     return guarded([&] {
         return project(*bank, directions, regions, temperature, best, false, threads, *found, mixed, tail);

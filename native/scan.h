@@ -54,6 +54,7 @@ using Scan = void (*)(const patchcaption_bank &, const Query &, int64_t begin, i
 
 struct Variant {
     const char *name;
+    int64_t fewest_regions;  // for which it is worth its preparations
     bool (*is_usable)();
     int64_t (*scratch_bytes)(const patchcaption_bank &, const Query &);
     Scan scan;

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from runtime.errors import BundleError
 
-_BLOCK_ROWS = 2**14
+_BLOCK_ROWS = 2**12
+"""What is larger than 32 MB the C library asks the system for anew each time, page by page."""
 
 
 @dataclass(frozen=True, eq=False)
