@@ -2,7 +2,8 @@
 //
 // A row becomes one or two planes of bfloat16, each with a scale: an int8 or bfloat16 number is one exactly, a float16
 // exactly two, a float32 two to 16 bits; `fine` is the second plane where it is used. Directions and weights become a
-// high and a low part in the same way, so what is lost is about 2**-16 of each product, as in a float32 sum.
+// high and a low part in the same way, so what is lost is about 2**-16 of each product, as in a float32 sum. Rows of bytes
+// are multiplied as they are, right from the bank, by directions of two bytes.
 #define LANES 16
 #include <immintrin.h>
 #include <sys/syscall.h>
@@ -26,7 +27,8 @@ namespace patchcaption {
 namespace {
 
 constexpr int64_t kTileRows = 16;   // of a tile; it holds 16 x 32 bfloat16 or 16 x 16 floats
-constexpr int64_t kTileDepth = 32;  // numbers that one product sums up
+constexpr int64_t kTileDepth = 32;  // numbers that one product sums up,
+constexpr int64_t kByteDepth = 64;  // or bytes
 constexpr int64_t kTileBytes = 1024;
 constexpr int64_t kChunks = kBlock / kTileDepth;
 
@@ -36,7 +38,7 @@ bool is_usable() {
     static const bool granted = [] {
         unsigned a, b, c, d;
         __asm__("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(7), "c"(0));
-        const bool has_tiles = (d >> 24 & 1) && (d >> 22 & 1);  // AMX-TILE, AMX-BF16
+        const bool has_tiles = (d >> 24 & 1) && (d >> 22 & 1) && (d >> 25 & 1);  // AMX-TILE, AMX-BF16, AMX-INT8
         return has_tiles && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bf16") &&
                syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
@@ -54,7 +56,10 @@ struct alignas(64) TileShapes {
 
 // What one thread works in. G = padded R / 16 groups of regions, W = padded D.
 struct Scratch {
-    char *directions[2];  // high and low: G x W/32 tiles, pairs of numbers along D by regions
+    char *directions[2];  // high and low: G x W/32 tiles, pairs of numbers along D by regions;
+                          // or G x W/64 tiles, fours of bytes along D by regions
+    float *byte_steps;    // (padded R,) the worth of a high byte's 1; a low one's is 1/254 of it
+    int32_t *byte_sums;   // (3, 16, 16)
     char *planes[2];      // kBlock/16 x W/32 tiles: rows by numbers along D
     char *pairs[2];       // kBlock/32 x W/16 tiles: pairs of rows by numbers along D, those of a pair side by side
     float *sums[2];       // (kBlock, 16) of each plane
@@ -67,7 +72,7 @@ int64_t directions_bytes(const Query &query) {
 }
 
 int64_t scratch_bytes(const patchcaption_bank &, const Query &query) {
-    return 2 * directions_bytes(query) + 2 * 2 * kBlock * query.padded_width * 2 + 3 * kBlock * kRegionsPadding * 4 +
+    return 2 * directions_bytes(query) + 4 * query.padded_regions + 3 * kTileBytes + 2 * 2 * kBlock * query.padded_width * 2 + 3 * kBlock * kRegionsPadding * 4 +
            3 * kChunks * kTileBytes;
 }
 
@@ -80,6 +85,8 @@ Scratch divide(const Query &query, void *memory) {
     };
     Scratch scratch;
     for (char *&one : scratch.directions) one = take(directions_bytes(query));
+    scratch.byte_steps = reinterpret_cast<float *>(take(4 * query.padded_regions));
+    scratch.byte_sums = reinterpret_cast<int32_t *>(take(3 * kTileBytes));
     for (char *&one : scratch.planes) one = take(kBlock * query.padded_width * 2);
     for (char *&one : scratch.pairs) one = take(kBlock * query.padded_width * 2);
     for (float *&one : scratch.sums) one = reinterpret_cast<float *>(take(kBlock * kRegionsPadding * 4));
@@ -191,18 +198,34 @@ struct Planes {
     }
 };
 
-// Asks for 64 numbers of a later block while this one is worked on.
-template <int kStorage>
-inline void ask_for(const patchcaption_bank &bank, int64_t place) {
-    constexpr int64_t kBytes = kStorage == PATCHCAPTION_FP32 ? 4 : kStorage == PATCHCAPTION_INT8 ? 1 : 2;
-    const char *rows = static_cast<const char *>(bank.rows) + place * kBytes;
-    for (int64_t byte = 0; byte < 64 * kBytes; byte += 64) _mm_prefetch(rows + byte, _MM_HINT_T1);
+// The next block, asked for a little at a time while this one is worked on; NULL where there is none.
+template <int kStorage, bool kFine>
+struct Ahead {
+    static constexpr int64_t kBytes = kStorage == PATCHCAPTION_FP32 ? 4 : kStorage == PATCHCAPTION_INT8 ? 1 : 2;
+
+    const char *rows;
+    const int8_t *fine;
+
+    void ask_for(int64_t begin, int64_t end) const {
+        if (!rows) return;
+        for (int64_t byte = begin * kBytes; byte < end * kBytes; byte += 64) _mm_prefetch(rows + byte, _MM_HINT_T1);
+        if constexpr (!kFine) return;
+        for (int64_t byte = begin; byte < end; byte += 64) _mm_prefetch(fine + byte, _MM_HINT_T1);
+    }
+};
+
+// The worth of a step of `fine` in steps of the row, where both are added up before they are multiplied.
+template <int kStorage, bool kFine>
+inline float fine_step(const patchcaption_bank &bank, int64_t row) {
+    if constexpr (!kFine || Planes<kStorage, kFine>::kIsNarrow) return 0;
+    return bank.fine_scales[row] / (bank.scales ? bank.scales[row] : 1.0f);
 }
 
 // Two rows' 32 numbers from d on, into the tiles of each plane and of pairs.
-template <int kStorage, bool kFine>
+template <int kStorage, bool kFine, bool kWithPlanes>
 inline void unpack_pair(const patchcaption_bank &bank, const int64_t places[2], const int8_t *const fine[2],
-                        const float fine_steps[2], const __mmask16 present[2][2], const Scratch &scratch, int64_t tile_place, int64_t pairs_place) {
+                        const float fine_steps[2], const __mmask16 present[2][2], const Scratch &scratch,
+                        int64_t tile_place, int64_t pairs_place) {
     __m512i words[2][2][2];  // of each row and each 16 numbers, the planes
     for (int row = 0; row < 2; ++row) {
         for (int half = 0; half < 2; ++half) {
@@ -212,15 +235,18 @@ inline void unpack_pair(const patchcaption_bank &bank, const int64_t places[2], 
     }
     for (int plane = 0; plane < Planes<kStorage, kFine>::kCount; ++plane) {
         for (int one = 0; one < 2; ++one) {
-            _mm512_store_si512(scratch.planes[plane] + tile_place + 64 * one, paired(words[one][0][plane], words[one][1][plane]));
+            if constexpr (kWithPlanes) {
+                _mm512_store_si512(scratch.planes[plane] + tile_place + 64 * one,
+                                   paired(words[one][0][plane], words[one][1][plane]));
+            }
             _mm512_store_si512(scratch.pairs[plane] + pairs_place + kTileBytes * one,
                                paired(words[0][one][plane], words[1][one][plane]));
         }
     }
 }
 
-// A block of rows as tiles of each plane and of pairs of rows; rows past the last are zero.
-template <int kStorage, bool kFine>
+// A block of rows as tiles of each plane, unless those are not wanted, and of pairs of rows; rows past the last are zero.
+template <int kStorage, bool kFine, bool kWithPlanes>
 void unpack_block(const patchcaption_bank &bank, const Query &query, int64_t start, int64_t rows, const int8_t *fine,
                   const Scratch &scratch) {
     const int64_t tiles = query.padded_width / kTileDepth;
@@ -238,14 +264,15 @@ void unpack_block(const patchcaption_bank &bank, const Query &query, int64_t sta
                     const int64_t known = is_there ? chunk + row + one : 0;
                     places[one] = (start + known) * bank.width + d;
                     fine_places[one] = fine + known * bank.width + d;
-                    fine_steps[one] = kFine ? bank.fine_scales[start + known] / (bank.scales ? bank.scales[start + known] : 1) : 0;
+                    fine_steps[one] = fine_step<kStorage, kFine>(bank, start + known);
                     present[one][0] = is_there ? static_cast<__mmask16>(inside) : 0;
                     present[one][1] = is_there ? static_cast<__mmask16>(inside >> 16) : 0;
                 }
                 const int64_t tile_row = chunk + row;
-                unpack_pair<kStorage, kFine>(bank, places, fine_places, fine_steps, present, scratch,
-                                             (tile_row / kTileRows * tiles + tile) * kTileBytes + row % kTileRows * 64,
-                                             (chunk / kTileDepth * tiles + tile) * 2 * kTileBytes + row / 2 * 64);
+                unpack_pair<kStorage, kFine, kWithPlanes>(
+                    bank, places, fine_places, fine_steps, present, scratch,
+                    (tile_row / kTileRows * tiles + tile) * kTileBytes + row % kTileRows * 64,
+                    (chunk / kTileDepth * tiles + tile) * 2 * kTileBytes + row / 2 * 64);
             }
         }
     }
@@ -276,6 +303,63 @@ void multiply(const Query &query, int64_t group, int planes, const Scratch &scra
             }
             _tile_stored(0, scratch.sums[plane] + row * kRegionsPadding, 64);
             _tile_stored(1, scratch.sums[plane] + (row + kTileRows) * kRegionsPadding, 64);
+        }
+    }
+}
+
+// Directions (padded R, W) as bytes, high and low: a tile's row is four numbers along D, its columns are 16 regions.
+void pack_byte_directions(const Query &query, const Scratch &scratch) {
+    const int64_t width = query.padded_width;
+    for (int64_t region = 0; region < query.padded_regions; ++region) {
+        const float *from = query.directions + region * width;
+        float largest = 1e-30f;
+        for (int64_t d = 0; d < width; ++d) largest = std::fmax(largest, std::fabs(from[d]));
+        const float step = largest / 127;
+        scratch.byte_steps[region] = step;
+        const int64_t column = region / kRegionsPadding * (width / kByteDepth) * kTileBytes + region % kRegionsPadding * 4;
+        for (int64_t d = 0; d < width; ++d) {
+            const float high = std::nearbyint(from[d] / step);
+            const int64_t place = column + d / kByteDepth * kTileBytes + d % kByteDepth / 4 * 64 + d % 4;
+            scratch.directions[0][place] = static_cast<char>(static_cast<int8_t>(high));
+            scratch.directions[1][place] = static_cast<char>(static_cast<int8_t>(std::nearbyint((from[d] / step - high) * 254)));
+        }
+    }
+}
+
+// sums[plane] (kBlock, 16) as from `multiply`, of rows of bytes right from the bank, and of `fine`.
+template <bool kFine>
+void multiply_bytes(const patchcaption_bank &bank, const Query &query, int64_t start, const int8_t *fine, int64_t group,
+                    const Scratch &scratch) {
+    const int64_t width = query.padded_width, tiles = width / kByteDepth;
+    const char *high = scratch.directions[0] + group * tiles * kTileBytes;
+    const char *low = scratch.directions[1] + group * tiles * kTileBytes;
+    const Floats step = floats(scratch.byte_steps + group * kRegionsPadding), low_step = step / 254.0f;
+    for (int64_t row = 0; row < kBlock; row += kTileRows) {
+        const int8_t *rows = static_cast<const int8_t *>(bank.rows) + (start + row) * width, *fine_rows = fine + row * width;
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        for (int64_t tile = 0; tile < tiles; ++tile) {
+            _tile_loadd(3, rows + tile * kByteDepth, width);
+            _tile_loadd(4, high + tile * kTileBytes, 64);
+            _tile_loadd(5, low + tile * kTileBytes, 64);
+            _tile_dpbssd(0, 3, 4);
+            _tile_dpbssd(1, 3, 5);
+            if constexpr (kFine) {
+                _tile_loadd(6, fine_rows + tile * kByteDepth, width);
+                _tile_dpbssd(2, 6, 4);
+            }
+        }
+        int32_t *sums = scratch.byte_sums;
+        _tile_stored(0, sums, 64);
+        _tile_stored(1, sums + 256, 64);
+        if constexpr (kFine) _tile_stored(2, sums + 512, 64);
+        for (int64_t one = 0; one < kTileRows; ++one) {
+            const auto of = [&](int64_t tile) {
+                return __builtin_convertvector(load<Ints>(sums + tile * 256 + one * kRegionsPadding), Floats);
+            };
+            store(scratch.sums[0] + (row + one) * kRegionsPadding, of(0) * step + of(1) * low_step);
+            if constexpr (kFine) store(scratch.sums[1] + (row + one) * kRegionsPadding, of(2) * step);
         }
     }
 }
@@ -327,7 +411,7 @@ void pack_weights(const patchcaption_bank &bank, int64_t start, int64_t rows, in
 
 // mixed (16, W) += the tiles of weights times the pairs of rows.
 template <int kStorage, bool kFine>
-void add(const patchcaption_bank &bank, const Query &query, const Scratch &scratch, int64_t ahead, float *mixed) {
+void add(const Query &query, const Scratch &scratch, Ahead<kStorage, kFine> ahead, float *mixed) {
     static_assert(kChunks == 2, "the weights of two chunks stay in tiles");
     const int64_t chunk_bytes = query.padded_width / kTileRows * kTileBytes;
     constexpr bool kTwo = Planes<kStorage, kFine>::kCount == 2;
@@ -356,10 +440,33 @@ void add(const patchcaption_bank &bank, const Query &query, const Scratch &scrat
             _tile_dpbf16ps(6, 5, 7);
         }
         _tile_stored(6, mixed + d, query.padded_width * 4);
-        if (ahead >= 0) {  // 1/48 of a block of width 768
-            for (int64_t place = d * kBlock; place < (d + kTileRows) * kBlock; place += 64) {
-                ask_for<kStorage>(bank, ahead * bank.width + place);
-            }
+        ahead.ask_for(d * kBlock, (d + kTileRows) * kBlock);  // 1/48 of a block of width 768
+    }
+}
+
+template <int kStorage, bool kFine, bool kInBytes>
+void scan_blocks(const patchcaption_bank &bank, const Query &query, int64_t begin, int64_t end, FineRows &fine_rows,
+                 Partial &partial, const Scratch &scratch) {
+    constexpr int kPlanes = Planes<kStorage, kFine>::kCount;
+    if constexpr (kInBytes) pack_byte_directions(query, scratch);
+    else pack_directions(query, scratch);
+    for (int64_t start = begin; start < end; start += kBlock) {
+        const int64_t rows = end - start < kBlock ? end - start : kBlock;
+        const int8_t *fine = fine_rows.block(start, rows);
+        Ahead<kStorage, kFine> ahead = {nullptr, fine + kBlock * bank.width};
+        if (start + 2 * kBlock <= end) {
+            ahead.rows = static_cast<const char *>(bank.rows) + (start + kBlock) * bank.width * ahead.kBytes;
+        }
+        unpack_block<kStorage, kFine, !kInBytes>(bank, query, start, rows, fine, scratch);
+        for (int64_t first = 0; first < query.regions; first += kRegionsPadding) {
+            const int64_t group = first / kRegionsPadding;
+            if constexpr (kInBytes) multiply_bytes<kFine>(bank, query, start, fine, group, scratch);
+            else multiply(query, group, kPlanes, scratch);
+            finish_logits(bank, query, start, rows, kPlanes, scratch);
+            soften(bank, query, start, rows, first, scratch.weights, partial);
+            pack_weights(bank, start, rows, kPlanes, scratch);
+            add<kStorage, kFine>(query, scratch, ahead, partial.mixed + first * query.padded_width);
+            ahead.rows = nullptr;
         }
     }
 }
@@ -367,23 +474,17 @@ void add(const patchcaption_bank &bank, const Query &query, const Scratch &scrat
 template <int kStorage, bool kFine>
 void scan_of(const patchcaption_bank &bank, const Query &query, int64_t begin, int64_t end, FineRows &fine_rows,
              Partial &partial, void *memory) {
-    constexpr int kPlanes = Planes<kStorage, kFine>::kCount;
     const TileShapes shapes;
     _tile_loadconfig(&shapes);
     const Scratch scratch = divide(query, memory);
-    pack_directions(query, scratch);
-    for (int64_t start = begin; start < end; start += kBlock) {
-        const int64_t rows = end - start < kBlock ? end - start : kBlock;
-        unpack_block<kStorage, kFine>(bank, query, start, rows, fine_rows.block(start, rows), scratch);
-        for (int64_t first = 0; first < query.regions; first += kRegionsPadding) {
-            const int64_t ahead = first == 0 && start + 2 * kBlock <= end ? start + kBlock : -1;
-            multiply(query, first / kRegionsPadding, kPlanes, scratch);
-            finish_logits(bank, query, start, rows, kPlanes, scratch);
-            soften(bank, query, start, rows, first, scratch.weights, partial);
-            pack_weights(bank, start, rows, kPlanes, scratch);
-            add<kStorage, kFine>(bank, query, scratch, ahead, partial.mixed + first * query.padded_width);
+    if constexpr (kStorage == PATCHCAPTION_INT8) {
+        if (bank.width % kByteDepth == 0) {  // whole tiles, right from the bank
+            const int64_t whole = end - (end - begin) % kBlock;
+            scan_blocks<kStorage, kFine, true>(bank, query, begin, whole, fine_rows, partial, scratch);
+            begin = whole;
         }
     }
+    if (begin < end) scan_blocks<kStorage, kFine, false>(bank, query, begin, end, fine_rows, partial, scratch);
     _tile_release();
 }
 

@@ -1,6 +1,8 @@
 // The projection: rows shared out to threads, their softmaxes joined, the best rows computed again with all that is
 // known of them.
 
+#include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -58,32 +60,59 @@ void prune(Partial &partial, int64_t region) {
     partial.floors[region] = mine[kept - 1].logit;
 }
 
-// `fine` of a block: from memory, from a file, or not wanted.
+// `fine` of a block: not wanted, from memory, or from a file, of which a part is mapped while its rows are worked on.
 class FineReader : public FineRows {
   public:
-    FineReader(const patchcaption_bank &bank, bool is_wanted)
-        : bank_(bank), is_wanted_(is_wanted), buffer_(zeros<int8_t>(is_wanted && !bank.fine ? kBlock * bank.width : 0)) {}
+    FineReader(const patchcaption_bank &bank, bool is_wanted) : bank_(bank), is_wanted_(is_wanted) {
+        struct stat file;
+        if (!is_wanted || bank.fine) return;
+        const int64_t end = bank.fine_offset + bank.row_count * bank.width;
+        if (fstat(bank.fine_file, &file) != 0 || file.st_size < end) throw std::runtime_error("`fine` is cut off");
+    }
+    FineReader(const FineReader &) = delete;
+    FineReader(FineReader &&other) noexcept : bank_(other.bank_), is_wanted_(other.is_wanted_) {}  // before it is used
+    ~FineReader() { unmap(); }
 
     const int8_t *block(int64_t start, int64_t rows) override {
         if (!is_wanted_) return nullptr;
         if (bank_.fine) return bank_.fine + start * bank_.width;
-        read(start, rows, buffer_.get());
-        return buffer_.get();
+        if (start < first_ || start + rows > last_) map(start);
+        return mapped_ + mapped_offset_ + (start - first_) * bank_.width;
     }
 
-    void read(int64_t start, int64_t rows, int8_t *to) const {
-        const int64_t bytes = rows * bank_.width;
+    void read_row(int64_t row, int8_t *to) const {
         if (bank_.fine) {
-            std::memcpy(to, bank_.fine + start * bank_.width, bytes);
-        } else if (pread(bank_.fine_file, to, bytes, bank_.fine_offset + start * bank_.width) != bytes) {
-            throw std::runtime_error("the file of `fine` cannot be read");
+            std::memcpy(to, bank_.fine + row * bank_.width, bank_.width);
+        } else if (pread(bank_.fine_file, to, bank_.width, bank_.fine_offset + row * bank_.width) != bank_.width) {
+            throw std::runtime_error("`fine` cannot be read");
         }
     }
 
   private:
+    void map(int64_t start) {
+        unmap();
+        first_ = start;
+        last_ = std::min(bank_.row_count, start + kRowsPerShare);
+        const int64_t from = bank_.fine_offset + first_ * bank_.width, page = sysconf(_SC_PAGESIZE);
+        mapped_offset_ = from % page;
+        mapped_bytes_ = mapped_offset_ + (last_ - first_) * bank_.width;
+        void *memory = mmap(nullptr, mapped_bytes_, PROT_READ, MAP_SHARED | MAP_POPULATE, bank_.fine_file, from - mapped_offset_);
+        if (memory == MAP_FAILED) {
+            mapped_bytes_ = 0;
+            throw std::runtime_error("`fine` cannot be mapped");
+        }
+        mapped_ = static_cast<int8_t *>(memory);
+    }
+
+    void unmap() {
+        if (mapped_bytes_) munmap(mapped_, mapped_bytes_);
+        mapped_bytes_ = 0;
+    }
+
     const patchcaption_bank &bank_;
     bool is_wanted_;
-    Array<int8_t> buffer_;
+    int8_t *mapped_ = nullptr;
+    int64_t mapped_bytes_ = 0, mapped_offset_ = 0, first_ = 0, last_ = 0;
 };
 
 // A Partial and the memory it points to, and what else a thread works with.
@@ -216,7 +245,7 @@ class Gathered {
         for (int64_t number = 0; number < count; ++number) {
             const int64_t row = chosen[number].row;
             std::memcpy(rows_.get() + number * row_bytes_, rows + row * row_bytes_, row_bytes_);
-            reader_.read(row, 1, fine_.get() + number * from_.width);
+            reader_.read_row(row, fine_.get() + number * from_.width);
             if (from_.scales) scales_[number] = from_.scales[row];
             fine_scales_[number] = from_.fine_scales[row];
             inverse_norms_[number] = from_.inverse_norms[row];

@@ -70,8 +70,9 @@ def test_every_variant_sums_all_that_is_known_of_the_rows(
     bank, directions = stored(rows, precision), directions_near(rows, regions, noise=3)
     mixed = kernels().project(bank, directions, TEMPERATURE, variant)
     want = by_definition(bank, directions)
-    # AMX multiplies numbers of 16 bits of precision, the others of 24.
-    torch.testing.assert_close(mixed.double(), want, rtol=1e-4, atol=1e-4 * float(want.abs().max()))
+    # AMX multiplies numbers of 16 bits of precision, with rows of bytes of 15, the others of 24.
+    allowed = 1e-3 if (variant, precision) == ("amx", "int8") else 1e-4
+    torch.testing.assert_close(mixed.double(), want, rtol=allowed, atol=allowed * float(want.abs().max()))
 
 
 @needs_kernels

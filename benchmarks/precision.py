@@ -1,0 +1,173 @@
+"""What each backend and precision costs in quality, beside its speed: `python benchmarks/precision.py engines/demo`.
+
+Quality is measured on held-out demo scenes, against ONNX Runtime in float32: the cosine of tokens, the share of
+captions that say exactly the same, and the share of boxes, masks and traces whose caption is right in colour and shape,
+and in every word. Speed is measured on the same bundle, or on a larger one of made-up weights:
+
+    python benchmarks/precision.py engines/demo --also engines/demo8 --speed engines/vitb --speed-also engines/vitb8
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import torch
+from rich import box
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+
+from benchmarks.scoring.scenes import Question, names_objects, questions
+from export.demo import scenes
+from runtime import BackendError, Captioner, PatchcaptionError
+from runtime.decoding import decode
+from runtime.options import Precision
+
+_ONE_OBJECT = ("box", "mask", "trace")
+_SCENES_AT_ONCE = 16
+_REGIONS = (1, 16)
+_RUNS = 5
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a bundle is run."""
+
+    bundle: Path
+    backend: str
+    precision: Precision
+
+    def open(self) -> Captioner:
+        return Captioner.load(self.bundle, self.backend, precision=self.precision, verify=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What was seen and said of all scenes: tokens (B, T, D) and, region by region, the captions."""
+
+    tokens: Tensor
+    texts: list[str]
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Best of a few runs, in milliseconds: the backbone on one image, and all steps for 1 and for 16 regions."""
+
+    backbone_ms: float
+    decoding_ms: tuple[float, ...]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Compare backends and precisions in quality and speed.")
+    parser.add_argument("engines", type=Path, nargs="?", default=Path("engines/demo"), help="the demo bundle")
+    parser.add_argument("--also", type=Path, action="append", default=[], help="the demo built in another precision")
+    parser.add_argument("--scenes", type=int, default=100, help="how many held-out scenes (default: 100)")
+    parser.add_argument("--speed", type=Path, help="the bundle whose speed is measured (default: the demo)")
+    parser.add_argument(
+        "--speed-also", type=Path, action="append", default=[], help="for each --also, in its precision"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        if options.speed and len(options.speed_also) != len(options.also):
+            raise PatchcaptionError(f"--speed-also: expected {len(options.also)}, one for each --also")
+        timed = [options.speed, *options.speed_also] if options.speed else [options.engines, *options.also]
+        Console(width=160).print(_compare([options.engines, *options.also], timed, options.scenes))
+    except PatchcaptionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _compare(bundles: Sequence[Path], timed: Sequence[Path], count: int) -> Table:
+    asked = _asked(count)
+    table = Table(title=f"{count} scenes; speed of {timed[0]}, best of {_RUNS}", box=box.MARKDOWN)
+    headings = ("bundle", "backend", "backbone ms", *(f"decoding {n} ms" for n in _REGIONS))
+    for heading in (*headings, "cosine mean", "least", "same captions", "colour and shape", "every word"):
+        table.add_column(heading, justify="left" if heading in ("bundle", "backend") else "right")
+    exact: Answers | None = None
+    for bundle, of_speed in zip(bundles, timed, strict=True):
+        for backend, precision in (("cpu", "fp32"), *(("openvino", each) for each in get_args(Precision))):
+            try:
+                with Way(bundle, backend, precision).open() as captioner:
+                    name, answers = captioner.backend.name, _answer(captioner, asked)
+                with Way(of_speed, backend, precision).open() as captioner:
+                    speed = _speed(captioner)
+            except BackendError as error:
+                print(f"note: {backend} in {precision}: {error}", file=sys.stderr)
+                continue
+            exact = exact or answers
+            times = [f"{each:,.0f}" for each in (speed.backbone_ms, *speed.decoding_ms)]
+            table.add_row(bundle.name, name, *times, *_quality(answers, exact, asked))
+    return table
+
+
+def _asked(count: int) -> list[tuple[scenes.Scene, list[Question]]]:
+    seeds = range(scenes.HELD_OUT_SEED, scenes.HELD_OUT_SEED + count)
+    drawn = [(scenes.draw_scene(seed), seed) for seed in seeds]
+    return [(scene, list(questions(scene, seed))) for scene, seed in drawn]
+
+
+def _answer(captioner: Captioner, asked: Sequence[tuple[scenes.Scene, list[Question]]]) -> Answers:
+    tokens, texts = [], list[str]()
+    for start in _batches(len(asked)):
+        some = asked[start : start + _SCENES_AT_ONCE]
+        features = captioner.encode([scene.image for scene, _ in some])
+        captions = captioner.describe(features, [[question.region for question in of] for _, of in some])
+        tokens.append(features.tokens)
+        texts += [caption.text for caption in chain(*captions)]
+    return Answers(torch.cat(tokens), texts)
+
+
+def _batches(count: int) -> Iterable[int]:
+    starts = range(0, count, _SCENES_AT_ONCE)
+    return track(starts, "captioning", console=Console(stderr=True), transient=True)
+
+
+def _quality(answers: Answers, exact: Answers, asked: Sequence[tuple[scenes.Scene, list[Question]]]) -> list[str]:
+    cosines = torch.cosine_similarity(answers.tokens, exact.tokens, dim=-1)
+    same = np.mean([one == other for one, other in zip(answers.texts, exact.texts, strict=True)])
+    of_objects = [
+        (question, text)
+        for question, text in zip(chain(*(of for _, of in asked)), answers.texts, strict=True)
+        if question.kind in _ONE_OBJECT
+    ]
+    named = np.mean([names_objects(text, question.looks) for question, text in of_objects])
+    right = np.mean([text == question.caption for question, text in of_objects])
+    return [f"{cosines.mean():.5f}", f"{cosines.min():.3f}", f"{same:.1%}", f"{named:.1%}", f"{right:.1%}"]
+
+
+def _speed(captioner: Captioner) -> Speed:
+    seen, settings = captioner.manifest.architecture, captioner.manifest.decoding
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (1, seen.size, seen.size, 3), dtype=torch.uint8, generator=generator)
+    vectors = torch.nn.functional.normalize(torch.randn(max(_REGIONS), seen.width, generator=generator), dim=1)
+
+    def all_steps(count: int) -> Callable[[], object]:
+        return lambda: decode(captioner._decoder, settings, vectors[:count], past_end=True)
+
+    return Speed(
+        _best_ms(lambda: captioner._backbone.run({"pixels": pixels})),
+        tuple(_best_ms(all_steps(count)) for count in _REGIONS),
+    )
+
+
+def _best_ms(call: Callable[[], object]) -> float:
+    taken = []
+    for _ in range(1 + _RUNS):
+        start = time.perf_counter()
+        call()
+        taken.append(1000 * (time.perf_counter() - start))
+    return min(taken[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
