@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
@@ -21,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from runtime.errors import BundleError
 
 SCHEMA: Literal[1] = 1
+_HASHED_AT_ONCE = 4
 MANIFEST = "manifest.json"
 
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -29,6 +31,7 @@ FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
 MemoryPrecision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8"]
+EnginePrecision: TypeAlias = Literal["fp32", "int8"]
 
 
 class _Part(BaseModel):
@@ -46,7 +49,8 @@ class EngineRecord(_Part):
     """One executable graph."""
 
     file: FileName
-    precision: Literal["fp32"]
+    precision: EnginePrecision
+    """Of the products with weights; all else is float32."""
     opset: PositiveInt
     largest_difference: float
     """Between the graph and the torch module it was made from, on random input: of the best log-probabilities as it is,
@@ -168,8 +172,15 @@ class Bundle:
             if size != record.bytes:
                 kind = "truncated" if size < record.bytes else "altered"
                 raise BundleError(f"{path}: {kind}: expected {record.bytes} bytes, got {size}; build the bundle again")
-            if contents and sha256_of(path) != record.sha256:
-                raise BundleError(f"{path}: altered: its sha256 is not the manifest's; build the bundle again")
+        if not contents:
+            return
+        with ThreadPoolExecutor(_HASHED_AT_ONCE) as threads:  # hashing lets other threads go on
+            largest_first = sorted(self.manifest.files, key=lambda name: -self.manifest.files[name].bytes)
+            for name, found in zip(largest_first, threads.map(sha256_of, map(self.path, largest_first)), strict=True):
+                if found != self.manifest.files[name].sha256:
+                    raise BundleError(
+                        f"{self.path(name)}: altered: its sha256 is not the manifest's; build the bundle again"
+                    )
 
 
 @contextmanager

@@ -38,6 +38,8 @@ class OrtBackend:
         self._options.log_severity_level = 3  # its own warnings are about graphs that users did not write
         # Threads that wait by spinning would take the cores from torch between two calls, and from the host program.
         self._options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # A plan of where each tensor lies in memory makes a backbone take 290 MiB more at ViT-B, and no faster.
+        self._options.enable_mem_pattern = False
         if threads is not None:
             self._options.intra_op_num_threads = threads
 
