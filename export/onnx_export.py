@@ -19,10 +19,12 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
+from export.attention import fuse_attention
 from export.graphs.backbone import Backbone
 from export.graphs.decoder import BeamDecoderStep, DecoderConfig, DecoderStep
 from export.graphs.reencoder import Reencoder
-from runtime.bundle import EngineRecord
+from export.quantize import quantize
+from runtime.bundle import EnginePrecision, EngineRecord
 from runtime.errors import PatchcaptionError
 
 OPSET = 20
@@ -30,9 +32,13 @@ OPSET = 20
 
 LOG_PROBABILITIES = "log_probabilities"
 
-_ALLOWED_DIFFERENCE = 1e-4
-"""Relative, in float32: another order of sums differs by about 1e-6 a layer, a wrong graph by far more."""
+_ALLOWED_DIFFERENCE: dict[EnginePrecision, float] = {"fp32": 1e-4, "int8": 0.2}
+"""Relative. In float32 another order of sums differs by about 1e-6 a layer, a wrong graph by far more. In int8 outputs
+differ by up to 0.06, those of a wrong graph by about 1."""
 
+_ALLOWED_LOG_PROBABILITY: dict[EnginePrecision, float] = {"fp32": 1e-4, "int8": 2.0}
+"""Of the best token, as it is. In int8 it is the difference of logits of 100 that are right to 0.02 of that; another
+token than the best of 50,000 is at about -10."""
 
 _LARGEST_IN_A_GRAPH = 1024
 """Bytes: what is smaller, shapes and constants for the most part, lies in the graph itself and not in its data."""
@@ -42,7 +48,7 @@ class ExportError(PatchcaptionError):
     """A graph that could not be made or does not compute what its module does."""
 
 
-def export_backbone(backbone: Backbone, folder: Path) -> EngineRecord:
+def export_backbone(backbone: Backbone, folder: Path, precision: EnginePrecision = "fp32") -> EngineRecord:
     """Writes backbone.onnx (pixels (B, S, S, 3) uint8 -> tokens (B, T, D), cls_scores (B, H, N)) and checks it."""
     size = backbone.config.size
     images = torch.export.Dim("images", min=1)
@@ -52,11 +58,11 @@ def export_backbone(backbone: Backbone, folder: Path) -> EngineRecord:
         return (torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=generator),)
 
     path = folder / "backbone.onnx"
-    _write(backbone, pixels(2, 0), path, ["pixels"], ["tokens", "cls_scores"], ({0: images},))
-    return _record(path, compare(path, backbone, pixels(1, 1)))
+    _write(backbone, pixels(2, 0), path, ["pixels"], ["tokens", "cls_scores"], ({0: images},), precision)
+    return _record(path, precision, compare(path, backbone, pixels(1, 1), precision=precision))
 
 
-def export_reencoder(backbone: Backbone, folder: Path) -> EngineRecord:
+def export_reencoder(backbone: Backbone, folder: Path, precision: EnginePrecision = "fp32") -> EngineRecord:
     """Writes reencoder.onnx, the backbone's last block for regions of different sizes, and checks it."""
     module = Reencoder(backbone).eval()
     by_region = {0: torch.export.Dim("regions", min=1), 1: torch.export.Dim("largest", min=1)}
@@ -69,27 +75,34 @@ def export_reencoder(backbone: Backbone, folder: Path) -> EngineRecord:
 
     path = folder / "reencoder.onnx"
     names = ["tokens", "present", "weights"]
-    _write(module, inputs([5, 3]), path, names, ["vectors"], (by_region,) * len(names))
-    return _record(path, compare(path, module, inputs([7, 1, 4]), inputs([1])))
+    _write(module, inputs([5, 3]), path, names, ["vectors"], (by_region,) * len(names), precision)
+    return _record(path, precision, compare(path, module, inputs([7, 1, 4]), inputs([1]), precision=precision))
 
 
-def export_decoder(decoder: DecoderStep, folder: Path) -> EngineRecord:
+def export_decoder(decoder: DecoderStep, folder: Path, precision: EnginePrecision = "fp32") -> EngineRecord:
     """Writes decoder.onnx, one `DecoderStep.forward`, and checks it at the first, a middle and the last step."""
-    return _export_step(decoder, decoder.config, folder / "decoder.onnx", ["next_tokens", LOG_PROBABILITIES])
+    outputs = ["next_tokens", LOG_PROBABILITIES]
+    return _export_step(decoder, decoder.config, folder / "decoder.onnx", outputs, precision)
 
 
-def export_beam_decoder(decoder: DecoderStep, folder: Path) -> EngineRecord:
+def export_beam_decoder(decoder: DecoderStep, folder: Path, precision: EnginePrecision = "fp32") -> EngineRecord:
     """Writes beam_decoder.onnx, one `BeamDecoderStep.forward`, and checks it as `export_decoder` does.
 
-    Its weights stay where `export_decoder` has put them: it refers to the data of the decoder.onnx in ``folder``.
+    Its weights stay where `export_decoder` has put them: it refers to the data of the decoder.onnx in ``folder``, which
+    has the same precision.
     """
     module = BeamDecoderStep(decoder).eval()
-    stored_in = folder / "decoder.onnx"
-    return _export_step(module, decoder.config, folder / "beam_decoder.onnx", ["all_log_probabilities"], stored_in)
+    path, stored_in = folder / "beam_decoder.onnx", folder / "decoder.onnx"
+    return _export_step(module, decoder.config, path, ["all_log_probabilities"], precision, stored_in)
 
 
 def _export_step(
-    module: nn.Module, config: DecoderConfig, path: Path, first_outputs: list[str], stored_in: Path | None = None
+    module: nn.Module,
+    config: DecoderConfig,
+    path: Path,
+    first_outputs: list[str],
+    precision: EnginePrecision,
+    stored_in: Path | None = None,
 ) -> EngineRecord:
     """Writes and checks one step of a decoder, whose other outputs are the cache's new entries."""
     places = [f"{kind}_{layer}" for layer in range(config.layers) for kind in ("key", "value")]
@@ -107,17 +120,18 @@ def _export_step(
     output_names = [*first_outputs, *(f"new_{place}" for place in places)]
     by_row = {0: torch.export.Dim("regions", min=1)}
     shapes: tuple[object, ...] = (by_row, by_row, {}, (by_row,) * len(places))
-    _write(module, inputs(2, 1), path, input_names, output_names, shapes, stored_in)
-    steps = sorted({0, config.steps // 2, config.steps - 1})
-    return _record(path, compare(path, module, *(inputs(3, step) for step in steps)))
+    _write(module, inputs(2, 1), path, input_names, output_names, shapes, precision, stored_in)
+    cases = [inputs(3, step) for step in sorted({0, config.steps // 2, config.steps - 1})]
+    return _record(path, precision, compare(path, module, *cases, precision=precision))
 
 
-def compare(path: Path, module: nn.Module, *cases: Sequence[Tensor]) -> float:
+def compare(path: Path, module: nn.Module, *cases: Sequence[Tensor], precision: EnginePrecision = "fp32") -> float:
     """The largest difference between a graph's outputs and its module's over some cases of inputs: of the best
-    log-probabilities as it is, of all else relative to the largest value of the output.
+    log-probabilities as it is, of all else relative to the largest value of the output. Whole numbers, the best tokens,
+    are compared in float32 only: in int8 the second best may be the best, and the log-probability is as near.
 
     Raises:
-        ExportError: it is larger than rounding explains, or outputs of whole numbers are not the same.
+        ExportError: it is larger than rounding to ``precision`` explains, or whole numbers are not the same.
     """
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     largest = 0.0
@@ -127,11 +141,14 @@ def compare(path: Path, module: nn.Module, *cases: Sequence[Tensor]) -> float:
             made = module(*inputs)
         expected = (made,) if isinstance(made, Tensor) else made
         for node, got, want in zip(session.get_outputs(), session.run(None, feeds), expected, strict=True):
+            if precision != "fp32" and got.dtype.kind == "i":
+                continue
             difference = _difference(node.name, got, want.numpy())
-            if not difference <= _ALLOWED_DIFFERENCE:
+            allowed = (_ALLOWED_LOG_PROBABILITY if node.name == LOG_PROBABILITIES else _ALLOWED_DIFFERENCE)[precision]
+            if not difference <= allowed:
                 raise ExportError(
                     f"{path.name}: output {node.name} differs from its module by {difference:.1e}; "
-                    f"at most {_ALLOWED_DIFFERENCE:.0e} is rounding"
+                    f"at most {allowed:.0e} is rounding"
                 )
             largest = max(largest, difference)
     return largest
@@ -153,6 +170,7 @@ def _write(
     input_names: list[str],
     output_names: list[str],
     dynamic_shapes: tuple[object, ...],
+    precision: EnginePrecision,
     stored_in: Path | None = None,
 ) -> None:
     """Writes a graph with its weights, or with references to those of the graph ``stored_in`` in the same folder."""
@@ -170,6 +188,9 @@ def _write(
         )
     assert program is not None  # only the old exporter returns nothing
     _forget_sources(program.model)
+    if precision == "int8":  # such a graph has operators of ONNX Runtime's own anyway
+        fuse_attention(program.model)
+        quantize(program.model)
     if stored_in is None:
         program.save(str(path), external_data=True)
     else:
@@ -219,8 +240,8 @@ def _forget_sources(model: onnx_ir.Model) -> None:
             value.metadata_props.clear()
 
 
-def _record(path: Path, largest_difference: float) -> EngineRecord:
-    return EngineRecord(file=path.name, precision="fp32", opset=OPSET, largest_difference=largest_difference)
+def _record(path: Path, precision: EnginePrecision, largest_difference: float) -> EngineRecord:
+    return EngineRecord(file=path.name, precision=precision, opset=OPSET, largest_difference=largest_difference)
 
 
 @contextlib.contextmanager

@@ -92,10 +92,12 @@ class Captioner:
 
         Args:
             folder: the bundle, for example "engines/demo".
-            backend: what executes it: "cpu" (ONNX Runtime), "openvino", or "auto", which today is "cpu".
+            backend: what executes it: "cpu" (ONNX Runtime), "openvino", or "auto": the one that `patchcaption tune` has
+                found faster for this bundle on this machine; where it was not run, "cpu", or for "bf16" OpenVINO.
             fit: how images are brought to the backbone's square: "stretch" shows it the whole image, "crop" the centre
                 square at the image's own aspect ratio, as published.
-            precision: what it computes in: "fp32", or with "openvino" also "bf16" where the CPU multiplies it.
+            precision: what it computes in: "fp32" for the bundle's graphs as they are, of which those of an int8 bundle
+                multiply their weights in int8; or for those in float32, with OpenVINO on CPUs that have it, "bf16".
             threads: CPU threads an engine may use; None leaves it to the backend.
             verify: compare the sha256 of every file first.
 
@@ -105,7 +107,8 @@ class Captioner:
         """
         if fit not in list(Fit):
             raise PatchcaptionError(f'fit {fit!r}: expected "stretch" or "crop"')
-        return cls(Bundle(folder, verify), open_backend(backend, threads, precision), Fit(fit))
+        bundle = Bundle(folder, verify)
+        return cls(bundle, open_backend(backend, threads, precision, bundle), Fit(fit))
 
     @property
     def manifest(self) -> Manifest:

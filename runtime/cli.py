@@ -1,4 +1,4 @@
-"""The command line: `python -m runtime caption|info|verify`, also installed as `patchcaption`.
+"""The command line: `python -m runtime caption|info|verify|tune`, also installed as `patchcaption`.
 
 Results go to stdout, messages to stderr. Exit codes: 0 done; 1 a bundle, backend or output file is not usable; 2 a
 mistake on the command line or in what it names (an image, a region); 130 interrupted.
@@ -18,7 +18,9 @@ import numpy as np
 from PIL import Image
 
 from runtime import __version__
-from runtime.backends import BACKENDS, PRECISIONS
+from runtime.backends import BACKENDS, PRECISIONS, choose
+from runtime.backends.choice import choices_file, keep
+from runtime.backends.tune import ROWS, measure, open_all
 from runtime.beams import check_beams
 from runtime.bundle import Bundle
 from runtime.captioner import Caption, Captioner
@@ -104,6 +106,11 @@ def _parser() -> argparse.ArgumentParser:
     verify.set_defaults(run=_verify)
     verify.add_argument("engines", type=Path)
     verify.add_argument("--backend", choices=BACKENDS, default="auto")
+
+    tune = commands.add_parser("tune", help="find out which backend is fastest here, for --backend auto to take")
+    tune.set_defaults(run=_tune)
+    tune.add_argument("engines", type=Path)
+    tune.add_argument("--precision", choices=PRECISIONS, default="fp32")
     return parser
 
 
@@ -125,11 +132,12 @@ def _caption(options: argparse.Namespace) -> int:
 
 
 def _info(options: argparse.Namespace) -> int:
-    manifest = Bundle(options.engines, verify=False).manifest
+    bundle = Bundle(options.engines, verify=False)
+    manifest = bundle.manifest
     if options.json:
         print(manifest.model_dump_json(indent=2))
         return 0
-    seen, memory = manifest.architecture, manifest.memory
+    seen, memory, choice = manifest.architecture, manifest.memory, choose(bundle)
     grid = seen.size // seen.patch
     again = f", re-encoder {manifest.reencoder.precision}" if manifest.reencoder else ""
     lines = {
@@ -141,6 +149,7 @@ def _info(options: argparse.Namespace) -> int:
         "memory": f"{memory.rows} captions" if memory else "none (vectors go to the decoder as they are)",
         "decoder": f"{manifest.decoding.layers} layers of width {manifest.decoding.width}, at most "
         f"{manifest.decoding.steps} tokens, {manifest.decoder.precision}",
+        "backend": f"auto is {choice.backend} ({choice.reason})",
         "size": f"{sum(record.bytes for record in manifest.files.values()) / 2**20:.1f} MiB",
         "versions": ", ".join(f"{name} {version}" for name, version in manifest.build.versions.items()),
     }
@@ -153,6 +162,21 @@ def _verify(options: argparse.Namespace) -> int:
     with Captioner.load(options.engines, options.backend, verify=True) as captioner:
         count = len(captioner.manifest.files)
         print(f"{options.engines}: {count} files are as built; the engines open on {captioner.backend.name}")
+    return 0
+
+
+def _tune(options: argparse.Namespace) -> int:
+    bundle = Bundle(options.engines)
+    backends, refused = open_all(bundle, options.precision)
+    for reason in refused.values():
+        print(f"left out: {reason}", file=sys.stderr)
+    timings = measure(bundle, backends)
+    print(f"{'ms':<45}{'backbone':>10}" + "".join(f"{f'{rows} at once':>14}" for rows in ROWS))
+    for timing in timings.values():
+        decoding = "".join(f"{timing.decoding[rows]:>14.1f}" for rows in ROWS)
+        print(f"{timing.name:<45}{timing.backbone:>10.1f}{decoding}")
+    fastest = keep(bundle, options.precision, None, {name: timing.total for name, timing in timings.items()})
+    print(f"auto is {fastest} for {options.engines} in {options.precision} from now on ({choices_file()})")
     return 0
 
 

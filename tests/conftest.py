@@ -17,14 +17,14 @@ ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "export" / "demo" / "sample"
 
 
-def build_once(tmp_path_factory: pytest.TempPathFactory, checkpoint: str, name: str) -> Path:
+def build_once(tmp_path_factory: pytest.TempPathFactory, checkpoint: str, name: str, *options: str) -> Path:
     """A bundle that the whole test run shares, also where pytest-xdist runs it in several processes."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     folder = shared / "bundles" / name
     with FileLock(shared / f"{name}.lock"):
         if not folder.exists():
-            assert build_engines.main([checkpoint, "--out", str(folder)]) == 0
+            assert build_engines.main([checkpoint, "--out", str(folder), *options]) == 0
     return folder
 
 

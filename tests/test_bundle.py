@@ -160,9 +160,9 @@ def test_a_folder_that_is_no_bundle_is_never_replaced(tmp_path: Path) -> None:
     assert (home / "thesis.txt").exists()
 
 
-def quick_export(record: EngineRecord) -> Callable[[object, Path], EngineRecord]:
-    def export(_: object, folder: Path) -> EngineRecord:
-        (folder / record.file).write_text("graph")
+def quick_export(record: EngineRecord) -> Callable[[object, Path, str], EngineRecord]:
+    def export(_: object, folder: Path, precision: str) -> EngineRecord:
+        (folder / record.file).write_text(f"graph in {precision}")
         return record
 
     return export
