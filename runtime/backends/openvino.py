@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from runtime.backends.base import first_line
+from runtime.backends.mapped import release_mapped
 from runtime.errors import BackendError
 from runtime.options import Precision
 
@@ -59,6 +60,7 @@ class OpenVinoBackend:
             model = self._core.compile_model(str(path), "CPU", self._settings)
         except Exception as error:  # OpenVINO raises RuntimeError and types of its own
             raise BackendError(f"{path}: OpenVINO cannot load it: {first_line(error)}") from error
+        release_mapped(path.parent)
         return OpenVinoEngine(model, path)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from runtime.backends.base import first_line
+from runtime.backends.mapped import release_mapped
 from runtime.errors import BackendError
 
 PROVIDER = "CPUExecutionProvider"
@@ -56,6 +57,7 @@ class OrtBackend:
             session = self._onnxruntime.InferenceSession(str(path), self._options, providers=[PROVIDER])
         except Exception as error:  # ONNX Runtime raises its own unrelated types
             raise BackendError(f"{path}: ONNX Runtime cannot load it: {first_line(error)}") from error
+        release_mapped(path.parent)
         return OrtEngine(session, path)
 
 

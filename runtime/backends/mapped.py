@@ -1,0 +1,38 @@
+"""Weights that a backend has mapped from a bundle's files."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+_MADV_DONTNEED = 4
+
+
+def release_mapped(folder: Path) -> None:
+    """Takes the pages of weight files out of this process's memory, where they are mapped and only read.
+
+    Backends pack most weights anew when they open a graph, and never read them again from the file: of ViT-B and the
+    published decoder that is 150 to 590 MiB. A page that is read all the same comes back from the file. On other
+    systems than Linux nothing happens.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    madvise = ctypes.CDLL(None).madvise
+    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    for start, end in _mappings(folder.resolve()):
+        madvise(start, end - start, _MADV_DONTNEED)
+
+
+def _mappings(folder: Path) -> Iterator[tuple[int, int]]:
+    """Addresses at which weight files of a folder are mapped, without mappings that somebody has written to."""
+    addresses: str | None = None
+    for line in Path("/proc/self/smaps").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+        key, *values = line.split(maxsplit=5)
+        if not key.endswith(":"):  # the first line of a mapping: addresses, permissions, offset, device, inode, file
+            file = Path(values[4]) if len(values) == 5 else None
+            addresses = key if file and file.parent == folder and file.name.endswith(".onnx.data") else None
+        elif key == "Anonymous:" and values[0] == "0" and addresses:
+            start, end = addresses.split("-")
+            yield int(start, 16), int(end, 16)
