@@ -42,13 +42,14 @@ class Cache:
 
     def __init__(self, settings: DecoderSettings, rows: int, device: torch.device) -> None:
         self._places = [f"{kind}_{layer}" for layer in range(settings.layers) for kind in ("key", "value")]
-        shape = (2 * settings.layers, rows, settings.heads, settings.steps, settings.head_width)
-        self._entries = torch.zeros(shape, device=device)
+        shape = (rows, settings.heads, settings.steps, settings.head_width)
+        # One by one: in one piece it would be so large that the system takes it back and zeroes it page by page.
+        self._entries = [torch.zeros(shape, device=device) for _ in self._places]
         self._rows, self._filled = rows, 0
 
     def inputs(self) -> dict[str, Tensor]:
         """What the decoder engine takes: for each layer its keys and its values, (R, H, P, d) each."""
-        used = self._entries[:, : self._rows]
+        used = (entries[: self._rows] for entries in self._entries)
         return {f"past_{place}": entries for place, entries in zip(self._places, used, strict=True)}
 
     def add(self, outputs: Mapping[str, Tensor]) -> None:
