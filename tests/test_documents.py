@@ -26,6 +26,7 @@ def clone(demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "export").symlink_to(ROOT / "export")
     (tmp_path / "out").mkdir()
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def test_the_readme_has_snippets() -> None:
