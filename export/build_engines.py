@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -21,17 +22,25 @@ from export.checkpoint import Checkpoint
 from export.graphs.decoder import DecoderConfig
 from export.memory_file import write_memory
 from export.onnx_export import export_backbone, export_beam_decoder, export_decoder, export_reencoder
+from export.profiles import batches, of_backbone, of_beam_decoder, of_decoder, of_reencoder
 from export.readers import is_repository, read_checkpoint
+from export.tensorrt_build import PlanOptions, build_plan, last_bundle, timing_cache_file
+from runtime.backends.gpu import Gpu
+from runtime.backends.tensorrt_api import TensorRt, open_tensorrt
 from runtime.bundle import (
+    SCHEMA,
     Architecture,
     Build,
     Bundle,
+    BundleBackend,
     DecoderSettings,
     EnginePrecision,
     EngineRecord,
     Manifest,
     MemoryPrecision,
     MemorySettings,
+    PlanHardware,
+    PlanRecord,
     new_bundle,
     record_files,
     write_manifest,
@@ -57,6 +66,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--checkpoint-dir", type=Path, metavar="FOLDER", help="where to look for checkpoint files before downloading"
     )
     parser.add_argument(
+        "--backend",
+        choices=get_args(BundleBackend),
+        default="cpu",
+        help="what the bundle is for, and opened with by default; tensorrt builds plans, on the GPU they are for "
+        "(default: cpu)",
+    )
+    parser.add_argument(
         "--precision",
         choices=get_args(EnginePrecision),
         default="fp32",
@@ -69,6 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default="fp32",
         help="what the memory bank is stored in; no choice changes projected vectors by 1e-3 (default: fp32)",
     )
+    parser.add_argument("--max-images", type=_count, default=8, help="images the backbone takes at once (default: 8)")
+    parser.add_argument("--max-regions", type=_count, default=256, help="captions decoded at once (default: 256)")
+    _add_plan_options(parser.add_argument_group("TensorRT"))
     options = parser.parse_args(arguments)
     if options.out is None:
         if options.checkpoint != "demo" and not is_repository(options.checkpoint):
@@ -76,14 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.out = Path("engines") / options.checkpoint.split("/")[-1]
     console = Console(stderr=True)
     try:
-        build(
-            options.checkpoint,
-            options.out,
-            console,
-            options.checkpoint_dir,
-            options.memory_precision,
-            options.precision,
-        )
+        build(options.checkpoint, options.out, console, _build_options(options))
     except PatchcaptionError as error:
         console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 1
@@ -94,55 +106,109 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def build(
-    name: str,
-    out: Path,
-    console: Console,
-    checkpoint_dir: Path | None = None,
-    memory_precision: MemoryPrecision = "fp32",
-    precision: EnginePrecision = "fp32",
-) -> None:
+@dataclass(frozen=True)
+class BuildOptions:
+    """How a bundle is built.
+
+    Attributes:
+        checkpoint_dir: where the checkpoint's files are looked for before they are downloaded.
+        backend: what it is for.
+        precision: what the graphs multiply their weights in.
+        memory_precision: what the memory bank is stored in.
+        max_images: images that the backbone takes at once.
+        max_regions: captions that are decoded at once.
+        plans: how TensorRT builds.
+    """
+
+    checkpoint_dir: Path | None = None
+    backend: BundleBackend = "cpu"
+    precision: EnginePrecision = "fp32"
+    memory_precision: MemoryPrecision = "fp32"
+    max_images: int = 8
+    max_regions: int = 256
+    plans: PlanOptions = field(default_factory=PlanOptions)
+
+
+_AS_ASKED = BuildOptions()
+
+
+def build(name: str, out: Path, console: Console, options: BuildOptions = _AS_ASKED) -> None:
     """Builds the bundle of a checkpoint at ``out``; whatever was there stays until the new one is complete.
 
-    Args:
-        checkpoint_dir: where its files are looked for before they are downloaded.
-        memory_precision: what the memory bank is stored in.
-        precision: what the graphs multiply their weights in.
-
     Raises:
-        PatchcaptionError: the checkpoint cannot be read, a graph is not what its module is, ``out`` cannot be written.
+        PatchcaptionError: the checkpoint cannot be read, a graph is not what its module is, ``out`` cannot be written,
+            TensorRT is asked for and is not there or refuses a graph.
     """
-    with _steps(console, total=7) as step, new_bundle(out) as folder:
+    # First, so that what is missing is said before the minutes that an export takes.
+    trt = open_tensorrt() if options.backend == "tensorrt" else None
+    with _steps(console, total=8 if trt else 7) as step, new_bundle(out) as folder:
         step(f"reading {name}")
-        checkpoint = read_checkpoint(name, checkpoint_dir)
+        checkpoint = read_checkpoint(name, options.checkpoint_dir)
         for note in checkpoint.notes:
             console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
-        step("backbone to ONNX, checked against torch")
-        backbone = export_backbone(checkpoint.backbone, folder, precision)
-        step("re-encoder to ONNX, checked against torch")
-        reencoder = export_reencoder(checkpoint.backbone, folder, precision)
-        step("decoder to ONNX, checked against torch")
-        decoder = export_decoder(checkpoint.decoder, folder, precision)
-        step("decoder for beam search to ONNX, checked against torch")
-        beam_decoder = export_beam_decoder(checkpoint.decoder, folder, precision)
+        graphs = _export_graphs(checkpoint, folder, options.precision, step)
         step("memory bank and tokenizer")
-        memory = write_memory(checkpoint.memory, folder, memory_precision) if checkpoint.memory else None
+        memory = write_memory(checkpoint.memory, folder, options.memory_precision) if checkpoint.memory else None
         checkpoint.tokenizer.save(str(folder / _TOKENIZER_FILE))
+        manifest = _manifest(checkpoint, graphs, memory, options)
+        if trt:
+            manifest = manifest.model_copy(update={"plans": _build_plans(trt, manifest, folder, out, options, step)})
         step("manifest")
-        write_manifest(folder, _manifest(checkpoint, backbone, reencoder, decoder, beam_decoder, memory, folder))
+        write_manifest(folder, Manifest.model_validate(dict(manifest) | {"files": record_files(folder)}))
+
+
+@dataclass(frozen=True)
+class _Graphs:
+    """The graphs of a bundle, by what the manifest calls them."""
+
+    backbone: EngineRecord
+    reencoder: EngineRecord
+    decoder: EngineRecord
+    beam_decoder: EngineRecord
+
+
+def _export_graphs(
+    checkpoint: Checkpoint, folder: Path, precision: EnginePrecision, step: Callable[[str], None]
+) -> _Graphs:
+    step("backbone to ONNX, checked against torch")
+    backbone = export_backbone(checkpoint.backbone, folder, precision)
+    step("re-encoder to ONNX, checked against torch")
+    reencoder = export_reencoder(checkpoint.backbone, folder, precision)
+    step("decoder to ONNX, checked against torch")
+    decoder = export_decoder(checkpoint.decoder, folder, precision)
+    step("decoder for beam search to ONNX, checked against torch")
+    return _Graphs(backbone, reencoder, decoder, export_beam_decoder(checkpoint.decoder, folder, precision))
+
+
+def _build_plans(
+    trt: TensorRt, manifest: Manifest, folder: Path, out: Path, options: BuildOptions, step: Callable[[str], None]
+) -> tuple[PlanRecord, ...]:
+    """A plan of each graph, for the GPU that is here."""
+    seen, decoding = manifest.architecture, manifest.decoding
+    profiles = {
+        "backbone.onnx": of_backbone(seen),
+        "reencoder.onnx": of_reencoder(seen, decoding),
+        "decoder.onnx": of_decoder(seen, decoding),
+        "beam_decoder.onnx": of_beam_decoder(seen, decoding),
+    }
+    gpu, before = Gpu.here(), last_bundle(out)
+    records = []
+    for graph, of_graph in profiles.items():
+        step(f"{graph} to a TensorRT plan for {gpu.name}")
+        cache = timing_cache_file(trt, gpu)
+        records.append(build_plan(trt, gpu, folder / graph, of_graph, options.plans, cache, before, lambda *_: None))
+    return tuple(records)
 
 
 def _manifest(
-    checkpoint: Checkpoint,
-    backbone: EngineRecord,
-    reencoder: EngineRecord,
-    decoder: EngineRecord,
-    beam_decoder: EngineRecord,
-    memory: MemorySettings | None,
-    folder: Path,
+    checkpoint: Checkpoint, graphs: _Graphs, memory: MemorySettings | None, options: BuildOptions
 ) -> Manifest:
+    """All but the plans and the files."""
     seen = checkpoint.backbone.config
-    return Manifest(
+    decoding = decoder_settings(checkpoint.decoder.config, checkpoint.end_id)
+    return Manifest.model_construct(
+        schema_version=SCHEMA,
+        backend=options.backend,
         architecture=Architecture(
             name=checkpoint.backbone_name,
             width=seen.width,
@@ -154,12 +220,13 @@ def _manifest(
             resize=checkpoint.resize,
             mean=seen.mean,
             std=seen.std,
+            images_at_once=options.max_images,
         ),
-        backbone=backbone,
-        decoder=decoder,
-        reencoder=reencoder,
-        beam_decoder=beam_decoder,
-        decoding=decoder_settings(checkpoint.decoder.config, checkpoint.end_id),
+        backbone=graphs.backbone,
+        decoder=graphs.decoder,
+        reencoder=graphs.reencoder,
+        beam_decoder=graphs.beam_decoder,
+        decoding=decoding.model_copy(update={"batches": batches(options.max_regions)}),
         memory=memory,
         tokenizer=_TOKENIZER_FILE,
         build=Build(
@@ -168,7 +235,57 @@ def _manifest(
             machine=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
             versions={name: metadata.version(name) for name in _VERSIONS_OF},
         ),
-        files=record_files(folder),
+        plans=(),
+        files={},
+    )
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {count}")
+    return count
+
+
+def _add_plan_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--workspace-mib", type=_count, help="memory that plans may take for what is in between")
+    group.add_argument(
+        "--version-compatible", action="store_true", help="let newer versions of the same major load them"
+    )
+    group.add_argument(
+        "--hardware",
+        choices=get_args(PlanHardware),
+        default="same",
+        help="which GPUs may load them: the same kind, the same compute capability, or all from Ampere on; more of "
+        "them are slower (default: same)",
+    )
+    group.add_argument(
+        "--dla", type=int, metavar="CORE", help="build for a DLA core of a Jetson, with the GPU beside it"
+    )
+    group.add_argument(
+        "--optimization-level",
+        type=int,
+        choices=range(6),
+        default=3,
+        help="how long to look for fast kernels (default: 3)",
+    )
+
+
+def _build_options(options: argparse.Namespace) -> BuildOptions:
+    return BuildOptions(
+        checkpoint_dir=options.checkpoint_dir,
+        backend=options.backend,
+        precision=options.precision,
+        memory_precision=options.memory_precision,
+        max_images=options.max_images,
+        max_regions=options.max_regions,
+        plans=PlanOptions(
+            workspace_mib=options.workspace_mib,
+            version_compatible=options.version_compatible,
+            hardware=options.hardware,
+            dla=options.dla,
+            optimization_level=options.optimization_level,
+        ),
     )
 
 

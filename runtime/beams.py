@@ -69,7 +69,7 @@ def beam_search(
     def search_batch(batch: Tensor) -> tuple[Tensor, Tensor]:
         return _search_batch(engine, settings, batch, int(beams), float(length_penalty))
 
-    return decode_in_batches(search_batch, vectors, settings.end_id, int(beams), progress)
+    return decode_in_batches(search_batch, vectors, settings, int(beams), progress)
 
 
 def _search_batch(

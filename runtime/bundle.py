@@ -31,6 +31,8 @@ FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
 MemoryPrecision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8"]
+BundleBackend: TypeAlias = Literal["cpu", "ort-cuda", "ort-tensorrt", "tensorrt"]
+PlanHardware: TypeAlias = Literal["same", "same-capability", "ampere+"]
 EnginePrecision: TypeAlias = Literal["fp32", "int8"]
 
 
@@ -57,6 +59,43 @@ class EngineRecord(_Part):
     of all else relative to the largest value."""
 
 
+Shape: TypeAlias = tuple[PositiveInt, ...]
+
+
+class ShapeRange(_Part):
+    """The shapes of an input that a plan takes: at least, at best and at most."""
+
+    least: Shape
+    best: Shape
+    most: Shape
+
+    @model_validator(mode="after")
+    def _rises(self) -> ShapeRange:
+        sizes = list(zip(self.least, self.best, self.most, strict=True))
+        if not all(low <= best <= high for low, best, high in sizes):
+            raise ValueError(f"expected least <= best <= most, got {self.least}, {self.best}, {self.most}")
+        return self
+
+
+class PlanRecord(_Part):
+    """A graph as TensorRT has built it, for one kind of GPU."""
+
+    graph: FileName
+    """What it was built from."""
+    file: FileName
+    key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """A hash of all that it depends on: while that is the same it need not be built again."""
+    tensorrt: str
+    gpu: str
+    compute_capability: str
+    hardware: PlanHardware
+    """What else may load it: no other GPU, those of the same compute capability, or all from Ampere on."""
+    version_compatible: bool
+    """Whether newer versions of the same major of TensorRT may load it."""
+    profiles: tuple[dict[str, ShapeRange], ...]
+    """The shapes it takes, by input, for each way of using it."""
+
+
 class Architecture(_Part):
     """The backbone and its tokens: T = 1 cls + registers + (size / patch) ** 2 patches."""
 
@@ -72,6 +111,8 @@ class Architecture(_Part):
     """What fit="crop" makes of an image's short side before it cuts out the centre; None for `size`."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    images_at_once: PositiveInt = 8
+    """The most images that the backbone takes at once: its scratch memory grows with each, its speed hardly."""
 
 
 class DecoderSettings(_Part):
@@ -84,6 +125,9 @@ class DecoderSettings(_Part):
     steps: PositiveInt
     vocabulary: PositiveInt
     end_id: Annotated[int, Field(ge=0)]
+    batches: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 4, 16, 64, 256)
+    """How many captions are decoded at once, rising: more than the last are split; a GPU, which has memory and plans
+    for just these numbers, fills them up."""
 
 
 class MemorySettings(_Part):
@@ -117,6 +161,8 @@ class Manifest(_Part):
     """All that the runtime must know of a bundle before it opens anything else."""
 
     schema_version: Literal[1] = SCHEMA
+    backend: BundleBackend = "cpu"
+    """What it was built for, and "auto" opens it with."""
     architecture: Architecture
     backbone: EngineRecord
     decoder: EngineRecord
@@ -124,6 +170,8 @@ class Manifest(_Part):
     """The backbone's last block by itself; bundles from before it existed have none."""
     beam_decoder: EngineRecord | None = None
     """The decoder for beam search, on the same weights; bundles from before it existed have none."""
+    plans: tuple[PlanRecord, ...] = ()
+    """What TensorRT has built of the graphs; none in a bundle for other backends."""
     decoding: DecoderSettings
     memory: MemorySettings | None
     tokenizer: FileName
@@ -134,6 +182,7 @@ class Manifest(_Part):
     def _lists_what_it_uses(self) -> Manifest:
         used = [self.backbone.file, self.decoder.file, self.tokenizer]
         used += [engine.file for engine in (self.reencoder, self.beam_decoder) if engine]
+        used += [plan.file for plan in self.plans]
         used += [self.memory.embeddings, self.memory.captions] if self.memory else []
         used += [self.memory.fine] if self.memory and self.memory.fine else []
         for name in used:

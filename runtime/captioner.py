@@ -17,7 +17,7 @@ from torch import Tensor
 from runtime.backends import Backend, Engine, open_backend
 from runtime.beams import beam_search, check_beams
 from runtime.bundle import Bundle, EngineRecord, Manifest
-from runtime.decoding import decode
+from runtime.decoding import GreedyDecoder
 from runtime.errors import BundleError, ImageError, PatchcaptionError, RegionError
 from runtime.features import FeatureMap
 from runtime.image import Fit, ImageSource, open_image, prepare
@@ -29,9 +29,6 @@ from runtime.tokenizer import CaptionTokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-_IMAGES_AT_ONCE = 8
-"""A backbone's scratch memory grows with every image of a batch, its speed hardly after a few."""
 
 Regions: TypeAlias = Sequence[Region]
 RegionsOfImages: TypeAlias = Sequence[Sequence[Region]]
@@ -74,6 +71,7 @@ class Captioner:
         self._memory = _load_memory(bundle, backend.device)
         self._backbone: Engine = backend.open(bundle.path(manifest.backbone.file))
         self._decoder: Engine = backend.open(bundle.path(manifest.decoder.file))
+        self._greedy = GreedyDecoder(self._decoder, manifest.decoding)
         self._reencoder: Engine | None = None
         self._beam_decoder: Engine | None = None
 
@@ -295,7 +293,7 @@ class Captioner:
             raise PatchcaptionError(f'score="reference" with beams={beams}: the published score is of one beam only')
         vectors, settings = self._checked(vectors), self.manifest.decoding
         if beams == 1:
-            decoded = decode(self._decoder, settings, vectors, past_end=score == "reference", progress=progress)
+            decoded = self._greedy.decode(vectors, past_end=score == "reference", progress=progress)
         else:
             decoded = beam_search(self._open_beam_decoder(), settings, vectors, beams, length_penalty, progress)
         return [
@@ -307,7 +305,7 @@ class Captioner:
         seen = self.manifest.architecture
         pixels, views = prepare(images, seen.size, fit, seen.resize)
         device = self._backend.device
-        parts = pixels.to(device).split(_IMAGES_AT_ONCE) if images else ()
+        parts = pixels.to(device).split(seen.images_at_once) if images else ()
         outs = [self._backbone.run({"pixels": part}) for part in parts]
         patches = (seen.size // seen.patch) ** 2
         return FeatureMap(

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from runtime.backends import Engine
+from runtime.backends.base import BindableEngine
 from runtime.bundle import DecoderSettings
 from runtime.options import Progress
+from runtime.resident import ResidentDecoder
 
-_ROWS_AT_ONCE = 256
-"""Captions of one batch: the cost of one falls up to about here, and the published decoder's cache takes 190 MB."""
 _DROPPED_SHARE = 0.25
 """Ended captions leave the batch when they are so many of it: leaving copies the cache of all others."""
 
@@ -67,6 +67,48 @@ class Cache:
             filled[moved] = filled[rows[moved]]
 
 
+class GreedyDecoder:
+    """Decodes with one engine, taking the likeliest token at each step.
+
+    For an engine that works in memory of our own it keeps that memory, and the graphs captured over it, for each of a
+    few numbers of rows.
+    """
+
+    def __init__(self, engine: Engine, settings: DecoderSettings) -> None:
+        self._engine, self._settings = engine, settings
+        self._resident: dict[int, ResidentDecoder] = {}
+
+    def decode(
+        self,
+        vectors: Tensor,
+        past_end: bool = False,
+        at_most: int | None = None,
+        progress: Progress | None = None,
+    ) -> Decoded:
+        """Captions for region vectors (R, D) on the engine's device; equal vectors are decoded once.
+
+        Args:
+            past_end: take every caption through all steps and count the log-probabilities of what comes after its end
+                token too, as the published score does (SPEC section 6); the ids stay the same.
+            at_most: stop after that many steps; None for as many as the decoder has positions.
+            progress: told how many of R captions are done, after each batch of them.
+        """
+        steps = min(self._settings.steps, at_most or self._settings.steps)
+
+        def decode_batch(batch: Tensor) -> tuple[Tensor, Tensor]:
+            if isinstance(self._engine, BindableEngine):
+                return self._resident_for(self._engine, batch).decode(batch, past_end, steps)
+            return _decode_batch(self._engine, self._settings, batch, past_end, steps)
+
+        return decode_in_batches(decode_batch, vectors, self._settings, progress=progress)
+
+    def _resident_for(self, engine: BindableEngine, batch: Tensor) -> ResidentDecoder:
+        rows = next(rows for rows in self._settings.batches if rows >= len(batch))
+        if rows not in self._resident:
+            self._resident[rows] = ResidentDecoder(engine, self._settings, rows, batch.shape[1], batch.device)
+        return self._resident[rows]
+
+
 def decode(
     engine: Engine,
     settings: DecoderSettings,
@@ -75,26 +117,14 @@ def decode(
     at_most: int | None = None,
     progress: Progress | None = None,
 ) -> Decoded:
-    """Greedy captions for region vectors (R, D) on the engine's device; equal vectors are decoded once.
-
-    Args:
-        past_end: take every caption through all steps and count the log-probabilities of what comes after its end token
-            too, as the published score does (SPEC section 6); the ids stay the same.
-        at_most: stop after that many steps; None for as many as the decoder has positions.
-        progress: told how many of R captions are done, after each batch of them.
-    """
-    steps = min(settings.steps, at_most or settings.steps)
-
-    def decode_batch(batch: Tensor) -> tuple[Tensor, Tensor]:
-        return _decode_batch(engine, settings, batch, past_end, steps)
-
-    return decode_in_batches(decode_batch, vectors, settings.end_id, progress=progress)
+    """`GreedyDecoder.decode`, once."""
+    return GreedyDecoder(engine, settings).decode(vectors, past_end, at_most, progress)
 
 
 def decode_in_batches(
     decode_batch: Callable[[Tensor], tuple[Tensor, Tensor]],
     vectors: Tensor,
-    end_id: int,
+    settings: DecoderSettings,
     rows_each: int = 1,
     progress: Progress | None = None,
 ) -> Decoded:
@@ -110,13 +140,13 @@ def decode_in_batches(
     different, places = torch.unique(vectors, dim=0, return_inverse=True)
     parts: list[tuple[Tensor, Tensor]] = []
     done = 0
-    for batch in different.split(max(1, _ROWS_AT_ONCE // rows_each)):
+    for batch in different.split(max(1, settings.batches[-1] // rows_each)):
         parts.append(decode_batch(batch))
         done += len(batch)
         if progress is not None:
             progress(int((places < done).sum()), len(vectors))
     ids, sums = (torch.cat(found)[places].tolist() for found in zip(*parts, strict=True))
-    return Decoded([_up_to_end(row, end_id) for row in ids], sums)
+    return Decoded([_up_to_end(row, settings.end_id) for row in ids], sums)
 
 
 def _decode_batch(

@@ -183,16 +183,14 @@ def test_a_region_has_the_same_beams_whatever_is_in_the_batch_and_leaves_it_when
     assert whole_engine.rows == [24, *(beams * count for count in going[1:])]
 
 
-def test_many_regions_are_searched_in_batches_and_equal_vectors_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_regions_are_searched_in_batches_and_equal_vectors_once() -> None:
     many = model(seed=3, regions=10)
     whole = many.search(3)
-    monkeypatch.setattr("runtime.decoding._ROWS_AT_ONCE", 14)
+    settings = many.settings.model_copy(update={"batches": (14,)})
     order = [*range(10), 3, 3, 0]
     told: list[tuple[int, int]] = []
     engine = TorchEngine(many.ours)
-    got = beam_search(
-        engine, many.settings, many.vectors[order], 3, progress=lambda done, total: told.append((done, total))
-    )
+    got = beam_search(engine, settings, many.vectors[order], 3, progress=lambda done, total: told.append((done, total)))
     assert got.ids == [whole.ids[row] for row in order]
     assert max(engine.rows) == 12, "four regions of three beams"
     assert engine.rows.count(4) + engine.rows.count(2) >= 3

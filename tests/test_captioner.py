@@ -77,7 +77,8 @@ def test_several_images_at_once_are_the_same_as_one_by_one(demo: Captioner) -> N
 def test_long_lists_of_images_are_encoded_in_parts(demo: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
     images = [scenes.draw_scene(seed).image for seed in range(5)]
     whole = demo.encode(images)
-    monkeypatch.setattr("runtime.captioner._IMAGES_AT_ONCE", 2)
+    seen = demo.manifest.architecture.model_copy(update={"images_at_once": 2})
+    monkeypatch.setattr(demo._bundle, "manifest", demo.manifest.model_copy(update={"architecture": seen}))
     parts = demo.encode(images)
     torch.testing.assert_close(parts.tokens, whole.tokens)
     torch.testing.assert_close(parts.cls_scores, whole.cls_scores)

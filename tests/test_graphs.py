@@ -238,14 +238,14 @@ def test_rows_that_have_ended_leave_the_batch(
 
 
 def test_many_rows_are_decoded_in_batches_with_progress(
-    decoder: DecoderStep, counting: CountingEngine, vectors: Tensor, whole: Decoded, monkeypatch: pytest.MonkeyPatch
+    decoder: DecoderStep, counting: CountingEngine, vectors: Tensor, whole: Decoded
 ) -> None:
-    monkeypatch.setattr("runtime.decoding._ROWS_AT_ONCE", 16)
+    settings = decoder_settings(decoder.config, END).model_copy(update={"batches": (4, 16)})
     counting.rows.clear()
     told: list[tuple[int, int]] = []
     got = decode(
         counting,
-        decoder_settings(decoder.config, END),
+        settings,
         vectors,
         progress=lambda done, total: told.append((done, total)),
     )

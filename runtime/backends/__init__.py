@@ -6,21 +6,25 @@ from runtime.backends.base import Backend, Engine
 from runtime.backends.choice import choose
 from runtime.backends.openvino import OpenVinoBackend
 from runtime.backends.ort import OrtBackend
+from runtime.backends.ort_gpu import CUDA, TENSORRT, OrtGpuBackend
+from runtime.backends.trt import TrtBackend
 from runtime.bundle import Bundle
 from runtime.errors import BackendError
 from runtime.options import Precision
 
-BACKENDS = ("auto", "cpu", "openvino")
+BACKENDS = ("auto", "cpu", "openvino", "ort-cuda", "ort-tensorrt", "tensorrt")
 PRECISIONS = ("fp32", "bf16")
+_PROVIDERS = {"ort-cuda": CUDA, "ort-tensorrt": TENSORRT}
 
 
 def open_backend(
     name: str, threads: int | None = None, precision: Precision = "fp32", bundle: Bundle | None = None
 ) -> Backend:
-    """The backend called ``name``: "cpu" for ONNX Runtime, "openvino", or "auto" for what `choose` takes of them.
+    """The backend called ``name``: "cpu" for ONNX Runtime, "openvino", "ort-cuda" and "ort-tensorrt" for ONNX Runtime
+    on a GPU, "tensorrt", or "auto" for what `choose` takes of them.
 
     Args:
-        precision: what it computes in: "fp32", or with OpenVINO "bf16".
+        precision: what it computes in: "fp32" for what the bundle's graphs say, or with OpenVINO "bf16".
         bundle: what it will open, if that is known: "auto" looks up what was measured for it.
 
     Raises:
@@ -39,9 +43,15 @@ def open_backend(
         return OpenVinoBackend(threads, precision)
     if precision != "fp32":
         raise BackendError(
-            f"precision {precision!r}: the backend {name!r} computes in fp32; openvino has bf16, "
-            "and int8 is how a bundle may be built"
+            f"precision {precision!r}: the backend {name!r} computes in what the bundle was built in; "
+            "openvino has bf16, and int8 is how a bundle may be built"
         )
+    if name == "tensorrt":
+        if bundle is None:
+            raise BackendError("backend 'tensorrt': it opens plans, which are a bundle's; name the bundle")
+        return TrtBackend(bundle)
+    if name in _PROVIDERS:
+        return OrtGpuBackend(_PROVIDERS[name])
     return OrtBackend(threads)
 
 

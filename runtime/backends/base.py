@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+
+from runtime.backends.stream import Stream
 
 
 class Engine(Protocol):
@@ -26,6 +28,46 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Gives back what the engine holds; it cannot run afterwards."""
+        ...
+
+
+class Bound(Protocol):
+    """A graph tied to the memory of its inputs and outputs: each run reads and writes the same."""
+
+    @property
+    def is_capturable(self) -> bool:
+        """Whether `run` may be part of a CUDA graph that is captured around it."""
+        ...
+
+    def run(self) -> None:
+        """Lines one execution up on the engine's stream, without waiting for its end.
+
+        Raises:
+            BackendError: it could not be lined up.
+        """
+        ...
+
+
+@runtime_checkable
+class BindableEngine(Engine, Protocol):
+    """An engine that can read and write where it is told, so that results stay on the device for what comes next."""
+
+    stream: Stream
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Of an input or output."""
+        ...
+
+    def bind(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> Bound:
+        """Ties the graph to memory, which must stay where it is for as long as the result is used.
+
+        Args:
+            inputs: every input by name, contiguous, on the backend's device.
+            outputs: every output by name, likewise; none may share memory with an input.
+
+        Raises:
+            BackendError: a name, dtype or shape that the graph does not have.
+        """
         ...
 
 

@@ -24,7 +24,7 @@ from runtime.bundle import MANIFEST, Bundle, sha256_of
 from runtime.errors import BackendError
 from runtime.options import Precision
 
-BackendName: TypeAlias = Literal["cpu", "openvino"]
+BackendName: TypeAlias = Literal["cpu", "openvino", "ort-cuda", "ort-tensorrt", "tensorrt"]
 
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino")
 
@@ -40,9 +40,12 @@ class Choice:
 def choose(bundle: Bundle | None = None, precision: Precision = "fp32", threads: int | None = None) -> Choice:
     """What "auto" is for a bundle; without one, nothing is looked up.
 
-    Where nothing was measured it is ONNX Runtime, "cpu", also with OpenVINO installed: that may be faster, but rounds
-    otherwise, and installing a package should not change results. For bfloat16 it is OpenVINO, which alone has it.
+    A bundle for a GPU is opened with what it was built for, there or not. Where nothing was measured it is ONNX
+    Runtime, "cpu", also with OpenVINO installed: that may be faster, but rounds otherwise, and installing a package
+    should not change results. For bfloat16 it is OpenVINO, which alone has it.
     """
+    if bundle is not None and bundle.manifest.backend != "cpu":
+        return Choice(bundle.manifest.backend, "the bundle was built for it")
     measured = None if bundle is None else _read().choices.get(_key(bundle, precision, threads))
     if measured is not None:
         return Choice(measured.backend, "measured on this machine")

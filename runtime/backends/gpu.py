@@ -1,0 +1,46 @@
+"""The GPU that torch works on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from runtime.errors import BackendError
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU as plans know it."""
+
+    name: str
+    compute_capability: str
+
+    @classmethod
+    def here(cls) -> Gpu:
+        """The current one.
+
+        Raises:
+            BackendError: torch finds none.
+        """
+        return cls.of(current_gpu())
+
+    @classmethod
+    def of(cls, device: torch.device) -> Gpu:
+        if device.type != "cuda":
+            return cls(device.type, "0.0")
+        major, minor = torch.cuda.get_device_capability(device)
+        return cls(torch.cuda.get_device_name(device), f"{major}.{minor}")
+
+
+def current_gpu() -> torch.device:
+    """The GPU that torch works on.
+
+    Raises:
+        BackendError: torch finds none.
+    """
+    if not torch.cuda.is_available():
+        raise BackendError(
+            "torch finds no CUDA device: check nvidia-smi, and that torch is a CUDA build (torch.version.cuda)"
+        )
+    return torch.device("cuda", torch.cuda.current_device())
