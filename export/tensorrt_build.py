@@ -135,7 +135,7 @@ def _built(
     options: PlanOptions,
     timing_cache: Path,
     tell: Tell,
-) -> Any:
+) -> bytes:
     package = trt.package
     builder = trt.checked(package.Builder(trt.logger), f"{graph}: starting a builder")
     # By name: its number differs between versions. From 11 on every network is strongly typed, flag or not.
@@ -161,7 +161,7 @@ def _built(
     plan = trt.checked(builder.build_serialized_network(network, config), f"{graph}: building its plan")
     if cache is not None:
         _write_timing_cache(timing_cache, config.get_timing_cache().serialize())
-    return plan
+    return bytes(plan)
 
 
 def _set_options(trt: TensorRt, graph: Path, config: Any, options: PlanOptions) -> None:

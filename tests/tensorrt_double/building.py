@@ -1,0 +1,252 @@
+"""The half of TensorRT that builds: logger, network, parser, configuration, builder."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from tests.tensorrt_double.contract import State, require, require_initialized
+
+_MAGIC = b"PLAN"
+
+
+class ILogger:
+    class Severity:
+        INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
+
+    def __init__(self) -> None:
+        self._base_was_initialized = True
+
+    def log(self, severity: int, msg: str) -> None:
+        raise NotImplementedError
+
+
+class IProgressMonitor:
+    def __init__(self) -> None:
+        self._base_was_initialized = True
+
+
+class HostMemory:
+    """What a builder gives: bytes behind the buffer protocol, not bytes."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.nbytes = len(data)
+
+    def __bytes__(self) -> bytes:
+        return self._data
+
+    def __buffer__(self, flags: int) -> memoryview:
+        return memoryview(self._data)
+
+
+class Network:
+    def __init__(self, flags: int) -> None:
+        self.flags = flags
+        self.model: onnx.ModelProto | None = None
+
+
+class ParserError:
+    def __init__(self, desc: str) -> None:
+        self._desc = desc
+
+    def desc(self) -> str:
+        return self._desc
+
+    def node(self) -> int:
+        return 3
+
+
+class TimingCache:
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def serialize(self) -> HostMemory:
+        return HostMemory(self.data + b".")
+
+
+class OptimizationProfile:
+    def __init__(self) -> None:
+        self.shapes: dict[str, tuple[tuple[int, ...], ...]] = {}
+
+    def set_shape(self, name: str, min: tuple[int, ...], opt: tuple[int, ...], max: tuple[int, ...]) -> None:
+        if not all(low <= best <= high for low, best, high in zip(min, opt, max, strict=True)):
+            raise ValueError("min <= opt <= max does not hold")
+        self.shapes[name] = (tuple(min), tuple(opt), tuple(max))
+
+
+class BuilderConfig:
+    """A configuration; attributes that no TensorRT has cannot be set."""
+
+    _SETTABLE = frozenset(
+        {
+            "builder_optimization_level",
+            "max_aux_streams",
+            "profiling_verbosity",
+            "hardware_compatibility_level",
+            "progress_monitor",
+            "default_device_type",
+            "DLA_core",
+        }
+    )
+
+    def __init__(self, double: Any, state: State) -> None:
+        fields: dict[str, Any] = {"_double": double, "_state": state, "flags": {double.BuilderFlag.TF32}}
+        fields |= {"profiles": [], "pools": {}, "timing_cache": None, "progress_monitor": None}
+        fields |= {"hardware_compatibility_level": double.HardwareCompatibilityLevel.NONE}
+        self.__dict__.update(fields)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name not in self._SETTABLE:
+            raise AttributeError(f"IBuilderConfig has no attribute {name!r}")
+        if name == "progress_monitor":
+            require_initialized(value, IProgressMonitor)
+        self.__dict__[name] = value
+
+    def set_flag(self, flag: Any) -> None:
+        require(isinstance(flag, self._double.BuilderFlag), f"{flag!r} is no BuilderFlag")
+        self.flags.add(flag)
+
+    def clear_flag(self, flag: Any) -> None:
+        self.flags.discard(flag)
+
+    def get_flag(self, flag: Any) -> bool:
+        return flag in self.flags
+
+    def set_memory_pool_limit(self, pool: Any, size: int) -> None:
+        self.pools[pool] = size
+
+    def add_optimization_profile(self, profile: OptimizationProfile) -> int:
+        if "add_optimization_profile" in self._state.faults.returns_nothing:
+            return -1
+        self.profiles.append(profile)
+        return len(self.profiles) - 1
+
+    def create_timing_cache(self, serialized_timing_cache: bytes) -> TimingCache:
+        return TimingCache(bytes(serialized_timing_cache) or self._state.version.encode())
+
+    def set_timing_cache(self, cache: TimingCache, ignore_mismatch: bool) -> bool:
+        fits = ignore_mismatch or cache.data.startswith(self._state.version.encode())
+        if fits:
+            self.__dict__["timing_cache"] = cache
+        return fits
+
+    def get_timing_cache(self) -> TimingCache | None:
+        return self.timing_cache
+
+
+def building_names(double: Any, state: State) -> Mapping[str, Any]:
+    """The classes of this half, for one double."""
+
+    class OnnxParser:
+        def __init__(self, network: Network, logger: ILogger) -> None:
+            require_initialized(logger, ILogger)
+            self._network, self._errors = network, list(map(ParserError, state.faults.parser_errors))
+
+        @property
+        def num_errors(self) -> int:
+            return len(self._errors)
+
+        def get_error(self, index: int) -> ParserError:
+            return self._errors[index]
+
+        def parse_from_file(self, path: str) -> bool:
+            state.call("parse_from_file", Path(path).name)
+            if self._errors:
+                return False
+            self._network.model = onnx.load(path)
+            return True
+
+        def parse(self, model: bytes, path: str | None = None) -> bool:  # noqa: ARG002
+            state.call("parse", len(model))
+            if self._errors:
+                return False
+            self._network.model = onnx.load_from_string(model)
+            return True
+
+    class Builder:
+        def __init__(self, logger: ILogger) -> None:
+            require_initialized(logger, ILogger)
+            self._logger = logger
+
+        def create_network(self, flags: int = 0) -> Network:
+            typed = 1 << int(double.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+            require(bool(flags & typed) or state.numbers[0] >= 11, "the network is weakly typed")
+            return Network(flags)
+
+        def create_builder_config(self) -> BuilderConfig:
+            return BuilderConfig(double, state)
+
+        def create_optimization_profile(self) -> OptimizationProfile:
+            return OptimizationProfile()
+
+        def build_serialized_network(self, network: Network, config: BuilderConfig) -> HostMemory | None:
+            state.call("build_serialized_network")
+            require(network.model is not None, "a network without a graph was built")
+            assert network.model is not None
+            if state.fails("build_serialized_network", self._logger, ILogger.Severity.ERROR):
+                return None
+            _check_profiles(network.model, config.profiles)
+            if not _was_told(config.progress_monitor):
+                return None
+            plan = {
+                "model": _in_one_piece(network.model),
+                "profiles": [profile.shapes for profile in config.profiles],
+                "version": state.version,
+                "gpu": state.gpu,
+                "flags": sorted(flag.name for flag in config.flags),
+                "level": config.hardware_compatibility_level.name,
+            }
+            return HostMemory(_MAGIC + pickle.dumps(plan))
+
+    return {
+        "ILogger": ILogger,
+        "IProgressMonitor": IProgressMonitor,
+        "OnnxParser": OnnxParser,
+        "Builder": Builder,
+        "HostMemory": HostMemory,
+    }
+
+
+def read_plan(data: bytes) -> dict[str, Any] | None:
+    """What a plan holds; None for what is none."""
+    return pickle.loads(data[len(_MAGIC) :]) if data.startswith(_MAGIC) else None
+
+
+def _check_profiles(model: onnx.ModelProto, profiles: list[OptimizationProfile]) -> None:
+    """Every dynamic dimension has a range in every profile, and every other one is as it is in the graph."""
+    for value in model.graph.input:
+        sizes = [None if dim.dim_param else dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        if None in sizes:
+            require(bool(profiles), f"{value.name} is dynamic, and there is no profile")
+        for number, profile in enumerate(profiles):
+            if None in sizes:
+                require(value.name in profile.shapes, f"profile {number} does not cover {value.name}")
+            for shape in profile.shapes.get(value.name, ()):
+                fits = len(shape) == len(sizes) and all(
+                    size in (None, given) for size, given in zip(sizes, shape, strict=True)
+                )
+                require(fits, f"profile {number}: {value.name} cannot be {shape}")
+
+
+def _was_told(monitor: Any) -> bool:
+    """Goes through a build's phases; False if the monitor stopped it."""
+    if monitor is None:
+        return True
+    monitor.phase_start("Building", None, 2)
+    monitor.phase_start("Tactics", "Building", 1)
+    going = monitor.step_complete("Tactics", 0)
+    monitor.phase_finish("Tactics")
+    going = going and monitor.step_complete("Building", 0) and monitor.step_complete("Building", 1)
+    monitor.phase_finish("Building")
+    return bool(going)
+
+
+def _in_one_piece(model: onnx.ModelProto) -> bytes:
+    for tensor in model.graph.initializer:
+        require(not tensor.external_data or tensor.HasField("raw_data"), f"{tensor.name} was not loaded")
+    return model.SerializeToString()

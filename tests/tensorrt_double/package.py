@@ -1,0 +1,62 @@
+"""The module itself: the names that one version of TensorRT has, and no others."""
+
+from __future__ import annotations
+
+import enum
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+from tests.tensorrt_double.building import building_names
+from tests.tensorrt_double.contract import Faults, State
+from tests.tensorrt_double.running import running_names
+
+_FLAGS_OF_BOTH = [
+    *("DEBUG", "GPU_FALLBACK", "REFIT", "DISABLE_TIMING_CACHE", "TF32", "SPARSE_WEIGHTS", "ERROR_ON_TIMING_CACHE_MISS"),
+    *("DISABLE_COMPILATION_CACHE", "STRIP_PLAN", "REFIT_IDENTICAL", "WEIGHT_STREAMING", "VERSION_COMPATIBLE"),
+    "EXCLUDE_LEAN_RUNTIME",
+]
+_FLAGS_OF_10 = [
+    *("FP16", "INT8", "BF16", "FP8", "INT4", "OBEY_PRECISION_CONSTRAINTS", "PREFER_PRECISION_CONSTRAINTS"),
+    "REJECT_EMPTY_ALGORITHMS",
+]
+_FLAGS_SINCE_10_13 = ["EDITABLE_TIMING_CACHE", "DISTRIBUTIVE_INDEPENDENCE"]
+
+
+class Double(ModuleType):
+    """`tensorrt`, as far as it goes here."""
+
+    state: State
+    __version__: str
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"module 'tensorrt' {self.__dict__.get('__version__')} has no attribute {name!r}")
+
+
+def tensorrt_double(version: str = "10.3.0.30", gpu: str = "cpu", faults: Faults | None = None) -> Double:
+    """A double of one version, to be put into `sys.modules` as "tensorrt"."""
+    state = State(version, gpu, faults or Faults())
+    is_11, since_10_13 = state.numbers[0] >= 11, state.numbers[:2] >= (10, 13)
+    flags = [*([] if is_11 else _FLAGS_OF_10), *_FLAGS_OF_BOTH, *(_FLAGS_SINCE_10_13 if since_10_13 else [])]
+    creation = ["STRONGLY_TYPED"] if is_11 else ["EXPLICIT_BATCH", "STRONGLY_TYPED"]
+    levels = ["NONE", "AMPERE_PLUS", *(["SAME_COMPUTE_CAPABILITY"] if since_10_13 else [])]
+    enums = {
+        "BuilderFlag": flags,  # numbered in order, so that the numbers differ from version to version as they do there
+        "NetworkDefinitionCreationFlag": creation,
+        "HardwareCompatibilityLevel": levels,
+        "DataType": ["FLOAT", "HALF", "INT8", "INT32", "BOOL", "UINT8", "FP8", "BF16", "INT64", "INT4"],
+        "TensorIOMode": ["NONE", "INPUT", "OUTPUT"],
+        "MemoryPoolType": ["WORKSPACE", "DLA_MANAGED_SRAM", "DLA_LOCAL_DRAM", "DLA_GLOBAL_DRAM", "TACTIC_DRAM"],
+        "ProfilingVerbosity": ["LAYER_NAMES_ONLY", "NONE", "DETAILED"],
+        "DeviceType": ["GPU", "DLA"],
+        "ExecutionContextAllocationStrategy": ["STATIC", "ON_PROFILE_CHANGE", "USER_MANAGED"],
+        "LayerInformationFormat": ["ONELINE", "JSON"],
+    }
+    double = Double("tensorrt")
+    double.state, double.__version__ = state, version
+    double.__spec__ = ModuleSpec("tensorrt", None)  # torch looks whether it could be imported
+    for name, members in enums.items():
+        setattr(double, name, enum.IntEnum(name, members, start=0))  # type: ignore[misc]
+    for name, value in {**building_names(double, state), **running_names(double, state)}.items():
+        setattr(double, name, value)
+    return double

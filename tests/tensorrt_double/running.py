@@ -1,0 +1,224 @@
+"""The half of TensorRT that runs: runtime, engine, execution context, inspector."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+
+from tests.tensorrt_double.building import ILogger, read_plan
+from tests.tensorrt_double.contract import State, require, require_initialized
+
+SCRATCH_BYTES = 4096
+"""That every context needs, for each of its profiles."""
+
+_DTYPES = {
+    onnx.TensorProto.FLOAT: ("FLOAT", np.float32),
+    onnx.TensorProto.FLOAT16: ("HALF", np.float16),
+    onnx.TensorProto.INT64: ("INT64", np.int64),
+    onnx.TensorProto.INT32: ("INT32", np.int32),
+    onnx.TensorProto.BOOL: ("BOOL", np.bool_),
+    onnx.TensorProto.UINT8: ("UINT8", np.uint8),
+    onnx.TensorProto.INT8: ("INT8", np.int8),
+}
+
+
+class Tensor:
+    """An input or output of a graph."""
+
+    def __init__(self, value: onnx.ValueInfoProto, is_input: bool) -> None:
+        of_type = value.type.tensor_type
+        self.name, self.is_input = value.name, is_input
+        self.dtype_name, self.dtype = _DTYPES[of_type.elem_type]
+        self.shape = tuple(dim.dim_param or dim.dim_value for dim in of_type.shape.dim)
+
+
+class Engine:
+    def __init__(self, double: Any, state: State, plan: dict[str, Any], logger: Any) -> None:
+        self._double, self._state, self._plan, self._logger = double, state, plan, logger
+        model = onnx.load_from_string(plan["model"])
+        self._nodes = [node.op_type for node in model.graph.node]
+        inputs = [Tensor(value, True) for value in model.graph.input]
+        self._tensors = {one.name: one for one in [*inputs, *(Tensor(value, False) for value in model.graph.output)]}
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(plan["model"], options, providers=["CPUExecutionProvider"])
+
+    @property
+    def num_io_tensors(self) -> int:
+        return len(self._tensors)
+
+    @property
+    def num_optimization_profiles(self) -> int:
+        return max(1, len(self._plan["profiles"]))
+
+    @property
+    def num_aux_streams(self) -> int:
+        return 0
+
+    @property
+    def device_memory_size_v2(self) -> int:
+        return SCRATCH_BYTES
+
+    def get_device_memory_size_for_profile_v2(self, profile_index: int) -> int:
+        require(0 <= profile_index < self.num_optimization_profiles, f"there is no profile {profile_index}")
+        return SCRATCH_BYTES
+
+    def get_tensor_name(self, index: int) -> str:
+        return list(self._tensors)[index]
+
+    def get_tensor_mode(self, name: str) -> Any:
+        modes = self._double.TensorIOMode
+        return modes.NONE if name not in self._tensors else (modes.OUTPUT, modes.INPUT)[self._tensors[name].is_input]
+
+    def get_tensor_dtype(self, name: str) -> Any:
+        return self._double.DataType[self._tensors[name].dtype_name]
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return tuple(-1 if isinstance(size, str) else size for size in self._tensors[name].shape)
+
+    def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
+        require(self._tensors[name].is_input, f"{name} is no input")
+        fixed = (self.get_tensor_shape(name),) * 3
+        profiles = self._plan["profiles"]
+        return list(profiles[profile_index].get(name, fixed) if profiles else fixed)
+
+    def create_execution_context(self, strategy: Any = None) -> Context | None:
+        self._state.call("create_execution_context")
+        if self._state.fails("create_execution_context", self._logger, ILogger.Severity.ERROR):
+            return None
+        managed = self._double.ExecutionContextAllocationStrategy.USER_MANAGED
+        return Context(self, self._state, is_user_managed=strategy == managed)
+
+    def create_engine_inspector(self) -> Inspector:
+        return Inspector(self._nodes)
+
+
+class Inspector:
+    def __init__(self, nodes: list[str]) -> None:
+        self._nodes = nodes
+
+    def get_engine_information(self, format: Any) -> str:  # noqa: ARG002
+        return json.dumps({"Layers": [{"Name": f"{node}_{place}"} for place, node in enumerate(self._nodes)]})
+
+
+class Context:
+    def __init__(self, engine: Engine, state: State, is_user_managed: bool) -> None:
+        self._engine, self._state = engine, state
+        self._profile: int | None = 0 if engine.num_optimization_profiles == 1 else None
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._addresses: dict[str, int] = {}
+        self._scratch_bytes = 0 if is_user_managed else SCRATCH_BYTES
+
+    def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
+        require(stream_handle != 0, "the default stream was given: TensorRT would synchronize the device")
+        self._state.call("set_optimization_profile_async", profile_index)
+        if self._fails("set_optimization_profile_async"):
+            return False
+        self._profile, self._shapes = profile_index, {}
+        return 0 <= profile_index < self._engine.num_optimization_profiles
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        require(memory % 256 == 0, "scratch memory is not aligned to 256 bytes")
+        require(self._profile is not None, "scratch memory before a profile: its size depends on that")
+        require(size >= SCRATCH_BYTES, f"scratch memory of {size} bytes, {SCRATCH_BYTES} are needed")
+        ctypes.memset(memory, 0xAB, size)  # so that memory that is not there is felt
+        self._scratch_bytes = size
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        require(self._profile is not None, "a shape before a profile was chosen")
+        assert self._profile is not None
+        if self._fails("set_input_shape") or name not in self._engine._tensors:
+            return False
+        least, _, most = self._engine.get_tensor_profile_shape(name, self._profile)
+        if len(shape) != len(least) or not all(
+            low <= size <= high for low, size, high in zip(least, shape, most, strict=True)
+        ):
+            return False
+        self._shapes[name] = tuple(shape)
+        return True
+
+    def infer_shapes(self) -> list[str]:
+        inputs = [one.name for one in self._engine._tensors.values() if one.is_input]
+        return [name for name in inputs if name not in self._shapes and -1 in self._engine.get_tensor_shape(name)]
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        sizes: dict[str, int] = {}
+        for given, shape in self._shapes.items():
+            named = zip(self._engine._tensors[given].shape, shape, strict=True)
+            sizes.update({name: size for name, size in named if isinstance(name, str)})
+        shape = self._engine._tensors[name].shape
+        return tuple(sizes.get(size, -1) if isinstance(size, str) else size for size in shape)
+
+    def set_tensor_address(self, name: str, memory: int) -> bool:
+        if self._fails("set_tensor_address") or name not in self._engine._tensors:
+            return False
+        require(memory != 0, f"{name}: a null address")
+        self._addresses[name] = memory
+        return True
+
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        require(stream_handle != 0, "the default stream was given: TensorRT would synchronize the device")
+        require(self._scratch_bytes > 0, "no scratch memory, which this context does not have of its own")
+        require(not self.infer_shapes(), f"no shapes of {self.infer_shapes()}")
+        self._state.call("execute_async_v3")
+        if self._fails("execute_async_v3"):
+            return False
+        arrays = {name: self._array(name) for name in self._engine._tensors}
+        inputs = {name: arrays[name].copy() for name, one in self._engine._tensors.items() if one.is_input}
+        outputs = [name for name, one in self._engine._tensors.items() if not one.is_input]
+        for name, result in zip(outputs, self._engine._session.run(outputs, inputs), strict=True):
+            arrays[name][...] = result
+        return True
+
+    def _array(self, name: str) -> npt.NDArray[Any]:
+        """The memory at a tensor's address."""
+        require(name in self._addresses, f"{name} has no address")
+        shape, dtype = self.get_tensor_shape(name), np.dtype(self._engine._tensors[name].dtype)
+        size = int(np.prod(shape)) * dtype.itemsize
+        memory = (ctypes.c_byte * size).from_address(self._addresses[name])
+        return np.frombuffer(memory, dtype).reshape(shape)
+
+    def _fails(self, name: str) -> bool:
+        return self._state.fails(name, self._engine._logger, ILogger.Severity.ERROR)
+
+
+def running_names(double: Any, state: State) -> Mapping[str, Any]:
+    """The classes of this half, for one double."""
+
+    class Runtime:
+        def __init__(self, logger: ILogger) -> None:
+            require_initialized(logger, ILogger)
+            self._logger = logger
+            self.engine_host_code_allowed = False
+
+        def deserialize_cuda_engine(self, serialized_engine: bytes) -> Engine | None:
+            state.call("deserialize_cuda_engine")
+            if state.fails("deserialize_cuda_engine", self._logger, ILogger.Severity.ERROR):
+                return None
+            plan = read_plan(bytes(serialized_engine))
+            why = "not a plan" if plan is None else _why_not(plan, state, self.engine_host_code_allowed)
+            if plan is None or why:
+                self._logger.log(ILogger.Severity.ERROR, f"deserialization failed: {why}")
+                return None
+            return Engine(double, state, plan, self._logger)
+
+    return {"Runtime": Runtime}
+
+
+def _why_not(plan: dict[str, Any], state: State, host_code_allowed: bool) -> str:
+    """Why a plan cannot be loaded here; empty if it can."""
+    compatible = "VERSION_COMPATIBLE" in plan["flags"]
+    if compatible and not host_code_allowed:
+        return "it has host code, which is not allowed"
+    built = tuple(int(part) for part in plan["version"].split("."))
+    newer_of_major = built[0] == state.numbers[0] and built <= state.numbers
+    if built != state.numbers and not (compatible and newer_of_major):
+        return f"version {plan['version']}"
+    return "" if plan["gpu"] == state.gpu or plan["level"] != "NONE" else f"GPU {plan['gpu']}"
