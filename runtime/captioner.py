@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from runtime.backends import Backend, Engine, open_backend
+from runtime.backends.trt import TrtEngine
 from runtime.beams import beam_search, check_beams
 from runtime.bundle import Bundle, EngineRecord, Manifest
 from runtime.decoding import GreedyDecoder
@@ -344,6 +345,14 @@ class Captioner:
         if vectors.ndim != 2 or vectors.shape[1] != width:
             raise PatchcaptionError(f"expected vectors of shape (R, {width}), got {tuple(vectors.shape)}")
         return vectors.detach().to(self._backend.device, torch.float32).contiguous()
+
+    def captured_steps(self) -> list[str]:
+        """For each batch that a GPU has decoded, why its step is not one CUDA graph; "" where it is."""
+        return self._greedy.captured()
+
+    def fused_layers(self) -> list[str] | None:
+        """The names of the layers that TensorRT has made of the backbone; None on other backends."""
+        return self._backbone.layers() if isinstance(self._backbone, TrtEngine) else None
 
     def close(self) -> None:
         """Gives back what the engines hold."""

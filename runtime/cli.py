@@ -1,4 +1,4 @@
-"""The command line: `python -m runtime caption|info|verify|tune`, also installed as `patchcaption`.
+"""The command line: `python -m runtime caption|info|verify|tune|doctor`, also installed as `patchcaption`.
 
 Results go to stdout, messages to stderr. Exit codes: 0 done; 1 a bundle, backend or output file is not usable; 2 a
 mistake on the command line or in what it names (an image, a region); 130 interrupted.
@@ -24,6 +24,7 @@ from runtime.backends.tune import ROWS, measure, open_all
 from runtime.beams import check_beams
 from runtime.bundle import Bundle
 from runtime.captioner import Caption, Captioner
+from runtime.doctor import examine
 from runtime.drawing import draw_captions
 from runtime.errors import ImageError, PatchcaptionError, RegionError
 from runtime.image import Fit, open_image, read_file
@@ -111,6 +112,11 @@ def _parser() -> argparse.ArgumentParser:
     tune.set_defaults(run=_tune)
     tune.add_argument("engines", type=Path)
     tune.add_argument("--precision", choices=PRECISIONS, default="fp32")
+
+    doctor = commands.add_parser("doctor", help="say what this machine has, and whether it works")
+    doctor.set_defaults(run=_doctor)
+    doctor.add_argument("--engines", type=Path, metavar="FOLDER", help="also run this bundle on every backend")
+    doctor.add_argument("--json", action="store_true", help="one JSON list, for a bug report")
     return parser
 
 
@@ -178,6 +184,17 @@ def _tune(options: argparse.Namespace) -> int:
     fastest = keep(bundle, options.precision, None, {name: timing.total for name, timing in timings.items()})
     print(f"auto is {fastest} for {options.engines} in {options.precision} from now on ({choices_file()})")
     return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    findings = []
+    for finding in examine(options.engines):
+        findings.append(finding)
+        if not options.json:
+            print(finding, flush=True)
+    if options.json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+    return int(any(finding.state == "fail" for finding in findings))
 
 
 def _as_json(caption: Caption) -> str:

@@ -102,6 +102,10 @@ class GreedyDecoder:
 
         return decode_in_batches(decode_batch, vectors, self._settings, progress=progress)
 
+    def captured(self) -> list[str]:
+        """For each number of rows that a device has decoded, why its step is not one CUDA graph; "" where it is."""
+        return [resident.step_work.why_not for resident in self._resident.values()]
+
     def _resident_for(self, engine: BindableEngine, batch: Tensor) -> ResidentDecoder:
         rows = next(rows for rows in self._settings.batches if rows >= len(batch))
         if rows not in self._resident:

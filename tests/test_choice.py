@@ -67,11 +67,11 @@ def other_versions(_: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def other_cpu(_: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "_cpu", lambda: "Z80")
+    monkeypatch.setattr(choice, "cpu_name", lambda: "Z80")
 
 
 def other_cores(_: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "_usable_cores", lambda: 1000)
+    monkeypatch.setattr(choice, "usable_cores", lambda: 1000)
 
 
 @pytest.mark.parametrize("change", [other_bundle, other_versions, other_cpu, other_cores])

@@ -108,14 +108,14 @@ def _key(bundle: Bundle, precision: Precision, threads: int | None) -> str:
         "manifest": sha256_of(bundle.path(MANIFEST)),
         "precision": precision,
         "threads": threads,
-        "cpu": _cpu(),
-        "cores": _usable_cores(),
+        "cpu": cpu_name(),
+        "cores": usable_cores(),
         "versions": {name: _version(name) for name in _PACKAGES},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             name, _, value = line.partition(":")
@@ -124,7 +124,7 @@ def _cpu() -> str:
     return platform.machine()
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # on Linux, where a container may leave fewer than there are
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

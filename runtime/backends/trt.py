@@ -6,6 +6,7 @@ have no scratch memory of their own: they run one after another on one stream an
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from runtime.backends.gpu import Gpu, current_gpu
+from runtime.backends.scratch import Scratch
 from runtime.backends.stream import Stream
 from runtime.backends.tensorrt_api import TensorRt, may_load, open_tensorrt
 from runtime.bundle import Bundle, PlanRecord
@@ -30,8 +32,6 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 """By TensorRT's names: the numbers behind them differ between its versions."""
-
-_SCRATCH_ALIGNMENT = 256
 
 
 class TrtBackend:
@@ -92,20 +92,6 @@ class TrtBackend:
             )
 
 
-class Scratch:
-    """Memory for what is in between, shared by contexts that never run at once."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._memory: Tensor | None = None
-
-    def of(self, size: int) -> tuple[Tensor, int]:
-        """At least ``size`` bytes, and where they begin. What was given out before stays valid while it is held."""
-        if self._memory is None or len(self._memory) < size + _SCRATCH_ALIGNMENT:
-            self._memory = torch.empty(size + _SCRATCH_ALIGNMENT, dtype=torch.uint8, device=self._device)
-        return self._memory, -(-self._memory.data_ptr() // _SCRATCH_ALIGNMENT) * _SCRATCH_ALIGNMENT
-
-
 class TrtEngine:
     """A plan, deserialized."""
 
@@ -148,6 +134,12 @@ class TrtEngine:
                 raise BackendError(f"{self._plan}: {name}: expected memory for {shape}, got {got}")
         context.tie({**inputs, **outputs})
         return TrtBound(context)
+
+    def layers(self) -> list[str]:
+        """The names of the plan's layers, which show what TensorRT has fused."""
+        inspector = self._trt.checked(self._engine.create_engine_inspector(), f"{self._plan}: inspecting it")
+        said = json.loads(inspector.get_engine_information(self._trt.package.LayerInformationFormat.JSON))
+        return [layer if isinstance(layer, str) else layer["Name"] for layer in said["Layers"]]
 
     def close(self) -> None:
         self._contexts.clear()

@@ -1,0 +1,102 @@
+"""Each backend with a small graph: whether it opens it, runs it and is right."""
+
+from __future__ import annotations
+
+import base64
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from runtime.backends import Backend, OpenVinoBackend, OrtBackend
+from runtime.backends.gpu import current_gpu
+from runtime.backends.ort_gpu import CUDA, TENSORRT, OrtGpuBackend
+from runtime.backends.scratch import Scratch
+from runtime.backends.stream import Stream
+from runtime.backends.tensorrt_api import TensorRt, open_tensorrt
+from runtime.backends.trt import TrtEngine
+from runtime.doctor.finding import Finding
+from runtime.errors import BackendError
+
+SMALL_GRAPH = base64.b64decode(
+    "CAk6owEKEQoBeAoBdxIBcCIGTWF0TXVsCgwKAXASAXkiBFJlbHUSAWcqSwgECAQQAUIBd0pAAAAAAAAAAD4AAIA+AADAPgAAAD8AACA/AABAPwAA"
+    "YD8AAIA/AACQPwAAoD8AALA/AADAPwAA0D8AAOA/AADwP1oXCgF4EhIKEAgBEgwKBhIEcm93cwoCCARiFwoBeRISChAIARIMCgYSBHJvd3MKAggE"
+    "QgQKABAU"
+)
+"""ONNX: y = relu(x @ w), x (rows, 4), w (4, 4) = 0, 1, 2, ... 15 eighths."""
+
+_ROWS = 3
+
+
+def on_backends() -> Iterator[Finding]:
+    """A finding for each backend. One that is not installed, or has no GPU, is "not here"."""
+    yield _tried("cpu", OrtBackend)
+    yield _tried("openvino", OpenVinoBackend)
+    yield _tried("openvino bf16", lambda: OpenVinoBackend(precision="bf16"))
+    yield _tried("ort-cuda", lambda: OrtGpuBackend(CUDA))
+    yield _tried("ort-tensorrt", lambda: OrtGpuBackend(TENSORRT))
+    yield _on_tensorrt()
+
+
+def _tried(subject: str, start: Callable[[], Backend]) -> Finding:
+    try:
+        backend = start()
+    except BackendError as error:
+        return Finding(subject, "not here", str(error))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "small.onnx"
+        path.write_bytes(SMALL_GRAPH)
+        try:
+            outputs = backend.open(path).run({"x": _input().to(backend.device)})
+        except BackendError as error:
+            return Finding(subject, "fail", f"{backend.name}: {error}", _REINSTALL)
+    return _compared(subject, backend.name, outputs["y"])
+
+
+def _on_tensorrt() -> Finding:
+    try:
+        trt, device = open_tensorrt(), current_gpu()
+    except BackendError as error:
+        return Finding("tensorrt", "not here", str(error))
+    stream = Stream(device)
+    try:
+        engine = TrtEngine(trt, _built(trt), Path("small.plan"), device, stream, Scratch(device))
+        y = engine.run({"x": _input().to(device)})["y"]
+    except BackendError as error:
+        return Finding("tensorrt", "fail", str(error), _REINSTALL)
+    return _compared("tensorrt", f"tensorrt {trt.version}", y)
+
+
+_REINSTALL = (
+    "install the package again, in the version that fits the driver; report it with `doctor --json` if it stays"
+)
+
+
+def _built(trt: TensorRt) -> Any:
+    """A plan of the small graph, built and loaded."""
+    package = trt.package
+    builder = trt.checked(package.Builder(trt.logger), "starting a builder")
+    network = builder.create_network(1 << int(package.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = package.OnnxParser(network, trt.logger)
+    trt.checked(parser.parse(SMALL_GRAPH), "reading a small graph")
+    config, profile = builder.create_builder_config(), builder.create_optimization_profile()
+    profile.set_shape("x", (1, 4), (_ROWS, 4), (_ROWS, 4))
+    trt.checked(config.add_optimization_profile(profile) >= 0, "adding a profile")
+    plan = trt.checked(builder.build_serialized_network(network, config), "building a small plan")
+    runtime = trt.checked(package.Runtime(trt.logger), "starting its runtime")
+    return trt.checked(runtime.deserialize_cuda_engine(bytes(plan)), "loading a small plan")
+
+
+def _compared(subject: str, name: str, y: Tensor) -> Finding:
+    weights = torch.arange(16, dtype=torch.float32).reshape(4, 4) / 8
+    difference = float((y.cpu().float() - torch.relu(_input() @ weights)).abs().max())
+    if difference <= 1e-2:  # sums below 10, in bfloat16 too: the numbers are eighths
+        return Finding(subject, "pass", f"{name}, right on a small graph")
+    return Finding(subject, "fail", f"{name}: wrong by {difference:.2g} on a small graph", _REINSTALL)
+
+
+def _input() -> Tensor:
+    return torch.arange(-4, 4 * _ROWS - 4, dtype=torch.float32).reshape(_ROWS, 4) / 8

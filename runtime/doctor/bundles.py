@@ -1,0 +1,110 @@
+"""A bundle on every backend that can open it: parity with the CPU, fusion, capture, memory and speed."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from runtime.backends import BACKENDS
+from runtime.captioner import Caption, Captioner
+from runtime.doctor.finding import Finding
+from runtime.errors import BackendError, PatchcaptionError
+from runtime.features import FeatureMap
+from runtime.regions import Box, Region, WholeImage
+
+_IMAGE_WH = (640, 480)
+_REGIONS: list[Region] = [Box(40, 40, 300, 260), Box(320, 200, 600, 460), Box(10, 200, 200, 470), WholeImage()]
+_LEAST_COSINE = {"fp32": 0.999}
+_LEAST_COSINE_ROUNDED = 0.98
+_RUNS = 3
+
+
+def on_bundle(folder: Path) -> Iterator[Finding]:
+    """Findings of a bundle, backend by backend; ONNX Runtime on the CPU is what the others are compared with."""
+    try:
+        reference = _Answers.of(folder, "cpu")
+    except PatchcaptionError as error:
+        yield Finding(f"{folder.name} on cpu", "fail", str(error), "build the bundle again")
+        return
+    for name in BACKENDS:
+        if name == "auto":
+            continue
+        try:
+            answers = reference if name == "cpu" else _Answers.of(folder, name)
+        except BackendError as error:
+            yield Finding(f"{folder.name} on {name}", "not here", str(error))
+            continue
+        yield from answers.findings(f"{folder.name} on {name}", reference)
+
+
+class _Answers:
+    """What a backend made of one image, and how."""
+
+    def __init__(self, captioner: Captioner, features: FeatureMap, captions: list[Caption]) -> None:
+        self._name, self._precision = captioner.backend.name, captioner.manifest.backbone.precision
+        self._tokens, self._texts = features.tokens.float().cpu(), [caption.text for caption in captions]
+        self._encode_ms = _best_ms(lambda: captioner.encode(_image()).tokens.cpu())
+        self._describe_ms = _best_ms(lambda: captioner.describe(features, _REGIONS))
+        self._pieces, self._layers = captioner.captured_steps(), captioner.fused_layers()
+        self._is_on_gpu = captioner.backend.device.type == "cuda"
+        self._gpu_mib = torch.cuda.max_memory_allocated() / 2**20 if self._is_on_gpu else 0.0
+
+    @classmethod
+    def of(cls, folder: Path, backend: str) -> _Answers:
+        with Captioner.load(folder, backend) as captioner:
+            features = captioner.encode(_image())
+            return cls(captioner, features, captioner.describe(features, _REGIONS))
+
+    def findings(self, subject: str, reference: _Answers) -> Iterator[Finding]:
+        yield self._parity(subject, reference)
+        yield Finding(
+            f"{subject}: speed", "pass", f"encode {self._encode_ms:.1f} ms, 4 regions {self._describe_ms:.1f} ms"
+        )
+        peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        on_gpu = f", {self._gpu_mib:.0f} MiB of torch's on the GPU" if self._is_on_gpu else ""
+        yield Finding(f"{subject}: memory", "pass", f"at most {peak_mib:.0f} MiB of this process{on_gpu}")
+        if self._is_on_gpu:
+            yield self._capture(subject)
+        if self._layers is not None:
+            yield self._fusion(subject)
+
+    def _parity(self, subject: str, reference: _Answers) -> Finding:
+        cosine = float(F.cosine_similarity(self._tokens, reference._tokens, dim=-1).min())
+        same = sum(ours == theirs for ours, theirs in zip(self._texts, reference._texts, strict=True))
+        detail = f"{self._name}: tokens' cosine at least {cosine:.5f}, {same} of {len(self._texts)} captions the same"
+        if cosine >= _LEAST_COSINE.get(self._precision, _LEAST_COSINE_ROUNDED):
+            return Finding(f"{subject}: parity", "pass", detail)
+        return Finding(f"{subject}: parity", "fail", detail, "build the bundle with --precision fp32, and report it")
+
+    def _capture(self, subject: str) -> Finding:
+        reasons = [reason for reason in self._pieces if reason]
+        if not reasons:
+            return Finding(f"{subject}: graph capture", "pass", f"{len(self._pieces)} steps are CUDA graphs")
+        return Finding(f"{subject}: graph capture", "fail", reasons[0], "it runs without; report it with --json")
+
+    def _fusion(self, subject: str) -> Finding:
+        assert self._layers is not None
+        fused = [layer for layer in self._layers if "mha" in layer.lower()]
+        if fused:
+            return Finding(f"{subject}: attention", "pass", f"{len(fused)} fused layers of {len(self._layers)}")
+        fix = "--precision fp16 or bf16: attention in float32 is never fused"
+        return Finding(f"{subject}: attention", "fail", f"no fused layer among {len(self._layers)}", fix)
+
+
+def _image() -> torch.Tensor:
+    width, height = _IMAGE_WH
+    return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def _best_ms(call: Callable[[], object]) -> float:
+    taken = []
+    for _ in range(_RUNS):
+        start = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - start)
+    return 1000 * min(taken)
