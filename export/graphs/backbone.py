@@ -50,6 +50,9 @@ class BackboneConfig:
         return self.size // self.patch
 
 
+_MASKED = -1e4
+
+
 class Attention(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -64,8 +67,17 @@ class Attention(nn.Module):
         qkv = self.qkv(x)
         query, key, value = qkv.unflatten(-1, (3, -1, HEAD_WIDTH)).permute(2, 0, 3, 1, 4).unbind(0)
         attended = None if present is None else present[:, None, None, :]
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=attended)
-        return self.proj(mixed.transpose(1, 2).flatten(2)), qkv
+        attend = _attend_in_steps if torch.compiler.is_exporting() else F.scaled_dot_product_attention
+        return self.proj(attend(query, key, value, attended).transpose(1, 2).flatten(2)), qkv
+
+
+def _attend_in_steps(query: Tensor, key: Tensor, value: Tensor, attended: Tensor | None) -> Tensor:
+    """Attention (B, H, T, d) in the few operators that runtimes know and fuse: the scale on the queries, and where
+    nothing is ``attended`` a score that is finite in float16 too."""
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    if attended is not None:
+        scores = torch.where(attended, scores, _MASKED)
+    return torch.softmax(scores, dim=-1) @ value
 
 
 class LayerScale(nn.Module):
