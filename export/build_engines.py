@@ -76,8 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--precision",
         choices=get_args(EnginePrecision),
         default="fp32",
-        help="what the graphs multiply their weights in; int8 is smaller and faster, and changes few captions "
-        "(default: fp32)",
+        help="what the graphs compute products in: fp16 and bf16 for GPUs; int8 for CPUs, where it is smaller and "
+        "faster; each changes few captions (default: fp32)",
     )
     parser.add_argument(
         "--memory-precision",
@@ -226,7 +226,12 @@ def _manifest(
         decoder=graphs.decoder,
         reencoder=graphs.reencoder,
         beam_decoder=graphs.beam_decoder,
-        decoding=decoding.model_copy(update={"batches": batches(options.max_regions)}),
+        decoding=decoding.model_copy(
+            update={
+                "batches": batches(options.max_regions),
+                "cache": "fp32" if options.precision == "int8" else options.precision,
+            }
+        ),
         memory=memory,
         tokenizer=_TOKENIZER_FILE,
         build=Build(

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,7 +24,9 @@ from export.attention import fuse_attention
 from export.graphs.backbone import Backbone
 from export.graphs.decoder import BeamDecoderStep, DecoderConfig, DecoderStep
 from export.graphs.reencoder import Reencoder
+from export.precision import cast, emulated
 from export.quantize import quantize
+from export.ranges import measure_ranges
 from runtime.bundle import EnginePrecision, EngineRecord
 from runtime.errors import PatchcaptionError
 
@@ -32,11 +35,11 @@ OPSET = 20
 
 LOG_PROBABILITIES = "log_probabilities"
 
-_ALLOWED_DIFFERENCE: dict[EnginePrecision, float] = {"fp32": 1e-4, "int8": 0.2}
-"""Relative. In float32 another order of sums differs by about 1e-6 a layer, a wrong graph by far more. In int8 outputs
-differ by up to 0.06, those of a wrong graph by about 1."""
+_ALLOWED_DIFFERENCE: dict[EnginePrecision, float] = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.1, "int8": 0.2}
+"""Relative. In float32 another order of sums differs by about 1e-6 a layer, a wrong graph by far more. Outputs differ
+by up to 0.001 in float16, 0.02 in bfloat16 and 0.06 in int8, those of a wrong graph by about 1."""
 
-_ALLOWED_LOG_PROBABILITY: dict[EnginePrecision, float] = {"fp32": 1e-4, "int8": 2.0}
+_ALLOWED_LOG_PROBABILITY: dict[EnginePrecision, float] = {"fp32": 1e-4, "fp16": 0.2, "bf16": 1.0, "int8": 2.0}
 """Of the best token, as it is. In int8 it is the difference of logits of 100 that are right to 0.02 of that; another
 token than the best of 50,000 is at about -10."""
 
@@ -58,7 +61,8 @@ def export_backbone(backbone: Backbone, folder: Path, precision: EnginePrecision
         return (torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=generator),)
 
     path = folder / "backbone.onnx"
-    _write(backbone, pixels(2, 0), path, ["pixels"], ["tokens", "cls_scores"], ({0: images},), precision)
+    names = ["pixels"], ["tokens", "cls_scores"]
+    _write(backbone, pixels(2, 0), path, *names, ({0: images},), precision, [pixels(1, 0), (_smooth_image(size),)])
     return _record(path, precision, compare(path, backbone, pixels(1, 1), precision=precision))
 
 
@@ -75,7 +79,8 @@ def export_reencoder(backbone: Backbone, folder: Path, precision: EnginePrecisio
 
     path = folder / "reencoder.onnx"
     names = ["tokens", "present", "weights"]
-    _write(module, inputs([5, 3]), path, names, ["vectors"], (by_region,) * len(names), precision)
+    shapes = (by_region,) * len(names)
+    _write(module, inputs([5, 3]), path, names, ["vectors"], shapes, precision, [inputs([7, 1, 4])])
     return _record(path, precision, compare(path, module, inputs([7, 1, 4]), inputs([1]), precision=precision))
 
 
@@ -120,23 +125,28 @@ def _export_step(
     output_names = [*first_outputs, *(f"new_{place}" for place in places)]
     by_row = {0: torch.export.Dim("regions", min=1)}
     shapes: tuple[object, ...] = (by_row, by_row, {}, (by_row,) * len(places))
-    _write(module, inputs(2, 1), path, input_names, output_names, shapes, precision, stored_in)
     cases = [inputs(3, step) for step in sorted({0, config.steps // 2, config.steps - 1})]
+    _write(module, inputs(2, 1), path, input_names, output_names, shapes, precision, cases, stored_in)
     return _record(path, precision, compare(path, module, *cases, precision=precision))
 
 
 def compare(path: Path, module: nn.Module, *cases: Sequence[Tensor], precision: EnginePrecision = "fp32") -> float:
     """The largest difference between a graph's outputs and its module's over some cases of inputs: of the best
     log-probabilities as it is, of all else relative to the largest value of the output. Whole numbers, the best tokens,
-    are compared in float32 only: in int8 the second best may be the best, and the log-probability is as near.
+    are compared in float32 only: in less the second best may be the best, and the log-probability is as near.
+
+    bfloat16, which ONNX Runtime does not run on a CPU, is float32 rounded to it here.
 
     Raises:
         ExportError: it is larger than rounding to ``precision`` explains, or whole numbers are not the same.
     """
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = _session(path, precision)
     largest = 0.0
     for inputs in cases:
-        feeds = {node.name: value.numpy() for node, value in zip(session.get_inputs(), inputs, strict=True)}
+        feeds = {
+            node.name: value.half().numpy() if node.type == "tensor(float16)" else value.numpy()
+            for node, value in zip(session.get_inputs(), inputs, strict=True)
+        }
         with torch.inference_mode():
             made = module(*inputs)
         expected = (made,) if isinstance(made, Tensor) else made
@@ -152,6 +162,24 @@ def compare(path: Path, module: nn.Module, *cases: Sequence[Tensor], precision: 
                 )
             largest = max(largest, difference)
     return largest
+
+
+def _session(path: Path, precision: EnginePrecision) -> onnxruntime.InferenceSession:
+    if precision != "bf16":
+        return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it would undo the rounding
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        copy = Path(folder) / path.name
+        onnx_ir.save(emulated(onnx_ir.load(path)), copy, external_data=f"{copy.name}.data")
+        return onnxruntime.InferenceSession(str(copy), options, providers=["CPUExecutionProvider"])
+
+
+def _smooth_image(size: int) -> Tensor:
+    """Pixels (1, S, S, 3) of slow changes, whose activations are other than those of noise."""
+    ramp = torch.linspace(0, 255, size)
+    red, green = ramp[:, None].expand(size, size), ramp[None].expand(size, size)
+    return torch.stack([red, green, 255 - red], dim=-1)[None].to(torch.uint8)
 
 
 def _difference(name: str, got: npt.NDArray[Any], want: npt.NDArray[Any]) -> float:
@@ -171,9 +199,14 @@ def _write(
     output_names: list[str],
     dynamic_shapes: tuple[object, ...],
     precision: EnginePrecision,
+    typical: Sequence[tuple[Tensor, ...]],
     stored_in: Path | None = None,
 ) -> None:
-    """Writes a graph with its weights, or with references to those of the graph ``stored_in`` in the same folder."""
+    """Writes a graph with its weights, or with references to those of the graph ``stored_in`` in the same folder.
+
+    Args:
+        typical: inputs that show how large its tensors become.
+    """
     with _quiet():
         program = torch.onnx.export(
             module,
@@ -191,6 +224,9 @@ def _write(
     if precision == "int8":  # such a graph has operators of ONNX Runtime's own anyway
         fuse_attention(program.model)
         quantize(program.model)
+    elif precision != "fp32":
+        feeds = [dict(zip(input_names, (value.numpy() for value in case), strict=True)) for case in typical]
+        cast(program.model, precision, measure_ranges(program.model, feeds))
     if stored_in is None:
         program.save(str(path), external_data=True)
     else:

@@ -33,7 +33,7 @@ FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 MemoryPrecision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8"]
 BundleBackend: TypeAlias = Literal["cpu", "ort-cuda", "ort-tensorrt", "tensorrt"]
 PlanHardware: TypeAlias = Literal["same", "same-capability", "ampere+"]
-EnginePrecision: TypeAlias = Literal["fp32", "int8"]
+EnginePrecision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8"]
 
 
 class _Part(BaseModel):
@@ -52,7 +52,7 @@ class EngineRecord(_Part):
 
     file: FileName
     precision: EnginePrecision
-    """Of the products with weights; all else is float32."""
+    """Of its products; norms, sums and what would suffer are float32."""
     opset: PositiveInt
     largest_difference: float
     """Between the graph and the torch module it was made from, on random input: of the best log-probabilities as it is,
@@ -125,6 +125,8 @@ class DecoderSettings(_Part):
     steps: PositiveInt
     vocabulary: PositiveInt
     end_id: Annotated[int, Field(ge=0)]
+    cache: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """What the decoder's keys and values are in."""
     batches: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 4, 16, 64, 256)
     """How many captions are decoded at once, rising: more than the last are split; a GPU, which has memory and plans
     for just these numbers, fills them up."""

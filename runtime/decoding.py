@@ -17,6 +17,7 @@ from runtime.bundle import DecoderSettings
 from runtime.options import Progress
 from runtime.resident import ResidentDecoder
 
+_CACHE_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _DROPPED_SHARE = 0.25
 """Ended captions leave the batch when they are so many of it: leaving copies the cache of all others."""
 
@@ -44,7 +45,8 @@ class Cache:
         self._places = [f"{kind}_{layer}" for layer in range(settings.layers) for kind in ("key", "value")]
         shape = (rows, settings.heads, settings.steps, settings.head_width)
         # One by one: in one piece it would be so large that the system takes it back and zeroes it page by page.
-        self._entries = [torch.zeros(shape, device=device) for _ in self._places]
+        dtype = _CACHE_DTYPES[settings.cache]
+        self._entries = [torch.zeros(shape, dtype=dtype, device=device) for _ in self._places]
         self._rows, self._filled = rows, 0
 
     def inputs(self) -> dict[str, Tensor]:

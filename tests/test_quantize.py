@@ -63,7 +63,7 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tied") / "tied.onnx"
     rows = {0: torch.export.Dim("rows", min=1)}
     names = ["tokens", "vectors"], ["embeddings", "hidden", "logits"]
-    onnx_export._write(Tied().eval(), (TOKENS, VECTORS), path, *names, (rows, rows), "int8")
+    onnx_export._write(Tied().eval(), (TOKENS, VECTORS), path, *names, (rows, rows), "int8", [])
     return path
 
 

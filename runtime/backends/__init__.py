@@ -34,6 +34,11 @@ def open_backend(
         raise BackendError(f"backend {name!r}: expected one of {', '.join(map(repr, BACKENDS))}")
     if name == "auto":
         name = choose(bundle, precision, threads).backend
+    if name in ("cpu", "openvino") and bundle is not None and bundle.manifest.backbone.precision == "bf16":
+        raise BackendError(
+            f"{bundle.folder}: its graphs are bf16, for GPUs; on a CPU open a bundle built with --precision fp32, "
+            "which OpenVINO computes in bf16 if asked to"
+        )
     if precision == "bf16" and bundle is not None and bundle.manifest.backbone.precision != "fp32":
         raise BackendError(
             f"precision 'bf16': the graphs of {bundle.folder} are {bundle.manifest.backbone.precision}, and both "
