@@ -20,11 +20,12 @@ from rich.table import Table
 
 from export.checkpoint import Checkpoint
 from export.graphs.decoder import DecoderConfig
+from export.lint import lint
 from export.memory_file import write_memory
-from export.onnx_export import export_backbone, export_beam_decoder, export_decoder, export_reencoder
+from export.onnx_export import ExportError, export_backbone, export_beam_decoder, export_decoder, export_reencoder
 from export.profiles import batches, of_backbone, of_beam_decoder, of_decoder, of_reencoder
 from export.readers import is_repository, read_checkpoint
-from export.tensorrt_build import PlanOptions, build_plan, last_bundle, timing_cache_file
+from export.tensorrt_build import PlanOptions, Profile, build_plan, last_bundle, timing_cache_file
 from runtime.backends.gpu import Gpu
 from runtime.backends.tensorrt_api import TensorRt, open_tensorrt
 from runtime.bundle import (
@@ -191,6 +192,8 @@ def _build_plans(
         "decoder.onnx": of_decoder(seen, decoding),
         "beam_decoder.onnx": of_beam_decoder(seen, decoding),
     }
+    for graph, of_graph in profiles.items():
+        _check_for_tensorrt(folder / graph, trt, of_graph)
     gpu, before = Gpu.here(), last_bundle(out)
     records = []
     for graph, of_graph in profiles.items():
@@ -198,6 +201,14 @@ def _build_plans(
         cache = timing_cache_file(trt, gpu)
         records.append(build_plan(trt, gpu, folder / graph, of_graph, options.plans, cache, before, lambda *_: None))
     return tuple(records)
+
+
+def _check_for_tensorrt(graph: Path, trt: TensorRt, profiles: Sequence[Profile]) -> None:
+    """Says what TensorRT would refuse before it does, minutes later and in its own words."""
+    errors = [found for found in lint(graph, trt.release, profiles) if found.severity == "error"]
+    if errors:
+        more = f", and {len(errors) - 1} more: python -m export.lint" if len(errors) > 1 else ""
+        raise ExportError(f"{graph.name}: TensorRT {trt.version} will not take it: {errors[0]}{more}")
 
 
 def _manifest(

@@ -35,6 +35,12 @@ class TensorRt:
     def version(self) -> str:
         return str(self.package.__version__)
 
+    @property
+    def release(self) -> tuple[int, int]:
+        """Its first two numbers."""
+        major, minor = _numbers(self.version)[:2]
+        return major, minor
+
     def checked(self, result: T | None, what: str) -> T:
         """``result``, unless it is None or False.
 

@@ -1,0 +1,1 @@
+"""The rules of `export.lint`, by what they look at."""
