@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import onnx
 
@@ -23,6 +23,9 @@ from runtime.backends.gpu import Gpu
 from runtime.backends.tensorrt_api import TensorRt
 from runtime.bundle import Bundle, PlanHardware, PlanRecord, ShapeRange, sha256_of
 from runtime.errors import BackendError, BundleError
+
+if TYPE_CHECKING:
+    import tensorrt
 
 Profile: TypeAlias = Mapping[str, ShapeRange]
 Tell: TypeAlias = Callable[[str, int, int], None]
@@ -136,12 +139,13 @@ def _built(
     timing_cache: Path,
     tell: Tell,
 ) -> bytes:
-    package = trt.package
-    builder = trt.checked(package.Builder(trt.logger), f"{graph}: starting a builder")
+    import tensorrt
+
+    builder = trt.checked(tensorrt.Builder(trt.logger), f"{graph}: starting a builder")
     # By name: its number differs between versions. From 11 on every network is strongly typed, flag or not.
-    typed = package.NetworkDefinitionCreationFlag.STRONGLY_TYPED
+    typed = tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
     network = trt.checked(builder.create_network(1 << int(typed)), f"{graph}: making a network")
-    parser = package.OnnxParser(network, trt.logger)
+    parser = tensorrt.OnnxParser(network, trt.logger)
     if not parser.parse_from_file(str(graph)):
         errors = [_said_by(parser.get_error(number)) for number in range(parser.num_errors)]
         raise BackendError(f"{graph}: TensorRT {trt.version} cannot read it: {'; '.join(errors) or 'no reason given'}")
@@ -150,27 +154,28 @@ def _built(
     for number, profile in enumerate(profiles):
         made = builder.create_optimization_profile()
         for name, shapes in profile.items():
-            trt.checked(
-                made.set_shape(name, shapes.least, shapes.best, shapes.most) is not False,
-                f"{graph}: profile {number}: {name}",
-            )
+            try:
+                made.set_shape(name, shapes.least, shapes.best, shapes.most)
+            except (TypeError, ValueError) as error:
+                raise BackendError(f"{graph}: profile {number}: {name}: {error}") from error
         index = config.add_optimization_profile(made)
         trt.checked(index >= 0, f"{graph}: profile {number}")
     cache = _read_timing_cache(trt, config, timing_cache)
-    config.progress_monitor = _monitor(package, tell)
+    config.progress_monitor = _monitor(tell)
     plan = trt.checked(builder.build_serialized_network(network, config), f"{graph}: building its plan")
     if cache is not None:
-        _write_timing_cache(timing_cache, config.get_timing_cache().serialize())
+        _write_timing_cache(timing_cache, cache.serialize())
     return bytes(plan)
 
 
-def _set_options(trt: TensorRt, graph: Path, config: Any, options: PlanOptions) -> None:
-    package = trt.package
+def _set_options(trt: TensorRt, graph: Path, config: tensorrt.IBuilderConfig, options: PlanOptions) -> None:
+    import tensorrt
+
     if options.workspace_mib is not None:
-        config.set_memory_pool_limit(package.MemoryPoolType.WORKSPACE, options.workspace_mib * 2**20)
+        config.set_memory_pool_limit(tensorrt.MemoryPoolType.WORKSPACE, options.workspace_mib * 2**20)
     if options.version_compatible:
-        config.set_flag(package.BuilderFlag.VERSION_COMPATIBLE)
-    level = getattr(package.HardwareCompatibilityLevel, _HARDWARE_LEVELS[options.hardware], None)
+        config.set_flag(tensorrt.BuilderFlag.VERSION_COMPATIBLE)
+    level = getattr(tensorrt.HardwareCompatibilityLevel, _HARDWARE_LEVELS[options.hardware], None)
     if level is None:
         raise BackendError(
             f"{graph}: TensorRT {trt.version} has no --hardware {options.hardware}; take ampere+ or same"
@@ -178,16 +183,16 @@ def _set_options(trt: TensorRt, graph: Path, config: Any, options: PlanOptions) 
     config.hardware_compatibility_level = level
     config.builder_optimization_level = options.optimization_level
     config.max_aux_streams = 0  # one stream, whose work can be captured as a graph
-    config.profiling_verbosity = package.ProfilingVerbosity.DETAILED  # names of layers, which show what was fused
+    config.profiling_verbosity = tensorrt.ProfilingVerbosity.DETAILED  # names of layers, which show what was fused
     # float32 is float32: TF32, on by default, keeps 10 bits of it.
-    config.clear_flag(package.BuilderFlag.TF32)
+    config.clear_flag(tensorrt.BuilderFlag.TF32)
     if options.dla is not None:
-        config.default_device_type = package.DeviceType.DLA
+        config.default_device_type = tensorrt.DeviceType.DLA
         config.DLA_core = options.dla
-        config.set_flag(package.BuilderFlag.GPU_FALLBACK)
+        config.set_flag(tensorrt.BuilderFlag.GPU_FALLBACK)
 
 
-def _read_timing_cache(trt: TensorRt, config: Any, file: Path) -> Any:
+def _read_timing_cache(trt: TensorRt, config: tensorrt.IBuilderConfig, file: Path) -> tensorrt.ITimingCache:
     """What was measured before; an empty one where there is none, or it is another TensorRT's."""
     data = file.read_bytes() if file.is_file() else b""
     cache = config.create_timing_cache(data)
@@ -197,7 +202,7 @@ def _read_timing_cache(trt: TensorRt, config: Any, file: Path) -> Any:
     return cache
 
 
-def _write_timing_cache(file: Path, data: Any) -> None:
+def _write_timing_cache(file: Path, data: tensorrt.IHostMemory) -> None:
     """Whole or not at all; without it the next build is only slower."""
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -215,24 +220,26 @@ def timing_cache_file(trt: TensorRt, gpu: Gpu) -> Path:
     return folder / "patchcaption" / f"timing-{name}.cache"
 
 
-def _monitor(package: Any, tell: Tell) -> Any:
-    class Monitor(package.IProgressMonitor):  # type: ignore[misc]  # the package has no types
+def _monitor(tell: Tell) -> tensorrt.IProgressMonitor:
+    import tensorrt
+
+    class Monitor(tensorrt.IProgressMonitor):
         def __init__(self) -> None:
-            package.IProgressMonitor.__init__(self)
+            tensorrt.IProgressMonitor.__init__(self)
             self._steps: dict[str, int] = {}
 
-        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:  # noqa: ARG002
-            self._steps[phase] = steps
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:  # noqa: ARG002
+            self._steps[phase_name] = num_steps
 
-        def step_complete(self, phase: str, step: int) -> bool:
-            tell(phase, step, self._steps.get(phase, 0))
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            tell(phase_name, step, self._steps.get(phase_name, 0))
             return True
 
-        def phase_finish(self, phase: str) -> None:
-            self._steps.pop(phase, None)
+        def phase_finish(self, phase_name: str) -> None:
+            self._steps.pop(phase_name, None)
 
     return Monitor()
 
 
-def _said_by(error: Any) -> str:
+def _said_by(error: tensorrt.ParserError) -> str:
     return f"node {error.node()}: {error.desc()}"

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from runtime.errors import BackendError
+
+if TYPE_CHECKING:
+    import tensorrt
 
 OLDEST = (10, 3)
 """JetPack 6's. From here on networks can be strongly typed, so that one way of building serves all."""
@@ -19,21 +22,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class TensorRt:
-    """The package, and a logger that remembers.
+    """Which TensorRT is here, and a logger that remembers. Having one, `import tensorrt` succeeds.
 
     Attributes:
-        package: `tensorrt`.
-        logger: an ILogger of it, which lives as long as anything made with it.
-        said: its last errors and warnings.
+        version: all of its numbers.
+        logger: lives as long as anything made with it.
+        said: its last errors.
     """
 
-    package: Any
-    logger: Any
+    version: str
+    logger: tensorrt.ILogger
     said: deque[str] = field(default_factory=deque)
-
-    @property
-    def version(self) -> str:
-        return str(self.package.__version__)
 
     @property
     def release(self) -> tuple[int, int]:
@@ -74,7 +73,7 @@ def open_tensorrt() -> TensorRt:
     if _numbers(version)[:2] < OLDEST:
         raise BackendError(f"TensorRT {version}: expected {'.'.join(map(str, OLDEST))} or newer")
     said: deque[str] = deque(maxlen=8)
-    return TensorRt(tensorrt, _remembering_logger(tensorrt, said), said)
+    return TensorRt(version, _remembering_logger(said), said)
 
 
 def may_load(built_with: str, here: str, version_compatible: bool) -> bool:
@@ -86,14 +85,16 @@ def may_load(built_with: str, here: str, version_compatible: bool) -> bool:
     return built[0] == now[0] and built <= now
 
 
-def _remembering_logger(tensorrt: Any, said: deque[str]) -> Any:
-    class Logger(tensorrt.ILogger):  # type: ignore[misc]  # the package has no types
+def _remembering_logger(said: deque[str]) -> tensorrt.ILogger:
+    import tensorrt
+
+    class Logger(tensorrt.ILogger):
         def __init__(self) -> None:
             tensorrt.ILogger.__init__(self)
 
-        def log(self, severity: Any, message: str) -> None:
+        def log(self, severity: tensorrt.ILogger.Severity, msg: str) -> None:
             if severity in (tensorrt.ILogger.Severity.INTERNAL_ERROR, tensorrt.ILogger.Severity.ERROR):
-                said.append(" ".join(message.split()))
+                said.append(" ".join(msg.split()))
 
     return Logger()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ from runtime.backends.stream import Stream
 from runtime.backends.tensorrt_api import TensorRt, may_load, open_tensorrt
 from runtime.bundle import Bundle, PlanRecord
 from runtime.errors import BackendError
+
+if TYPE_CHECKING:
+    import tensorrt
 
 _DTYPES = {
     "FLOAT": torch.float32,
@@ -48,11 +51,13 @@ class TrtBackend:
     def __init__(self, bundle: Bundle, device: torch.device | None = None) -> None:
         self._bundle = bundle
         self._trt = open_tensorrt()
+        import tensorrt
+
         self._device = device or current_gpu()
         self._gpu = Gpu.of(self._device)
         self._stream = Stream(self._device)
         self._scratch = Scratch(self._device)
-        self._runtime = self._trt.checked(self._trt.package.Runtime(self._trt.logger), "starting its runtime")
+        self._runtime = self._trt.checked(tensorrt.Runtime(self._trt.logger), "starting its runtime")
 
     @property
     def name(self) -> str:
@@ -96,12 +101,21 @@ class TrtEngine:
     """A plan, deserialized."""
 
     def __init__(
-        self, trt: TensorRt, engine: Any, plan: Path, device: torch.device, stream: Stream, scratch: Scratch
+        self,
+        trt: TensorRt,
+        engine: tensorrt.ICudaEngine,
+        plan: Path,
+        device: torch.device,
+        stream: Stream,
+        scratch: Scratch,
     ) -> None:
+        import tensorrt
+
         self.stream = stream
-        self._trt, self._engine, self._plan, self._device, self._scratch = trt, engine, plan, device, scratch
+        self._trt, self._plan, self._device, self._scratch = trt, plan, device, scratch
+        self._engine: tensorrt.ICudaEngine | None = engine
         names = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
-        is_input = {name: engine.get_tensor_mode(name) == trt.package.TensorIOMode.INPUT for name in names}
+        is_input = {name: engine.get_tensor_mode(name) == tensorrt.TensorIOMode.INPUT for name in names}
         self._inputs = [name for name in names if is_input[name]]
         self._outputs = [name for name in names if not is_input[name]]
         self._dtypes = {name: _DTYPES[engine.get_tensor_dtype(name).name] for name in names}
@@ -137,8 +151,10 @@ class TrtEngine:
 
     def layers(self) -> list[str]:
         """The names of the plan's layers, which show what TensorRT has fused."""
-        inspector = self._trt.checked(self._engine.create_engine_inspector(), f"{self._plan}: inspecting it")
-        said = json.loads(inspector.get_engine_information(self._trt.package.LayerInformationFormat.JSON))
+        import tensorrt
+
+        inspector = self._trt.checked(self._opened().create_engine_inspector(), f"{self._plan}: inspecting it")
+        said = json.loads(inspector.get_engine_information(tensorrt.LayerInformationFormat.JSON))
         return [layer if isinstance(layer, str) else layer["Name"] for layer in said["Layers"]]
 
     def close(self) -> None:
@@ -151,12 +167,11 @@ class TrtEngine:
         Raises:
             BackendError: none has; or names, dtypes or places are wrong.
         """
-        if self._engine is None:
-            raise BackendError(f"{self._plan}: it was closed; load the bundle again")
+        engine = self._opened()
         if set(inputs) != set(self._inputs):
             raise BackendError(f"{self._plan}: expected {sorted(self._inputs)}, got {sorted(inputs)}")
-        for number in range(self._engine.num_optimization_profiles):
-            if all(self._fits(number, name, tensor.shape) for name, tensor in inputs.items()):
+        for number in range(engine.num_optimization_profiles):
+            if all(_fits(engine, number, name, tensor.shape) for name, tensor in inputs.items()):
                 return number
         shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in inputs.items())
         raise BackendError(
@@ -164,17 +179,14 @@ class TrtEngine:
             "--max-regions"
         )
 
-    def _fits(self, profile: int, name: str, shape: torch.Size) -> bool:
-        least, _, most = self._engine.get_tensor_profile_shape(name, profile)
-        return len(least) == len(shape) and all(
-            low <= size <= high for low, size, high in zip(least, shape, most, strict=True)
-        )
-
     def _new_context(self, profile: int) -> _Context:
-        strategy = self._trt.package.ExecutionContextAllocationStrategy.USER_MANAGED
-        made = self._engine.create_execution_context(strategy)
+        import tensorrt
+
+        strategy = tensorrt.ExecutionContextAllocationStrategy.USER_MANAGED
+        engine = self._opened()
+        made = engine.create_execution_context(strategy)
         context = self._trt.checked(made, f"{self._plan}: making an execution context")
-        size = self._engine.get_device_memory_size_for_profile_v2(profile)
+        size = engine.get_device_memory_size_for_profile_v2(profile)
         with self.stream.active():
             chosen = context.set_optimization_profile_async(profile, self.stream.handle)
         self._trt.checked(chosen, f"{self._plan}: choosing profile {profile}")
@@ -182,11 +194,16 @@ class TrtEngine:
         context.set_device_memory(address, size)
         return _Context(self, context, memory)
 
+    def _opened(self) -> tensorrt.ICudaEngine:
+        if self._engine is None:
+            raise BackendError(f"{self._plan}: it was closed; load the bundle again")
+        return self._engine
+
 
 class _Context:
     """One execution context: shapes and addresses, and its scratch memory held for as long as it is."""
 
-    def __init__(self, engine: TrtEngine, context: Any, scratch: Tensor) -> None:
+    def __init__(self, engine: TrtEngine, context: tensorrt.IExecutionContext, scratch: Tensor) -> None:
         self._of, self._context, self._scratch = engine, context, scratch
         self._tied: dict[str, Tensor] = {}
 
@@ -218,6 +235,13 @@ class _Context:
         engine = self._of
         is_lined_up = self._context.execute_async_v3(engine.stream.handle)
         engine._trt.checked(is_lined_up, f"{engine._plan}: running it")
+
+
+def _fits(engine: tensorrt.ICudaEngine, profile: int, name: str, shape: torch.Size) -> bool:
+    least, _, most = engine.get_tensor_profile_shape(name, profile)
+    return len(least) == len(shape) and all(
+        low <= size <= high for low, size, high in zip(least, shape, most, strict=True)
+    )
 
 
 class TrtBound:

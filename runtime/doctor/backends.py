@@ -6,7 +6,7 @@ import base64
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ from runtime.backends.tensorrt_api import TensorRt, open_tensorrt
 from runtime.backends.trt import TrtEngine
 from runtime.doctor.finding import Finding
 from runtime.errors import BackendError
+
+if TYPE_CHECKING:
+    import tensorrt
 
 SMALL_GRAPH = base64.b64decode(
     "CAk6owEKEQoBeAoBdxIBcCIGTWF0TXVsCgwKAXASAXkiBFJlbHUSAWcqSwgECAQQAUIBd0pAAAAAAAAAAD4AAIA+AADAPgAAAD8AACA/AABAPwAA"
@@ -75,18 +78,21 @@ _REINSTALL = (
 )
 
 
-def _built(trt: TensorRt) -> Any:
+def _built(trt: TensorRt) -> tensorrt.ICudaEngine:
     """A plan of the small graph, built and loaded."""
-    package = trt.package
-    builder = trt.checked(package.Builder(trt.logger), "starting a builder")
-    network = builder.create_network(1 << int(package.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = package.OnnxParser(network, trt.logger)
+    import tensorrt
+
+    builder = trt.checked(tensorrt.Builder(trt.logger), "starting a builder")
+    typed = 1 << int(tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = trt.checked(builder.create_network(typed), "making a network")
+    parser = tensorrt.OnnxParser(network, trt.logger)
     trt.checked(parser.parse(SMALL_GRAPH), "reading a small graph")
-    config, profile = builder.create_builder_config(), builder.create_optimization_profile()
+    config = trt.checked(builder.create_builder_config(), "making a configuration")
+    profile = builder.create_optimization_profile()
     profile.set_shape("x", (1, 4), (_ROWS, 4), (_ROWS, 4))
     trt.checked(config.add_optimization_profile(profile) >= 0, "adding a profile")
     plan = trt.checked(builder.build_serialized_network(network, config), "building a small plan")
-    runtime = trt.checked(package.Runtime(trt.logger), "starting its runtime")
+    runtime = trt.checked(tensorrt.Runtime(trt.logger), "starting its runtime")
     return trt.checked(runtime.deserialize_cuda_engine(bytes(plan)), "loading a small plan")
 
 

@@ -29,13 +29,25 @@ class IProgressMonitor:
     def __init__(self) -> None:
         self._base_was_initialized = True
 
+    def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+        raise NotImplementedError
+
+    def step_complete(self, phase_name: str, step: int) -> bool:
+        raise NotImplementedError
+
+    def phase_finish(self, phase_name: str) -> None:
+        raise NotImplementedError
+
 
 class HostMemory:
     """What a builder gives: bytes behind the buffer protocol, not bytes."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
-        self.nbytes = len(data)
+
+    @property
+    def nbytes(self) -> int:
+        return len(self._data)
 
     def __bytes__(self) -> bytes:
         return self._data
@@ -73,10 +85,10 @@ class OptimizationProfile:
     def __init__(self) -> None:
         self.shapes: dict[str, tuple[tuple[int, ...], ...]] = {}
 
-    def set_shape(self, name: str, min: tuple[int, ...], opt: tuple[int, ...], max: tuple[int, ...]) -> None:
+    def set_shape(self, input: str, min: tuple[int, ...], opt: tuple[int, ...], max: tuple[int, ...]) -> None:
         if not all(low <= best <= high for low, best, high in zip(min, opt, max, strict=True)):
             raise ValueError("min <= opt <= max does not hold")
-        self.shapes[name] = (tuple(min), tuple(opt), tuple(max))
+        self.shapes[input] = (tuple(min), tuple(opt), tuple(max))
 
 
 class BuilderConfig:
@@ -117,8 +129,8 @@ class BuilderConfig:
     def get_flag(self, flag: Any) -> bool:
         return flag in self.flags
 
-    def set_memory_pool_limit(self, pool: Any, size: int) -> None:
-        self.pools[pool] = size
+    def set_memory_pool_limit(self, pool: Any, pool_size: int) -> None:
+        self.pools[pool] = pool_size
 
     def add_optimization_profile(self, profile: OptimizationProfile) -> int:
         if "add_optimization_profile" in self._state.faults.returns_nothing:
@@ -154,11 +166,11 @@ def building_names(double: Any, state: State) -> Mapping[str, Any]:
         def get_error(self, index: int) -> ParserError:
             return self._errors[index]
 
-        def parse_from_file(self, path: str) -> bool:
-            state.call("parse_from_file", Path(path).name)
+        def parse_from_file(self, model: str) -> bool:
+            state.call("parse_from_file", Path(model).name)
             if self._errors:
                 return False
-            self._network.model = onnx.load(path)
+            self._network.model = onnx.load(model)
             return True
 
         def parse(self, model: bytes, path: str | None = None) -> bool:  # noqa: ARG002
