@@ -11,7 +11,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypeGuard, cast, overload
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from runtime.backends import Backend, Engine, open_backend
@@ -21,7 +20,7 @@ from runtime.bundle import Bundle, EngineRecord, Manifest
 from runtime.decoding import GreedyDecoder
 from runtime.errors import BundleError, ImageError, PatchcaptionError, RegionError
 from runtime.features import FeatureMap
-from runtime.image import Fit, ImageSource, open_image, prepare
+from runtime.image import Fit, ImageSource, OpenImage, open_on, prepare
 from runtime.memory import MemoryBank, MemoryMatch
 from runtime.options import Clean, CleanFrom, DescribeOptions, Mode, Precision, Progress, Reencode, Score, VectorOptions
 from runtime.pooling import PUBLISHED_ALPHA, Cleaning, cuts, pool, pool_cleaned, pool_reencoded
@@ -148,10 +147,11 @@ class Captioner:
         Raises:
             ImageError: an image cannot be read or has a wrong type or shape; in a list, by its number.
         """
+        device = self._backend.device
         if not isinstance(images, (list, tuple)):
-            opened = [open_image(cast(ImageSource, images))]
+            opened = [open_on(cast(ImageSource, images), device)]
         else:
-            opened = [_open_numbered(number, image) for number, image in enumerate(images)]
+            opened = [_open_numbered(number, image, device) for number, image in enumerate(images)]
         return replace(self._encode(opened, self._fit), images=tuple(opened))
 
     @overload
@@ -302,11 +302,10 @@ class Captioner:
             for ids, log_probability in zip(decoded.ids, decoded.log_probabilities, strict=True)
         ]
 
-    def _encode(self, images: Sequence[Image.Image], fit: Fit) -> FeatureMap:
-        seen = self.manifest.architecture
-        pixels, views = prepare(images, seen.size, fit, seen.resize)
-        device = self._backend.device
-        parts = pixels.to(device).split(seen.images_at_once) if images else ()
+    def _encode(self, images: Sequence[OpenImage], fit: Fit) -> FeatureMap:
+        seen, device = self.manifest.architecture, self._backend.device
+        pixels, views = prepare(images, seen.size, fit, seen.resize, device)
+        parts = pixels.split(seen.images_at_once) if images else ()
         outs = [self._backbone.run({"pixels": part}) for part in parts]
         patches = (seen.size // seen.patch) ** 2
         return FeatureMap(
@@ -376,9 +375,9 @@ def _load_memory(bundle: Bundle, device: torch.device) -> MemoryBank | None:
     return MemoryBank.load(bundle, memory, device)
 
 
-def _open_numbered(number: int, image: ImageSource) -> Image.Image:
+def _open_numbered(number: int, image: ImageSource, device: torch.device) -> OpenImage:
     try:
-        return open_image(image)
+        return open_on(image, device)
     except ImageError as error:
         raise ImageError(f"image {number}: {error}") from None
 

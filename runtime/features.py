@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from PIL import Image
 from torch import Tensor
 
-from runtime.image import View
+from runtime.image import OpenImage, View
 from runtime.regions import Canvas, cls_attention
 
 
@@ -30,7 +29,7 @@ class FeatureMap:
     views: tuple[View, ...]
     patch: int
     registers: int
-    images: tuple[Image.Image, ...] | None = None
+    images: tuple[OpenImage, ...] | None = None
 
     def __len__(self) -> int:
         """B, the number of images."""

@@ -15,8 +15,14 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from runtime.errors import ImageError
+from runtime.resizing import frame_on, resized_and_cut
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8] | torch.Tensor"
+OpenImage: TypeAlias = "Image.Image | torch.Tensor"
+"""An upright 8-bit RGB image: Pillow's; or, where it was on a GPU and is wanted there, (3, H, W) uint8."""
+
+
+_CPU = torch.device("cpu")
 
 
 class Fit(str, Enum):
@@ -94,35 +100,57 @@ def open_image(source: ImageSource) -> Image.Image:
     if isinstance(source, Image.Image):
         return _upright_rgb(source)
     if isinstance(source, torch.Tensor):
-        if source.ndim != 3 or source.shape[0] != 3:
-            raise ImageError(f"image tensor: expected shape (3, H, W), got {tuple(source.shape)}")
-        source = source.detach().cpu().permute(1, 2, 0).numpy()
+        source = _checked_tensor(source).cpu().permute(1, 2, 0).numpy()
     if isinstance(source, np.ndarray):
         return _from_array(source)
     raise ImageError(f"image: expected a path, PIL image, numpy array or torch tensor, got {type(source).__name__}")
 
 
-def prepare(
-    images: Sequence[Image.Image], size: int, fit: Fit, resize: int | None = None
-) -> tuple[torch.Tensor, tuple[View, ...]]:
-    """Resizes (and crops) RGB images for the backbone.
+def open_on(source: ImageSource, device: torch.device) -> OpenImage:
+    """`open_image`, but what lies on ``device`` and is no CPU stays there."""
+    if isinstance(source, torch.Tensor) and source.device == device and device.type != "cpu":
+        return _checked_tensor(source)
+    return open_image(source)
 
-    PIL's antialiased bicubic filter on 8-bit pixels, as published; normalisation happens inside the backbone engine.
+
+def size_wh(image: OpenImage) -> tuple[int, int]:
+    """Width and height in pixels."""
+    return image.size if isinstance(image, Image.Image) else (image.shape[2], image.shape[1])
+
+
+def prepare(
+    images: Sequence[OpenImage], size: int, fit: Fit, resize: int | None = None, device: torch.device = _CPU
+) -> tuple[torch.Tensor, tuple[View, ...]]:
+    """Resizes (and crops) RGB images for the backbone, on the device where it runs.
+
+    Antialiased bicubic on 8-bit pixels as published: by Pillow on a CPU, within 1 of it on a GPU. Normalisation happens
+    inside the backbone engine.
 
     Args:
         resize: the short side before a crop, where it is not ``size``.
+        device: where the pixels are wanted. A GPU gets whole images, uploaded once, and does the rest.
 
     Returns:
-        pixels (B, size, size, 3) uint8 on the CPU, and the view of each image.
+        pixels (B, size, size, 3) uint8 on the device, and the view of each image.
     """
-    views = tuple(View.of(image.size, size, fit, resize) for image in images)
-    pixels = np.empty((len(views), size, size, 3), np.uint8)
+    views = tuple(View.of(size_wh(image), size, fit, resize) for image in images)
+    fitted = _fitted_by_pillow if device.type == "cpu" else _fitted_on_device
+    pixels = torch.empty((len(views), size, size, 3), dtype=torch.uint8, device=device)
     for row, image, view in zip(pixels, images, views, strict=True):
-        (left, top), (resized_w, resized_h) = view.offset_xy, view.resized_wh
-        # Cropping inside resize (its `box`) filters differently at the edges than the published resize-then-crop.
-        resized = image.resize((resized_w, resized_h), Image.Resampling.BICUBIC)
-        row[...] = np.asarray(resized.crop((left, top, left + size, top + size)))
-    return torch.from_numpy(pixels), views
+        row.copy_(fitted(image, view, device))
+    return pixels, views
+
+
+def _fitted_by_pillow(image: OpenImage, view: View, _: torch.device) -> torch.Tensor:
+    (left, top), size = view.offset_xy, view.size
+    # Cropping inside resize (its `box`) filters differently at the edges than the published resize-then-crop.
+    picture = image if isinstance(image, Image.Image) else open_image(image)
+    resized = picture.resize(view.resized_wh, Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(resized.crop((left, top, left + size, top + size))))
+
+
+def _fitted_on_device(image: OpenImage, view: View, device: torch.device) -> torch.Tensor:
+    return resized_and_cut(frame_on(image, device), view.resized_wh, view.offset_xy, view.size)
 
 
 def read_file(path: Path) -> Image.Image:
@@ -158,6 +186,21 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
         paper.alpha_composite(rgba)
         upright = paper
     return upright.convert("RGB")
+
+
+def _checked_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """uint8 (3, H, W) with pixels.
+
+    Raises:
+        ImageError: it is something else.
+    """
+    if tensor.ndim != 3 or tensor.shape[0] != 3:
+        raise ImageError(f"image tensor: expected shape (3, H, W), got {tuple(tensor.shape)}")
+    if tensor.dtype != torch.uint8:
+        raise ImageError(f"image tensor: expected dtype uint8 (0..255), got {tensor.dtype}")
+    if tensor.numel() == 0:
+        raise ImageError(f"image tensor: expected at least one pixel, got shape {tuple(tensor.shape)}")
+    return tensor.detach()
 
 
 def _from_array(array: npt.NDArray[np.uint8]) -> Image.Image:

@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from runtime.backends import Engine
 from runtime.errors import PatchcaptionError, RegionError
 from runtime.features import FeatureMap
+from runtime.image import OpenImage
 from runtime.options import Clean, CleanFrom, Reencode
 from runtime.regions import AttentionHead, Box, Crop, PublishedBox, Region, Register, WholeImage, weight_rows
 
@@ -134,13 +134,13 @@ def pool_reencoded(
     return _run_reencoder(engine(), features.tokens, images.to(device), present.to(device), weights.to(device))
 
 
-def cuts(features: FeatureMap, regions: Sequence[Sequence[Region]]) -> dict[int, Image.Image]:
+def cuts(features: FeatureMap, regions: Sequence[Sequence[Region]]) -> dict[int, OpenImage]:
     """What regions that are encoded by themselves show, by their place among all regions.
 
     Raises:
         RegionError: a crop lies outside its image, or the features were made without their images.
     """
-    found: dict[int, Image.Image] = {}
+    found: dict[int, OpenImage] = {}
     places = ((image, number) for image, own in enumerate(regions) for number in range(len(own)))
     for place, (image, number) in enumerate(places):
         region = regions[image][number]

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from runtime.errors import RegionError
+from runtime.image import OpenImage, size_wh
 from runtime.regions import checks
 from runtime.regions.canvas import Array, Canvas, gaussian
 from runtime.regions.published import PublishedBox
@@ -135,18 +136,21 @@ class Crop:
     def __post_init__(self) -> None:
         _check_corners(self)
 
-    def cut(self, image: Image.Image) -> Image.Image:
-        """The part of the image.
+    def cut(self, image: OpenImage) -> OpenImage:
+        """The part of the image, where the image is.
 
         Raises:
             RegionError: no pixel of it lies on the image.
         """
-        _check_on_image(self, image.size)
+        width, height = size_wh(image)
+        _check_on_image(self, (width, height))
         left, top = max(0, round(self.x1)), max(0, round(self.y1))
-        right, bottom = min(image.width, round(self.x2)), min(image.height, round(self.y2))
+        right, bottom = min(width, round(self.x2)), min(height, round(self.y2))
         if left >= right or top >= bottom:
             raise RegionError(f"{self}: expected at least one whole pixel")
-        return image.crop((left, top, right, bottom))
+        if isinstance(image, Image.Image):
+            return image.crop((left, top, right, bottom))
+        return image[:, top:bottom, left:right]
 
     def weights(self, canvas: Canvas) -> Array:
         """No token of the image (T,): the vector comes from the cut."""
