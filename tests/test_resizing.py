@@ -30,15 +30,15 @@ def fitted(image: Image.Image, view: View) -> Tensor:
     return resized_and_cut(frame_on(image, CPU), view.resized_wh, view.offset_xy, view.size)
 
 
-def check(image: Image.Image, size: int, fit: Fit, resize: int | None = None) -> None:
-    """Within 1 of Pillow; 2 where a difference of the first direction is enlarged by the second."""
+def check(image: Image.Image, size: int, fit: Fit, resize: int | None = None, share: float = 1e-5) -> None:
+    """Within 1 of Pillow; for a share of pixels 2, where the second direction enlarges a difference of the first."""
     expected, (view,) = prepare([image], size, fit, resize)
     given = fitted(image, view)
     assert given.shape == (size, size, 3)
     assert given.dtype == torch.uint8
     difference = (given.int() - expected[0].int()).abs()
     assert difference.max() <= 2
-    assert (difference > 1).float().mean() <= 1e-3
+    assert (difference > 1).float().mean() <= share
 
 
 @pytest.mark.parametrize("fit", list(Fit))
@@ -55,7 +55,7 @@ sides = st.integers(1, 90)
 @given(width=sides, height=sides, size=st.sampled_from([14, 28, 70]), fit=st.sampled_from(Fit))
 @settings(max_examples=100, deadline=None)
 def test_it_is_pillows_for_any_size(width: int, height: int, size: int, fit: Fit) -> None:
-    check(photo(width, height), size, fit)
+    check(photo(width, height), size, fit, share=2e-2)  # a pixel of few, enlarged to many
 
 
 def test_the_short_side_may_be_larger_than_the_cut() -> None:
