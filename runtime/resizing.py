@@ -46,6 +46,7 @@ def _is_vertical_first(frame: Tensor, resized_wh: tuple[int, int]) -> bool:
 def _interpolated(frame: Tensor, size_hw: tuple[int, int]) -> Tensor:
     if tuple(frame.shape[1:]) == size_hw:
         return frame
-    planes = frame[None].to(torch.float32, memory_format=torch.contiguous_format)
-    floats = F.interpolate(planes, size_hw, mode="bicubic", align_corners=False, antialias=True)[0]
+    # Laid out plane by plane, torch 2.13 gets images of width 1 wrong on CPUs.
+    pixels = frame[None].to(torch.float32, memory_format=torch.channels_last)
+    floats = F.interpolate(pixels, size_hw, mode="bicubic", align_corners=False, antialias=True)[0]
     return (floats + 0.5).floor().clamp(0, 255).to(torch.uint8)  # halves go up, as Pillow rounds
