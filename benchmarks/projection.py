@@ -12,7 +12,6 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 from rich import box
@@ -21,9 +20,7 @@ from rich.table import Table
 from torch import Tensor
 
 from export.rounding import STORED_AS
-from runtime import PatchcaptionError, native
-from runtime.bundle import MemorySettings
-from runtime.memory import MemoryBank
+from runtime import PatchcaptionError, native, torch_projection
 from runtime.stored_rows import StoredRows
 
 _TEMPERATURE = 0.01
@@ -66,9 +63,7 @@ def _measure(options: argparse.Namespace) -> Table:
 def _row(library: native.Library | None, rows: StoredRows, regions: int, runs: int) -> list[str]:
     width = rows.stored.shape[1]
     directions = torch.nn.functional.normalize(torch.randn(regions, width), dim=1)
-    settings = MemorySettings(embeddings="m", captions="c", rows=len(rows), temperature=_TEMPERATURE, normalize=False)
-    bank = MemoryBank(rows, settings, Path())
-    ways: list[Callable[[], Tensor]] = [lambda: bank._mix_in_torch(directions)]
+    ways: list[Callable[[], Tensor]] = [lambda: torch_projection.project(rows, directions, _TEMPERATURE)]
     for name in library.variants if library else ():
         ways.append(lambda name=name: library.project(rows, directions, _TEMPERATURE, name))  # type: ignore[misc, union-attr]
     best = [float("inf")] * len(ways)

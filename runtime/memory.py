@@ -10,15 +10,17 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from runtime import native
+from runtime import native, torch_projection
 from runtime.bundle import Bundle, MemorySettings
+from runtime.row_blocks import blocks
 from runtime.stored_rows import StoredRows
 
 _ALLOWED_ROUNDING = 1e-3
@@ -80,20 +82,19 @@ class MemoryBank:
         """
         if len(vectors) == 0:
             return vectors
-        library = native.library() if vectors.device.type == "cpu" else None
-        mix = self._mix_in_torch if library is None else partial(self._mix, library)
-        mixed = torch.cat([mix(part) for part in F.normalize(vectors, dim=-1).split(_REGIONS_AT_ONCE)])
+        kernels = _kernels(vectors.device)
+        mixed = torch.cat([self._mix(kernels, part) for part in F.normalize(vectors, dim=-1).split(_REGIONS_AT_ONCE)])
         return F.normalize(mixed, dim=-1) if self.settings.normalize else mixed
 
     def nearest(self, vectors: Tensor, count: int) -> list[tuple[MemoryMatch, ...]]:
         """For each of the vectors (R, D) its ``count`` nearest captions, the nearest first."""
         directions = F.normalize(vectors, dim=-1)
         cosines, places = directions.new_empty((len(vectors), 0)), torch.empty((len(vectors), 0), dtype=torch.int64)
-        for start, rows, inverse_norms in self.rows.blocks():
-            of_block = (directions @ rows.T) * inverse_norms
+        for block in blocks(self.rows, len(vectors)):
+            of_block = block.products(directions) * block.inverse_norms
             best = of_block.topk(min(count, of_block.shape[1]), dim=-1)
             cosines = torch.cat([cosines, best.values], dim=1)
-            places = torch.cat([places, best.indices.cpu() + start], dim=1)
+            places = torch.cat([places, best.indices.cpu() + block.start], dim=1)
             cosines, kept = cosines.topk(min(count, cosines.shape[1]), dim=-1)
             places = places.gather(1, kept.cpu())
         return [
@@ -101,30 +102,32 @@ class MemoryBank:
             for found in zip(places.tolist(), cosines.clamp(-1, 1).tolist(), strict=True)
         ]
 
-    def _mix(self, library: native.Library, directions: Tensor) -> Tensor:
-        """softmax @ rows (R, D) by the native kernels.
+    def _mix(self, kernels: _Kernels, directions: Tensor) -> Tensor:
+        """softmax @ rows (R, D).
 
         Where few rows have the weight: from the rows as stored, the best of them again with what rounding left. Else,
         and where the weight of the others turns out too large to neglect their rounding, from all that is known of all.
         """
         rows, temperature, best = self.rows, self.settings.temperature, self.settings.best
-        if rows.fine is None or best == 0:
-            return library.project(rows, directions, temperature)
+        has_best = rows.fine is not None and best > 0
+        # Only the native kernels read what rounding left of single rows from its file.
+        if not has_best or (kernels is torch_projection and not rows.fine_in_memory):
+            return kernels.project(rows, directions, temperature)
         mixed = torch.empty_like(directions)
-        is_wide = self._is_wide(library, directions)
+        is_wide = self._is_wide(kernels, directions)
         narrow = torch.nonzero(~is_wide)[:, 0]
         if len(narrow):
-            mixed[narrow], tail = library.project_best(rows, directions[narrow], temperature, best)
+            mixed[narrow], tail = kernels.project_best(rows, directions[narrow], temperature, best)
             is_wide[narrow] = ~(tail * self._rounding <= _ALLOWED_ROUNDING)
         if is_wide.any():
-            mixed[is_wide] = library.project(rows, directions[is_wide], temperature)
+            mixed[is_wide] = kernels.project(rows, directions[is_wide], temperature)
         return mixed
 
-    def _is_wide(self, library: native.Library, directions: Tensor) -> Tensor:
+    def _is_wide(self, kernels: _Kernels, directions: Tensor) -> Tensor:
         """Whether the best rows will hardly have enough of the weight, by a sample: (R,) bool."""
         sample = self.rows.head(_SAMPLE_ROWS)
         best = max(1, self.settings.best * len(sample) // len(self.rows))
-        _, tail = library.project_best(sample, directions, self.settings.temperature, best)
+        _, tail = kernels.project_best(sample, directions, self.settings.temperature, best)
         return tail * self._rounding > _SAMPLE_TRUST * _ALLOWED_ROUNDING
 
     @property
@@ -135,15 +138,17 @@ class MemoryBank:
         of_weights = _DEVIATIONS / (math.sqrt(width) * self.settings.temperature)
         return self.settings.rounding * (2 * of_weights + 1)
 
-    def _mix_in_torch(self, directions: Tensor) -> Tensor:
-        """softmax @ rows (R, D), block by block with a running softmax."""
-        largest = directions.new_full((len(directions), 1), -math.inf)
-        total, mixed = torch.zeros_like(largest), torch.zeros_like(directions)
-        for _, rows, inverse_norms in self.rows.blocks():
-            logits = (directions @ rows.T) * (inverse_norms / self.settings.temperature)
-            now = torch.maximum(largest, logits.amax(dim=1, keepdim=True))
-            weights, shrink = torch.exp(logits - now), torch.exp(largest - now)
-            total = total * shrink + weights.sum(dim=1, keepdim=True)
-            mixed = torch.addmm(mixed * shrink, weights, rows)
-            largest = now
-        return mixed / total
+
+class _Kernels(Protocol):
+    """What projects: the native kernels, or torch. See `torch_projection` for what each returns."""
+
+    def project(self, rows: StoredRows, directions: Tensor, temperature: float) -> Tensor: ...
+
+    def project_best(
+        self, rows: StoredRows, directions: Tensor, temperature: float, best: int
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+def _kernels(device: torch.device) -> _Kernels:
+    library = native.library() if device.type == "cpu" else None
+    return library or torch_projection

@@ -1,13 +1,12 @@
 """The rows of a memory bank as they are stored: mapped from a bundle's files, in fewer bits than they came with or not.
 
-Shapes: M memory rows, D width, m rows of a block.
+Shapes: M memory rows, D width, m of the rows.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -17,9 +16,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from runtime.errors import BundleError
-
-_BLOCK_ROWS = 2**12
-"""What is larger than 32 MB the C library asks the system for anew each time, page by page."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +82,11 @@ class StoredRows:
     def __len__(self) -> int:
         return len(self.stored)
 
+    @property
+    def fine_in_memory(self) -> bool:
+        """Whether what rounding left is there, and not in a file."""
+        return self.fine is not None and self.fine.numbers is not None
+
     def floats(self, start: int, end: int) -> Tensor:
         """Rows from ``start`` to ``end`` (m, D) as float32, as near as they are known."""
         rows = self.stored[start:end].float()
@@ -103,12 +104,6 @@ class StoredRows:
             scales=None if self.scales is None else self.scales[:count],
             fine=None if self.fine is None else self.fine.head(count),
         )
-
-    def blocks(self) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """All rows, some at a time: where they begin, the rows (m, D) float32 and their inverse norms (m,)."""
-        for start in range(0, len(self), _BLOCK_ROWS):
-            end = start + _BLOCK_ROWS
-            yield start, self.floats(start, end), self.inverse_norms[start:end]
 
 
 def _load_fine(path: Path, device: torch.device) -> FineRows:

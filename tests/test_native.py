@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from export.rounding import rounded
-from runtime import native
+from runtime import native, torch_projection
 from runtime.bundle import MemoryPrecision
 from runtime.errors import BackendError, BundleError
 from runtime.stored_rows import FineRows, StoredRows
@@ -76,7 +76,7 @@ def test_every_variant_sums_all_that_is_known_of_the_rows(
 
 
 @needs_kernels
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [*VARIANTS, "torch"])
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
 @pytest.mark.parametrize("best", [1, 64, 300, 100_000])
 def test_the_best_rows_are_summed_as_near_as_known_and_the_others_as_stored(
@@ -84,7 +84,10 @@ def test_the_best_rows_are_summed_as_near_as_known_and_the_others_as_stored(
 ) -> None:
     rows = random_rows(20_000, 96)
     bank, directions = stored(rows, precision), directions_near(rows, 20, noise=2)
-    mixed, tail = kernels().project_best(bank, directions, TEMPERATURE, best, variant)
+    if variant == "torch":
+        mixed, tail = torch_projection.project_best(bank, directions, TEMPERATURE, best)
+    else:
+        mixed, tail = kernels().project_best(bank, directions, TEMPERATURE, best, variant)
     coarse = StoredRows(bank.stored, bank.inverse_norms, bank.scales).floats(0, len(rows)).double()
     cosines = (directions.double() @ coarse.T) * bank.inverse_norms.double()
     chosen = cosines.topk(min(best, len(rows)), dim=1).indices

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -17,10 +17,11 @@ from torch import Tensor
 from export.checkpoint import CheckpointError, Memory
 from export.memory_file import write_memory
 from export.rounding import rounded
-from runtime import native
+from runtime import memory, native, stored_rows, torch_projection
 from runtime.bundle import MemoryPrecision, MemorySettings
 from runtime.memory import MemoryBank
-from runtime.stored_rows import StoredRows
+from runtime.row_blocks import Block, stored_blocks
+from runtime.stored_rows import FineRows, StoredRows
 
 PRECISIONS = get_args(MemoryPrecision)
 TEMPERATURE = 0.01
@@ -32,10 +33,10 @@ def built(rows: Tensor, precision: MemoryPrecision, folder: Path, temperature: f
     """A bank that went through its files."""
     folder.mkdir(exist_ok=True)
     blocks = rows.split(max(1, len(rows) // 3))
-    memory = Memory(
+    embeddings = Memory(
         "rows", rows.shape[1], lambda: iter([(block, ["x"] * len(block)) for block in blocks]), True, temperature
     )
-    made = write_memory(memory, folder, precision)
+    made = write_memory(embeddings, folder, precision)
     fine = folder / made.fine if made.fine else None
     loaded = StoredRows.load(folder / made.embeddings, fine, torch.device("cpu"))
     return MemoryBank(loaded, made, folder / made.captions)
@@ -80,11 +81,26 @@ def all_different() -> Tensor:
     return normal(20_000, 256)
 
 
-@pytest.fixture(params=["native", "torch"])
+def fine_in_memory(path: Path, _: torch.device) -> FineRows:
+    """As a GPU has it."""
+    tensors = load_file(path)
+    return FineRows(tensors["scales"], tensors["fine"])
+
+
+def few_stored_blocks(rows: StoredRows, regions: int) -> Iterator[Block]:
+    return stored_blocks(rows, max(700, 2**15 // regions))
+
+
+@pytest.fixture(params=["native", "torch", "as on a GPU"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """With and without the native kernels."""
-    if request.param == "torch":
+    """With and without the native kernels, and as on a GPU, where rows are not expanded."""
+    if request.param != "native":
         monkeypatch.setattr(native, "library", lambda: None)
+        if request.param == "as on a GPU":
+            monkeypatch.setattr(stored_rows, "_load_fine", fine_in_memory)
+            monkeypatch.setattr(memory, "blocks", few_stored_blocks)
+            monkeypatch.setattr(torch_projection, "blocks", few_stored_blocks)
+            monkeypatch.setattr(torch_projection, "_ROWS_AT_ONCE", 900)
     elif native.library() is None:
         pytest.skip("the native kernels are not built: make native")
     return str(request.param)
@@ -227,6 +243,7 @@ def own_mib() -> float:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.usefixtures("way")
 def test_the_nearest_captions_are_those_of_float32(precision: MemoryPrecision, tmp_path: Path) -> None:
     rows = normal(40_000, 32)  # more than one block
     bank = built(rows, precision, tmp_path, temperature=0.1)
