@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from runtime.backends import Backend, Engine, open_backend
+from runtime.backends.base import BindableEngine
+from runtime.backends.replay import ReplayedEngine, replayed
 from runtime.backends.trt import TrtEngine
 from runtime.beams import beam_search, check_beams
 from runtime.bundle import Bundle, EngineRecord, Manifest
@@ -29,6 +31,9 @@ from runtime.tokenizer import CaptionTokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+_RUNS_TO_WARM_UP = 3
+"""Plain, captured, replayed."""
 
 Regions: TypeAlias = Sequence[Region]
 RegionsOfImages: TypeAlias = Sequence[Sequence[Region]]
@@ -70,6 +75,7 @@ class Captioner:
         self._tokenizer = CaptionTokenizer(bundle.path(manifest.tokenizer), manifest.decoding.end_id)
         self._memory = _load_memory(bundle, backend.device)
         self._backbone: Engine = backend.open(bundle.path(manifest.backbone.file))
+        self._seeing: Engine = replayed(self._backbone)
         self._decoder: Engine = backend.open(bundle.path(manifest.decoder.file))
         self._greedy = GreedyDecoder(self._decoder, manifest.decoding)
         self._reencoder: Engine | None = None
@@ -106,7 +112,10 @@ class Captioner:
         if fit not in list(Fit):
             raise PatchcaptionError(f'fit {fit!r}: expected "stretch" or "crop"')
         bundle = Bundle(folder, verify)
-        return cls(bundle, open_backend(backend, threads, precision, bundle), Fit(fit))
+        captioner = cls(bundle, open_backend(backend, threads, precision, bundle), Fit(fit))
+        if isinstance(captioner._decoder, BindableEngine):
+            captioner._warm_up()
+        return captioner
 
     @property
     def manifest(self) -> Manifest:
@@ -306,7 +315,7 @@ class Captioner:
         seen, device = self.manifest.architecture, self._backend.device
         pixels, views = prepare(images, seen.size, fit, seen.resize, device)
         parts = pixels.split(seen.images_at_once) if images else ()
-        outs = [self._backbone.run({"pixels": part}) for part in parts]
+        outs = [self._seeing.run({"pixels": part}) for part in parts]
         patches = (seen.size // seen.patch) ** 2
         return FeatureMap(
             tokens=_joined([out["tokens"] for out in outs], (0, 1 + seen.registers + patches, seen.width), device),
@@ -315,6 +324,14 @@ class Captioner:
             patch=seen.patch,
             registers=seen.registers,
         )
+
+    @torch.inference_mode()
+    def _warm_up(self) -> None:
+        """Lets a GPU choose, allocate and capture what single images and regions need before the first one comes."""
+        grey = torch.full((3, 2, 2), 128, dtype=torch.uint8)
+        for _ in range(_RUNS_TO_WARM_UP):
+            vectors = self.project(self.encode(grey).cls)
+        self.decode(vectors)
 
     def _nearest(self, vectors: Tensor, count: int) -> list[tuple[MemoryMatch, ...]]:
         if count == 0:
@@ -345,9 +362,16 @@ class Captioner:
             raise PatchcaptionError(f"expected vectors of shape (R, {width}), got {tuple(vectors.shape)}")
         return vectors.detach().to(self._backend.device, torch.float32).contiguous()
 
-    def captured_steps(self) -> list[str]:
-        """For each batch that a GPU has decoded, why its step is not one CUDA graph; "" where it is."""
-        return self._greedy.captured()
+    def runs_on(self) -> dict[str, str]:
+        """What executes each open engine, as its runtime says."""
+        engines = {"backbone": self._backbone, "decoder": self._decoder}
+        return {name: engine.runs_on for name, engine in engines.items()}
+
+    def captured(self) -> dict[str, list[str]]:
+        """Of the backbone and a decoder's step, for each shape that a GPU keeps the memory of: why it is not one CUDA
+        graph; "" where it is."""
+        backbone = self._seeing.captured if isinstance(self._seeing, ReplayedEngine) else []
+        return {"backbone": backbone, "decoder": self._greedy.captured()}
 
     def fused_layers(self) -> list[str] | None:
         """The names of the layers that TensorRT has made of the backbone; None on other backends."""
@@ -355,7 +379,7 @@ class Captioner:
 
     def close(self) -> None:
         """Gives back what the engines hold."""
-        for engine in (self._backbone, self._decoder, self._reencoder, self._beam_decoder):
+        for engine in (self._seeing, self._decoder, self._reencoder, self._beam_decoder):
             if engine is not None:
                 engine.close()
 

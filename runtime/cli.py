@@ -102,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     info.set_defaults(run=_info)
     info.add_argument("engines", type=Path)
     info.add_argument("--json", action="store_true", help="the manifest as it is")
+    info.add_argument("--backend", choices=BACKENDS, help="also open the engines, and say what executes them")
 
     verify = commands.add_parser("verify", help="compare every file of a bundle with its manifest and open its engines")
     verify.set_defaults(run=_verify)
@@ -161,7 +162,18 @@ def _info(options: argparse.Namespace) -> int:
     }
     for name, value in lines.items():
         print(f"{name:<11} {value}")
+    if options.backend:
+        _print_execution(options.engines, options.backend)
     return 0
+
+
+def _print_execution(engines: Path, backend: str) -> None:
+    """What really executes the engines, which the runtimes are asked for."""
+    with Captioner.load(engines, backend, verify=False) as captioner:
+        captured = captioner.captured()
+        for name, runs_on in captioner.runs_on().items():
+            kept = [f"not captured ({why_not})" if why_not else "one CUDA graph" for why_not in captured[name][:1]]
+            print(f"{'runs':<11} {', '.join([f'{name} on {runs_on}', *kept])}")
 
 
 def _verify(options: argparse.Namespace) -> int:

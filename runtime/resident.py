@@ -55,7 +55,7 @@ class ResidentDecoder:
             outputs | {f"new_{place}": entries for place, entries in zip(places, self._new, strict=True)},
         )
         with torch.inference_mode():
-            self.step_work = self._stream.piece(self._advance, self._bound.is_capturable)
+            self.step_work = self._stream.piece(self._advance, self._bound.capture)
 
     @torch.inference_mode()
     def decode(self, vectors: Tensor, past_end: bool, steps: int) -> tuple[Tensor, Tensor]:

@@ -103,10 +103,11 @@ def test_a_program_that_fails_or_hangs_says_nothing(monkeypatch: pytest.MonkeyPa
 
 def test_backends_that_are_here_are_right_and_others_are_not_here() -> None:
     found = by_subject(backends.on_backends())
-    assert list(found) == ["cpu", "openvino", "openvino bf16", "ort-cuda", "ort-tensorrt", "tensorrt"]
-    assert found["cpu"].state == "pass"
-    assert found["cpu"].detail.endswith("right on a small graph")
-    for name in ("ort-cuda", "ort-tensorrt", "tensorrt"):
+    gpus = ["backend ort-cuda", "backend ort-tensorrt", "backend tensorrt"]
+    assert list(found) == ["backend cpu", "backend openvino", "backend openvino bf16", *gpus]
+    assert found["backend cpu"].state == "pass"
+    assert found["backend cpu"].detail.endswith("right on a small graph")
+    for name in gpus:
         if not torch.cuda.is_available():
             assert found[name].state == "not here"
 
@@ -122,10 +123,10 @@ def trt(monkeypatch: pytest.MonkeyPatch) -> Faults:
 
 
 def test_tensorrt_builds_and_runs_a_small_engine(trt: Faults) -> None:
-    found = by_subject(backends.on_backends())["tensorrt"]
+    found = by_subject(backends.on_backends())["backend tensorrt"]
     assert (found.state, found.detail) == ("pass", "tensorrt 10.3.0.30, right on a small graph")
     trt.says, trt.returns_nothing = "out of memory", frozenset({"execute_async_v3"})
-    found = by_subject(backends.on_backends())["tensorrt"]
+    found = by_subject(backends.on_backends())["backend tensorrt"]
     assert found.state == "fail"
     assert "running it: TensorRT 10.3.0.30 refused: out of memory" in found.detail
     assert found.fix
@@ -133,10 +134,10 @@ def test_tensorrt_builds_and_runs_a_small_engine(trt: Faults) -> None:
 
 def test_wrong_results_are_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "SMALL_GRAPH", backends.SMALL_GRAPH.replace(b"Relu", b"Sqrt"))
-    found = by_subject(backends.on_backends())["cpu"]
+    found = by_subject(backends.on_backends())["backend cpu"]
     assert found.state == "fail"
     monkeypatch.setattr(backends, "SMALL_GRAPH", b"no graph")
-    found = by_subject(backends.on_backends())["cpu"]
+    found = by_subject(backends.on_backends())["backend cpu"]
     assert "cannot load it" in found.detail
 
 
@@ -155,7 +156,9 @@ def test_a_bundle_is_run_on_every_backend_that_opens_it(
     assert found[f"{name} on tensorrt: attention"].state == "fail", "the double fuses nothing"
     assert found[f"{name} on ort-cuda"].state == "not here"
     trt.returns_nothing = frozenset({"deserialize_cuda_engine"})
-    assert by_subject(bundles.on_bundle(folder))[f"{name} on tensorrt"].state == "not here"
+    refused = by_subject(bundles.on_bundle(folder))[f"{name} on tensorrt"]
+    assert refused.state == "fail"
+    assert "loading it" in refused.detail
 
 
 def test_the_command_prints_a_line_a_finding_and_fails_if_one_does(

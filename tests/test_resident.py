@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from runtime import BackendError, Captioner
+from runtime.backends import replay as replay_module
 from runtime.backends.base import BindableEngine
 from runtime.backends.ort_gpu import CPU, CUDA, OrtGpuBackend, OrtGpuEngine, operators_on
+from runtime.backends.replay import ReplayedEngine
 from runtime.backends.stream import Stream
 from runtime.bundle import Bundle, DecoderSettings
 from runtime.decoding import Decoded, GreedyDecoder
@@ -126,6 +128,44 @@ def test_every_engine_of_a_bundle_gives_what_it_gives_elsewhere(bundle: Bundle, 
         for options in ({}, {"reencode": "mean"}, {"beams": 3}):
             got, expected = bound.describe(ours, regions, **options), plain.describe(theirs, regions, **options)
             assert [caption.text for caption in got] == [caption.text for caption in expected]
+
+
+def test_shapes_that_come_again_are_run_in_memory_that_stays(bundle: Bundle, backend: OrtGpuBackend) -> None:
+    engine = backend.open(bundle.path("backbone.onnx"))
+    replay, size = ReplayedEngine(engine), bundle.manifest.architecture.size
+    images = torch.randint(0, 256, (3, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    expected = engine.run({"pixels": images})["tokens"]
+    with torch.inference_mode():
+        replay.run({"pixels": images[:1]})
+        replay.run({"pixels": images[:1]})
+    for image, tokens in zip(images, expected, strict=True):
+        torch.testing.assert_close(replay.run({"pixels": image[None]})["tokens"][0], tokens, rtol=0, atol=1e-5)
+    first = replay.run({"pixels": images[:1]})["tokens"]
+    replay.run({"pixels": images[1:2]})
+    torch.testing.assert_close(first[0], expected[0], rtol=0, atol=1e-5)  # a copy: the next run leaves it alone
+    replay.run({"pixels": images})
+    assert len(replay.captured) == 1, "a shape that came once is not kept"
+    replay.close()
+    with pytest.raises(BackendError, match="it was closed"):
+        replay.run({"pixels": images})
+
+
+def test_only_a_few_shapes_are_kept(bundle: Bundle, backend: OrtGpuBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay_module, "_MOST_SHAPES", 1)
+    replay, size = ReplayedEngine(backend.open(bundle.path("backbone.onnx"))), bundle.manifest.architecture.size
+    images = torch.zeros(2, size, size, 3, dtype=torch.uint8)
+    outputs = [replay.run({"pixels": images[:count]})["tokens"] for count in (1, 1, 2, 2, 2)]
+    assert [len(one) for one in outputs] == [1, 1, 2, 2, 2]
+    assert len(replay.captured) == 1
+
+
+def test_a_backend_that_binds_is_warm_when_it_is_loaded(
+    bundle: Bundle, backend: OrtGpuBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtime.captioner.open_backend", lambda *_: backend)
+    with Captioner.load(bundle.folder, verify=False) as captioner:
+        assert captioner.captured() == {"backbone": ["not on a CUDA device"], "decoder": ["not on a CUDA device"]}
+        assert captioner.runs_on()["backbone"].startswith("CPUExecutionProvider (")
 
 
 def decoder_memory(engine: OrtGpuEngine, settings: DecoderSettings, width: int) -> tuple[dict[str, Tensor], ...]:

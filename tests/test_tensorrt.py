@@ -73,8 +73,9 @@ def test_captions_are_those_of_the_cpu(install: Install, trt_bundle: Bundle, ver
     double = install(version)
     with Captioner.load(trt_bundle.folder) as captioner:
         assert captioner.backend.name == f"tensorrt {version} cpu"
+        before = double.state.times("execute_async_v3")
         ours, theirs = captioner.encode([PIXELS] * 3), demo.encode([PIXELS] * 3)
-        assert double.state.times("execute_async_v3") == 2, "two images at once, then one"
+        assert double.state.times("execute_async_v3") == before + 2, "two images at once, then one"
         torch.testing.assert_close(ours.tokens, theirs.tokens, rtol=0, atol=1e-5)
         for options in ({}, {"reencode": "mean"}, {"beams": 3}, {"score": "reference"}):
             regions = [region for region in REGIONS if isinstance(region, Box)] if "reencode" in options else REGIONS
@@ -101,7 +102,7 @@ def test_a_step_takes_one_call_of_tensorrt_in_memory_that_stays(
     assert double.state.times("create_execution_context") == 1, "the second call makes nothing anew"
     resident = greedy._resident[6]
     assert isinstance(resident._bound, TrtBound)
-    assert resident._bound.is_capturable
+    assert resident._bound.capture == "around"
 
 
 def test_a_plan_has_a_profile_for_each_use(trt_bundle: Bundle) -> None:

@@ -9,11 +9,16 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from runtime.backends.stream import Stream
+from runtime.backends.stream import Capture, Stream
 
 
 class Engine(Protocol):
     """One executable graph of a bundle."""
+
+    @property
+    def runs_on(self) -> str:
+        """What executes it, as the runtime itself says: providers, and how many operators each took."""
+        ...
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Executes the graph once.
@@ -35,8 +40,8 @@ class Bound(Protocol):
     """A graph tied to the memory of its inputs and outputs: each run reads and writes the same."""
 
     @property
-    def is_capturable(self) -> bool:
-        """Whether `run` may be part of a CUDA graph that is captured around it."""
+    def capture(self) -> Capture:
+        """Whether `run` may be part of a CUDA graph that is captured around it, or is one itself."""
         ...
 
     def run(self) -> None:

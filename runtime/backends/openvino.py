@@ -69,8 +69,14 @@ class OpenVinoEngine:
 
     def __init__(self, model: Any, path: Path) -> None:
         self._request: Any = model.create_infer_request()
+        devices, precision = model.get_property("EXECUTION_DEVICES"), model.get_property("INFERENCE_PRECISION_HINT")
+        self._runs_on = f"{', '.join(devices)} in {precision.get_type_name()}"
         self._path = path
         self._outputs = [output.get_any_name() for output in model.outputs]
+
+    @property
+    def runs_on(self) -> str:
+        return self._runs_on
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if self._request is None:

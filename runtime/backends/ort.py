@@ -69,15 +69,23 @@ class OrtEngine:
         self._path = path
         self._outputs = [output.name for output in session.get_outputs()]
 
+    @property
+    def runs_on(self) -> str:
+        return ", ".join(self._opened().get_providers())
+
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        if self._session is None:
-            raise BackendError(f"{self._path}: it was closed; load the bundle again")
+        session = self._opened()
         feeds = {name: tensor.numpy() for name, tensor in inputs.items()}
         try:
-            results = self._session.run(self._outputs, feeds)
+            results = session.run(self._outputs, feeds)
         except Exception as error:
             raise BackendError(f"{self._path}: ONNX Runtime cannot run it: {first_line(error)}") from error
         return {name: torch.from_numpy(result) for name, result in zip(self._outputs, results, strict=True)}
 
     def close(self) -> None:
         self._session = None
+
+    def _opened(self) -> Any:
+        if self._session is None:
+            raise BackendError(f"{self._path}: it was closed; load the bundle again")
+        return self._session

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from runtime.backends.base import first_line
 from runtime.backends.gpu import current_gpu
-from runtime.backends.stream import Stream
+from runtime.backends.stream import Capture, Stream
 from runtime.errors import BackendError
 
 CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
@@ -137,6 +137,12 @@ class OrtGpuEngine:
         self._inputs = {one.name: one for one in session.get_inputs()}
         self._outputs = {one.name: one for one in session.get_outputs()}
 
+    @property
+    def runs_on(self) -> str:
+        session = self._opened()
+        counts = {one: len(_operators(session, one)) for one in session.get_providers()}
+        return ", ".join(f"{one}{f' ({count} operators)' if count else ''}" for one, count in counts.items())
+
     def dtype(self, name: str) -> torch.dtype:
         return _DTYPES[(self._inputs | self._outputs)[name].type][0]
 
@@ -155,9 +161,8 @@ class OrtGpuEngine:
         self._session = None
 
     def _bind(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor], graph: str) -> OrtBound:
-        if self._session is None:
-            raise BackendError(f"{self._path}: it was closed; load the bundle again")
-        binding = self._session.io_binding()
+        session = self._opened()
+        binding = session.io_binding()
         for expected, given, bind in (
             (self._inputs, inputs, binding.bind_input),
             (self._outputs, outputs, binding.bind_output),
@@ -175,7 +180,12 @@ class OrtGpuEngine:
         options = self._onnxruntime.RunOptions()
         options.add_run_config_entry("gpu_graph_id", graph)
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        return OrtBound(self._session, binding, options, self._path)
+        return OrtBound(session, binding, options, self._path, "none" if graph == _WITHOUT_GRAPH else "within")
+
+    def _opened(self) -> Any:
+        if self._session is None:
+            raise BackendError(f"{self._path}: it was closed; load the bundle again")
+        return self._session
 
     def _empty_output(self, name: str, inputs: Mapping[str, Tensor]) -> Tensor:
         sizes: dict[str, int] = {}
@@ -188,11 +198,9 @@ class OrtGpuEngine:
 class OrtBound:
     """One session's run over fixed memory."""
 
-    is_capturable = False
-    """The session captures it itself, where it can."""
-
-    def __init__(self, session: Any, binding: Any, options: Any, path: Path) -> None:
+    def __init__(self, session: Any, binding: Any, options: Any, path: Path, capture: Capture) -> None:
         self._session, self._binding, self._options, self._path = session, binding, options, path
+        self.capture = capture
 
     def run(self) -> None:
         try:
@@ -216,10 +224,15 @@ def _check_placement(path: Path, session: Any) -> None:
 
 def operators_on(session: Any, provider: str) -> Sequence[str]:
     """The kinds of operators of a session that a provider executes, as the session itself says."""
+    return sorted(set(_operators(session, provider)))
+
+
+def _operators(session: Any, provider: str) -> Sequence[str]:
+    """The kind of each operator that a provider executes; none where the session does not say."""
     if not hasattr(session, "get_provider_graph_assignment_info"):  # ONNX Runtime before 1.24
         return []
     parts = [part for part in session.get_provider_graph_assignment_info() if part.ep_name == provider]
-    return sorted({node.op_type for part in parts for node in part.get_nodes()})
+    return [node.op_type for part in parts for node in part.get_nodes()]
 
 
 def _named_sizes(shape: Sequence[int | str], tensor: Tensor) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -12,6 +13,8 @@ _RUNS_BEFORE_CAPTURE = 2
 """The first calls of a library allocate and choose, which cannot be captured."""
 
 Work = Callable[[], None]
+Capture = Literal["around", "within", "none"]
+"""Whether a CUDA graph can be captured around a run, is captured within it by its own library, or neither."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +23,8 @@ class Piece:
 
     Attributes:
         run: lines it up.
-        is_captured: as one CUDA graph; else call by call.
-        why_not: what the device said where it could not be captured.
+        is_captured: as one CUDA graph, at least what the engine does of it; else call by call.
+        why_not: why it is not, or what the device said.
     """
 
     run: Work
@@ -57,18 +60,19 @@ class Stream:
             yield
         outside.wait_stream(self._stream)
 
-    def piece(self, work: Work, is_capturable: bool = True) -> Piece:
+    def piece(self, work: Work, capture: Capture = "around") -> Piece:
         """``work`` as one CUDA graph where the device takes it so; it is run a few times for that.
 
         Args:
             work: calls that always read and write the same memory and never ask for results. Exceptions of its own
                 first run are passed on.
-            is_capturable: False where a part of it is known not to be.
+            capture: of the engine's run that is part of it.
         """
         if self._stream is None:
             return Piece(work, is_captured=False, why_not="not on a CUDA device")
-        if not is_capturable:
-            return Piece(work, is_captured=False, why_not="the backend captures its own part")
+        if capture != "around":
+            is_captured = capture == "within"
+            return Piece(work, is_captured, "" if is_captured else "this backend's runs cannot be captured")
         with self.active():
             for _ in range(_RUNS_BEFORE_CAPTURE):
                 work()

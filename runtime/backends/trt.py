@@ -16,7 +16,7 @@ from torch import Tensor
 
 from runtime.backends.gpu import Gpu, current_gpu
 from runtime.backends.scratch import Scratch
-from runtime.backends.stream import Stream
+from runtime.backends.stream import Capture, Stream
 from runtime.backends.tensorrt_api import TensorRt, may_load, open_tensorrt
 from runtime.bundle import Bundle, PlanRecord
 from runtime.errors import BackendError
@@ -120,6 +120,10 @@ class TrtEngine:
         self._outputs = [name for name in names if not is_input[name]]
         self._dtypes = {name: _DTYPES[engine.get_tensor_dtype(name).name] for name in names}
         self._contexts: dict[int, _Context] = {}
+
+    @property
+    def runs_on(self) -> str:
+        return f"TensorRT {self._trt.version} ({len(self.layers())} layers)"
 
     def dtype(self, name: str) -> torch.dtype:
         return self._dtypes[name]
@@ -247,7 +251,7 @@ def _fits(engine: tensorrt.ICudaEngine, profile: int, name: str, shape: torch.Si
 class TrtBound:
     """A context over fixed memory."""
 
-    is_capturable = True
+    capture: Capture = "around"
 
     def __init__(self, context: _Context) -> None:
         self._context = context

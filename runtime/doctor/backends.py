@@ -36,11 +36,11 @@ _ROWS = 3
 
 def on_backends() -> Iterator[Finding]:
     """A finding for each backend. One that is not installed, or has no GPU, is "not here"."""
-    yield _tried("cpu", OrtBackend)
-    yield _tried("openvino", OpenVinoBackend)
-    yield _tried("openvino bf16", lambda: OpenVinoBackend(precision="bf16"))
-    yield _tried("ort-cuda", lambda: OrtGpuBackend(CUDA))
-    yield _tried("ort-tensorrt", lambda: OrtGpuBackend(TENSORRT))
+    yield _tried("backend cpu", OrtBackend)
+    yield _tried("backend openvino", OpenVinoBackend)
+    yield _tried("backend openvino bf16", lambda: OpenVinoBackend(precision="bf16"))
+    yield _tried("backend ort-cuda", lambda: OrtGpuBackend(CUDA))
+    yield _tried("backend ort-tensorrt", lambda: OrtGpuBackend(TENSORRT))
     yield _on_tensorrt()
 
 
@@ -63,14 +63,14 @@ def _on_tensorrt() -> Finding:
     try:
         trt, device = open_tensorrt(), current_gpu()
     except BackendError as error:
-        return Finding("tensorrt", "not here", str(error))
+        return Finding("backend tensorrt", "not here", str(error))
     stream = Stream(device)
     try:
         engine = TrtEngine(trt, _built(trt), Path("small.plan"), device, stream, Scratch(device))
         y = engine.run({"x": _input().to(device)})["y"]
     except BackendError as error:
-        return Finding("tensorrt", "fail", str(error), _REINSTALL)
-    return _compared("tensorrt", f"tensorrt {trt.version}", y)
+        return Finding("backend tensorrt", "fail", str(error), _REINSTALL)
+    return _compared("backend tensorrt", f"tensorrt {trt.version}", y)
 
 
 _REINSTALL = (

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from runtime.backends import BACKENDS
+from runtime.backends import BACKENDS, open_backend
+from runtime.bundle import Bundle
 from runtime.captioner import Caption, Captioner
 from runtime.doctor.finding import Finding
 from runtime.errors import BackendError, PatchcaptionError
@@ -34,12 +35,28 @@ def on_bundle(folder: Path) -> Iterator[Finding]:
     for name in BACKENDS:
         if name == "auto":
             continue
+        subject = f"{folder.name} on {name}"
+        why_not = _why_not_here(Bundle(folder, verify=False), name)
+        if why_not:
+            yield Finding(subject, "not here", why_not)
+            continue
         try:
             answers = reference if name == "cpu" else _Answers.of(folder, name)
         except BackendError as error:
-            yield Finding(f"{folder.name} on {name}", "not here", str(error))
+            yield Finding(subject, "fail", str(error), "build the bundle again here; report it with --json if it stays")
             continue
-        yield from answers.findings(f"{folder.name} on {name}", reference)
+        yield from answers.findings(subject, reference)
+
+
+def _why_not_here(bundle: Bundle, backend: str) -> str:
+    """Why nobody can expect a bundle to run on a backend; "" where it should."""
+    if backend == "tensorrt" and not bundle.manifest.plans:
+        return "no plans were built of it: --backend tensorrt"
+    try:
+        open_backend(backend, bundle=bundle)
+    except BackendError as error:
+        return str(error)
+    return ""
 
 
 class _Answers:
@@ -50,7 +67,7 @@ class _Answers:
         self._tokens, self._texts = features.tokens.float().cpu(), [caption.text for caption in captions]
         self._encode_ms = _best_ms(lambda: captioner.encode(_image()).tokens.cpu())
         self._describe_ms = _best_ms(lambda: captioner.describe(features, _REGIONS))
-        self._pieces, self._layers = captioner.captured_steps(), captioner.fused_layers()
+        self._captured, self._layers = captioner.captured(), captioner.fused_layers()
         self._is_on_gpu = captioner.backend.device.type == "cuda"
         self._gpu_mib = torch.cuda.max_memory_allocated() / 2**20 if self._is_on_gpu else 0.0
 
@@ -82,9 +99,10 @@ class _Answers:
         return Finding(f"{subject}: parity", "fail", detail, "build the bundle with --precision fp32, and report it")
 
     def _capture(self, subject: str) -> Finding:
-        reasons = [reason for reason in self._pieces if reason]
+        reasons = [reason for pieces in self._captured.values() for reason in pieces if reason]
         if not reasons:
-            return Finding(f"{subject}: graph capture", "pass", f"{len(self._pieces)} steps are CUDA graphs")
+            counts = ", ".join(f"{len(pieces)} of the {name}" for name, pieces in self._captured.items())
+            return Finding(f"{subject}: graph capture", "pass", f"CUDA graphs: {counts}")
         return Finding(f"{subject}: graph capture", "fail", reasons[0], "it runs without; report it with --json")
 
     def _fusion(self, subject: str) -> Finding:
