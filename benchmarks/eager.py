@@ -61,7 +61,8 @@ def see(backbone: Backbone, image: Image.Image) -> Seen:
     resized = (size, int(size * height / width)) if width <= height else (int(size * width / height), size)
     left, top = (round((side - size) / 2) for side in resized)
     square = image.convert("RGB").resize(resized, Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
-    tokens, scores = backbone(torch.from_numpy(np.array(square))[None])
+    pixels = torch.from_numpy(np.array(square))[None].to(next(backbone.parameters()).device)
+    tokens, scores = backbone(pixels)
     first, grid = 1 + backbone.config.registers, backbone.config.grid
     patches = tokens[0, first:].unflatten(0, (grid, grid))
     return Seen(tokens[0, 0], tokens[0, 1:first], patches, scores[0], backbone.config.patch)

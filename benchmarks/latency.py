@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--regions", type=int, nargs="+", default=[1, 16, 64], help="how many at once (default: 1 16 64)"
     )
+    parser.add_argument("--images", type=int, default=1, help="also time the backbone on so many at once (default: 1)")
     parser.add_argument("--runs", type=int, default=20, help="timed runs of each (default: 20)")
     parser.add_argument("--image", type=Path, metavar="FILE", help="default: a JPEG of 640 x 480 made for it")
     parser.add_argument("--backend", choices=BACKENDS, default="auto", help="default: auto")
@@ -79,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _check(options: argparse.Namespace) -> None:
     """Refuses, before anything is measured, what could not be shown or written afterwards."""
-    for name in ("runs", "compare_runs", "threads"):
+    for name in ("images", "runs", "compare_runs", "threads"):
         count = getattr(options, name)
         if count is not None and count < 1:
             raise PatchcaptionError(f"--{name.replace('_', '-')}: expected at least 1, got {count}")
@@ -105,10 +106,6 @@ def _run(options: argparse.Namespace, old: Report | None) -> None:
         captioner = held.enter_context(_load(options))
         load_ms = 1000 * (time.perf_counter() - start)
         stages = Stages(captioner)
-        if options.compare and stages.device.type != "cpu":
-            raise PatchcaptionError(
-                f"--compare eager: it is on the CPU, the backend on {stages.device}; use --backend cpu"
-            )
         report = _measure(options, stages, file, load_ms)
         _show(tables.stage_table(report), tables.stage_notes(report))
         _write(options, report)  # before the comparison too: should it fail, these numbers are kept
@@ -140,17 +137,17 @@ def _fit(options: argparse.Namespace) -> Fit:
 def _measure(options: argparse.Namespace, stages: Stages, file: Path, load_ms: float) -> Report:
     machine, made_at = describe_machine(), datetime.now(timezone.utc).isoformat(timespec="seconds")
     facts = BundleFacts.of(options.engines)
-    settings = _settings(options, stages.captioner.backend.name, caption_lengths(facts.decoding.steps))
+    settings = _settings(options, stages, caption_lengths(facts.decoding.steps))
     sample_boxes(facts.architecture, max(settings.regions))  # refuses what does not fit, before minutes of work
     samples: dict[int, measure.Samples] = {}
     with _telling() as tell:
         for count in settings.regions:
             tell(f"{count} regions, {settings.runs} runs")
-            samples[count] = measure.sample(stages, file, count, settings.runs, settings.tokens)
+            samples[count] = measure.sample(stages, file, count, settings)
         peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         tell("what the machine can do")
         limits = measure_limits(stages.device)
-    rows = (measure.rows(samples[count], facts, count, settings.precision, limits) for count in settings.regions)
+    rows = (measure.rows(samples[count], facts, count, settings, limits) for count in settings.regions)
     return Report(
         made_at=made_at,
         bundle=facts,
@@ -163,14 +160,16 @@ def _measure(options: argparse.Namespace, stages: Stages, file: Path, load_ms: f
     )
 
 
-def _settings(options: argparse.Namespace, backend: str, lengths: tuple[int, ...]) -> Settings:
+def _settings(options: argparse.Namespace, stages: Stages, lengths: tuple[int, ...]) -> Settings:
+    of_graphs = stages.captioner.manifest.backbone.precision
     return Settings(
         regions=tuple(sorted(set(options.regions))),
         tokens=lengths,
+        images=options.images,
         runs=options.runs,
         warm_up=measure.WARM_UP,
-        backend=backend,
-        precision=options.precision,
+        backend=stages.captioner.backend.name,
+        precision=of_graphs if options.precision == "fp32" else options.precision,
         threads=options.threads,
         fit=_fit(options).value,
         image="a JPEG of 640 x 480 made for it" if options.image is None else str(options.image),
@@ -182,7 +181,7 @@ def _compare(options: argparse.Namespace, stages: Stages, file: Path, settings: 
 
     with _telling() as tell:
         tell("reading the checkpoint")
-        published = Published.read(stages.captioner.manifest, options.checkpoint, options.checkpoint_dir)
+        published = Published.read(stages.captioner.manifest, options.checkpoint, options.checkpoint_dir, stages.device)
         return compare(stages, published, file, settings.regions, settings.tokens, options.compare_runs, tell)
 
 

@@ -158,8 +158,8 @@ def test_captions_go_through_all_steps_wherever_they_end(
 
         def close(self) -> None: ...
 
-    engine = stages._decoder
-    monkeypatch.setattr(stages, "_decoder", Counting())
+    engine = stages._decoder._engine
+    monkeypatch.setattr(stages._decoder, "_engine", Counting())
     vectors = torch.randn(3, stages.captioner.manifest.architecture.width, generator=torch.Generator().manual_seed(0))
     ids = stages.decode(stages.captioner.project(vectors), steps)
     assert rows == [3] * steps
@@ -385,7 +385,7 @@ def test_another_checkpoint_than_the_bundles_is_refused(demo: Captioner) -> None
     with pytest.raises(
         PatchcaptionError, match="of 518 px with 2520 rows of memory, got dinov2_vitdemo14_reg of 224 px"
     ):
-        Published.read(manifest, name=None, folder=None)
+        Published.read(manifest, name=None, folder=None, device=torch.device("cpu"))
 
 
 def test_a_missing_plotter_is_named_before_anything_is_measured(

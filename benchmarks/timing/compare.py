@@ -45,16 +45,17 @@ COMPARED = {
 
 @dataclass(frozen=True, eq=False)
 class Published:
-    """The published system with a bundle's weights; bank (M, D), None for a noise-trained decoder."""
+    """The published system with a bundle's weights, on one device; bank (M, D), None for a noise-trained decoder."""
 
     backbone: Backbone
     decoder: dict[str, Tensor]
     bank: Tensor | None
     tokenizer: Tokenizer
     end_id: int
+    device: torch.device
 
     @classmethod
-    def read(cls, manifest: Manifest, name: str | None, folder: Path | None) -> Published:
+    def read(cls, manifest: Manifest, name: str | None, folder: Path | None, device: torch.device) -> Published:
         """From the checkpoint that the bundle was built from.
 
         Args:
@@ -76,11 +77,22 @@ class Published:
                 f"{manifest.architecture.size} px with {expected_rows} rows of memory, got {here[0]} of {here[1]} px "
                 f"with {rows}; name the right one with --checkpoint"
             )
-        return cls(checkpoint.backbone, checkpoint.decoder.state_dict(), bank, checkpoint.tokenizer, checkpoint.end_id)
+        return cls(
+            checkpoint.backbone.to(device),
+            checkpoint.decoder.to(device).state_dict(),
+            None if bank is None else bank.to(device),
+            checkpoint.tokenizer,
+            checkpoint.end_id,
+            device,
+        )
 
     def run(self, file: Path, boxes: Sequence[PixelBox]) -> Run:
         """One run through all stages."""
-        timed = Stopwatch(torch.device("cpu"))
+        with self.device:  # what the algorithm makes is made there too
+            return self._run(file, boxes)
+
+    def _run(self, file: Path, boxes: Sequence[PixelBox]) -> Run:
+        timed = Stopwatch(self.device)
         image = timed("read", lambda: _open(file))
         seen = timed("backbone", lambda: eager.see(self.backbone, image))
         vectors = timed("weights and pooling", lambda: torch.stack([eager.box_vector(seen, box) for box in boxes]))

@@ -18,10 +18,10 @@ from benchmarks.timing.report import Limits, Machine
 
 _VERSIONS_OF = ("patchcaption", "torch", "numpy", "pillow", "tokenizers", "onnxruntime", "onnxruntime-gpu", "openvino")
 
-_COPIED_BYTES = 2**28
+_COPIED_BYTES = {"cpu": 2**28, "cuda": 2**30}
 """Far more than a cache holds."""
-_SIDE = 2048
-"""Of the matrices: large enough to be bound by arithmetic, 17 GFLOP."""
+_SIDE = {"cpu": 2048, "cuda": 8192}
+"""Of the matrices: large enough to be bound by arithmetic, 17 GFLOP or 1.1 TFLOP, and not by starting it."""
 _SECONDS = 1.5
 """To try each of them in: a machine that does other work shows its best only now and then."""
 _FEWEST_TRIES = 5
@@ -47,13 +47,14 @@ def describe_machine() -> Machine:
 
 
 def measure_limits(
-    device: torch.device, copied_bytes: int = _COPIED_BYTES, side: int = _SIDE, seconds: float = _SECONDS
+    device: torch.device, copied_bytes: int | None = None, side: int | None = None, seconds: float = _SECONDS
 ) -> Limits:
     """The best tries of a large copy, a large sum and large square matrix products, ``seconds`` of each."""
 
     def best_s(call: Callable[[], object]) -> float:
         return _best_s(call, device, seconds)
 
+    copied_bytes, side = copied_bytes or _COPIED_BYTES[device.type], side or _SIDE[device.type]
     source = torch.ones(copied_bytes // 4, device=device)
     target = torch.zeros_like(source)
     copy_s = best_s(partial(target.copy_, source))

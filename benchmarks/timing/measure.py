@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
-from benchmarks.timing.report import BundleFacts, Limits, Row, Times
+from benchmarks.timing.report import BundleFacts, Limits, Row, Settings, Times
 from benchmarks.timing.stages import (
     REGION_STAGES,
     STAGES,
@@ -24,24 +25,29 @@ WARM_UP = 2
 """Runs after the first that do not count."""
 
 WHOLE, SECOND, CAPTION, DESCRIBE, REST = "whole", "second description", "caption", "describe", "rest"
+SEVERAL = "backbone, several"
+
+_WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 
 _PARTS = {WHOLE: STAGES, CAPTION: STAGES, SECOND: REGION_STAGES, DESCRIBE: REGION_STAGES}
 
 Samples: TypeAlias = dict[Key, list[float]]
 
 
-def sample(stages: Stages, file: Path, regions: int, runs: int, lengths: Sequence[int]) -> Samples:
+def sample(stages: Stages, file: Path, regions: int, settings: Settings) -> Samples:
     """Every stage's milliseconds in every run, and those of what is made of stages:
 
     whole: the sum of the stages of one run. second description: the same without read, preprocess and backbone.
     caption, describe: `Captioner.caption` of the file and `Captioner.describe` of features encoded before, through all
-    steps. rest: what caption took and the stages of the run before it do not explain.
+    steps. several: the backbone on several images at once, where they were asked for. rest: what caption took and the
+    stages of the run before it do not explain.
     """
     manifest = stages.captioner.manifest
     boxes = as_regions(sample_boxes(manifest.architecture, regions))
     features = stages.captioner.encode(file)
     samples: Samples = {}
-    for _ in range(1 + WARM_UP + runs):
+    lengths = settings.tokens
+    for _ in range(1 + WARM_UP + settings.runs):
         taken_ms = dict(run_stages(stages, file, boxes, lengths).taken_ms)
         totals: dict[Key, float] = {}
         for tokens in lengths:
@@ -50,27 +56,32 @@ def sample(stages: Stages, file: Path, regions: int, runs: int, lengths: Sequenc
         timed, worst = Stopwatch(stages.device), max(lengths)
         timed(CAPTION, lambda: stages.captioner.caption(file, boxes, score="reference"), worst)
         timed(DESCRIBE, lambda: stages.captioner.describe(features, boxes, score="reference"), worst)
+        if settings.images > 1:
+            timed(SEVERAL, partial(stages.encode_noise, settings.images))
         totals[REST, worst] = timed.taken_ms[CAPTION, worst] - totals[WHOLE, worst]
         for key, taken in (taken_ms | totals | timed.taken_ms).items():
             samples.setdefault(key, []).append(taken)
     return samples
 
 
-def rows(samples: Samples, bundle: BundleFacts, regions: int, precision: str, limits: Limits) -> list[Row]:
+def rows(samples: Samples, bundle: BundleFacts, regions: int, settings: Settings, limits: Limits) -> list[Row]:
     """The rows of one number of regions, in the order of the table."""
     tokens = sorted({length for _, length in samples if length is not None})
-    order = [*((stage, None) for stage in STAGES), *((stage, n) for n in tokens for stage in ("decoding", "text"))]
+    order = [
+        *((stage, None) for stage in (*STAGES, SEVERAL)),
+        *((stage, n) for n in tokens for stage in ("decoding", "text")),
+    ]
     order += [(total, n) for total in (WHOLE, SECOND) for n in tokens]
     order += [(total, tokens[-1]) for total in (CAPTION, DESCRIBE, REST)]
-    return [_row(key, samples[key], bundle, regions, precision, limits) for key in order if key in samples]
+    return [_row(key, samples[key], bundle, regions, settings, limits) for key in order if key in samples]
 
 
 def _row(
-    key: Key, samples_ms: Sequence[float], bundle: BundleFacts, regions: int, precision: str, limits: Limits
+    key: Key, samples_ms: Sequence[float], bundle: BundleFacts, regions: int, settings: Settings, limits: Limits
 ) -> Row:
     stage, tokens = key
     times = Times.of(samples_ms, WARM_UP)
-    works = [stage_work(part, bundle, regions, tokens, precision) for part in _PARTS.get(stage, (stage,))]
+    works = [stage_work(part, bundle, regions, tokens, settings) for part in _PARTS.get(stage, (stage,))]
     known = [work for work in works if work is not None]
     return Row(
         stage=stage,
@@ -85,11 +96,13 @@ def _row(
     )
 
 
-def stage_work(stage: str, bundle: BundleFacts, regions: int, tokens: int | None, precision: str) -> Work | None:
+def stage_work(stage: str, bundle: BundleFacts, regions: int, tokens: int | None, settings: Settings) -> Work | None:
     """None for stages whose work the manifest does not tell, which are small."""
-    width, weight_bytes = bundle.architecture.width, 2 if precision == "bf16" else 4
+    width, weight_bytes = bundle.architecture.width, _WEIGHT_BYTES[settings.precision]
     if stage == "backbone":
         return backbone_work(bundle.architecture, weight_bytes)
+    if stage == SEVERAL:
+        return backbone_work(bundle.architecture, weight_bytes, settings.images)
     if stage == "weights and pooling":
         return pooling_work(bundle.architecture, regions)
     if stage == "projection" and bundle.memory_rows:

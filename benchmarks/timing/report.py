@@ -108,6 +108,7 @@ class Settings(_Part):
     """What was asked for."""
 
     regions: tuple[int, ...]
+    images: int = 1
     tokens: tuple[int, ...]
     runs: int
     warm_up: int

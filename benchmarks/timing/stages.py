@@ -20,7 +20,6 @@ from torch import Tensor
 from benchmarks.timing.machine import synchronize
 from runtime import Box, Captioner, FeatureMap, PatchcaptionError, Region
 from runtime.bundle import Architecture
-from runtime.decoding import decode
 from runtime.image import View, open_image, prepare
 
 TYPICAL_TOKENS = 12
@@ -66,19 +65,27 @@ class Stages:
         self.captioner = captioner
         self.device = captioner.backend.device
         self._seen = captioner.manifest.architecture
-        self._fit, self._backbone = captioner._fit, captioner._backbone
-        self._decoder, self._tokenizer = captioner._decoder, captioner._tokenizer
+        self._noise: Tensor | None = None
+        self._fit, self._backbone = captioner._fit, captioner._seeing
+        self._decoder, self._tokenizer = captioner._greedy, captioner._tokenizer
 
     def preprocess(self, image: Image.Image) -> tuple[Tensor, tuple[View, ...]]:
-        return prepare([image], self._seen.size, self._fit, self._seen.resize)
+        return prepare([image], self._seen.size, self._fit, self._seen.resize, self.device)
 
     def encode(self, pixels: Tensor, views: tuple[View, ...]) -> FeatureMap:
-        out = self._backbone.run({"pixels": pixels.to(self.device)})
+        out = self._backbone.run({"pixels": pixels})
         return FeatureMap(out["tokens"], out["cls_scores"], views, self._seen.patch, self._seen.registers)
 
     def decode(self, vectors: Tensor, steps: int) -> list[list[int]]:
         """The tokens of vectors (R, D), each taken through exactly ``steps`` steps, wherever its caption ends."""
-        return decode(self._decoder, self.captioner.manifest.decoding, vectors, past_end=True, at_most=steps).ids
+        return self._decoder.decode(vectors, past_end=True, at_most=steps).ids
+
+    def encode_noise(self, images: int) -> None:
+        """The backbone on several images at once."""
+        shape = (images, self._seen.size, self._seen.size, 3)
+        if self._noise is None or self._noise.shape != shape:
+            self._noise = torch.randint(0, 256, shape, dtype=torch.uint8).to(self.device)
+        self._backbone.run({"pixels": self._noise})
 
     def text(self, ids: list[list[int]]) -> list[str]:
         return [self._tokenizer.text(of_caption) for of_caption in ids]

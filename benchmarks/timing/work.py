@@ -15,6 +15,7 @@ from benchmarks.timing.report import Limits
 from runtime.bundle import Architecture, DecoderSettings
 
 _FLOAT32_BYTES = 4
+_CACHE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,15 @@ class Work:
         return max(self.flop / gflop_per_s, self.bytes / limits.gigabytes_per_s) / 1e6
 
 
-def backbone_work(seen: Architecture, weight_bytes: int = _FLOAT32_BYTES) -> Work:
-    """One image: patch embedding (N, 3 p^2) @ (3 p^2, D); in each block the products with its matrices, 12 D^2 numbers
+def backbone_work(seen: Architecture, weight_bytes: int = _FLOAT32_BYTES, images: int = 1) -> Work:
+    """Each image: patch embedding (N, 3 p^2) @ (3 p^2, D); in each block the products with its matrices, 12 D^2 numbers
     (qkv 3, projection 1, feed-forward 8; ViT-g's gated layers have 8 too), and T x T attention scores and their sum of
     values; the cls scores."""
     patches = (seen.size // seen.patch) ** 2
     tokens = 1 + seen.registers + patches
     embedding, block = 3 * seen.patch**2 * seen.width, 12 * seen.width**2
     products = patches * embedding + seen.depth * (tokens * block + 2 * tokens**2 * seen.width) + patches * seen.width
-    return Work(2 * products, weight_bytes * (embedding + seen.depth * block), weight_bytes < _FLOAT32_BYTES)
+    return Work(2 * images * products, weight_bytes * (embedding + seen.depth * block), weight_bytes < _FLOAT32_BYTES)
 
 
 def pooling_work(seen: Architecture, regions: int) -> Work:
@@ -65,11 +66,11 @@ def decoding_work(
 ) -> Work:
     """``steps`` steps: each reads every matrix once, 12 E^2 numbers a layer and V E of the vocabulary, and takes each
     region through them; the first reads the (D, E) projection too. Step s attends to s + 1 positions, s of them from
-    the cache, whose keys and values are float32."""
+    the cache."""
     e = decoding.width
     matrices = decoding.layers * 12 * e**2 + decoding.vocabulary * e
     attended, from_cache = steps * (steps + 1) // 2, steps * (steps - 1) // 2
     products = steps * matrices + width * e + decoding.layers * 2 * e * attended
-    cache_bytes = _FLOAT32_BYTES * regions * decoding.layers * 2 * e * from_cache
+    cache_bytes = _CACHE_BYTES[decoding.cache] * regions * decoding.layers * 2 * e * from_cache
     read_bytes = weight_bytes * (steps * matrices + width * e) + cache_bytes
     return Work(2 * regions * products, read_bytes, weight_bytes < _FLOAT32_BYTES)
