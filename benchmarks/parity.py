@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.recording import RECORDINGS, Recording, tasks
-from export.build_engines import build
+from export.build_engines import shown
+from export.bundle_build import BuildOptions, build
 from runtime import Captioner, FeatureMap, Fit, PatchcaptionError
 from runtime.image import open_image, prepare
 
@@ -146,7 +147,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _measure(recording: Recording, images: Path | None) -> list[Difference]:
     with tempfile.TemporaryDirectory() as folder:
-        build(recording.checkpoint, Path(folder) / "bundle", Console(stderr=True))
+        options = BuildOptions()
+        with shown(Console(stderr=True), options.steps) as progress:
+            build(recording.checkpoint, Path(folder) / "bundle", progress, options)
         with Captioner.load(Path(folder) / "bundle", "cpu", fit="crop") as captioner:
             features, backbone = recording.features, list[Difference]()
             if images is not None:

@@ -24,6 +24,7 @@ from export.attention import fuse_attention
 from export.graphs.backbone import Backbone
 from export.graphs.decoder import BeamDecoderStep, DecoderConfig, DecoderStep
 from export.graphs.reencoder import Reencoder
+from export.modelopt import ModelOpt
 from export.precision import cast, emulated
 from export.quantize import quantize
 from export.ranges import measure_ranges
@@ -35,11 +36,23 @@ OPSET = 20
 
 LOG_PROBABILITIES = "log_probabilities"
 
-_ALLOWED_DIFFERENCE: dict[EnginePrecision, float] = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.1, "int8": 0.2}
+_ALLOWED_DIFFERENCE: dict[EnginePrecision, float] = {
+    "fp32": 1e-4,
+    "fp16": 0.02,
+    "bf16": 0.1,
+    "int8": 0.2,
+    "fp8": 0.5,
+}
 """Relative. In float32 another order of sums differs by about 1e-6 a layer, a wrong graph by far more. Outputs differ
-by up to 0.001 in float16, 0.02 in bfloat16 and 0.06 in int8, those of a wrong graph by about 1."""
+by up to 0.001 in float16, 0.02 in bfloat16, 0.06 in int8 and 0.3 in fp8, those of a wrong graph by about 1."""
 
-_ALLOWED_LOG_PROBABILITY: dict[EnginePrecision, float] = {"fp32": 1e-4, "fp16": 0.2, "bf16": 1.0, "int8": 2.0}
+_ALLOWED_LOG_PROBABILITY: dict[EnginePrecision, float] = {
+    "fp32": 1e-4,
+    "fp16": 0.2,
+    "bf16": 1.0,
+    "int8": 2.0,
+    "fp8": 2.0,
+}
 """Of the best token, as it is. In int8 it is the difference of logits of 100 that are right to 0.02 of that; another
 token than the best of 50,000 is at about -10."""
 
@@ -51,10 +64,25 @@ class ExportError(PatchcaptionError):
     """A graph that could not be made or does not compute what its module does."""
 
 
-def export_backbone(backbone: Backbone, folder: Path, precision: EnginePrecision = "fp32") -> EngineRecord:
-    """Writes backbone.onnx (pixels (B, S, S, 3) uint8 -> tokens (B, T, D), cls_scores (B, H, N)) and checks it."""
+def export_backbone(
+    backbone: Backbone,
+    folder: Path,
+    precision: EnginePrecision = "fp32",
+    images: Tensor | None = None,
+    modelopt: ModelOpt | None = None,
+) -> EngineRecord:
+    """Writes backbone.onnx (pixels (B, S, S, 3) uint8 -> tokens (B, T, D), cls_scores (B, H, N)) and checks it.
+
+    Args:
+        images: pixels that show how large activations become, beside noise and a pattern.
+        modelopt: quantizes it to fp8 or int8 for TensorRT, by ``images``.
+
+    Raises:
+        ExportError: the graph does not compute what the module does.
+        ModelOptError: it could not be quantized.
+    """
     size = backbone.config.size
-    images = torch.export.Dim("images", min=1)
+    by_image = torch.export.Dim("images", min=1)
 
     def pixels(count: int, seed: int) -> tuple[Tensor, ...]:
         generator = torch.Generator().manual_seed(seed)
@@ -62,8 +90,15 @@ def export_backbone(backbone: Backbone, folder: Path, precision: EnginePrecision
 
     path = folder / "backbone.onnx"
     names = ["pixels"], ["tokens", "cls_scores"]
-    _write(backbone, pixels(2, 0), path, *names, ({0: images},), precision, [pixels(1, 0), (_smooth_image(size),)])
-    return _record(path, precision, compare(path, backbone, pixels(1, 1), precision=precision))
+    seen = [] if images is None else [(image,) for image in images.split(1)]
+    typical = [pixels(1, 0), (_smooth_image(size),), *seen]
+    if modelopt is None or precision not in ("fp8", "int8"):
+        _write(backbone, pixels(2, 0), path, *names, ({0: by_image},), precision, typical)
+        return _record(path, precision, compare(path, backbone, pixels(1, 1), precision=precision))
+    assert images is not None
+    _write(backbone, pixels(2, 0), path, *names, ({0: by_image},), "fp32", typical)
+    modelopt.quantize(path, precision, {"pixels": images.numpy()})
+    return _record(path, precision, compare(path, backbone, seen[0], precision="fp8"))
 
 
 def export_reencoder(backbone: Backbone, folder: Path, precision: EnginePrecision = "fp32") -> EngineRecord:
@@ -224,7 +259,7 @@ def _write(
     if precision == "int8":  # such a graph has operators of ONNX Runtime's own anyway
         fuse_attention(program.model)
         quantize(program.model)
-    elif precision != "fp32":
+    elif precision in ("fp16", "bf16"):
         feeds = [dict(zip(input_names, (value.numpy() for value in case), strict=True)) for case in typical]
         cast(program.model, precision, measure_ranges(program.model, feeds))
     if stored_in is None:

@@ -22,6 +22,7 @@ import onnx
 from runtime.backends.gpu import Gpu
 from runtime.backends.tensorrt_api import TensorRt
 from runtime.bundle import Bundle, PlanHardware, PlanRecord, ShapeRange, sha256_of
+from runtime.cache import cache_folder
 from runtime.errors import BackendError, BundleError
 
 if TYPE_CHECKING:
@@ -214,10 +215,8 @@ def _write_timing_cache(file: Path, data: tensorrt.IHostMemory) -> None:
 
 def timing_cache_file(trt: TensorRt, gpu: Gpu) -> Path:
     """One for each version and GPU, in the user's cache folder: of others its numbers are of no use."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    folder = cache if cache.is_absolute() else Path.home() / ".cache"
     name = "".join(letter if letter.isalnum() else "-" for letter in f"{trt.version}-{gpu.name}")
-    return folder / "patchcaption" / f"timing-{name}.cache"
+    return cache_folder() / f"timing-{name}.cache"
 
 
 def _monitor(tell: Tell) -> tensorrt.IProgressMonitor:

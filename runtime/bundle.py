@@ -33,7 +33,7 @@ FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 MemoryPrecision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8"]
 BundleBackend: TypeAlias = Literal["cpu", "ort-cuda", "ort-tensorrt", "tensorrt"]
 PlanHardware: TypeAlias = Literal["same", "same-capability", "ampere+"]
-EnginePrecision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8"]
+EnginePrecision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 
 
 class _Part(BaseModel):

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from export.build_engines import decoder_settings
+from export.bundle_build import decoder_settings
 from export.graphs.decoder import BeamDecoderStep, DecoderConfig, DecoderStep
 from export.onnx_export import ExportError, export_beam_decoder, export_decoder
 from runtime import BackendError, Box, BundleError, Caption, Captioner, PatchcaptionError, Point, WholeImage

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from export import build_engines
+from export import build_engines, bundle_build
 from runtime import BundleError, Captioner
 from runtime import bundle as bundle_module
 from runtime.bundle import MANIFEST, Bundle, EngineRecord, new_bundle
@@ -160,8 +160,8 @@ def test_a_folder_that_is_no_bundle_is_never_replaced(tmp_path: Path) -> None:
     assert (home / "thesis.txt").exists()
 
 
-def quick_export(record: EngineRecord) -> Callable[[object, Path, str], EngineRecord]:
-    def export(_: object, folder: Path, precision: str) -> EngineRecord:
+def quick_export(record: EngineRecord) -> Callable[..., EngineRecord]:
+    def export(_: object, folder: Path, precision: str, *__: object) -> EngineRecord:
         (folder / record.file).write_text(f"graph in {precision}")
         return record
 
@@ -207,8 +207,8 @@ def test_a_full_disk_or_an_interrupt_during_a_build_loses_nothing(
     before = snapshot(folder)
     manifest = Bundle(folder).manifest
     for part in ("backbone", "reencoder", "decoder", "beam_decoder"):  # exporting is slow, and not what this is about
-        monkeypatch.setattr(build_engines, f"export_{part}", quick_export(getattr(manifest, part)))
-    monkeypatch.setattr(build_engines, place, fault)
+        monkeypatch.setattr(bundle_build, f"export_{part}", quick_export(getattr(manifest, part)))
+    monkeypatch.setattr(bundle_build, place, fault)
     assert build_engines.main(["demo", "--out", str(folder)]) == code
     assert message in " ".join(capsys.readouterr().err.split())
     assert snapshot(folder) == before

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel, GPT2Config, GPT2LMHeadModel
 
-from export.build_engines import decoder_settings
+from export.bundle_build import decoder_settings
 from export.graphs.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone, BackboneConfig, resize_position_embedding
 from export.graphs.decoder import DecoderStep
 from export.onnx_export import ExportError, compare, export_backbone, export_decoder

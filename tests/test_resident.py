@@ -13,10 +13,10 @@ from torch import Tensor
 from runtime import BackendError, Captioner
 from runtime.backends import replay as replay_module
 from runtime.backends.base import BindableEngine
-from runtime.backends.ort_gpu import CPU, CUDA, OrtGpuBackend, OrtGpuEngine, operators_on
+from runtime.backends.ort_gpu import CPU, CUDA, TENSORRT, OrtGpuBackend, OrtGpuEngine, operators_on
 from runtime.backends.replay import ReplayedEngine
 from runtime.backends.stream import Stream
-from runtime.bundle import Bundle, DecoderSettings
+from runtime.bundle import Bundle, DecoderSettings, EnginePrecision
 from runtime.decoding import Decoded, GreedyDecoder
 from runtime.resident import ResidentDecoder
 
@@ -228,3 +228,27 @@ def test_work_on_a_cpu_is_no_graph(engine: OrtGpuEngine) -> None:
     assert not piece.is_captured
     piece.run()
     assert done == [1]
+
+
+@pytest.mark.parametrize(
+    ("precision", "told"),
+    [("fp32", set()), ("fp16", {"fp16"}), ("bf16", {"fp16", "bf16"}), ("int8", {"fp16", "int8"})],
+)
+def test_the_tensorrt_provider_is_told_what_it_may_compute_in_and_where_engines_are_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, precision: EnginePrecision, told: set[str]
+) -> None:
+    class AsOnAGpu:
+        handle = 7
+
+        def __init__(self, _: torch.device) -> None: ...
+
+    monkeypatch.setattr("runtime.backends.ort_gpu.Stream", AsOnAGpu)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [TENSORRT, CUDA, CPU])
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
+    backend = OrtGpuBackend(TENSORRT, torch.device("cuda", 1), tmp_path, precision)
+    (first, options), (second, of_cuda) = backend._providers(tmp_path / "backbone.onnx", captures=False)
+    assert (first, second) == (TENSORRT, CUDA)
+    assert {name for name in ("fp16", "bf16", "int8", "fp8") if options.get(f"trt_{name}_enable") == "1"} == told
+    assert options["trt_engine_cache_path"] == str(tmp_path)
+    assert (options["device_id"], options["user_compute_stream"]) == ("1", "7")
+    assert of_cuda["use_tf32"] == "0"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from runtime.backends.base import Backend, Engine
 from runtime.backends.choice import choose
 from runtime.backends.openvino import OpenVinoBackend
@@ -9,6 +11,7 @@ from runtime.backends.ort import OrtBackend
 from runtime.backends.ort_gpu import CUDA, TENSORRT, OrtGpuBackend
 from runtime.backends.trt import TrtBackend
 from runtime.bundle import Bundle
+from runtime.cache import cache_folder
 from runtime.errors import BackendError
 from runtime.options import Precision
 
@@ -56,8 +59,19 @@ def open_backend(
             raise BackendError("backend 'tensorrt': it opens plans, which are a bundle's; name the bundle")
         return TrtBackend(bundle)
     if name in _PROVIDERS:
-        return OrtGpuBackend(_PROVIDERS[name])
+        in_graphs = "fp32" if bundle is None else bundle.manifest.backbone.precision
+        return OrtGpuBackend(_PROVIDERS[name], engine_cache=_engine_cache(), precision=in_graphs)
     return OrtBackend(threads)
+
+
+def _engine_cache() -> Path | None:
+    """Where engines that are built at a first start are kept for the next; None where nothing can be written."""
+    try:
+        folder = cache_folder() / "ort-tensorrt"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # RuntimeError: the user has no home
+        return None
+    return folder
 
 
 __all__ = ["BACKENDS", "PRECISIONS", "Backend", "Engine", "OpenVinoBackend", "OrtBackend", "choose", "open_backend"]

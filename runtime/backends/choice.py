@@ -21,6 +21,7 @@ from typing import Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from runtime.bundle import MANIFEST, Bundle, sha256_of
+from runtime.cache import cache_folder
 from runtime.errors import BackendError
 from runtime.options import Precision
 
@@ -74,8 +75,7 @@ def keep(
 
 def choices_file() -> Path:
     """Where measurements are kept: $XDG_CACHE_HOME, or ~/.cache, /patchcaption/choices.json."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (cache if cache.is_absolute() else Path.home() / ".cache") / "patchcaption" / "choices.json"
+    return cache_folder() / "choices.json"
 
 
 class _Record(BaseModel):

@@ -12,6 +12,7 @@ from torch import Tensor
 from runtime.backends.base import first_line
 from runtime.backends.gpu import current_gpu
 from runtime.backends.stream import Capture, Stream
+from runtime.bundle import EnginePrecision
 from runtime.errors import BackendError
 
 CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
@@ -30,6 +31,14 @@ _DTYPES = {
 
 _WITHOUT_GRAPH = "-1"
 
+_NARROW: dict[EnginePrecision, tuple[str, ...]] = {
+    "fp32": (),
+    "fp16": ("fp16",),
+    "bf16": ("fp16", "bf16"),  # the product with the vocabulary is fp16
+    "int8": ("fp16", "int8"),
+    "fp8": (),
+}
+
 
 class OrtGpuBackend:
     """Executes ONNX graphs with ONNX Runtime on a GPU; tensors never leave it.
@@ -38,13 +47,18 @@ class OrtGpuBackend:
         provider: `CUDA` or `TENSORRT`, which takes what it can and leaves the rest to CUDA.
         device: the GPU; by default the current one.
         engine_cache: where the TensorRT provider keeps the engines it builds; by default it builds them at each start.
+        precision: of the graphs. The TensorRT provider must be told which narrow numbers it may compute in.
 
     Raises:
         BackendError: ONNX Runtime or torch has no GPU here.
     """
 
     def __init__(
-        self, provider: str = CUDA, device: torch.device | None = None, engine_cache: Path | None = None
+        self,
+        provider: str = CUDA,
+        device: torch.device | None = None,
+        engine_cache: Path | None = None,
+        precision: EnginePrecision = "fp32",
     ) -> None:
         try:
             import onnxruntime
@@ -60,7 +74,7 @@ class OrtGpuBackend:
             )
         self._device = device or current_gpu()
         self._onnxruntime, self._provider = onnxruntime, provider
-        self._engine_cache = engine_cache
+        self._engine_cache, self._precision = engine_cache, precision
         self._stream = Stream(self._device)
         if self._device.type == "cuda" and hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()  # finds the CUDA libraries that torch's wheels brought
@@ -113,9 +127,11 @@ class OrtGpuBackend:
         cuda = (CUDA, of_all | {"use_tf32": "0", "enable_cuda_graph": str(int(captures))})
         if self._provider == CUDA:
             return [cuda]
-        kept: dict[str, str] = {}
+        kept = {f"trt_{narrow}_enable": "1" for narrow in _NARROW[self._precision]}
+        if kept:
+            kept["trt_layer_norm_fp32_fallback"] = "1"
         if self._engine_cache is not None:
-            kept = {
+            kept |= {
                 "trt_engine_cache_enable": "1",
                 "trt_engine_cache_path": str(self._engine_cache),
                 "trt_engine_cache_prefix": path.stem,

@@ -1,0 +1,40 @@
+"""Images that show how large a backbone's activations become."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from export.checkpoint import Checkpoint, CheckpointError
+from runtime.errors import ImageError
+from runtime.image import Fit, open_image, prepare
+
+MOST_IMAGES = 128
+"""Ranges hardly change after some tens; each costs a run of the backbone."""
+
+
+def read_calibration(folder: Path, checkpoint: Checkpoint) -> Tensor:
+    """The images of a folder, in order of their names, as the backbone takes them: (B, S, S, 3) uint8.
+
+    Files with endings of other things are passed over.
+
+    Raises:
+        CheckpointError: no folder, or no image in it.
+        ImageError: an image cannot be read.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"--calibration {folder}: no such folder")
+    files = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in Image.registered_extensions()]
+    if not files:
+        raise CheckpointError(f"--calibration {folder}: expected images like those to be described, found none")
+    images = []
+    for file in files[:MOST_IMAGES]:
+        try:
+            pixels, _ = prepare([open_image(file)], checkpoint.backbone.config.size, Fit.STRETCH, checkpoint.resize)
+        except ImageError as error:
+            raise ImageError(f"--calibration: {error}") from None
+        images.append(pixels)
+    return torch.cat(images)
