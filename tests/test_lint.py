@@ -48,6 +48,17 @@ def test_every_exported_graph_will_likely_parse(
         assert len(fused) == unfused.get(name, 0)
 
 
+@pytest.mark.parametrize("graph", ["backbone", "reencoder", "decoder", "beam_decoder"])
+def test_polygraphy_finds_no_constants_to_fold(demo_bundle: Path, graph: str) -> None:
+    from polygraphy.backend.onnx import fold_constants
+    from polygraphy.logger import G_LOGGER
+
+    model = onnx.load(demo_bundle / f"{graph}.onnx")
+    before = len(model.graph.node)
+    with G_LOGGER.verbosity(G_LOGGER.ERROR):
+        assert len(fold_constants(model).graph.node) == before
+
+
 def test_int8_graphs_are_for_onnx_runtime(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = build_once(tmp_path_factory, "demo", "demo-int8", "--precision", "int8")
     found = lint(folder / "decoder.onnx", NEWEST)
