@@ -5,19 +5,17 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from export.bundle_build import BuildOptions, build
+from export.command_line import add_plan_options, count, plan_options, say_error, shown
 from export.readers import is_repository
-from export.tensorrt_build import PlanOptions
-from runtime.bundle import Bundle, BundleBackend, EnginePrecision, MemoryPrecision, PlanHardware
+from runtime.bundle import Bundle, BundleBackend, EnginePrecision, MemoryPrecision
 from runtime.errors import PatchcaptionError
 
 
@@ -56,15 +54,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default="fp32",
         help="what the memory bank is stored in; no choice changes projected vectors by 1e-3 (default: fp32)",
     )
-    parser.add_argument("--max-images", type=_count, default=8, help="images the backbone takes at once (default: 8)")
-    parser.add_argument("--max-regions", type=_count, default=256, help="captions decoded at once (default: 256)")
+    parser.add_argument("--max-images", type=count, default=8, help="images the backbone takes at once (default: 8)")
+    parser.add_argument("--max-regions", type=count, default=256, help="captions decoded at once (default: 256)")
     parser.add_argument(
         "--calibration",
         type=Path,
         metavar="FOLDER",
         help="images like those to be described, which show how large activations become; for fp16 and what is below",
     )
-    _add_plan_options(parser.add_argument_group("TensorRT"))
+    parser.add_argument(
+        "--modelopt",
+        type=Path,
+        metavar="PYTHON",
+        help="the interpreter of an environment with nvidia-modelopt[onnx], for fp8 and int8 of TensorRT",
+    )
+    parser.add_argument(
+        "--without-plans",
+        action="store_true",
+        help="with --backend tensorrt: leave the plans to build_plans.py, on the device that they are for",
+    )
+    add_plan_options(parser)
     options = parser.parse_args(arguments)
     if options.out is None:
         if options.checkpoint != "demo" and not is_repository(options.checkpoint):
@@ -76,50 +85,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with shown(console, how.steps) as progress:
             build(options.checkpoint, options.out, progress, how)
     except PatchcaptionError as error:
-        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        say_error(console, error)
         return 1
     except KeyboardInterrupt:
         console.print(f"interrupted: {options.out} is as it was")
         return 130
     Console().print(_report(Bundle(options.out, verify=False)))
     return 0
-
-
-def _count(text: str) -> int:
-    count = int(text)
-    if count < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {count}")
-    return count
-
-
-def _add_plan_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--workspace-mib", type=_count, help="memory that plans may take for what is in between")
-    group.add_argument(
-        "--version-compatible", action="store_true", help="let newer versions of the same major load them"
-    )
-    group.add_argument(
-        "--hardware",
-        choices=get_args(PlanHardware),
-        default="same",
-        help="which GPUs may load them: the same kind, the same compute capability, or all from Ampere on; more of "
-        "them are slower (default: same)",
-    )
-    group.add_argument(
-        "--dla", type=int, metavar="CORE", help="build for a DLA core of a Jetson, with the GPU beside it"
-    )
-    group.add_argument(
-        "--optimization-level",
-        type=int,
-        choices=range(6),
-        default=3,
-        help="how long to look for fast kernels (default: 3)",
-    )
-    group.add_argument(
-        "--modelopt",
-        type=Path,
-        metavar="PYTHON",
-        help="the interpreter of an environment with nvidia-modelopt[onnx], for --precision fp8 and int8",
-    )
 
 
 def _build_options(options: argparse.Namespace) -> BuildOptions:
@@ -130,48 +102,10 @@ def _build_options(options: argparse.Namespace) -> BuildOptions:
         memory_precision=options.memory_precision,
         max_images=options.max_images,
         max_regions=options.max_regions,
-        plans=PlanOptions(
-            workspace_mib=options.workspace_mib,
-            version_compatible=options.version_compatible,
-            hardware=options.hardware,
-            dla=options.dla,
-            optimization_level=options.optimization_level,
-        ),
+        plans=None if options.without_plans else plan_options(options),
         calibration=options.calibration,
         modelopt=options.modelopt,
     )
-
-
-class _Shown:
-    """A build's steps on a terminal, and below them what TensorRT does within one."""
-
-    def __init__(self, bars: Progress, steps: int) -> None:
-        self._bars = bars
-        self._whole = bars.add_task("", total=steps, completed=-1)
-        self._phases: dict[str, TaskID] = {}
-
-    def step(self, description: str) -> None:
-        for task in self._phases.values():
-            self._bars.remove_task(task)
-        self._phases.clear()
-        self._bars.update(self._whole, advance=1, description=description)
-        self._bars.refresh()
-
-    def phase(self, name: str, done: int, total: int) -> None:
-        if name not in self._phases:
-            self._phases[name] = self._bars.add_task(f"  {name}", total=total or None)
-        self._bars.update(self._phases[name], completed=done)
-
-    def note(self, text: str) -> None:
-        self._bars.console.print(f"note: {text}", markup=False, highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def shown(console: Console, steps: int) -> Iterator[_Shown]:
-    """What `build` may be given to show its progress."""
-    columns = (MofNCompleteColumn(), BarColumn(20), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        yield _Shown(bars, steps)
 
 
 def _report(bundle: Bundle) -> Table:

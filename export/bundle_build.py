@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Protocol
 
 from export.calibration import read_calibration
 from export.checkpoint import Checkpoint
 from export.graphs.decoder import DecoderConfig
-from export.lint import lint
 from export.memory_file import write_memory
 from export.modelopt import ModelOpt
 from export.onnx_export import ExportError, export_backbone, export_beam_decoder, export_decoder, export_reencoder
-from export.profiles import batches, of_backbone, of_beam_decoder, of_decoder, of_reencoder
+from export.plans import Progress, build_plans, open_for
+from export.profiles import batches
 from export.readers import read_checkpoint
-from export.tensorrt_build import PlanOptions, Profile, build_plan, last_bundle, timing_cache_file
-from runtime.backends.gpu import Gpu
-from runtime.backends.tensorrt_api import TensorRt, open_tensorrt
+from export.tensorrt_build import PlanOptions, last_bundle
 from runtime.bundle import (
     SCHEMA,
     Architecture,
@@ -33,7 +29,6 @@ from runtime.bundle import (
     Manifest,
     MemoryPrecision,
     MemorySettings,
-    PlanRecord,
     new_bundle,
     record_files,
     write_manifest,
@@ -41,23 +36,9 @@ from runtime.bundle import (
 
 _TOKENIZER_FILE = "tokenizer.json"
 _VERSIONS_OF = ("patchcaption", "torch", "onnx", "onnxscript", "onnxruntime")
-_FP8_CAPABILITY = (8, 9)
 _FLOATS: tuple[EnginePrecision, ...] = ("fp32", "fp16", "bf16")
 _QUANTIZED: dict[BundleBackend, tuple[EnginePrecision, ...]] = {"tensorrt": ("int8", "fp8"), "ort-tensorrt": ("int8",)}
 """What Model Optimizer prepares a graph for. ONNX Runtime's networks are not strongly typed, and have no fp8."""
-
-
-class Progress(Protocol):
-    """Told how far a build is."""
-
-    def step(self, description: str) -> None:
-        """The next step has begun."""
-
-    def phase(self, name: str, done: int, total: int) -> None:
-        """So much of what TensorRT does within a step is done; 0 of 0 where it does not say how much there is."""
-
-    def note(self, text: str) -> None:
-        """Something that who builds should know."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +52,7 @@ class BuildOptions:
         memory_precision: what the memory bank is stored in.
         max_images: images that the backbone takes at once.
         max_regions: captions that are decoded at once.
-        plans: how TensorRT builds.
+        plans: how TensorRT builds; None for a bundle that gets its plans elsewhere, by build_plans.py.
         calibration: a folder of images that show how large activations become; None for a pattern and noise, which is
             not enough for fp8 and int8 of TensorRT.
         modelopt: the interpreter of an environment with Model Optimizer, for those.
@@ -83,7 +64,7 @@ class BuildOptions:
     memory_precision: MemoryPrecision = "fp32"
     max_images: int = 8
     max_regions: int = 256
-    plans: PlanOptions = field(default_factory=PlanOptions)
+    plans: PlanOptions | None = field(default_factory=PlanOptions)
     calibration: Path | None = None
     modelopt: Path | None = None
 
@@ -98,9 +79,14 @@ class BuildOptions:
         return "fp16" if self.quantizes_for_tensorrt else self.precision
 
     @property
+    def has_plans(self) -> bool:
+        """Whether TensorRT builds plans."""
+        return self.backend == "tensorrt" and self.plans is not None
+
+    @property
     def steps(self) -> int:
         """Of a build, as `Progress.step` is told."""
-        return 11 if self.backend == "tensorrt" else 7
+        return 11 if self.has_plans else 7
 
 
 _AS_ASKED = BuildOptions()
@@ -115,7 +101,7 @@ def build(name: str, out: Path, progress: Progress, options: BuildOptions = _AS_
     """
     # First, so that what is missing is said before the minutes that an export takes.
     _check(options)
-    trt = _open_tensorrt(options.precision) if options.backend == "tensorrt" else None
+    trt = open_for(options.precision) if options.has_plans else None
     with new_bundle(out) as folder:
         progress.step(f"reading {name}")
         checkpoint = read_checkpoint(name, options.checkpoint_dir)
@@ -126,8 +112,8 @@ def build(name: str, out: Path, progress: Progress, options: BuildOptions = _AS_
         memory = write_memory(checkpoint.memory, folder, options.memory_precision) if checkpoint.memory else None
         checkpoint.tokenizer.save(str(folder / _TOKENIZER_FILE))
         manifest = _manifest(checkpoint, graphs, memory, options)
-        if trt:
-            plans = _build_plans(trt, manifest, folder, out, options.plans, progress)
+        if trt and options.plans:
+            plans = build_plans(trt, manifest, folder, last_bundle(out), options.plans, progress)
             manifest = manifest.model_copy(update={"plans": plans})
         progress.step("manifest")
         write_manifest(folder, Manifest.model_validate(dict(manifest) | {"files": record_files(folder)}))
@@ -146,20 +132,6 @@ def _check(options: BuildOptions) -> None:
         )
     if options.quantizes_for_tensorrt and options.modelopt:
         ModelOpt(options.modelopt).check()
-
-
-def _open_tensorrt(precision: EnginePrecision) -> TensorRt:
-    """
-    Raises:
-        BackendError: TensorRT or a GPU is not here, or the GPU does not have the precision.
-    """
-    trt, gpu = open_tensorrt(), Gpu.here()
-    if precision == "fp8" and tuple(map(int, gpu.compute_capability.split("."))) < _FP8_CAPABILITY:
-        raise ExportError(
-            f"--precision fp8: {gpu.name} has compute capability {gpu.compute_capability}, and fp8 takes 8.9 (Ada) or "
-            "newer; use int8, fp16 or bf16"
-        )
-    return trt
 
 
 @dataclass(frozen=True)
@@ -184,36 +156,6 @@ def _export_graphs(checkpoint: Checkpoint, folder: Path, options: BuildOptions, 
     decoder = export_decoder(checkpoint.decoder, folder, precision)
     step("decoder for beam search to ONNX, checked against torch")
     return _Graphs(backbone, reencoder, decoder, export_beam_decoder(checkpoint.decoder, folder, precision))
-
-
-def _build_plans(
-    trt: TensorRt, manifest: Manifest, folder: Path, out: Path, options: PlanOptions, progress: Progress
-) -> tuple[PlanRecord, ...]:
-    """A plan of each graph, for the GPU that is here."""
-    seen, decoding = manifest.architecture, manifest.decoding
-    profiles = {
-        "backbone.onnx": of_backbone(seen),
-        "reencoder.onnx": of_reencoder(seen, decoding),
-        "decoder.onnx": of_decoder(seen, decoding),
-        "beam_decoder.onnx": of_beam_decoder(seen, decoding),
-    }
-    for graph, of_graph in profiles.items():
-        _check_for_tensorrt(folder / graph, trt, of_graph)
-    gpu, before = Gpu.here(), last_bundle(out)
-    records = []
-    for graph, of_graph in profiles.items():
-        progress.step(f"{graph} to a TensorRT plan for {gpu.name}")
-        cache = timing_cache_file(trt, gpu)
-        records.append(build_plan(trt, gpu, folder / graph, of_graph, options, cache, before, progress.phase))
-    return tuple(records)
-
-
-def _check_for_tensorrt(graph: Path, trt: TensorRt, profiles: Sequence[Profile]) -> None:
-    """Says what TensorRT would refuse before it does, minutes later and in its own words."""
-    errors = [found for found in lint(graph, trt.release, profiles) if found.severity == "error"]
-    if errors:
-        more = f", and {len(errors) - 1} more: python -m export.lint" if len(errors) > 1 else ""
-        raise ExportError(f"{graph.name}: TensorRT {trt.version} will not take it: {errors[0]}{more}")
 
 
 def _manifest(

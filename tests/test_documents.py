@@ -56,7 +56,14 @@ def test_runtime_commands_run(command: str) -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for name in ("README.md", "CONTRIBUTING.md", "engines/README.md"):
+    for name in ("README.md", "CONTRIBUTING.md", "engines/README.md", "docs/jetson.md"):
         file = ROOT / name
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", file.read_text(encoding="utf-8")):
             assert (file.parent / target).exists(), f"{name} links to {target}"
+
+
+def test_images_install_extras_that_there_are() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    for file in (ROOT / "docker").iterdir():
+        (extra,) = re.findall(r"-e '\.\[(\w+)\]'", file.read_text(encoding="utf-8"))
+        assert re.search(rf"^{extra} = \[", project, flags=re.MULTILINE), file

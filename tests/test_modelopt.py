@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 from export import build_engines
+from export.command_line import shown
 from export.lint import lint
 from export.modelopt import ModelOpt, ModelOptError
 from export.onnx_export import export_backbone
@@ -167,13 +168,13 @@ def test_the_real_one_quantizes_the_demo(
 
 def test_a_build_shows_its_steps_and_what_tensorrt_does_within_them() -> None:
     out = io.StringIO()
-    with build_engines.shown(Console(file=out, force_terminal=True, width=80), 11) as progress:
+    with shown(Console(file=out, force_terminal=True, width=80), 11) as progress:
         progress.step("backbone.onnx to a TensorRT plan")
         progress.phase("Building", 3, 10)
         progress.phase("Tactics", 1, 2)
         progress.note("a [word]")
         progress.step("decoder.onnx to a TensorRT plan")
-    shown = Text.from_ansi(out.getvalue()).plain
-    assert "0/11" in shown
-    assert "Building" in shown
-    assert "note: a [word]" in shown
+    printed = Text.from_ansi(out.getvalue()).plain
+    assert "0/11" in printed
+    assert "Building" in printed
+    assert "note: a [word]" in printed

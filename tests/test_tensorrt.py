@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from export import build_engines
+from export import build_engines, build_plans
+from export.plans import open_for
 from export.profiles import batches, of_backbone, of_beam_decoder, of_decoder, of_reencoder
 from export.tensorrt_build import PlanOptions, Profile, build_plan, last_bundle, timing_cache_file
 from runtime import BackendError, Box, Captioner, Point, WholeImage
@@ -29,6 +31,7 @@ from tests.tensorrt_double import ContractError, Double, Faults, tensorrt_double
 VERSIONS = ("10.3.0.30", "11.4.0.106")
 CPU = torch.device("cpu")
 AS_DEFAULT = PlanOptions()
+GRAPHS = ("backbone.onnx", "reencoder.onnx", "decoder.onnx", "beam_decoder.onnx")
 PIXELS = torch.randint(0, 256, (3, 240, 320), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 REGIONS = [Box(20, 30, 200, 180), Box(90, 10, 150, 190), Point(60, 60), WholeImage(), Box(5, 5, 300, 200)]
 
@@ -129,6 +132,73 @@ def test_plans_that_nothing_has_changed_for_are_not_built_again(
     assert _plan(folder, "backbone") == _plan(trt_bundle.folder, "backbone")
     assert _plan(folder, "decoder") != _plan(trt_bundle.folder, "decoder")
     assert Bundle(folder).manifest.decoding.batches == (1, 4, 5)
+
+
+def test_a_bundle_that_was_built_elsewhere_gets_its_plans_where_they_run(
+    install: Install,
+    bundle_copy: Callable[[], Path],
+    demo: Captioner,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, double = bundle_copy(), install()
+    assert build_plans.main([str(folder)]) == 0
+    assert capsys.readouterr().out == f"{folder}: 4 plans\n"
+    built = Bundle(folder)  # compares every file
+    assert built.manifest.backend == "tensorrt"
+    assert {plan.graph for plan in built.manifest.plans} == set(GRAPHS)
+    with Captioner.load(folder) as captioner:
+        assert captioner.backend.name.startswith("tensorrt ")
+        got, expected = (one.caption(PIXELS, REGIONS) for one in (captioner, demo))
+        assert [caption.text for caption in got] == [caption.text for caption in expected]
+    before = double.state.times("build_serialized_network")
+    assert build_plans.main([str(folder), "--out", str(tmp_path / "other")]) == 0
+    assert double.state.times("build_serialized_network") == before, "nothing that plans depend on has changed"
+    assert Bundle(tmp_path / "other").manifest.plans == built.manifest.plans
+
+
+def test_a_bundle_for_another_device_is_exported_without_tensorrt(
+    tmp_path_factory: pytest.TempPathFactory, install: Install, tmp_path: Path
+) -> None:
+    folder = build_once(tmp_path_factory, "demo", "demo-without-plans", "--backend", "tensorrt", "--without-plans")
+    assert Bundle(folder).manifest.plans == ()
+    install()
+    with pytest.raises(BackendError, match=f"no TensorRT plan was built of it: .*build_plans.py {folder}"):
+        Captioner.load(folder)
+    assert build_plans.main([str(folder), "--out", str(tmp_path / "here")]) == 0
+    Captioner.load(tmp_path / "here").close()
+
+
+def test_plans_are_built_without_what_exports_graphs() -> None:
+    heavy = ("onnxscript", "transformers", "h5py", "huggingface_hub")
+    code = f"import sys, export.build_plans; print([name for name in {heavy} if name in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_plans_that_cannot_be_built_leave_the_bundle_as_it_was(
+    install: Install, bundle_copy: Callable[[], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = bundle_copy()
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    install(faults=Faults(parser_errors=("no such operator",)))
+    assert build_plans.main([str(folder)]) == 1
+    assert "no such operator" in capsys.readouterr().err
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    assert [file.name for file in folder.parent.iterdir() if file.name.startswith(".")] == []
+    manifest = folder / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"precision": "fp32"', '"precision": "int8"', 1))
+    assert build_plans.main([str(folder)]) == 1
+    assert "its int8 is for CPUs" in capsys.readouterr().err
+
+
+def test_fp8_is_refused_where_the_gpu_has_none(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    install()
+    monkeypatch.setattr(Gpu, "here", classmethod(lambda cls: cls("Orin", "8.7")))
+    with pytest.raises(BackendError, match="fp8: Orin has compute capability 8.7, and fp8 takes 8.9"):
+        open_for("fp8")
+    monkeypatch.setattr(Gpu, "here", classmethod(lambda cls: cls("Thor", "11.0")))
+    assert open_for("fp8").version == VERSIONS[0]
 
 
 def _plan(folder: Path, graph: str) -> bytes:
@@ -347,7 +417,7 @@ def test_without_tensorrt_or_with_one_too_old_the_message_says_what_to_do(
         open_backend("tensorrt", bundle=trt_bundle)
     install()
     with pytest.raises(
-        BackendError, match="no TensorRT plan was built of it; build the bundle with --backend tensorrt"
+        BackendError, match="no TensorRT plan was built of it: python export/build_plans.py"
     ):
         Captioner.load(demo_bundle, "tensorrt")
     with pytest.raises(BackendError, match="name the bundle"):

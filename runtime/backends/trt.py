@@ -70,7 +70,9 @@ class TrtBackend:
     def open(self, path: Path) -> TrtEngine:
         record = next((plan for plan in self._bundle.manifest.plans if plan.graph == path.name), None)
         if record is None:
-            raise BackendError(f"{path}: no TensorRT plan was built of it; build the bundle with --backend tensorrt")
+            raise BackendError(
+                f"{path}: no TensorRT plan was built of it: python export/build_plans.py {self._bundle.folder}"
+            )
         self._check(record)
         plan = self._bundle.path(record.file)
         if record.version_compatible:  # such plans carry code of their own

@@ -51,7 +51,7 @@ def on_bundle(folder: Path) -> Iterator[Finding]:
 def _why_not_here(bundle: Bundle, backend: str) -> str:
     """Why nobody can expect a bundle to run on a backend; "" where it should."""
     if backend == "tensorrt" and not bundle.manifest.plans:
-        return "no plans were built of it: --backend tensorrt"
+        return f"no plans were built of it: python export/build_plans.py {bundle.folder}"
     try:
         open_backend(backend, bundle=bundle)
     except BackendError as error:

@@ -1,0 +1,108 @@
+"""How long a bundle should take on a board that is not here: `python benchmarks/estimate.py engines/demo`.
+
+Worked out, not measured: the least work of each stage (`benchmarks/timing/work.py`) at the published peak of a board,
+of which a stage reaches a share. A run of `benchmarks/latency.py` on the board is what counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.timing.stages import TYPICAL_TOKENS
+from benchmarks.timing.work import Work, backbone_work, decoding_work, projection_work
+from runtime import PatchcaptionError
+from runtime.bundle import Bundle, Manifest
+
+BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
+
+
+@dataclass(frozen=True)
+class Board:
+    """A board's published peaks, without sparsity.
+
+    Attributes:
+        gigabytes_per_s: of its memory.
+        fp16_tflop_per_s: of its tensor cores, in float16 and bfloat16.
+        fp32_tflop_per_s: of its CUDA cores.
+    """
+
+    gigabytes_per_s: float
+    fp16_tflop_per_s: float
+    fp32_tflop_per_s: float
+
+
+BOARDS = {
+    "Orin Nano 8 GB, 25 W (Super)": Board(102.4, 16.7, 2.1),
+    "Orin NX 16 GB, 25 W": Board(102.4, 15.0, 1.9),
+    "AGX Orin 64 GB, MAXN": Board(204.8, 42.5, 5.3),
+    "AGX Thor 128 GB": Board(273.0, 259.0, 8.1),
+}
+"""A published figure of INT8 with sparsity, of the GPU alone, is four times that of float16 without."""
+
+_READS_OF_THE_BANK = 2
+"""Once for the similarities and once for the sum: it is larger than any cache."""
+
+SHARES = {"backbone": 0.6, "projection": 0.8, "decoding": 0.7}
+"""Of the peak that bounds a stage. What well-made kernels reach; small models, with less to do at once, reach less."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Work out how long a bundle should take on Jetson boards.")
+    parser.add_argument("engines", type=Path, help="a bundle")
+    parser.add_argument("--regions", type=int, nargs="+", default=[1, 16, 64], help="default: 1 16 64")
+    parser.add_argument("--precision", choices=("fp32", "fp16", "bf16"), default="fp16", help="default: fp16")
+    parser.add_argument("--memory-precision", choices=BYTES, default="fp16", help="default: fp16")
+    options = parser.parse_args(arguments)
+    try:
+        manifest = Bundle(options.engines, verify=False).manifest
+        if min(options.regions) < 1:
+            raise PatchcaptionError(f"--regions: expected at least 1, got {min(options.regions)}")
+    except PatchcaptionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    Console(width=120).print(_table(manifest, options.regions, options.precision, options.memory_precision))
+    return 0
+
+
+def estimate_ms(work: Work, stage: str, board: Board) -> float:
+    """The longer of arithmetic and traffic, at the share of the peak that the stage reaches."""
+    tflop_per_s = board.fp16_tflop_per_s if work.narrow else board.fp32_tflop_per_s
+    return max(work.flop / tflop_per_s / 1e9, work.bytes / board.gigabytes_per_s / 1e6) / SHARES[stage]
+
+
+def works(manifest: Manifest, regions: int, precision: str, memory_precision: str) -> dict[str, Work]:
+    """Of an image and some regions of it, with captions of a typical length."""
+    seen, weight_bytes = manifest.architecture, BYTES[precision]
+    rows = manifest.memory.rows if manifest.memory else 0
+    bank_bytes = _READS_OF_THE_BANK * rows * seen.width * BYTES[memory_precision]
+    return {
+        "backbone": backbone_work(seen, weight_bytes),
+        "projection": projection_work(seen.width, regions, rows, bank_bytes),
+        "decoding": decoding_work(manifest.decoding, seen.width, regions, TYPICAL_TOKENS, weight_bytes),
+    }
+
+
+def _table(manifest: Manifest, counts: Sequence[int], precision: str, memory_precision: str) -> Table:
+    seen = manifest.architecture
+    title = f"estimates, ms: {seen.name}, {seen.size} px, {precision}, memory bank in {memory_precision}"
+    table = Table(title=title, box=box.MARKDOWN)
+    for heading in ("board", "regions", *SHARES, "together"):
+        table.add_column(heading, justify="left" if heading == "board" else "right")
+    for name, board in BOARDS.items():
+        for count in counts:
+            of_stages = works(manifest, count, precision, memory_precision)
+            taken = [estimate_ms(of_stages[stage], stage, board) for stage in SHARES]
+            table.add_row(name, str(count), *(f"{one:.1f}" for one in (*taken, sum(taken))))
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,24 @@
+# patchcaption on JetPack 7 (Thor; TensorRT 10.13 or newer, CUDA 13, Python 3.12). Build and run it on the Jetson:
+#
+#   docker build -f docker/jetpack7.Dockerfile -t patchcaption --build-arg BASE=IMAGE .
+#   docker run --rm -it --runtime nvidia -v "$PWD/engines:/patchcaption/engines" patchcaption
+#
+# BASE: NVIDIA's CUDA 13 development image for Ubuntu 24.04 on 64-bit Arm servers (SBSA), which Thor runs. TENSORRT: the
+# version that your JetPack has; plans are loaded by the version that built them only.
+ARG BASE
+FROM ${BASE}
+ARG TORCH=torch==2.13.0
+ARG TENSORRT=tensorrt-cu13==10.13.3.9
+
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends cmake g++ make python3-pip python3-venv \
+    && rm -rf /var/lib/apt/lists/*
+
+RUN python3 -m venv /venv
+ENV PATH=/venv/bin:$PATH
+RUN pip install --no-cache-dir --upgrade pip && pip install --no-cache-dir "${TORCH}" "${TENSORRT}"
+
+WORKDIR /patchcaption
+COPY . .
+RUN pip install --no-cache-dir -c constraints.txt -e '.[plans]' && make native
+CMD ["python", "-m", "runtime", "doctor"]
