@@ -5,7 +5,8 @@
 >>> captions = captioner.caption("photo.jpg", [Box(10, 20, 200, 180)])
 """
 
-from runtime.captioner import Caption, Captioner
+from runtime.caption import Caption
+from runtime.captioner import Captioner
 from runtime.drawing import draw_captions
 from runtime.errors import BackendError, BundleError, ImageError, PatchcaptionError, RegionError
 from runtime.features import FeatureMap

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import chain
+from dataclasses import replace
+from functools import partial
+from threading import Lock
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypeGuard, cast, overload
+from typing import TYPE_CHECKING, Literal, cast, overload
 
 import torch
 from torch import Tensor
@@ -17,46 +19,25 @@ from runtime.backends import Backend, Engine, open_backend
 from runtime.backends.base import BindableEngine
 from runtime.backends.replay import ReplayedEngine, replayed
 from runtime.backends.trt import TrtEngine
+from runtime.batching import Batching
 from runtime.beams import beam_search, check_beams
 from runtime.bundle import Bundle, EngineRecord, Manifest
+from runtime.caption import Caption, Regions, RegionsOfImages, as_asked, by_image
 from runtime.decoding import GreedyDecoder
-from runtime.errors import BundleError, ImageError, PatchcaptionError, RegionError
+from runtime.errors import BundleError, ImageError, PatchcaptionError
 from runtime.features import FeatureMap
 from runtime.image import Fit, ImageSource, OpenImage, open_on, prepare
 from runtime.memory import MemoryBank, MemoryMatch
 from runtime.options import Clean, CleanFrom, DescribeOptions, Mode, Precision, Progress, Reencode, Score, VectorOptions
 from runtime.pooling import PUBLISHED_ALPHA, Cleaning, cuts, pool, pool_cleaned, pool_reencoded
-from runtime.regions import Region
 from runtime.tokenizer import CaptionTokenizer
+from runtime.wording import Wording, check_score
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 _RUNS_TO_WARM_UP = 3
 """Plain, captured, replayed."""
-
-Regions: TypeAlias = Sequence[Region]
-RegionsOfImages: TypeAlias = Sequence[Sequence[Region]]
-
-
-@dataclass(frozen=True)
-class Caption:
-    """A region in words.
-
-    Attributes:
-        text: the caption.
-        score: the decoder's probability of exactly this caption, its end token included, in 0..1; with mode="nearest"
-            the similarity of the memory's caption.
-        ids: its token ids, up to and including the end token where it was reached; none with mode="nearest".
-        region: the region it describes; None when it was decoded from a bare vector.
-        nearest: the captions of the memory bank nearest to the region, as many as were asked for.
-    """
-
-    text: str
-    score: float
-    ids: tuple[int, ...]
-    region: Region | None = None
-    nearest: tuple[MemoryMatch, ...] = ()
 
 
 class Captioner:
@@ -66,7 +47,8 @@ class Captioner:
     >>> features = captioner.encode("photo.jpg")
     >>> captions = captioner.describe(features, [Box(10, 20, 200, 180), WholeImage()])
 
-    Use `load` to make one. It holds the engines until `close`, or the end of a `with` block.
+    Use `load` to make one. It holds the engines until `close`, or the end of a `with` block. Threads may share it: each
+    gets the captions it would get alone. `batching` decodes what several of them ask for together.
     """
 
     def __init__(self, bundle: Bundle, backend: Backend, fit: Fit) -> None:
@@ -78,6 +60,7 @@ class Captioner:
         self._seeing: Engine = replayed(self._backbone)
         self._decoder: Engine = backend.open(bundle.path(manifest.decoder.file))
         self._greedy = GreedyDecoder(self._decoder, manifest.decoding)
+        self._opening = Lock()
         self._reencoder: Engine | None = None
         self._beam_decoder: Engine | None = None
 
@@ -204,24 +187,9 @@ class Captioner:
             PatchcaptionError: an option has no such value, or asks for a memory that the bundle does not have.
             BundleError: the bundle was built without what an option needs.
         """
-        if mode not in ("decode", "nearest"):
-            raise PatchcaptionError(f'mode: expected "decode" or "nearest", got {mode!r}')
-        if n_best < 0:
-            raise PatchcaptionError(f"n_best: expected at least 0, got {n_best}")
-        nested = _by_image(features, regions)
-        vectors = self.vectors(features, regions, **how)
-        matches = self._nearest(vectors, max(n_best, 1 if mode == "nearest" else 0))
-        if mode == "nearest":
-            described = [Caption(found[0].text, found[0].similarity, ()) for found in matches]
-        else:
-            projected = vectors if how.get("clean") else self.project(vectors)
-            described = self.decode(projected, score, progress, beams=beams, length_penalty=length_penalty)
-        of_regions = (
-            replace(one, region=region, nearest=found[:n_best])
-            for one, region, found in zip(described, chain(*nested), matches, strict=True)
-        )
-        captions = [[next(of_regions) for _ in of_image] for of_image in nested]
-        return captions[0] if captions and not _is_nested(regions) else captions
+        wording = Wording(mode, score, n_best, beams, length_penalty, in_text_space=bool(how.get("clean")))
+        words = partial(self.words, progress=progress)
+        return as_asked(features, regions, words(self.vectors(features, regions, **how), wording))
 
     def vectors(
         self,
@@ -252,7 +220,7 @@ class Captioner:
         """
         if clean and reencode:
             raise PatchcaptionError("clean and reencode exclude each other")
-        nested = _by_image(features, regions)
+        nested = by_image(features, regions)
         if reencode:
             vectors = pool_reencoded(features, nested, reencode, self._open_reencoder)
         elif clean:
@@ -265,6 +233,23 @@ class Captioner:
             of_cuts = self._encode(list(alone.values()), Fit.STRETCH).cls
             vectors[list(alone)] = self.project(of_cuts) if clean else of_cuts
         return vectors
+
+    def words(self, vectors: Tensor, wording: Wording, progress: Progress | None = None) -> list[Caption]:
+        """Region vectors (R, D) to captions that have no region: projected, decoded, their nearest looked up.
+
+        Raises:
+            PatchcaptionError: a memory is asked for that the bundle does not have.
+            BundleError: the bundle was built without what an option needs.
+        """
+        matches = self._nearest(vectors, wording.nearest)
+        if wording.mode == "nearest":
+            described = [Caption(found[0].text, found[0].similarity, ()) for found in matches]
+        else:
+            projected = vectors if wording.in_text_space else self.project(vectors)
+            described = self.decode(
+                projected, wording.score, progress, beams=wording.beams, length_penalty=wording.length_penalty
+            )
+        return [replace(one, nearest=found[: wording.n_best]) for one, found in zip(described, matches, strict=True)]
 
     def project(self, vectors: Tensor) -> Tensor:
         """Region vectors (R, D) into text space (R, D), through the memory bank if the bundle has one."""
@@ -296,11 +281,8 @@ class Captioner:
             PatchcaptionError: an option has no such value.
             BundleError: the bundle was built without the graph that beam search needs.
         """
-        if score not in ("natural", "reference"):
-            raise PatchcaptionError(f'score: expected "natural" or "reference", got {score!r}')
         check_beams(beams, length_penalty)
-        if beams > 1 and score == "reference":
-            raise PatchcaptionError(f'score="reference" with beams={beams}: the published score is of one beam only')
+        check_score(score, beams)
         vectors, settings = self._checked(vectors), self.manifest.decoding
         if beams == 1:
             decoded = self._greedy.decode(vectors, past_end=score == "reference", progress=progress)
@@ -341,14 +323,16 @@ class Captioner:
         return self._memory.nearest(self._checked(vectors), count)
 
     def _open_reencoder(self) -> Engine:
-        if self._reencoder is None:
-            self._reencoder = self._open_optional(self.manifest.reencoder, "a re-encoder")
-        return self._reencoder
+        with self._opening:
+            if self._reencoder is None:
+                self._reencoder = self._open_optional(self.manifest.reencoder, "a re-encoder")
+            return self._reencoder
 
     def _open_beam_decoder(self) -> Engine:
-        if self._beam_decoder is None:
-            self._beam_decoder = self._open_optional(self.manifest.beam_decoder, "a decoder for beam search")
-        return self._beam_decoder
+        with self._opening:
+            if self._beam_decoder is None:
+                self._beam_decoder = self._open_optional(self.manifest.beam_decoder, "a decoder for beam search")
+            return self._beam_decoder
 
     def _open_optional(self, record: EngineRecord | None, what: str) -> Engine:
         if record is None:
@@ -361,6 +345,24 @@ class Captioner:
         if vectors.ndim != 2 or vectors.shape[1] != width:
             raise PatchcaptionError(f"expected vectors of shape (R, {width}), got {tuple(vectors.shape)}")
         return vectors.detach().to(self._backend.device, torch.float32).contiguous()
+
+    def batching(self, *, max_wait_ms: float = 4.0, max_regions: int = 64) -> Batching:
+        """A view of this captioner for many threads or coroutines: what arrives within a few ms is decoded together.
+
+        Args:
+            max_wait_ms: how long the first of a batch waits for others.
+            max_regions: a batch that has so many waits no longer.
+        """
+        return Batching(self, max_wait_ms, max_regions)
+
+    async def acaption(
+        self, images: ImageSource, regions: Regions, **options: Unpack[DescribeOptions]
+    ) -> list[Caption]:
+        """`caption` of one image for asyncio: the event loop goes on meanwhile.
+
+        Cancelling it gives up the captions; what was begun is still done. Many at once are better asked of `batching`.
+        """
+        return await asyncio.to_thread(partial(self.caption, images, regions, **options))
 
     def runs_on(self) -> dict[str, str]:
         """What executes each open engine, as its runtime says."""
@@ -410,23 +412,3 @@ def _joined(parts: Sequence[Tensor], empty_shape: tuple[int, ...], device: torch
     if not parts:
         return torch.empty(empty_shape, device=device)
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
-
-
-def _is_nested(regions: Regions | RegionsOfImages) -> TypeGuard[RegionsOfImages]:
-    """Whether these are lists of regions, one for each image."""
-    return len(regions) > 0 and all(isinstance(entry, (list, tuple)) for entry in regions)
-
-
-def _by_image(features: FeatureMap, regions: Regions | RegionsOfImages) -> RegionsOfImages:
-    """The regions of each image, whether given as one list for one image or as a list for each."""
-    if isinstance(regions, (str, bytes)) or not isinstance(regions, Sequence):
-        raise RegionError(f"regions: expected a list of regions, got {type(regions).__name__}")
-    if _is_nested(regions):
-        if len(regions) != len(features):
-            raise RegionError(f"regions: expected {len(features)} lists, one for each image, got {len(regions)}")
-        return regions
-    if len(features) == 0 and not regions:
-        return []
-    if len(features) != 1:
-        raise RegionError(f"regions: {len(features)} images were encoded; give a list of regions for each of them")
-    return [cast(Regions, regions)]

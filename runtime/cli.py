@@ -23,7 +23,8 @@ from runtime.backends.choice import choices_file, keep
 from runtime.backends.tune import ROWS, measure, open_all
 from runtime.beams import check_beams
 from runtime.bundle import Bundle
-from runtime.captioner import Caption, Captioner
+from runtime.caption import Caption
+from runtime.captioner import Captioner
 from runtime.doctor import examine
 from runtime.drawing import draw_captions
 from runtime.errors import ImageError, PatchcaptionError, RegionError

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -79,6 +80,7 @@ class GreedyDecoder:
     def __init__(self, engine: Engine, settings: DecoderSettings) -> None:
         self._engine, self._settings = engine, settings
         self._resident: dict[int, ResidentDecoder] = {}
+        self._decoding = Lock()
 
     def decode(
         self,
@@ -99,7 +101,8 @@ class GreedyDecoder:
 
         def decode_batch(batch: Tensor) -> tuple[Tensor, Tensor]:
             if isinstance(self._engine, BindableEngine):
-                return self._resident_for(self._engine, batch).decode(batch, past_end, steps)
+                with self._decoding:  # the memory is one
+                    return self._resident_for(self._engine, batch).decode(batch, past_end, steps)
             return _decode_batch(self._engine, self._settings, batch, past_end, steps)
 
         return decode_in_batches(decode_batch, vectors, self._settings, progress=progress)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
-from runtime.captioner import Caption
+from runtime.caption import Caption
 from runtime.image import ImageSource, open_image
 from runtime.regions import Box, BoxSet, Crop, Mask, Point, Polygon, Region, Trace
 

@@ -416,9 +416,7 @@ def test_without_tensorrt_or_with_one_too_old_the_message_says_what_to_do(
     with pytest.raises(BackendError, match="TensorRT 10.0.1.6: expected 10.3 or newer"):
         open_backend("tensorrt", bundle=trt_bundle)
     install()
-    with pytest.raises(
-        BackendError, match="no TensorRT plan was built of it: python export/build_plans.py"
-    ):
+    with pytest.raises(BackendError, match="no TensorRT plan was built of it: python export/build_plans.py"):
         Captioner.load(demo_bundle, "tensorrt")
     with pytest.raises(BackendError, match="name the bundle"):
         open_backend("tensorrt")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -69,6 +70,7 @@ class OpenVinoEngine:
 
     def __init__(self, model: Any, path: Path) -> None:
         self._request: Any = model.create_infer_request()
+        self._running = Lock()
         devices, precision = model.get_property("EXECUTION_DEVICES"), model.get_property("INFERENCE_PRECISION_HINT")
         self._runs_on = f"{', '.join(devices)} in {precision.get_type_name()}"
         self._path = path
@@ -79,13 +81,14 @@ class OpenVinoEngine:
         return self._runs_on
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        if self._request is None:
-            raise BackendError(f"{self._path}: it was closed; load the bundle again")
         feeds = {name: tensor.numpy() for name, tensor in inputs.items()}
-        try:
-            results = self._request.infer(feeds, share_inputs=True, share_outputs=False)
-        except Exception as error:
-            raise BackendError(f"{self._path}: OpenVINO cannot run it: {first_line(error)}") from error
+        with self._running:
+            if self._request is None:
+                raise BackendError(f"{self._path}: it was closed; load the bundle again")
+            try:
+                results = self._request.infer(feeds, share_inputs=True, share_outputs=False)
+            except Exception as error:
+                raise BackendError(f"{self._path}: OpenVINO cannot run it: {first_line(error)}") from error
         return {name: torch.from_numpy(results[name]) for name in self._outputs}
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -35,8 +36,13 @@ class ReplayedEngine:
         self._engine = engine
         self._seen: set[object] = set()
         self._fixed: dict[object, _Fixed] = {}
+        self._running = Lock()
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        with self._running:  # the memory is one
+            return self._run(inputs)
+
+    def _run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         shape = tuple(sorted((name, tuple(tensor.shape)) for name, tensor in inputs.items()))
         if shape not in self._seen or (shape not in self._fixed and len(self._fixed) == _MOST_SHAPES):
             outputs = self._engine.run(inputs)
@@ -45,11 +51,15 @@ class ReplayedEngine:
         if shape not in self._fixed:
             self._fixed[shape] = self._fix(inputs)
         fixed = self._fixed[shape]
+        # On torch's stream, so that torch gives none of it to others before the work lined up here is done.
+        outputs = {name: torch.empty_like(tensor) for name, tensor in fixed.outputs.items()}
         with self._engine.stream.active():
             for name, tensor in fixed.inputs.items():
                 tensor.copy_(inputs[name], non_blocking=True)
             fixed.piece.run()
-        return {name: tensor.clone() for name, tensor in fixed.outputs.items()}
+            for name, tensor in outputs.items():
+                tensor.copy_(fixed.outputs[name])
+        return outputs
 
     @property
     def captured(self) -> list[str]:

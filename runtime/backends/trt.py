@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import torch
@@ -122,6 +123,7 @@ class TrtEngine:
         self._outputs = [name for name in names if not is_input[name]]
         self._dtypes = {name: _DTYPES[engine.get_tensor_dtype(name).name] for name in names}
         self._contexts: dict[int, _Context] = {}
+        self._running = Lock()
 
     @property
     def runs_on(self) -> str:
@@ -131,6 +133,10 @@ class TrtEngine:
         return self._dtypes[name]
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        with self._running:  # a context has one set of addresses
+            return self._run(inputs)
+
+    def _run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         profile = self._profile(inputs)
         if profile not in self._contexts:
             self._contexts[profile] = self._new_context(profile)

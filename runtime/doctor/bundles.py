@@ -12,7 +12,8 @@ import torch.nn.functional as F
 
 from runtime.backends import BACKENDS, open_backend
 from runtime.bundle import Bundle
-from runtime.captioner import Caption, Captioner
+from runtime.caption import Caption
+from runtime.captioner import Captioner
 from runtime.doctor.finding import Finding
 from runtime.errors import BackendError, PatchcaptionError
 from runtime.features import FeatureMap
