@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         "--regions", type=int, nargs="+", default=[1, 16, 64], help="how many at once (default: 1 16 64)"
     )
     parser.add_argument("--images", type=int, default=1, help="also time the backbone on so many at once (default: 1)")
+    parser.add_argument("--video", action="store_true", help="time a stream of frames instead (extra video)")
     parser.add_argument("--runs", type=int, default=20, help="timed runs of each (default: 20)")
     parser.add_argument("--image", type=Path, metavar="FILE", help="default: a JPEG of 640 x 480 made for it")
     parser.add_argument("--backend", choices=BACKENDS, default="auto", help="default: auto")
@@ -88,6 +89,8 @@ def _check(options: argparse.Namespace) -> None:
         raise PatchcaptionError(f"--regions: expected at least 1, got {min(options.regions)}")
     if options.compare and options.fit == "stretch":
         raise PatchcaptionError("--fit: the published algorithm takes the centre crop: with --compare expected crop")
+    if options.video and (options.compare or options.json or options.plot or options.against):
+        raise PatchcaptionError("--video: it takes none of --compare, --json, --plot and --against")
     if (options.checkpoint or options.checkpoint_dir) and not options.compare:
         raise PatchcaptionError("--checkpoint: it is of --compare eager, which was not asked for")
     for path in (options.json, options.plot):
@@ -105,6 +108,9 @@ def _run(options: argparse.Namespace, old: Report | None) -> None:
         start = time.perf_counter()
         captioner = held.enter_context(_load(options))
         load_ms = 1000 * (time.perf_counter() - start)
+        if options.video:
+            _show(_video(options, captioner, held), [])
+            return
         stages = Stages(captioner)
         report = _measure(options, stages, file, load_ms)
         _show(tables.stage_table(report), tables.stage_notes(report))
@@ -117,6 +123,15 @@ def _run(options: argparse.Namespace, old: Report | None) -> None:
         _show(tables.against_table(old, report), tables.against_notes(old, report))
     if options.plot:
         plot(report, options.plot)
+
+
+def _video(options: argparse.Namespace, captioner: Captioner, held: ExitStack) -> Table:
+    from benchmarks.timing.video import video_table, write_clip  # PyAV is an extra
+
+    clip = Path(held.enter_context(tempfile.TemporaryDirectory())) / "clip.mp4"
+    write_clip(clip)
+    with _telling() as tell:
+        return video_table(captioner, clip, sorted(set(options.regions)), options.compare_runs, tell)
 
 
 def _sample_file(held: ExitStack) -> Path:

@@ -5,11 +5,13 @@
 >>> captions = captioner.caption("photo.jpg", [Box(10, 20, 200, 180)])
 """
 
+from runtime.batching import Batching
 from runtime.caption import Caption
 from runtime.captioner import Captioner
 from runtime.drawing import draw_captions
 from runtime.errors import BackendError, BundleError, ImageError, PatchcaptionError, RegionError
 from runtime.features import FeatureMap
+from runtime.frames import Frame, VideoError
 from runtime.image import Fit
 from runtime.memory import MemoryMatch
 from runtime.regions import (
@@ -26,20 +28,25 @@ from runtime.regions import (
     Trace,
     WholeImage,
 )
+from runtime.video import CaptionStream, FrameCaptions
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AttentionHead",
     "BackendError",
+    "Batching",
     "Box",
     "BoxSet",
     "BundleError",
     "Caption",
+    "CaptionStream",
     "Captioner",
     "Crop",
     "FeatureMap",
     "Fit",
+    "Frame",
+    "FrameCaptions",
     "ImageError",
     "Mask",
     "MemoryMatch",
@@ -51,6 +58,7 @@ __all__ = [
     "RegionError",
     "Register",
     "Trace",
+    "VideoError",
     "WholeImage",
     "__version__",
     "draw_captions",

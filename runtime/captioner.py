@@ -26,11 +26,13 @@ from runtime.caption import Caption, Regions, RegionsOfImages, as_asked, by_imag
 from runtime.decoding import GreedyDecoder
 from runtime.errors import BundleError, ImageError, PatchcaptionError
 from runtime.features import FeatureMap
+from runtime.frames import FrameSource
 from runtime.image import Fit, ImageSource, OpenImage, open_on, prepare
 from runtime.memory import MemoryBank, MemoryMatch
 from runtime.options import Clean, CleanFrom, DescribeOptions, Mode, Precision, Progress, Reencode, Score, VectorOptions
 from runtime.pooling import PUBLISHED_ALPHA, Cleaning, cuts, pool, pool_cleaned, pool_reencoded
 from runtime.tokenizer import CaptionTokenizer
+from runtime.video import CaptionStream, Policy, RegionsOfFrames, StreamOptions
 from runtime.wording import Wording, check_score
 
 if TYPE_CHECKING:
@@ -345,6 +347,33 @@ class Captioner:
         if vectors.ndim != 2 or vectors.shape[1] != width:
             raise PatchcaptionError(f"expected vectors of shape (R, {width}), got {tuple(vectors.shape)}")
         return vectors.detach().to(self._backend.device, torch.float32).contiguous()
+
+    def stream(
+        self,
+        source: FrameSource,
+        regions: RegionsOfFrames,
+        *,
+        policy: Policy | None = None,
+        every: int = 1,
+        reuse: float | None = 0.995,
+        workers: int | None = None,
+        **options: Unpack[DescribeOptions],
+    ) -> CaptionStream:
+        """Describes the frames of a stream; reading, encoding and describing overlap.
+
+        Args:
+            source: a file, a folder of images, the number of a camera, an address (rtsp://...), or an iterable of
+                images or `Frame`s.
+            regions: of every frame, or a function of the `Frame` that finds them (a detector, a tracker; called in
+                order, from one thread): a list of regions, or anything with ``xyxy`` or ``mask``, as
+                `supervision.Detections` has.
+            policy, every, reuse, workers: as in `StreamOptions`.
+            options: those of `describe`.
+
+        Raises:
+            VideoError: the source cannot be opened; and while iterating, it is lost.
+        """
+        return CaptionStream(self, source, regions, StreamOptions(policy, every, reuse, workers), options)
 
     def batching(self, *, max_wait_ms: float = 4.0, max_regions: int = 64) -> Batching:
         """A view of this captioner for many threads or coroutines: what arrives within a few ms is decoded together.

@@ -1,4 +1,4 @@
-"""The command line: `python -m runtime caption|info|verify|tune|doctor`, also installed as `patchcaption`.
+"""The command line: `python -m runtime caption|video|info|verify|tune|doctor`, also installed as `patchcaption`.
 
 Results go to stdout, messages to stderr. Exit codes: 0 done; 1 a bundle, backend or output file is not usable; 2 a
 mistake on the command line or in what it names (an image, a region); 130 interrupted.
@@ -9,27 +9,28 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-import numpy as np
 from PIL import Image
 
 from runtime import __version__
+from runtime.as_json import caption_as_json
 from runtime.backends import BACKENDS, PRECISIONS, choose
 from runtime.backends.choice import choices_file, keep
 from runtime.backends.tune import ROWS, measure, open_all
 from runtime.beams import check_beams
 from runtime.bundle import Bundle
-from runtime.caption import Caption
 from runtime.captioner import Captioner
 from runtime.doctor import examine
 from runtime.drawing import draw_captions
 from runtime.errors import ImageError, PatchcaptionError, RegionError
-from runtime.image import Fit, open_image, read_file
-from runtime.regions import Box, BoxSet, Crop, Mask, Point, Polygon, Region, Trace, WholeImage
+from runtime.image import Fit, open_image
+from runtime.region_flags import add_region_flags, parsed
+from runtime.regions import Region, WholeImage
+from runtime.video_command import add_video
 
 T = TypeVar("T")
 
@@ -70,26 +71,13 @@ def _parser() -> argparse.ArgumentParser:
     caption.set_defaults(run=_caption)
     caption.add_argument("image", type=Path)
     caption.add_argument("--engines", type=Path, required=True, metavar="FOLDER", help="the bundle")
-    regions = caption.add_argument_group("regions", "any number of each, captioned in the order given; none: the image")
-
-    def region(flag: str, kind: Callable[[str], T], metavar: str, help: str) -> None:
-        regions.add_argument(flag, dest="regions", action="append", type=_parsed(kind), metavar=metavar, help=help)
-
-    region("--box", _box, "X1,Y1,X2,Y2", "a box in image pixels")
-    region("--boxes", _boxes, '"X1,Y1,X2,Y2 ..."', "several boxes under one caption")
-    region("--crop", _crop, "X1,Y1,X2,Y2", "a box in image pixels, cut out and encoded by itself")
-    region("--polygon", _polygon, '"X,Y X,Y X,Y ..."', "the inside of a closed line in image pixels")
-    region("--mask", _mask, "PNG", "a mask image of the image's size; what is neither black nor transparent is inside")
-    region("--trace", _trace, '"X,Y X,Y ..."', "a mouse trace in shares of the image, 0 to 1")
-    region("--trace-pixels", _trace_pixels, '"X,Y X,Y ..."', "a mouse trace in image pixels")
-    region("--point", _point, "X,Y", "a point in image pixels")
-    regions.add_argument("--whole", dest="regions", action="append_const", const=WholeImage(), help="the whole image")
+    add_region_flags(caption)
     caption.add_argument(
         "--mode", choices=["decode", "nearest"], default="decode", help="the decoder's words, or the memory's nearest"
     )
     caption.add_argument("--n-best", type=int, default=0, metavar="N", help="also the N nearest captions of the memory")
     caption.add_argument(
-        "--beams", type=_parsed(_beams), default=1, metavar="N", help="beam search with N beams (default: 1, none)"
+        "--beams", type=parsed(_beams), default=1, metavar="N", help="beam search with N beams (default: 1, none)"
     )
     caption.add_argument("--json", action="store_true", help="one JSON object a caption, with ids and score")
     caption.add_argument("--save", type=Path, metavar="PICTURE", help="write the image with the captions drawn on it")
@@ -98,6 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     caption.add_argument(
         "--precision", choices=PRECISIONS, default="fp32", help="bf16: with openvino, on CPUs that have it"
     )
+
+    add_video(commands.add_parser("video", help="caption regions of every frame of a video, a camera or an address"))
 
     info = commands.add_parser("info", help="say what a bundle is")
     info.set_defaults(run=_info)
@@ -130,7 +120,7 @@ def _caption(options: argparse.Namespace) -> int:
     with Captioner.load(options.engines, options.backend, options.fit, precision=options.precision) as captioner:
         captions = captioner.caption(image, regions, mode=options.mode, n_best=options.n_best, beams=options.beams)
     for caption in captions:
-        print(_as_json(caption) if options.json else f"{caption.score:.3f}  {caption.text}")
+        print(json.dumps(caption_as_json(caption)) if options.json else f"{caption.score:.3f}  {caption.text}")
         if not options.json:
             for match in caption.nearest:
                 print(f"    {match.similarity:.3f}  {match.text}")
@@ -210,18 +200,6 @@ def _doctor(options: argparse.Namespace) -> int:
     return int(any(finding.state == "fail" for finding in findings))
 
 
-def _as_json(caption: Caption) -> str:
-    region: dict[str, object] = {"kind": type(caption.region).__name__}
-    if isinstance(caption.region, Mask):
-        region["pixels"] = int(caption.region.array.sum())
-    elif caption.region is not None:
-        region |= asdict(caption.region)  # type: ignore[call-overload]  # every kind but Mask is a plain dataclass
-    shown: dict[str, object] = {"text": caption.text, "score": caption.score, "ids": caption.ids, "region": region}
-    if caption.nearest:
-        shown["nearest"] = [asdict(match) for match in caption.nearest]
-    return json.dumps(shown)
-
-
 def _check_writable_picture(path: Path) -> None:
     """Finds out before the work whether the picture can be written after it."""
     if path.suffix.lower() not in Image.registered_extensions():
@@ -248,28 +226,6 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-def _parsed(kind: Callable[[str], T]) -> Callable[[str], T]:
-    """``kind`` as an argparse type: its message becomes argparse's own one-line error."""
-
-    def parse(text: str) -> T:
-        try:
-            return kind(text)
-        except PatchcaptionError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return parse
-
-
-def _numbers(text: str, count: int) -> list[float]:
-    try:
-        numbers = [float(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if len(numbers) != count:
-        raise RegionError(f"expected {count} numbers with commas between them, got {text!r}")
-    return numbers
-
-
 def _beams(text: str) -> int:
     try:
         beams = int(text)
@@ -277,48 +233,6 @@ def _beams(text: str) -> int:
         raise PatchcaptionError(f"expected a whole number, got {text!r}") from None
     check_beams(beams)
     return beams
-
-
-def _box(text: str) -> Box:
-    x1, y1, x2, y2 = _numbers(text, 4)
-    return Box(x1, y1, x2, y2)
-
-
-def _crop(text: str) -> Crop:
-    x1, y1, x2, y2 = _numbers(text, 4)
-    return Crop(x1, y1, x2, y2)
-
-
-def _polygon(text: str) -> Polygon:
-    return Polygon(_points(text))
-
-
-def _boxes(text: str) -> BoxSet:
-    return BoxSet([_box(part) for part in text.split()])
-
-
-def _points(text: str) -> list[list[float]]:
-    return [_numbers(part, 2) for part in text.split()]
-
-
-def _trace(text: str) -> Trace:
-    return Trace.normalized(_points(text))
-
-
-def _trace_pixels(text: str) -> Trace:
-    return Trace(_points(text))
-
-
-def _point(text: str) -> Point:
-    return Point(*_numbers(text, 2))
-
-
-def _mask(text: str) -> Mask:
-    rgba = np.asarray(read_file(Path(text)).convert("RGBA"))
-    try:
-        return Mask(rgba[:, :, :3].any(axis=2) & (rgba[:, :, 3] > 0))
-    except RegionError as error:
-        raise RegionError(f"{text}: {error}") from None
 
 
 if __name__ == "__main__":

@@ -1,0 +1,66 @@
+"""Regions from what detectors and trackers give, without depending on any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+
+from runtime.errors import RegionError
+from runtime.regions import Box, Mask, Region
+
+
+@runtime_checkable
+class Detections(Protocol):
+    """What `supervision.Detections` has, and others name alike.
+
+    Attributes:
+        xyxy: boxes (n, 4) in image pixels, x1, y1, x2, y2.
+        mask: None, or masks (n, H, W), which are taken instead of the boxes; need not be there.
+    """
+
+    xyxy: Any
+
+
+RegionsLike: TypeAlias = "Sequence[Region] | Detections"
+
+
+def as_regions(found: RegionsLike, image_wh: tuple[int, int]) -> list[Region]:
+    """The regions of one image: as they are, or the masks or boxes of detections, row by row.
+
+    Boxes are cut off at the image's edges, beyond which detectors often reach. Rows and regions keep their places.
+
+    Raises:
+        RegionError: it is neither, or a box or mask has no place on the image.
+    """
+    mask = getattr(found, "mask", None)
+    if mask is not None and not isinstance(found, Sequence):
+        return [Mask(np.asarray(row) != 0) for row in _as_numpy(mask)]
+    if isinstance(found, Detections):
+        return _boxes(_as_numpy(found.xyxy), image_wh)
+    if isinstance(found, Sequence) and not isinstance(found, (str, bytes)):
+        return list(found)
+    raise RegionError(f"regions: expected a list of regions or something with xyxy or mask, got {type(found).__name__}")
+
+
+def _boxes(xyxy: np.ndarray[Any, Any], image_wh: tuple[int, int]) -> list[Region]:
+    if xyxy.size == 0:
+        return []
+    if xyxy.ndim != 2 or xyxy.shape[1] != 4:
+        raise RegionError(f"detections: expected xyxy of shape (n, 4), got {xyxy.shape}")
+    cut = xyxy.astype(float)
+    cut[:, 0::2] = cut[:, 0::2].clip(0, image_wh[0])
+    cut[:, 1::2] = cut[:, 1::2].clip(0, image_wh[1])
+    regions: list[Region] = []
+    for number, row in enumerate(cut.tolist()):
+        try:
+            regions.append(Box(*row))
+        except RegionError as error:
+            raise RegionError(f"detections: row {number}: {error}") from None
+    return regions
+
+
+def _as_numpy(values: Any) -> np.ndarray[Any, Any]:
+    """Of arrays, lists and tensors, on a GPU too."""
+    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
