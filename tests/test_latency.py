@@ -394,3 +394,14 @@ def test_a_missing_plotter_is_named_before_anything_is_measured(
     monkeypatch.setattr("benchmarks.timing.plot.find_spec", lambda _: None)
     assert latency.main([str(demo_bundle), "--plot", "run.png"]) == 1
     assert "pip install 'patchcaption[bench]'" in capsys.readouterr().err
+
+
+def test_a_stream_is_timed_beside_the_same_work_in_turn(
+    demo_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("benchmarks.timing.video._FRAMES", 6)
+    assert latency.main([str(demo_bundle), "--video", "--regions", "1", "2", "--compare-runs", "1"]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(rows) == 4
+    assert latency.main([str(demo_bundle), "--video", "--json", "out.json"]) == 1
+    assert "--video: it takes none of" in capsys.readouterr().err

@@ -1,0 +1,76 @@
+"""Words for what any detector finds: `python examples/detector_captions.py clip.mp4`.
+
+A detector is a function of a frame that returns something with ``xyxy`` (n, 4), as `supervision.Detections`, or with
+``mask`` (n, H, W). The one here finds what differs from the border of the image, so that the example needs no other
+model; put yours in its place:
+
+    def detect(frame):
+        return supervision.Detections.from_ultralytics(yolo(frame.image)[0])
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime import Captioner, Frame
+
+_UNLIKE_THE_BORDER = 60
+_CELL = 8
+
+
+@dataclass(frozen=True)
+class Found:
+    """Boxes in image pixels (n, 4)."""
+
+    xyxy: npt.NDArray[np.float64]
+
+
+def detect(frame: Frame) -> Found:
+    """Boxes around the parts of an image (H, W, 3) whose colour is not that of its border."""
+    image = np.asarray(frame.image).astype(int)
+    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+    unlike = np.abs(image - np.median(border, axis=0)).max(axis=2) > _UNLIKE_THE_BORDER
+    rows, columns = (side // _CELL for side in unlike.shape)
+    cells = unlike[: rows * _CELL, : columns * _CELL].reshape(rows, _CELL, columns, _CELL).mean(axis=(1, 3)) > 0.5
+    boxes = []
+    while cells.any():
+        part = _connected(cells, tuple(np.argwhere(cells)[0]))
+        (top, left), (bottom, right) = part.min(axis=0), part.max(axis=0) + 1
+        boxes.append((left * _CELL, top * _CELL, right * _CELL, bottom * _CELL))
+        cells[part[:, 0], part[:, 1]] = False
+    return Found(np.array(boxes, dtype=np.float64).reshape(-1, 4))
+
+
+def _connected(cells: npt.NDArray[np.bool_], start: tuple[int, ...]) -> npt.NDArray[np.int64]:
+    """The places (n, 2) of the cells that touch ``start`` and each other."""
+    found, edge = {start}, [start]
+    while edge:
+        row, column = edge.pop()
+        for place in ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)):
+            inside = 0 <= place[0] < cells.shape[0] and 0 <= place[1] < cells.shape[1]
+            if inside and place not in found and cells[place]:
+                found.add(place)
+                edge.append(place)
+    return np.array(sorted(found))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Describe what a detector finds in a video.")
+    parser.add_argument("source", help="a video file, or a folder of images")
+    parser.add_argument("--engines", default="engines/demo")
+    options = parser.parse_args(arguments)
+    with Captioner.load(options.engines) as captioner:
+        for described in captioner.stream(options.source, detect):
+            for caption in described.captions:
+                if not caption.reused:
+                    print(f"frame {described.frame.number}: {caption.region}: {caption.text}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

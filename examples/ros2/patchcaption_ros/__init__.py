@@ -1,0 +1,1 @@
+"""patchcaption as a ROS 2 node."""
