@@ -122,7 +122,7 @@ class DecoderSettings(_Part):
     layers: PositiveInt
     heads: PositiveInt
     head_width: PositiveInt
-    steps: PositiveInt
+    steps: Annotated[int, Field(gt=0, le=4096)]
     vocabulary: PositiveInt
     end_id: Annotated[int, Field(ge=0)]
     cache: Literal["fp32", "fp16", "bf16"] = "fp32"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from runtime.errors import RegionError
 
 
@@ -31,6 +33,8 @@ def point(owner: str, value: Sequence[float] | Mapping[str, float]) -> tuple[flo
     """A point (x, y), also as {"x": ..., "y": ...} (Localized Narratives' form)."""
     if isinstance(value, Mapping):
         value = [value[name] for name in ("x", "y") if name in value]
+    if not isinstance(value, (Sequence, np.ndarray)):
+        raise RegionError(f"{owner}: expected points of 2 numbers (x, y), got {value!r}")
     if len(value) != 2:
         raise RegionError(f"{owner}: expected points of 2 numbers (x, y), got {len(value)}")
     return number(f"{owner} x", value[0]), number(f"{owner} y", value[1])

@@ -165,6 +165,8 @@ def _areas_below(points: Array, limits: Array) -> Array:
 def _mean_of_min(start: Array, end: Array, limit: float) -> Array:
     """The mean of min(y, limit) over y from ``start`` to ``end``."""
     above_start, above_end = np.maximum(start - limit, 0), np.maximum(end - limit, 0)
-    crossing = np.maximum(above_start, above_end) ** 2 / np.maximum(2 * np.abs(end - start), 1e-300)
+    above = np.maximum(above_start, above_end)
+    with np.errstate(over="ignore"):  # of ends that are all but equal; it is no more than half of what is above
+        crossing = np.minimum(above**2 / np.maximum(2 * np.abs(end - start), 1e-300), above / 2)
     excess = np.where(np.minimum(start, end) >= limit, (above_start + above_end) / 2, crossing)
     return (start + end) / 2 - excess

@@ -1,0 +1,412 @@
+"""What users give by mistake, or others on purpose: each has its exact error, or its exact result. One table."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from PIL import Image
+
+from runtime import (
+    AttentionHead,
+    Box,
+    BoxSet,
+    BundleError,
+    Caption,
+    Captioner,
+    Crop,
+    FeatureMap,
+    ImageError,
+    Mask,
+    Patch,
+    PatchcaptionError,
+    Point,
+    Polygon,
+    Region,
+    RegionError,
+    Register,
+    Trace,
+    WholeImage,
+    draw_captions,
+)
+from runtime.image import open_image
+
+NAN, INF = float("nan"), float("inf")
+Case = tuple[str, Callable[[Path], Any], "type[Exception] | tuple[int, int]", str]
+
+
+def saved(image: Image.Image, name: str, **how: Any) -> Callable[[Path], Path]:
+    def save(folder: Path) -> Path:
+        image.save(folder / name, **how)
+        return folder / name
+
+    return save
+
+
+def written(data: bytes, name: str = "image.png") -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        (folder / name).write_bytes(data)
+        return folder / name
+
+    return write
+
+
+def cut(name: str, share: float) -> Callable[[Path], Path]:
+    def save(folder: Path) -> Path:
+        noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+        Image.fromarray(noise).save(folder / name)
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(data[: int(len(data) * share)])
+        return folder / name
+
+    return save
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of a few bytes that says it has very many pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def animated() -> Callable[[Path], Path]:
+    frames = [Image.new("RGB", (20, 10), colour) for colour in ("red", "blue")]
+    return saved(frames[0], "image.gif", save_all=True, append_images=frames[1:])
+
+
+def with_exif(orientation: int) -> Callable[[Path], Path]:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return saved(Image.new("RGB", (20, 10)), "image.jpg", exif=exif)
+
+
+IMAGES: list[Case] = [
+    ("truncated PNG", cut("image.png", 0.5), ImageError, "image.png: cannot be read as an image: "),
+    ("truncated JPEG", cut("image.jpg", 0.5), ImageError, "image.jpg: cannot be read as an image: .*truncated"),
+    ("truncated WebP", cut("image.webp", 0.5), ImageError, "image.webp: "),
+    ("no bytes", written(b""), ImageError, "image.png: not an image that Pillow can read"),
+    ("zeros", written(bytes(1000)), ImageError, "image.png: not an image that Pillow can read"),
+    ("text", written(b"GIF or not"), ImageError, "image.png: not an image that Pillow can read"),
+    ("header only", written(b"\x89PNG\r\n\x1a\n"), ImageError, "image.png: "),
+    ("no file", lambda folder: folder / "none.jpg", ImageError, "none.jpg: no such file"),
+    ("a folder", lambda folder: folder, ImageError, "cannot be read as an image"),
+    ("NUL in a path", lambda _: "a\0b.jpg", ImageError, "cannot be read as an image: embedded null"),
+    ("a decompression bomb", written(bomb(60_000, 60_000)), ImageError, "image.png: .*decompression bomb"),
+    ("a directory of a bomb", written(bomb(2**31 - 1, 1)), ImageError, "image.png: "),
+    ("one pixel", saved(Image.new("RGB", (1, 1)), "image.png"), (1, 1), ""),
+    ("30,000 x 1", saved(Image.new("RGB", (30_000, 1)), "image.png"), (30_000, 1), ""),
+    ("1 x 30,000", saved(Image.new("L", (1, 30_000)), "image.png"), (1, 30_000), ""),
+    ("CMYK", saved(Image.new("CMYK", (20, 10)), "image.jpg"), (20, 10), ""),
+    ("palette", saved(Image.new("P", (20, 10)), "image.png"), (20, 10), ""),
+    ("palette with transparency", saved(Image.new("P", (20, 10)), "image.png", transparency=0), (20, 10), ""),
+    ("16 bits", saved(Image.new("I;16", (20, 10)), "image.png"), (20, 10), ""),
+    ("1 bit", saved(Image.new("1", (20, 10)), "image.png"), (20, 10), ""),
+    ("alpha", saved(Image.new("RGBA", (20, 10)), "image.png"), (20, 10), ""),
+    ("grey and alpha", saved(Image.new("LA", (20, 10)), "image.png"), (20, 10), ""),
+    ("float TIFF", saved(Image.new("F", (20, 10)), "image.tif"), (20, 10), ""),
+    ("rotated by EXIF", with_exif(6), (10, 20), ""),
+    ("mirrored by EXIF", with_exif(2), (20, 10), ""),
+    ("an orientation that is none", with_exif(77), (20, 10), ""),
+    ("animated", animated(), (20, 10), ""),
+    ("a wrong ending", saved(Image.new("RGB", (20, 10)), "image.txt", format="PNG"), (20, 10), ""),
+]
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (10, 20, 3), np.uint8)
+ARRAYS: list[Case] = [
+    ("floats", lambda _: PIXELS / 255, ImageError, "image array: expected dtype uint8 .* got float64"),
+    ("NaN", lambda _: np.full((4, 4, 3), np.nan), ImageError, "expected dtype uint8"),
+    ("int64", lambda _: PIXELS.astype(np.int64), ImageError, "expected dtype uint8 .* got int64"),
+    ("bool", lambda _: PIXELS > 9, ImageError, "expected dtype uint8 .* got bool"),
+    ("objects", lambda _: np.array([None]), ImageError, "expected dtype uint8 .* got object"),
+    ("channels first", lambda _: PIXELS.transpose(2, 0, 1), ImageError, r"expected shape \(H, W, 3\)"),
+    ("four channels", lambda _: np.zeros((4, 4, 4), np.uint8), ImageError, r"expected shape \(H, W, 3\)"),
+    ("a batch", lambda _: PIXELS[None], ImageError, r"expected shape \(H, W, 3\)"),
+    ("a row", lambda _: PIXELS[0, :, 0], ImageError, r"expected shape \(H, W, 3\)"),
+    ("a number", lambda _: np.uint8(3), ImageError, "expected a path, PIL image, numpy array or torch tensor"),
+    ("no rows", lambda _: PIXELS[:0], ImageError, "at least one pixel"),
+    ("no columns", lambda _: PIXELS[:, :0], ImageError, "at least one pixel"),
+    ("bytes", lambda _: PIXELS.tobytes(), ImageError, "expected a path, .* got bytes"),
+    ("None", lambda _: None, ImageError, "expected a path, .* got NoneType"),
+    ("negative strides", lambda _: PIXELS[::-1, ::-1], (20, 10), ""),
+    ("BGR by a view", lambda _: PIXELS[..., ::-1], (20, 10), ""),
+    ("not contiguous", lambda _: np.zeros((20, 40, 3), np.uint8)[::2, ::2], (20, 10), ""),
+    ("read only", lambda _: np.frombuffer(PIXELS.tobytes(), np.uint8).reshape(10, 20, 3), (20, 10), ""),
+    ("grey", lambda _: PIXELS[..., 0], (20, 10), ""),
+    ("float tensor", lambda _: torch.rand(3, 10, 20), ImageError, "image tensor: expected dtype uint8"),
+    ("channels last", lambda _: torch.from_numpy(PIXELS), ImageError, r"image tensor: expected shape \(3, H, W\)"),
+    ("tensor without pixels", lambda _: torch.empty(3, 0, 5, dtype=torch.uint8), ImageError, "at least one pixel"),
+    ("strided tensor", lambda _: torch.zeros(3, 20, 40, dtype=torch.uint8)[:, ::2, ::2], (20, 10), ""),
+    ("an image without pixels", lambda _: Image.new("RGB", (0, 5)), ImageError, "at least one pixel, got 0 x 5"),
+]
+
+
+@pytest.mark.parametrize(
+    ("what", "make", "expected", "message"), IMAGES + ARRAYS, ids=[case[0] for case in IMAGES + ARRAYS]
+)
+def test_images(
+    tmp_path: Path, what: str, make: Callable[[Path], Any], expected: type[Exception] | tuple[int, int], message: str
+) -> None:
+    source = make(tmp_path)
+    if isinstance(expected, tuple):
+        opened = open_image(source)
+        assert (opened.size, opened.mode) == (expected, "RGB"), what
+        return
+    with pytest.raises(expected, match=message) as raised:
+        open_image(source)
+    assert "\n" not in str(raised.value)
+
+
+REGIONS: list[tuple[str, Callable[[], Region], str]] = [
+    ("a NaN in a box", lambda: Box(NAN, 0, 1, 1), "Box x1: expected a finite number, got nan"),
+    ("an infinite box", lambda: Box(0, 0, INF, 1), "Box x2: expected a finite number, got inf"),
+    ("an inverted box", lambda: Box(9, 0, 1, 1), "expected x1 < x2 and y1 < y2"),
+    ("an empty box", lambda: Box(1, 1, 1, 5), "expected x1 < x2 and y1 < y2"),
+    ("a box outside", lambda: Box(900, 900, 950, 950), "lies outside the image of 320 x 240 pixels"),
+    ("a box left of it", lambda: Box(-9, 0, 0, 9), "lies outside the image of 320 x 240 pixels"),
+    ("a box of text", lambda: Box("a", 0, 1, 1), "Box x1: expected a number, got 'a'"),  # type: ignore[arg-type]
+    ("an unknown pool", lambda: Box(0, 0, 1, 1, pool="max"), "pool"),  # type: ignore[arg-type]
+    ("a negative variance", lambda: Box(0, 0, 1, 1, pool="gaussian", variance=-1), "variance of at least 0"),
+    ("a box of no size", lambda: Box.from_xywh(5, 5, 0, 5), "expected x1 < x2 and y1 < y2"),
+    ("an empty set", lambda: BoxSet([]), "BoxSet: expected at least one box, got none"),
+    ("a set of triples", lambda: BoxSet([(1, 2, 3)]), "expected boxes of 4 numbers, got 3"),  # type: ignore[list-item]
+    ("a set with one outside", lambda: BoxSet([Box(0, 0, 9, 9), Box(900, 0, 950, 9)]), "lies outside the image"),
+    ("a crop outside", lambda: Crop(900, 900, 950, 950), "lies outside the image"),
+    ("a crop of no whole pixel", lambda: Crop(5.1, 5.1, 5.2, 5.2), "expected at least one whole pixel"),
+    ("a crop of NaN", lambda: Crop(0, NAN, 1, 1), "Crop y1: expected a finite number"),
+    ("an empty mask", lambda: Mask(np.zeros((240, 320), bool)), "Mask: it is empty"),
+    ("a mask of another size", lambda: Mask(np.ones((24, 32), bool)), "region 1: .*32.*320|320.*32"),
+    ("a mask of NaN", lambda: Mask(np.full((240, 320), NAN)), "Mask: expected finite numbers"),
+    ("a mask of colours", lambda: Mask(np.ones((240, 320, 3))), r"Mask: expected a numeric array \(H, W\)"),
+    ("a mask of text", lambda: Mask(np.full((240, 320), "x")), "Mask: expected a numeric array"),
+    ("a mask without pixels", lambda: Mask(np.ones((0, 0))), "Mask: it is empty"),
+    ("a polygon of two points", lambda: Polygon([(0, 0), (5, 5)]), "Polygon: expected at least three points, got 2"),
+    ("a polygon of NaN", lambda: Polygon([(0, 0), (5, NAN), (9, 9)]), "expected a finite number, got nan"),
+    ("a polygon outside", lambda: Polygon([(900, 900), (950, 900), (950, 950)]), "region 1: it covers nothing"),
+    ("a polygon without area", lambda: Polygon([(5, 5), (9, 9), (13, 13)]), "region 1: it covers nothing"),
+    ("a trace without points", lambda: Trace([]), "Trace: expected at least one point, got none"),
+    ("a trace of numbers", lambda: Trace([1, 2]), "Trace.*expected points of 2 numbers .* got 1"),  # type: ignore[list-item]
+    ("a trace of NaN", lambda: Trace([(NAN, 0)]), "expected a finite number"),
+    ("a trace outside", lambda: Trace([(900, 900)]), "no point of it lies on the image"),
+    ("a trace beyond 0..1", lambda: Trace.normalized([(2, 2)]), "no point of it lies on the image"),
+    ("a point outside", lambda: Point(321, 5), "lies outside the image of 320 x 240 pixels"),
+    ("an infinite point", lambda: Point(-INF, 5), "Point x: expected a finite number, got -inf"),
+    ("a patch too far", lambda: Patch(16, 0), "the grid has 16 x 16 patches, numbered from 0"),
+    ("a negative patch", lambda: Patch(-1, 0), "expected a whole number from 0 on, got -1"),
+    ("half a patch", lambda: Patch(0.5, 0), "expected a whole number from 0 on, got 0.5"),  # type: ignore[arg-type]
+    ("a register too far", lambda: Register(4), "the backbone has 4 registers, numbered from 0"),
+    ("a head too far", lambda: AttentionHead(99), "heads, numbered from 0"),
+    ("an unknown whole", lambda: WholeImage(pool="sum"), "WholeImage.*'sum'"),  # type: ignore[arg-type]
+    ("no region", lambda: (1, 2, 3, 4), "expected a Box, Mask, Trace or another region kind"),  # type: ignore[return-value, arg-type]
+    ("None", lambda: None, "expected a Box, Mask, Trace or another region kind"),  # type: ignore[return-value, arg-type]
+]
+
+
+@pytest.fixture(scope="module")
+def features(demo: Captioner) -> FeatureMap:
+    return demo.encode(np.zeros((240, 320, 3), np.uint8))
+
+
+@pytest.mark.parametrize(("what", "make", "message"), REGIONS, ids=[case[0] for case in REGIONS])
+def test_regions(demo: Captioner, features: FeatureMap, what: str, make: Callable[[], Region], message: str) -> None:
+    with pytest.raises(RegionError, match=message) as raised:
+        demo.vectors(features, [WholeImage(), make()])
+    assert "\n" not in str(raised.value), what
+
+
+def test_very_many_regions_are_no_mistake(demo: Captioner, features: FeatureMap) -> None:
+    assert demo.vectors(features, [Point(1, 1)] * 20_000).shape[0] == 20_000
+
+
+@pytest.mark.parametrize(
+    ("regions", "message"),
+    [
+        (Box(0, 0, 1, 1), "regions: expected a list of regions, got Box"),
+        ("box", "regions: expected a list of regions, got str"),
+        (None, "regions: expected a list of regions, got NoneType"),
+        ([[WholeImage()], [WholeImage()]], "regions: expected 1 lists, one for each image, got 2"),
+    ],
+)
+def test_lists_of_regions_that_are_none(demo: Captioner, features: FeatureMap, regions: Any, message: str) -> None:
+    with pytest.raises(RegionError, match=message):
+        demo.vectors(features, regions)
+
+
+def a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+FILES = ["backbone.onnx", "backbone.onnx.data", "decoder.onnx", "decoder.onnx.data", "memory.safetensors"]
+FILES += ["captions.jsonl", "tokenizer.json", "beam_decoder.onnx", "reencoder.onnx"]
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (Path.unlink, "missing"),
+        (half, "truncated: expected [0-9]+ bytes, got"),
+        (a_bit, "altered"),
+        (lambda path: path.write_bytes(path.read_bytes() + b" "), "expected [0-9]+ bytes, got"),
+    ],
+    ids=["missing", "truncated", "one bit", "one byte more"],
+)
+def test_files_of_a_bundle(
+    bundle_copy: Callable[[], Path], file: str, spoil: Callable[[Path], Any], message: str
+) -> None:
+    folder = bundle_copy()
+    spoil(folder / file)
+    with pytest.raises(BundleError, match=f"{re.escape(str(folder / file))}: .*{message}|{re.escape(file)}.*{message}"):
+        Captioner.load(folder)
+
+
+def change(*place: str, to: Any) -> Callable[[dict[str, Any]], None]:
+    def edit(manifest: dict[str, Any]) -> None:
+        part = manifest
+        for name in place[:-1]:
+            part = part[name]
+        part[place[-1]] = to
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (change("schema_version", to=999), "999"),
+        (change("schema_version", to="new"), "schema"),
+        (change("architecture", "width", to=0), "architecture.width"),
+        (change("architecture", "width", to="wide"), "architecture.width"),
+        (change("architecture", to=None), "architecture"),
+        (change("backbone", "file", to="../../etc/passwd"), "backbone.file"),
+        (change("backbone", "file", to="/etc/passwd"), "backbone.file"),
+        (change("tokenizer", to="..\\tokenizer.json"), "tokenizer"),
+        (change("tokenizer", to=""), "tokenizer"),
+        (change("memory", "embeddings", to="~/bank"), "memory.embeddings"),
+        (change("memory", "temperature", to=-1), "memory.temperature"),
+        (change("memory", "captions", to="none.jsonl"), "none.jsonl"),
+        (change("decoding", "steps", to=10**9), "decoding.steps|steps"),
+        (change("files", to={}), "backbone.onnx|files"),
+        (change("unknown", to=1), "unknown"),
+    ],
+)
+def test_manifests(bundle_copy: Callable[[], Path], edit: Callable[[dict[str, Any]], None], message: str) -> None:
+    path = bundle_copy() / "manifest.json"
+    manifest = json.loads(path.read_text())
+    edit(manifest)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=message):
+        Captioner.load(path.parent)
+
+
+@pytest.mark.parametrize("text", ["", "{", "null", "[]", "\ufeff{}", '{"schema_version": NaN}', "\0" * 100])
+def test_manifests_that_are_no_manifests(bundle_copy: Callable[[], Path], text: str) -> None:
+    path = bundle_copy() / "manifest.json"
+    path.write_text(text)
+    with pytest.raises(BundleError, match="manifest.json"):
+        Captioner.load(path.parent)
+
+
+def test_a_file_of_another_bundle_is_not_this_ones(bundle_copy: Callable[[], Path]) -> None:
+    """The tokenizer of another bundle: whole, right in itself, and not what was built here."""
+    folder = bundle_copy()
+    other = json.loads((folder / "tokenizer.json").read_text())
+    other["added_tokens"] = []
+    (folder / "tokenizer.json").write_text(json.dumps(other))
+    with pytest.raises(BundleError, match="tokenizer.json"):
+        Captioner.load(folder)
+
+
+@pytest.mark.parametrize("width", [96, 384])
+def test_a_width_that_is_not_the_graphs(bundle_copy: Callable[[], Path], width: int) -> None:
+    path = bundle_copy() / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["architecture"]["width"] = width
+    path.write_text(json.dumps(manifest))
+    with Captioner.load(path.parent) as captioner, pytest.raises(PatchcaptionError, match=str(width)):
+        captioner.caption(np.zeros((20, 20, 3), np.uint8), [WholeImage()])
+
+
+@pytest.mark.parametrize(
+    "text", ["日本語の説明", "שלום", "a\u0301", "👩‍👩‍👧", "\u202eright to left", "two\nlines", "\x00", "x" * 5000, ""]
+)
+def test_captions_of_any_writing_are_drawn(text: str) -> None:
+    drawn = draw_captions(np.zeros((60, 80, 3), np.uint8), [Caption(text, 1.0, (), Box(5, 5, 50, 40))])
+    assert drawn.size == (80, 60)
+
+
+numbers = st.floats(allow_nan=True, allow_infinity=True, width=32) | st.integers(-(10**6), 10**6)
+points = st.lists(st.tuples(numbers, numbers), max_size=6)
+kinds = st.one_of(
+    st.builds(lambda *corners: (Box, corners), numbers, numbers, numbers, numbers),
+    st.builds(lambda *corners: (Crop, corners), numbers, numbers, numbers, numbers),
+    st.builds(lambda x, y: (Point, (x, y)), numbers, numbers),
+    st.builds(lambda line: (Polygon, (line,)), points),
+    st.builds(lambda line: (Trace, (line,)), points),
+    st.builds(lambda line: (Trace.normalized, (line,)), points),
+    st.builds(lambda row, column: (Patch, (row, column)), numbers, numbers),
+    st.builds(lambda index: (Register, (index,)), numbers),
+    st.builds(lambda mask: (Mask, (mask,)), arrays.arrays(np.float32, st.tuples(st.integers(0, 4), st.integers(0, 4)))),
+)
+
+
+@given(kinds)
+@settings(max_examples=300, deadline=None)
+def test_any_region_is_described_or_refused(demo: Captioner, features: FeatureMap, kind: Any) -> None:
+    make, arguments = kind
+    try:
+        vectors = demo.vectors(features, [make(*arguments)])
+    except RegionError:
+        return
+    assert vectors.shape == (1, demo.manifest.architecture.width)
+    assert vectors.isfinite().all()
+
+
+@given(
+    arrays.arrays(
+        st.sampled_from([np.uint8, np.int16, np.float32, np.bool_]),
+        arrays.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=6),
+    )
+)
+@settings(max_examples=200, deadline=None)
+def test_any_array_is_an_image_or_refused(array: np.ndarray[Any, Any]) -> None:
+    is_image = array.dtype == np.uint8 and array.size > 0
+    is_image = is_image and (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3))
+    try:
+        opened = open_image(array)
+    except ImageError:
+        assert not is_image
+    else:
+        assert is_image
+        assert opened.size == (array.shape[1], array.shape[0])
+
+
+@given(
+    st.binary(max_size=200), st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF89a", b"RIFF....WEBP"])
+)
+@settings(max_examples=150, deadline=None)
+def test_any_bytes_are_refused_or_read(tmp_path_factory: pytest.TempPathFactory, data: bytes, head: bytes) -> None:
+    path = tmp_path_factory.mktemp("bytes") / "image"
+    path.write_bytes(head + data)
+    with contextlib.suppress(ImageError):
+        assert open_image(path).mode == "RGB"
