@@ -7,6 +7,7 @@ whatever was there before. Every file's size and sha256 stand in the manifest an
 from __future__ import annotations
 
 import ctypes
+import glob
 import hashlib
 import os
 import shutil
@@ -246,7 +247,8 @@ def new_bundle(folder: str | os.PathLike[str]) -> Iterator[Path]:
         raise BundleError(f"{target}: exists and is no bundle; choose another --out or remove it")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.building-", dir=target.parent))
+        _remove_leftovers(target)
+        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.building-{os.getpid()}-", dir=target.parent))
     except OSError as error:
         raise BundleError(f"{target.parent}: cannot be written to: {error.strerror}") from None
     try:
@@ -262,6 +264,24 @@ def new_bundle(folder: str | os.PathLike[str]) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Removes what builds of ``target`` left that were killed."""
+    for folder in target.parent.glob(f".{glob.escape(target.name)}.building-*"):
+        maker = folder.name.removeprefix(f".{target.name}.building-").split("-")[0]
+        if maker.isdecimal() and not _is_running(int(maker)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
