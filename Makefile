@@ -50,7 +50,7 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 # open_clip_torch is there for the vocabulary file inside it, which seeded checkpoints speak; nothing imports it, and its
 # own dependencies (torchvision) would pull another torch.
 $(VENV)/.test: $(VENV)/.demo
-	$(PIP) -c constraints.txt -e '.[cpu,openvino,export,quality,bench,dev]'
+	$(PIP) -c constraints.txt -e '.[cpu,openvino,export,quality,bench,video,docs,dev]'
 	$(PIP) --no-deps -c constraints.txt open_clip_torch
 	@touch $@
 
