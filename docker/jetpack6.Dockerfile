@@ -1,7 +1,8 @@
 # patchcaption on JetPack 6 (Orin; TensorRT 10.3, CUDA 12.6, Python 3.10). Build and run it on the Jetson:
 #
 #   docker build -f docker/jetpack6.Dockerfile -t patchcaption --build-arg BASE=IMAGE --build-arg WHEELS=INDEX .
-#   docker run --rm -it --runtime nvidia -v "$PWD/engines:/patchcaption/engines" patchcaption
+#   docker run --rm -it --runtime nvidia \
+#       -v "$PWD/engines:/patchcaption/engines" -v patchcaption:/root/.local/share/patchcaption patchcaption
 #
 # BASE: NVIDIA's l4t-jetpack image of your release (tag r36.4.0 for JetPack 6.1 and newer), which has CUDA, cuDNN and
 # TensorRT with its Python package. WHEELS: the package index with NVIDIA's torch for JetPack 6 and CUDA 12.6; PyPI's

@@ -1,7 +1,8 @@
 # patchcaption on JetPack 7 (Thor; TensorRT 10.13 or newer, CUDA 13, Python 3.12). Build and run it on the Jetson:
 #
 #   docker build -f docker/jetpack7.Dockerfile -t patchcaption --build-arg BASE=IMAGE .
-#   docker run --rm -it --runtime nvidia -v "$PWD/engines:/patchcaption/engines" patchcaption
+#   docker run --rm -it --runtime nvidia \
+#       -v "$PWD/engines:/patchcaption/engines" -v patchcaption:/root/.local/share/patchcaption patchcaption
 #
 # BASE: NVIDIA's CUDA 13 development image for Ubuntu 24.04 on 64-bit Arm servers (SBSA), which Thor runs. TENSORRT: the
 # version that your JetPack has; plans are loaded by the version that built them only.

@@ -22,8 +22,9 @@ import onnx
 from runtime.backends.gpu import Gpu
 from runtime.backends.tensorrt_api import TensorRt
 from runtime.bundle import Bundle, PlanHardware, PlanRecord, ShapeRange, sha256_of
-from runtime.cache import cache_folder
 from runtime.errors import BackendError, BundleError
+from runtime.folders import cache_folder
+from runtime.trust import is_trusted, trust
 
 if TYPE_CHECKING:
     import tensorrt
@@ -64,7 +65,8 @@ def build_plan(
     before: Bundle | None,
     tell: Tell,
 ) -> PlanRecord:
-    """Builds a graph's plan beside it, or takes that of an earlier bundle if nothing it depends on has changed.
+    """Builds a graph's plan beside it, or takes that of an earlier bundle if nothing it depends on has changed. Plans
+    that were built here are trusted; see `runtime.trust`.
 
     Args:
         profiles: the shapes of all inputs that have dynamic ones, for each way of using the plan.
@@ -89,6 +91,7 @@ def build_plan(
     old = _same_plan(before, record)
     if old is None:
         plan.write_bytes(_built(trt, graph, profiles, options, timing_cache, tell))
+        trust(sha256_of(plan))
     else:
         tell("the plan of the last build still holds", 1, 1)
         shutil.copyfile(old, plan)
@@ -119,7 +122,8 @@ def _same_plan(before: Bundle | None, record: PlanRecord) -> Path | None:
     for plan in before.manifest.plans if before else ():
         if before and plan.key == record.key and plan.file in before.manifest.files:
             path = before.path(plan.file)
-            if path.is_file() and sha256_of(path) == before.manifest.files[plan.file].sha256:
+            recorded = before.manifest.files[plan.file].sha256
+            if path.is_file() and sha256_of(path) == recorded and is_trusted(recorded):
                 return path
     return None
 

@@ -2,7 +2,8 @@
 
 >>> from runtime import Box, Captioner
 >>> captioner = Captioner.load("engines/demo")
->>> captions = captioner.caption("photo.jpg", [Box(10, 20, 200, 180)])
+>>> captioner.caption("export/demo/sample/scene.jpg", [Box(276, 174, 507, 399)])[0].text
+'a large striped red triangle'
 """
 
 from runtime.batching import Batching

@@ -52,6 +52,11 @@ class Batching:
     Args:
         max_wait_ms: how long the first of a batch waits for others.
         max_regions: a batch that has so many waits no longer.
+
+    Example:
+        >>> with captioner.batching(max_wait_ms=2) as batching:
+        ...     batching.caption(scene, [Box(276, 174, 507, 399)])[0].text
+        'a large striped red triangle'
     """
 
     def __init__(self, captioner: Captioner, max_wait_ms: float, max_regions: int) -> None:
@@ -93,6 +98,11 @@ class Batching:
 
         Raises:
             TimeoutError: the words were not there in time.
+
+        Example:
+            >>> with captioner.batching() as batching:
+            ...     batching.caption(scene, [Box(276, 174, 507, 399)], timeout_s=30)[0].text
+            'a large striped red triangle'
         """
         return self.describe(self._captioner.encode(images), regions, timeout_s, **options)
 
@@ -116,7 +126,13 @@ class Batching:
         timeout_s: float | None = None,
         **options: Unpack[DescribeOptions],
     ) -> list[Caption] | list[list[Caption]]:
-        """`Captioner.describe`, decoded with what others ask for; `caption` says what is raised."""
+        """`Captioner.describe`, decoded with what others ask for; `caption` says what is raised.
+
+        Example:
+            >>> with captioner.batching() as batching:
+            ...     batching.describe(captioner.encode(scene), [Point(350, 330)])[0].text
+            'a large striped red triangle'
+        """
         answer = self._asked(features, regions, options)
         try:
             return as_asked(features, regions, answer.result(timeout_s))
@@ -127,20 +143,40 @@ class Batching:
     async def acaption(
         self, images: ImageSource, regions: Regions, **options: Unpack[DescribeOptions]
     ) -> list[Caption]:
-        """`caption` of one image for asyncio: the event loop goes on meanwhile. Cancelling it harms no other."""
+        """`caption` of one image for asyncio: the event loop goes on meanwhile. Cancelling it harms no other.
+
+        Example:
+            >>> async def both(batching):
+            ...     asked = [batching.acaption(scene, [region]) for region in (Point(350, 330), WholeImage())]
+            ...     return [captions[0].text for captions in await asyncio.gather(*asked)]
+            >>> with captioner.batching() as batching:
+            ...     asyncio.run(both(batching))
+            ['a large striped red triangle', 'five shapes on a checked white background']
+        """
         features = await asyncio.to_thread(self._captioner.encode, images)
         return await self.adescribe(features, regions, **options)
 
     async def adescribe(
         self, features: FeatureMap, regions: Regions, **options: Unpack[DescribeOptions]
     ) -> list[Caption]:
-        """`describe` of one image for asyncio."""
+        """`describe` of one image for asyncio.
+
+        Example:
+            >>> with captioner.batching() as batching:
+            ...     asyncio.run(batching.adescribe(captioner.encode(scene), [Point(350, 330)]))[0].text
+            'a large striped red triangle'
+        """
         answer = await asyncio.to_thread(self._asked, features, regions, options)
         described = await asyncio.wrap_future(answer)
         return as_asked(features, regions, described)
 
     def close(self) -> None:
-        """Answers what waits, and takes no more. The captioner stays open."""
+        """Answers what waits, and takes no more. The captioner stays open.
+
+        Example:
+            >>> batching = captioner.batching()
+            >>> batching.close()
+        """
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()

@@ -28,6 +28,11 @@ class Caption:
         region: the region it describes; None when it was decoded from a bare vector.
         nearest: the captions of the memory bank nearest to the region, as many as were asked for.
         reused: whether it is that of an earlier frame, from which the region has hardly changed; of streams only.
+
+    Example:
+        >>> caption = captioner.caption(scene, [Box(276, 174, 507, 399)], n_best=1)[0]
+        >>> caption.text, round(caption.score, 2), caption.nearest[0].text
+        ('a large striped red triangle', 1.0, 'a large striped red triangle')
     """
 
     text: str

@@ -45,12 +45,14 @@ _RUNS_TO_WARM_UP = 3
 class Captioner:
     """Describes regions of images. One bundle, loaded once, used as often as wanted.
 
-    >>> captioner = Captioner.load("engines/demo")
-    >>> features = captioner.encode("photo.jpg")
-    >>> captions = captioner.describe(features, [Box(10, 20, 200, 180), WholeImage()])
-
     Use `load` to make one. It holds the engines until `close`, or the end of a `with` block. Threads may share it: each
     gets the captions it would get alone. `batching` decodes what several of them ask for together.
+
+    Example:
+        >>> captioner = Captioner.load("engines/demo")
+        >>> features = captioner.encode(scene)
+        >>> [caption.text for caption in captioner.describe(features, [Box(276, 174, 507, 399), WholeImage()])]
+        ['a large striped red triangle', 'five shapes on a checked white background']
     """
 
     def __init__(self, bundle: Bundle, backend: Backend, fit: Fit) -> None:
@@ -93,6 +95,11 @@ class Captioner:
         Raises:
             BundleError: the bundle is missing, incomplete, altered or of another schema.
             BackendError: the backend is unknown or not usable here.
+
+        Example:
+            >>> with Captioner.load("engines/demo", backend="cpu", threads=1) as captioner:
+            ...     captioner.caption(scene, [Box(276, 174, 507, 399)])[0].text
+            'a large striped red triangle'
         """
         if fit not in list(Fit):
             raise PatchcaptionError(f'fit {fit!r}: expected "stretch" or "crop"')
@@ -125,7 +132,14 @@ class Captioner:
         regions: Regions | RegionsOfImages,
         **options: Unpack[DescribeOptions],
     ) -> list[Caption] | list[list[Caption]]:
-        """Encodes and describes in one go: `describe(encode(images), regions, **options)`."""
+        """Encodes and describes in one go: `describe(encode(images), regions, **options)`.
+
+        Example:
+            >>> [caption.text for caption in captioner.caption(scene, [Box(276, 174, 507, 399), Point(350, 330)])]
+            ['a large striped red triangle', 'a large striped red triangle']
+            >>> captioner.caption([scene, scene], [[Point(350, 330)], []])[1]
+            []
+        """
         return self.describe(self.encode(images), regions, **options)
 
     def encode(self, images: ImageSource | Sequence[ImageSource]) -> FeatureMap:
@@ -140,6 +154,10 @@ class Captioner:
 
         Raises:
             ImageError: an image cannot be read or has a wrong type or shape; in a list, by its number.
+
+        Example:
+            >>> captioner.encode([scene, np.zeros((480, 640, 3), np.uint8)]).tokens.shape
+            torch.Size([2, 261, 192])
         """
         device = self._backend.device
         if not isinstance(images, (list, tuple)):
@@ -188,6 +206,13 @@ class Captioner:
             RegionError: a region has no place on its image, or the lists do not match the images.
             PatchcaptionError: an option has no such value, or asks for a memory that the bundle does not have.
             BundleError: the bundle was built without what an option needs.
+
+        Example:
+            >>> features = captioner.encode(scene)
+            >>> captioner.describe(features, [Box(276, 174, 507, 399)])[0].text
+            'a large striped red triangle'
+            >>> captioner.describe(features, [Box(276, 174, 507, 399)], beams=3)[0].text
+            'a large striped red triangle'
         """
         wording = Wording(mode, score, n_best, beams, length_penalty, in_text_space=bool(how.get("clean")))
         words = partial(self.words, progress=progress)
@@ -219,6 +244,10 @@ class Captioner:
         Raises:
             RegionError: a region has no place on its image, or the lists do not match the images.
             BundleError: the bundle was built without what ``reencode`` needs.
+
+        Example:
+            >>> captioner.vectors(captioner.encode(scene), [Box(276, 174, 507, 399), WholeImage()]).shape
+            torch.Size([2, 192])
         """
         if clean and reencode:
             raise PatchcaptionError("clean and reencode exclude each other")
@@ -242,6 +271,12 @@ class Captioner:
         Raises:
             PatchcaptionError: a memory is asked for that the bundle does not have.
             BundleError: the bundle was built without what an option needs.
+
+        Example:
+            >>> vectors = captioner.vectors(captioner.encode(scene), [Box(276, 174, 507, 399)])
+            >>> from runtime.wording import Wording
+            >>> captioner.words(vectors, Wording(mode="nearest"))[0].text
+            'a large striped red triangle'
         """
         matches = self._nearest(vectors, wording.nearest)
         if wording.mode == "nearest":
@@ -254,7 +289,13 @@ class Captioner:
         return [replace(one, nearest=found[: wording.n_best]) for one, found in zip(described, matches, strict=True)]
 
     def project(self, vectors: Tensor) -> Tensor:
-        """Region vectors (R, D) into text space (R, D), through the memory bank if the bundle has one."""
+        """Region vectors (R, D) into text space (R, D), through the memory bank if the bundle has one.
+
+        Example:
+            >>> vectors = captioner.vectors(captioner.encode(scene), [WholeImage()])
+            >>> round(float(captioner.project(vectors).norm()), 3)
+            1.0
+        """
         vectors = self._checked(vectors)
         return vectors if self._memory is None else self._memory.project(vectors)
 
@@ -282,6 +323,11 @@ class Captioner:
         Raises:
             PatchcaptionError: an option has no such value.
             BundleError: the bundle was built without the graph that beam search needs.
+
+        Example:
+            >>> vectors = captioner.vectors(captioner.encode(scene), [Box(276, 174, 507, 399)])
+            >>> captioner.decode(captioner.project(vectors))[0].text
+            'a large striped red triangle'
         """
         check_beams(beams, length_penalty)
         check_score(score, beams)
@@ -372,6 +418,13 @@ class Captioner:
 
         Raises:
             VideoError: the source cannot be opened; and while iterating, it is lost.
+
+        Example:
+            >>> for result in captioner.stream([scene] * 3, [Box(276, 174, 507, 399)]):
+            ...     print(result.frame.number, result.captions[0].text, result.captions[0].reused)
+            0 a large striped red triangle False
+            1 a large striped red triangle True
+            2 a large striped red triangle True
         """
         return CaptionStream(self, source, regions, StreamOptions(policy, every, reuse, workers), options)
 
@@ -381,6 +434,13 @@ class Captioner:
         Args:
             max_wait_ms: how long the first of a batch waits for others.
             max_regions: a batch that has so many waits no longer.
+
+        Example:
+            >>> with captioner.batching() as batching, ThreadPoolExecutor(8) as threads:
+            ...     points = Point(350, 330), Point(200, 500)
+            ...     asked = [threads.submit(batching.caption, scene, [point]) for point in points]
+            ...     [answer.result()[0].text for answer in asked]
+            ['a large striped red triangle', 'a large solid green square']
         """
         return Batching(self, max_wait_ms, max_regions)
 
@@ -390,26 +450,50 @@ class Captioner:
         """`caption` of one image for asyncio: the event loop goes on meanwhile.
 
         Cancelling it gives up the captions; what was begun is still done. Many at once are better asked of `batching`.
+
+        Example:
+            >>> asyncio.run(captioner.acaption(scene, [Box(276, 174, 507, 399)]))[0].text
+            'a large striped red triangle'
         """
         return await asyncio.to_thread(partial(self.caption, images, regions, **options))
 
     def runs_on(self) -> dict[str, str]:
-        """What executes each open engine, as its runtime says."""
+        """What executes each open engine, as its runtime says.
+
+        Example:
+            >>> sorted(captioner.runs_on())
+            ['backbone', 'decoder']
+        """
         engines = {"backbone": self._backbone, "decoder": self._decoder}
         return {name: engine.runs_on for name, engine in engines.items()}
 
     def captured(self) -> dict[str, list[str]]:
         """Of the backbone and a decoder's step, for each shape that a GPU keeps the memory of: why it is not one CUDA
-        graph; "" where it is."""
+        graph; "" where it is.
+
+        Example:
+            >>> captioner.captured()  # on a CPU there is nothing to capture
+            {'backbone': [], 'decoder': []}
+        """
         backbone = self._seeing.captured if isinstance(self._seeing, ReplayedEngine) else []
         return {"backbone": backbone, "decoder": self._greedy.captured()}
 
     def fused_layers(self) -> list[str] | None:
-        """The names of the layers that TensorRT has made of the backbone; None on other backends."""
+        """The names of the layers that TensorRT has made of the backbone; None on other backends.
+
+        Example:
+            >>> captioner.fused_layers() is None
+            True
+        """
         return self._backbone.layers() if isinstance(self._backbone, TrtEngine) else None
 
     def close(self) -> None:
-        """Gives back what the engines hold."""
+        """Gives back what the engines hold.
+
+        Example:
+            >>> other = Captioner.load("engines/demo")
+            >>> other.close()
+        """
         for engine in (self._seeing, self._decoder, self._reencoder, self._beam_decoder):
             if engine is not None:
                 engine.close()

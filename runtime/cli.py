@@ -1,4 +1,4 @@
-"""The command line: `python -m runtime caption|video|info|verify|tune|doctor`, also installed as `patchcaption`.
+"""The command line: `python -m runtime caption|video|info|verify|trust|tune|doctor`, also installed as `patchcaption`.
 
 Results go to stdout, messages to stderr. Exit codes: 0 done; 1 a bundle, backend or output file is not usable; 2 a
 mistake on the command line or in what it names (an image, a region); 130 interrupted.
@@ -30,6 +30,7 @@ from runtime.errors import ImageError, PatchcaptionError, RegionError
 from runtime.image import Fit, open_image
 from runtime.region_flags import add_region_flags, parsed
 from runtime.regions import Region, WholeImage
+from runtime.trust import trust
 from runtime.video_command import add_video
 
 T = TypeVar("T")
@@ -99,6 +100,10 @@ def _parser() -> argparse.ArgumentParser:
     verify.set_defaults(run=_verify)
     verify.add_argument("engines", type=Path)
     verify.add_argument("--backend", choices=BACKENDS, default="auto")
+
+    trusting = commands.add_parser("trust", help="let plans be loaded that somebody else built: they are programs")
+    trusting.set_defaults(run=_trust)
+    trusting.add_argument("engines", type=Path)
 
     tune = commands.add_parser("tune", help="find out which backend is fastest here, for --backend auto to take")
     tune.set_defaults(run=_tune)
@@ -171,6 +176,16 @@ def _verify(options: argparse.Namespace) -> int:
     with Captioner.load(options.engines, options.backend, verify=True) as captioner:
         count = len(captioner.manifest.files)
         print(f"{options.engines}: {count} files are as built; the engines open on {captioner.backend.name}")
+    return 0
+
+
+def _trust(options: argparse.Namespace) -> int:
+    manifest = Bundle(options.engines).manifest
+    if not manifest.plans:
+        print(f"{options.engines}: it has no TensorRT plans, and nothing else in a bundle is a program")
+    for plan in manifest.plans:
+        trust(manifest.files[plan.file].sha256)
+        print(f"{options.engines / plan.file}: trusted from now on")
     return 0
 
 

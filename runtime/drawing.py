@@ -27,6 +27,9 @@ def draw_captions(image: ImageSource, captions: Sequence[Caption]) -> Image.Imag
     Args:
         image: what was captioned, in any form that `Captioner.encode` takes.
         captions: captions of its regions, from `Captioner.describe`.
+
+    Example:
+        >>> draw_captions(scene, captioner.caption(scene, [Box(276, 174, 507, 399)])).save("out/described.png")
     """
     picture = open_image(image)
     unit = max(1, round(min(picture.size) / 240))  # line width, in pixels

@@ -4,20 +4,56 @@ from __future__ import annotations
 
 
 class PatchcaptionError(Exception):
-    """Base of every error this project raises on purpose; catch it to catch them all."""
+    """Base of every error this project raises on purpose; catch it to catch them all.
+
+    Example:
+        >>> try:
+        ...     captioner.caption("nowhere.jpg", [WholeImage()])
+        ... except PatchcaptionError as error:
+        ...     print(error)
+        nowhere.jpg: no such file
+    """
 
 
 class ImageError(PatchcaptionError, ValueError):
-    """An image that cannot be read or has a wrong type or shape."""
+    """An image that cannot be read or has a wrong type or shape.
+
+    Example:
+        >>> captioner.encode(np.zeros((4, 4)))
+        Traceback (most recent call last):
+            ...
+        runtime.errors.ImageError: image array: expected dtype uint8 (0..255), got float64
+    """
 
 
 class RegionError(PatchcaptionError, ValueError):
-    """A region that has no place on its image: not finite, inverted, outside, empty or wrongly sized."""
+    """A region that has no place on its image: not finite, inverted, outside, empty or wrongly sized.
+
+    Example:
+        >>> captioner.caption(scene, [Point(9000, 10)])
+        Traceback (most recent call last):
+            ...
+        runtime.errors.RegionError: region 0: Point(x=9000.0, y=10.0) lies outside the image of 672 x 672 pixels
+    """
 
 
 class BundleError(PatchcaptionError):
-    """A bundle that is missing, incomplete, altered or of another schema."""
+    """A bundle that is missing, incomplete, altered or of another schema.
+
+    Example:
+        >>> Captioner.load("engines/nowhere")
+        Traceback (most recent call last):
+            ...
+        runtime.errors.BundleError: engines/nowhere: no bundle there (manifest.json is missing); build one: python ...
+    """
 
 
 class BackendError(PatchcaptionError):
-    """A backend that is unknown or not usable on this machine."""
+    """A backend that is unknown or not usable on this machine.
+
+    Example:
+        >>> Captioner.load("engines/demo", backend="abacus")
+        Traceback (most recent call last):
+            ...
+        runtime.errors.BackendError: backend 'abacus': expected one of 'auto', 'cpu', 'openvino', ...
+    """

@@ -22,6 +22,11 @@ class FeatureMap:
         patch: side of a patch in input pixels.
         registers: number of register tokens.
         images: the images themselves (RGB), for regions that are cut out and encoded; None where they were not kept.
+
+    Example:
+        >>> features = captioner.encode([scene, scene])
+        >>> len(features), features.tokens.shape, features[1].patches.shape
+        (2, torch.Size([2, 261, 192]), torch.Size([1, 256, 192]))
     """
 
     tokens: Tensor

@@ -31,7 +31,14 @@ _PICTURES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff",
 
 
 class VideoError(PatchcaptionError):
-    """A source that cannot be opened, has no frames, or is lost."""
+    """A source that cannot be opened, has no frames, or is lost.
+
+    Example:
+        >>> captioner.stream("nowhere.mp4", [WholeImage()])
+        Traceback (most recent call last):
+            ...
+        runtime.frames.VideoError: nowhere.mp4: no such file or folder
+    """
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +49,11 @@ class Frame:
         number: its place in the source, from 0; of those that were dropped or broken too.
         seconds: when it was, from the start of the source; None where the source does not say.
         image: anything that `Captioner.encode` takes.
+
+    Example:
+        >>> frames = [Frame(number, number / 30, scene) for number in range(3)]
+        >>> [result.frame.seconds for result in captioner.stream(frames, [WholeImage()])]
+        [0.0, 0.03333333333333333, 0.06666666666666667]
     """
 
     number: int

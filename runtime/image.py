@@ -26,7 +26,13 @@ _CPU = torch.device("cpu")
 
 
 class Fit(str, Enum):
-    """How an image is brought to the square that the backbone takes (SPEC section 1)."""
+    """How an image is brought to the square that the backbone takes (SPEC section 1).
+
+    Example:
+        >>> with Captioner.load("engines/demo", fit=Fit.CROP) as published:
+        ...     published.encode(scene).views[0].fit
+        <Fit.CROP: 'crop'>
+    """
 
     STRETCH = "stretch"
     """The whole image, its aspect ratio not kept."""

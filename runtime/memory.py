@@ -20,6 +20,7 @@ from torch import Tensor
 
 from runtime import native, torch_projection
 from runtime.bundle import Bundle, MemorySettings
+from runtime.errors import BundleError
 from runtime.row_blocks import blocks
 from runtime.stored_rows import StoredRows
 
@@ -42,6 +43,11 @@ class MemoryMatch:
     Attributes:
         text: the caption.
         similarity: the cosine of its embedding and the region's vector, in -1..1.
+
+    Example:
+        >>> match = captioner.caption(scene, [Box(276, 174, 507, 399)], n_best=3)[0].nearest[0]
+        >>> match.text, round(match.similarity, 2)
+        ('a large striped red triangle', 0.82)
     """
 
     text: str
@@ -64,16 +70,35 @@ class MemoryBank:
 
     @classmethod
     def load(cls, bundle: Bundle, settings: MemorySettings, device: torch.device) -> MemoryBank:
-        """Maps a bundle's bank into memory."""
-        fine = None if settings.fine is None else bundle.path(settings.fine)
-        rows = StoredRows.load(bundle.path(settings.embeddings), fine, device)
+        """Maps a bundle's bank into memory.
+
+        Raises:
+            BundleError: its files are not what they should be.
+        """
+        file, width = bundle.path(settings.embeddings), bundle.manifest.architecture.width
+        rows = StoredRows.load(file, None if settings.fine is None else bundle.path(settings.fine), device)
+        if rows.stored.shape != (settings.rows, width):
+            got = tuple(rows.stored.shape)
+            raise BundleError(f"{file}: expected embeddings ({settings.rows}, {width}), got {got}; build it again")
         return cls(rows, settings, bundle.path(settings.captions))
 
     @cached_property
     def captions(self) -> list[str]:
-        """The caption of each row (M), read when first asked for."""
-        with self.captions_file.open(encoding="utf-8") as lines:
-            return [json.loads(line) for line in lines]
+        """The caption of each row (M), read when first asked for.
+
+        Raises:
+            BundleError: the file does not have a text for each row.
+        """
+        try:
+            with self.captions_file.open(encoding="utf-8") as lines:
+                captions = [json.loads(line) for line in lines]
+        except (OSError, ValueError, RecursionError) as error:
+            raise BundleError(f"{self.captions_file}: cannot be read: {error}; build the bundle again") from None
+        if len(captions) != len(self.rows) or not all(isinstance(caption, str) for caption in captions):
+            raise BundleError(
+                f"{self.captions_file}: expected {len(self.rows)} lines, a JSON string each; build the bundle again"
+            )
+        return captions
 
     def project(self, vectors: Tensor) -> Tensor:
         """Region vectors (R, D) into text space (R, D): softmax(cosine / temperature) @ embeddings (SPEC section 5).

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from runtime.errors import BundleError
+
+_STORED_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,13 +74,21 @@ class StoredRows:
 
     @classmethod
     def load(cls, file: Path, fine_file: Path | None, device: torch.device) -> StoredRows:
-        """Maps them; on the CPU nothing is read before it is used, and processes share what they read."""
-        tensors = load_file(file, device=str(device))
+        """Maps them; on the CPU nothing is read before it is used, and processes share what they read.
+
+        Raises:
+            BundleError: a file is not what it should be. Kernels trust what is found here: they read by address.
+        """
+        tensors = _read(file, device)
+        stored = tensors.get("embeddings")
+        if stored is None or stored.ndim != 2 or stored.dtype not in _STORED_DTYPES:
+            raise _broken(file, "embeddings (M, D) in float32, float16, bfloat16 or int8")
+        rows = (len(stored),)
         return cls(
-            stored=tensors["embeddings"],
-            inverse_norms=tensors["inverse_norms"],
-            scales=tensors.get("scales"),
-            fine=None if fine_file is None else _load_fine(fine_file, device),
+            stored=stored,
+            inverse_norms=_tensor(tensors, "inverse_norms", rows, torch.float32, file),
+            scales=_tensor(tensors, "scales", rows, torch.float32, file) if "scales" in tensors else None,
+            fine=None if fine_file is None else _load_fine(fine_file, stored.shape, device),
         )
 
     def __len__(self) -> int:
@@ -106,11 +118,31 @@ class StoredRows:
         )
 
 
-def _load_fine(path: Path, device: torch.device) -> FineRows:
-    tensors = load_file(path, device=str(device))
+def _load_fine(path: Path, shape: torch.Size, device: torch.device) -> FineRows:
+    tensors = _read(path, device)
+    numbers = _tensor(tensors, "fine", shape, torch.int8, path)
+    scales = _tensor(tensors, "scales", shape[:1], torch.float32, path)
     if device.type != "cpu":
-        return FineRows(tensors["scales"], tensors["fine"])
+        return FineRows(scales, numbers)
     file = path.open("rb")
     header_bytes = int.from_bytes(file.read(8), "little")  # the safetensors format: its length, then the header in JSON
     first, _ = json.loads(file.read(header_bytes))["fine"]["data_offsets"]
-    return FineRows(tensors["scales"].clone(), file=file, offset=8 + header_bytes + first)
+    return FineRows(scales.clone(), file=file, offset=8 + header_bytes + first)
+
+
+def _read(path: Path, device: torch.device) -> dict[str, Tensor]:
+    try:
+        return load_file(path, device=str(device))
+    except (SafetensorError, OSError) as error:
+        raise BundleError(f"{path}: not a safetensors file: {error}; build the bundle again") from None
+
+
+def _tensor(tensors: dict[str, Tensor], name: str, shape: Sequence[int], dtype: torch.dtype, file: Path) -> Tensor:
+    tensor = tensors.get(name)
+    if tensor is None or tensor.shape != torch.Size(shape) or tensor.dtype != dtype:
+        raise _broken(file, f"{name} {tuple(shape)} in {str(dtype).removeprefix('torch.')}")
+    return tensor
+
+
+def _broken(file: Path, expected: str) -> BundleError:
+    return BundleError(f"{file}: expected {expected}; build the bundle again")

@@ -46,6 +46,11 @@ class FrameCaptions:
         captions: of its regions, in their order; `Caption.reused` says which are those of an earlier frame.
         dropped: frames that were left out since the one before, as they came faster than they could be described.
         latency_ms: from the moment that the frame was read to its captions.
+
+    Example:
+        >>> result = next(captioner.stream([scene], [Point(350, 330)]))
+        >>> result.frame.number, result.captions[0].text, result.dropped
+        (0, 'a large striped red triangle', 0)
     """
 
     frame: Frame
@@ -92,6 +97,12 @@ class CaptionStream:
     `with` block or of the frames, or by letting go of it.
 
     What goes wrong in a stage is raised by the iteration, after the frames before it.
+
+    Example:
+        >>> with captioner.stream([scene] * 100, [WholeImage()]) as stream:
+        ...     first = next(stream)
+        >>> first.frame.number, stream.source.frame_count, stream.dropped
+        (0, 100, 0)
     """
 
     def __init__(
@@ -131,7 +142,12 @@ class CaptionStream:
         return done
 
     def close(self) -> None:
-        """Stops reading and gives the source back; frames that are on their way are lost."""
+        """Stops reading and gives the source back; frames that are on their way are lost.
+
+        Example:
+            >>> stream = captioner.stream([scene] * 100, [WholeImage()])
+            >>> stream.close()
+        """
         self._stages.stop()
         self._stages.join()
 

@@ -17,15 +17,28 @@ ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "export" / "demo" / "sample"
 
 
-def build_once(tmp_path_factory: pytest.TempPathFactory, checkpoint: str, name: str, *options: str) -> Path:
-    """A bundle that the whole test run shares, also where pytest-xdist runs it in several processes."""
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the whole test run, also where pytest-xdist runs it in several processes."""
     base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+def build_once(tmp_path_factory: pytest.TempPathFactory, checkpoint: str, name: str, *options: str) -> Path:
+    """A bundle that the whole test run shares."""
+    shared = shared_folder(tmp_path_factory)
     folder = shared / "bundles" / name
     with FileLock(shared / f"{name}.lock"):
         if not folder.exists():
             assert build_engines.main([checkpoint, "--out", str(folder), *options]) == 0
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def data_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A folder for what this user has decided, so that tests see and leave nothing of who runs them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(shared_folder(tmp_path_factory) / "data"))
+        yield
 
 
 @pytest.fixture(scope="session")

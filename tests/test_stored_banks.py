@@ -81,7 +81,7 @@ def all_different() -> Tensor:
     return normal(20_000, 256)
 
 
-def fine_in_memory(path: Path, _: torch.device) -> FineRows:
+def fine_in_memory(path: Path, _shape: torch.Size, _device: torch.device) -> FineRows:
     """As a GPU has it."""
     tensors = load_file(path)
     return FineRows(tensors["scales"], tensors["fine"])

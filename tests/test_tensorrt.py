@@ -17,7 +17,7 @@ from export import build_engines, build_plans
 from export.plans import open_for
 from export.profiles import batches, of_backbone, of_beam_decoder, of_decoder, of_reencoder
 from export.tensorrt_build import PlanOptions, Profile, build_plan, last_bundle, timing_cache_file
-from runtime import BackendError, Box, Captioner, Point, WholeImage
+from runtime import BackendError, Box, Captioner, Point, WholeImage, cli
 from runtime.backends import choose, open_backend
 from runtime.backends.gpu import Gpu
 from runtime.backends.tensorrt_api import TensorRt, may_load, open_tensorrt
@@ -132,6 +132,53 @@ def test_plans_that_nothing_has_changed_for_are_not_built_again(
     assert _plan(folder, "backbone") == _plan(trt_bundle.folder, "backbone")
     assert _plan(folder, "decoder") != _plan(trt_bundle.folder, "decoder")
     assert Bundle(folder).manifest.decoding.batches == (1, 4, 5)
+
+
+def test_plans_of_strangers_are_not_loaded_before_somebody_trusts_them(
+    install: Install,
+    trt_bundle: Bundle,
+    version: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "of somebody else"))
+    double, folder = install(version), trt_bundle.folder
+    with pytest.raises(BackendError, match="backbone.plan: a TensorRT plan is a program, .* -m runtime trust "):
+        Captioner.load(folder)
+    assert double.state.times("deserialize_cuda_engine") == 0
+    assert cli.main(["trust", str(folder)]) == 0
+    assert f"{folder}/decoder.plan: trusted from now on\n" in capsys.readouterr().out
+    with Captioner.load(folder) as captioner:
+        assert captioner.caption(PIXELS, REGIONS)
+
+
+def test_plans_of_strangers_are_not_taken_over(
+    install: Install, trt_bundle: Bundle, version: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "of somebody else"))
+    double, out = install(version), tmp_path / "bundle"
+    assert build_plans.main([str(trt_bundle.folder), "--out", str(out)]) == 0
+    assert double.state.times("build_serialized_network") == 4
+    Captioner.load(out).close()
+
+
+def test_trust_that_cannot_be_kept_is_refused(
+    install: Install,
+    trt_bundle: Bundle,
+    version: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    install(version)
+    monkeypatch.setenv("XDG_DATA_HOME", "/dev/null")
+    assert cli.main(["trust", str(trt_bundle.folder)]) == 1
+    assert "that a plan is trusted cannot be remembered: " in capsys.readouterr().err
+
+
+def test_nothing_in_a_bundle_without_plans_needs_trust(demo_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["trust", str(demo_bundle)]) == 0
+    assert capsys.readouterr().out.endswith("it has no TensorRT plans, and nothing else in a bundle is a program\n")
 
 
 def test_a_bundle_that_was_built_elsewhere_gets_its_plans_where_they_run(

@@ -11,8 +11,8 @@ from runtime.backends.ort import OrtBackend
 from runtime.backends.ort_gpu import CUDA, TENSORRT, OrtGpuBackend
 from runtime.backends.trt import TrtBackend
 from runtime.bundle import Bundle
-from runtime.cache import cache_folder
 from runtime.errors import BackendError
+from runtime.folders import cache_folder
 from runtime.options import Precision
 
 BACKENDS = ("auto", "cpu", "openvino", "ort-cuda", "ort-tensorrt", "tensorrt")

@@ -21,8 +21,8 @@ from typing import Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from runtime.bundle import MANIFEST, Bundle, sha256_of
-from runtime.cache import cache_folder
 from runtime.errors import BackendError
+from runtime.folders import cache_folder
 from runtime.options import Precision
 
 BackendName: TypeAlias = Literal["cpu", "openvino", "ort-cuda", "ort-tensorrt", "tensorrt"]

@@ -6,6 +6,7 @@ have no scratch memory of their own: they run one after another on one stream an
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from runtime.backends.stream import Capture, Stream
 from runtime.backends.tensorrt_api import TensorRt, may_load, open_tensorrt
 from runtime.bundle import Bundle, PlanRecord
 from runtime.errors import BackendError
+from runtime.trust import check_trusted
 
 if TYPE_CHECKING:
     import tensorrt
@@ -76,9 +78,11 @@ class TrtBackend:
             )
         self._check(record)
         plan = self._bundle.path(record.file)
+        contents = plan.read_bytes()
+        check_trusted(plan, hashlib.sha256(contents).hexdigest())
         if record.version_compatible:  # such plans carry code of their own
             self._runtime.engine_host_code_allowed = True
-        engine = self._trt.checked(self._runtime.deserialize_cuda_engine(plan.read_bytes()), f"{plan}: loading it")
+        engine = self._trt.checked(self._runtime.deserialize_cuda_engine(contents), f"{plan}: loading it")
         return TrtEngine(self._trt, engine, plan, self._device, self._stream, self._scratch)
 
     def _check(self, record: PlanRecord) -> None:

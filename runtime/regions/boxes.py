@@ -30,6 +30,14 @@ class Box:
             too, "attention" by how much cls attends to them too.
         variance: of the Gaussian, with the middles of the box's outermost patches at -1 and 1; 0 is the one patch in
             the middle.
+
+    Example:
+        >>> captioner.caption(scene, [Box(276, 174, 507, 399)])[0].text
+        'a large striped red triangle'
+        >>> Box(10, 10, 5, 20)
+        Traceback (most recent call last):
+            ...
+        runtime.errors.RegionError: Box(x1=10.0, y1=10.0, x2=5.0, y2=20.0, ...): expected x1 < x2 and y1 < y2; ...
     """
 
     x1: float
@@ -48,7 +56,12 @@ class Box:
     def from_xywh(
         cls, x: float, y: float, width: float, height: float, pool: Pool = "mean", variance: float = 0.5
     ) -> Box:
-        """A box by its top left corner and its size."""
+        """A box by its top left corner and its size.
+
+        Example:
+            >>> Box.from_xywh(276, 174, 231, 225) == Box(276, 174, 507, 399)
+            True
+        """
         return cls(x, y, x + width, y + height, pool, variance)
 
     @staticmethod
@@ -65,6 +78,10 @@ class Box:
 
         Args:
             frame: "image" if the pixels are the image's; they then go through the published rule (SPEC section 1).
+
+        Example:
+            >>> captioner.caption(scene, [Box.published(95, 60, 80, 78)])[0].text
+            'a large striped red triangle'
         """
         return PublishedBox(x, y, width, height, pool, variance, frame)
 
@@ -88,6 +105,10 @@ class BoxSet:
         boxes: `Box`es, or their corners (x1, y1, x2, y2).
         pool: how the patches of every box count; None leaves each box its own `pool`.
         variance: of the Gaussian, if ``pool`` is given.
+
+    Example:
+        >>> captioner.caption(scene, [BoxSet([Box(90, 420, 321, 648), Box(453, 450, 582, 582)])])[0].text
+        'a green square and a pink ring'
     """
 
     boxes: tuple[Box | PublishedBox, ...]
@@ -113,7 +134,12 @@ class BoxSet:
         variance: float = 0.5,
         frame: Literal["crop", "image"] = "crop",
     ) -> BoxSet:
-        """Boxes (x, y, width, height) as `Box.published` takes them; sums below 0 mark padding."""
+        """Boxes (x, y, width, height) as `Box.published` takes them; sums below 0 mark padding.
+
+        Example:
+            >>> len(BoxSet.published([(31, 145, 80, 78), (156, 155, 45, 46), (-1, -1, -1, -1)]).boxes)
+            2
+        """
         corners = [_four("BoxSet.published", box) for box in boxes]
         return cls([PublishedBox(*box, pool, variance, frame) for box in corners if sum(box) >= 0])
 
@@ -126,6 +152,10 @@ class Crop:
     """A box in image pixels, cut from the image and encoded by itself: one more pass of the backbone for each.
 
     It is rounded to whole pixels, stretched to the backbone's square, and its cls token is captioned (SPEC section 4).
+
+    Example:
+        >>> captioner.vectors(captioner.encode(scene), [Crop(250, 150, 530, 420)]).shape
+        torch.Size([1, 192])
     """
 
     x1: float
@@ -141,6 +171,10 @@ class Crop:
 
         Raises:
             RegionError: no pixel of it lies on the image.
+
+        Example:
+            >>> Crop(250, 150, 530, 420).cut(Image.open(scene)).size
+            (280, 270)
         """
         width, height = size_wh(image)
         _check_on_image(self, (width, height))

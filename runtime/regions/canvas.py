@@ -97,13 +97,28 @@ class Canvas:
 
 @runtime_checkable
 class Region(Protocol):
-    """Anything that can say how much each token of an image belongs to it."""
+    """Anything that can say how much each token of an image belongs to it.
+
+    Example:
+        >>> class LeftHalf:
+        ...     def weights(self, canvas):
+        ...         inside = np.zeros((canvas.grid, canvas.grid))
+        ...         inside[:, : canvas.grid // 2] = 1
+        ...         return canvas.from_patches(inside)
+        >>> len(captioner.caption(scene, [LeftHalf()]))
+        1
+    """
 
     def weights(self, canvas: Canvas) -> Array:
         """The region's row of weights (T,).
 
         Raises:
             RegionError: the region has no place on this image.
+
+        Example:
+            >>> canvas = captioner.encode(scene).canvases[0]
+            >>> Patch(0, 0).weights(canvas).shape  # 1 cls + 4 registers + 16 x 16 patches
+            (261,)
         """
         ...
 

@@ -17,7 +17,13 @@ from runtime.regions.published import PublishedTrace
 
 @dataclass(frozen=True, eq=False)
 class Mask:
-    """A mask over the image, (H, W) of its size: bool, or anything where 0 is outside and all else inside."""
+    """A mask over the image, (H, W) of its size: bool, or anything where 0 is outside and all else inside.
+
+    Example:
+        >>> mask = Mask(np.asarray(Image.open("export/demo/sample/mask.png")))
+        >>> captioner.caption(scene, [mask])[0].text
+        'a small dotted blue moon'
+    """
 
     array: npt.NDArray[np.bool_]
 
@@ -54,6 +60,10 @@ class Polygon:
 
     The share of each patch is exact. Where the line goes round twice the inside counts once; where it crosses itself,
     parts that it goes round in opposite directions take from each other within a patch.
+
+    Example:
+        >>> captioner.caption(scene, [Polygon([(353, 178), (508, 352), (277, 399)])])[0].text
+        'a large striped red triangle'
     """
 
     points: tuple[tuple[float, float], ...]
@@ -80,6 +90,10 @@ class Trace:
     Args:
         points: (x, y) each, or {"x": ..., "y": ...}.
         pool: "count", or "attention" for counts times how much cls attends to the patch.
+
+    Example:
+        >>> captioner.caption(scene, [Trace([(166, 86), (173, 130), (216, 144), (180, 79)])])[0].text
+        'a small striped orange star'
     """
 
     points: tuple[tuple[float, float], ...]
@@ -105,7 +119,12 @@ class Trace:
         points: Iterable[Sequence[float] | Mapping[str, float]],
         pool: Literal["count", "attention"] = "count",
     ) -> Trace:
-        """A trace in shares of the image: (0, 0) its top left, (1, 1) its bottom right corner."""
+        """A trace in shares of the image: (0, 0) its top left, (1, 1) its bottom right corner.
+
+        Example:
+            >>> Trace.normalized([(0.5, 0.25)]).pixels((640, 480))
+            array([[320., 120.]])
+        """
         return cls(points, pool, is_normalized=True)
 
     @staticmethod
@@ -113,11 +132,21 @@ class Trace:
         points: Iterable[Sequence[float] | Mapping[str, float]],
         pool: Literal["count", "attention"] = "count",
     ) -> PublishedTrace:
-        """A trace in shares of the backbone's input, counted and scaled exactly as published (SPEC section 4)."""
+        """A trace in shares of the backbone's input, counted and scaled exactly as published (SPEC section 4).
+
+        Example:
+            >>> captioner.caption(scene, [Trace.published([(0.23, 0.12), (0.24, 0.18), (0.30, 0.20)])])[0].text
+            'a small striped orange star'
+        """
         return PublishedTrace(points, pool)
 
     def pixels(self, image_wh: tuple[int, int]) -> Array:
-        """The points (P, 2) as (x, y) in pixels of an image of that size."""
+        """The points (P, 2) as (x, y) in pixels of an image of that size.
+
+        Example:
+            >>> Trace([(3, 4)]).pixels((640, 480))
+            array([[3., 4.]])
+        """
         return np.array(self.points) * (np.array(image_wh) if self.is_normalized else 1.0)
 
     def weights(self, canvas: Canvas) -> Array:
@@ -132,7 +161,12 @@ class Trace:
 
 @dataclass(frozen=True)
 class Point:
-    """One point in image pixels: the patch that holds it."""
+    """One point in image pixels: the patch that holds it.
+
+    Example:
+        >>> captioner.caption(scene, [Point(350, 330)])[0].text
+        'a large striped red triangle'
+    """
 
     x: float
     y: float

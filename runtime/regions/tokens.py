@@ -24,6 +24,10 @@ class WholeImage:
             "attention" for patches by how much cls attends to them, divided by N as published: that scale matters to a
             decoder without a memory (SPEC section 5).
         variance: of the Gaussian, with the image reaching from -1 to 1; 0 is the one patch in the middle.
+
+    Example:
+        >>> captioner.caption(scene, [WholeImage()])[0].text
+        'five shapes on a checked white background'
     """
 
     pool: Literal["cls", "mean", "gaussian", "attention"] = "cls"
@@ -46,7 +50,12 @@ class WholeImage:
 
 @dataclass(frozen=True)
 class Register:
-    """A register token of the backbone, by its number from 0."""
+    """A register token of the backbone, by its number from 0.
+
+    Example:
+        >>> captioner.vectors(captioner.encode(scene), [Register(0), Register(1)]).shape
+        torch.Size([2, 192])
+    """
 
     index: int
 
@@ -61,7 +70,12 @@ class Register:
 
 @dataclass(frozen=True)
 class AttentionHead:
-    """The patches by how much one head of cls attends to them, divided by N as published; by its number from 0."""
+    """The patches by how much one head of cls attends to them, divided by N as published; by its number from 0.
+
+    Example:
+        >>> captioner.vectors(captioner.encode(scene), [AttentionHead(0)]).shape
+        torch.Size([1, 192])
+    """
 
     index: int
 
@@ -77,7 +91,12 @@ class AttentionHead:
 
 @dataclass(frozen=True)
 class Patch:
-    """One patch of the backbone's grid, by row and column from the top left."""
+    """One patch of the backbone's grid, by row and column from the top left.
+
+    Example:
+        >>> captioner.caption(scene, [Patch(row=7, column=8)])[0].text
+        'a large striped red triangle'
+    """
 
     row: int
     column: int
