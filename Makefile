@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # torch goes first and by version: any looser request takes the newest build, with several GB of CUDA packages.
 TORCH := torch==2.13.0
 
-.PHONY: demo native test lint train-demo clean
+.PHONY: demo native test lint docs train-demo clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python export/build_engines.py demo --out engines/demo
@@ -30,6 +30,11 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --always-false TENSORRT_11 --cache-dir .mypy_cache/tensorrt_10
 	$(BIN)/mypy --always-true TENSORRT_11 --cache-dir .mypy_cache/tensorrt_11
+
+# The pictures in it are drawn by the bundle of `make demo`.
+docs: demo $(VENV)/.test
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs build/docs
+	@echo "the documents: build/docs/index.html"
 
 # Under an hour on two cores; faster where torch finds a GPU.
 train-demo: $(VENV)/.test
@@ -55,4 +60,4 @@ $(VENV)/.test: $(VENV)/.demo
 	@touch $@
 
 clean:
-	rm -rf $(VENV) out build engines/*/ runtime/libpatchcaption.so
+	rm -rf $(VENV) out build docs/_pictures engines/*/ runtime/libpatchcaption.so

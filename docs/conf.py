@@ -21,7 +21,7 @@ html_theme = "furo"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_enable_extensions = ["attrs_block"]
 myst_heading_anchors = 3
-# The README's links, which lead into the repository.
+# Links into the repository, which a test follows.
 suppress_warnings = ["myst.xref_missing"]
 exclude_patterns = ["_pictures"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from threading import Lock
@@ -65,6 +65,7 @@ class Captioner:
         self._decoder: Engine = backend.open(bundle.path(manifest.decoder.file))
         self._greedy = GreedyDecoder(self._decoder, manifest.decoding)
         self._opening = Lock()
+        self._shared: dict[int, Engine] = {}  # the backbone, by how many callers
         self._reencoder: Engine | None = None
         self._beam_decoder: Engine | None = None
 
@@ -159,12 +160,40 @@ class Captioner:
             >>> captioner.encode([scene, np.zeros((480, 640, 3), np.uint8)]).tokens.shape
             torch.Size([2, 261, 192])
         """
+        return self._encoded(self._seeing, images)
+
+    def encoder(self, callers: int) -> Callable[[ImageSource | Sequence[ImageSource]], FeatureMap]:
+        """`encode` for so many threads at once, each with its share of a CPU's cores.
+
+        Single images take longer than with all cores, many images together less. The first time it opens the backbone
+        once more, which takes its memory again. On a GPU it is `encode`.
+
+        Raises:
+            PatchcaptionError: fewer than one caller.
+
+        Example:
+            >>> encode = captioner.encoder(callers=2)
+            >>> with ThreadPoolExecutor(2) as threads:
+            ...     [features.tokens.shape for features in threads.map(encode, [scene, scene])]
+            [torch.Size([1, 261, 192]), torch.Size([1, 261, 192])]
+        """
+        if callers < 1:
+            raise PatchcaptionError(f"callers: expected at least 1, got {callers}")
+        if callers == 1 or self._backend.device.type != "cpu":
+            return self.encode
+        with self._opening:
+            if callers not in self._shared:
+                path = self._bundle.path(self.manifest.backbone.file)
+                self._shared[callers] = self._backend.open(path, callers)
+            return partial(self._encoded, self._shared[callers])
+
+    def _encoded(self, engine: Engine, images: ImageSource | Sequence[ImageSource]) -> FeatureMap:
         device = self._backend.device
         if not isinstance(images, (list, tuple)):
             opened = [open_on(cast(ImageSource, images), device)]
         else:
             opened = [_open_numbered(number, image, device) for number, image in enumerate(images)]
-        return replace(self._encode(opened, self._fit), images=tuple(opened))
+        return replace(self._encode(engine, opened, self._fit), images=tuple(opened))
 
     @overload
     def describe(self, features: FeatureMap, regions: Regions, **options: Unpack[DescribeOptions]) -> list[Caption]: ...
@@ -261,7 +290,7 @@ class Captioner:
             vectors = pool(features, nested)
         alone = cuts(features, nested)
         if alone:
-            of_cuts = self._encode(list(alone.values()), Fit.STRETCH).cls
+            of_cuts = self._encode(self._seeing, list(alone.values()), Fit.STRETCH).cls
             vectors[list(alone)] = self.project(of_cuts) if clean else of_cuts
         return vectors
 
@@ -341,11 +370,11 @@ class Captioner:
             for ids, log_probability in zip(decoded.ids, decoded.log_probabilities, strict=True)
         ]
 
-    def _encode(self, images: Sequence[OpenImage], fit: Fit) -> FeatureMap:
+    def _encode(self, engine: Engine, images: Sequence[OpenImage], fit: Fit) -> FeatureMap:
         seen, device = self.manifest.architecture, self._backend.device
         pixels, views = prepare(images, seen.size, fit, seen.resize, device)
         parts = pixels.split(seen.images_at_once) if images else ()
-        outs = [self._seeing.run({"pixels": part}) for part in parts]
+        outs = [engine.run({"pixels": part}) for part in parts]
         patches = (seen.size // seen.patch) ** 2
         return FeatureMap(
             tokens=_joined([out["tokens"] for out in outs], (0, 1 + seen.registers + patches, seen.width), device),
@@ -409,7 +438,7 @@ class Captioner:
 
         Args:
             source: a file, a folder of images, the number of a camera, an address (rtsp://...), or an iterable of
-                images or `Frame`s.
+                images or of `Frame` objects.
             regions: of every frame, or a function of the `Frame` that finds them (a detector, a tracker; called in
                 order, from one thread): a list of regions, or anything with ``xyxy`` or ``mask``, as
                 `supervision.Detections` has.
@@ -494,7 +523,7 @@ class Captioner:
             >>> other = Captioner.load("engines/demo")
             >>> other.close()
         """
-        for engine in (self._seeing, self._decoder, self._reencoder, self._beam_decoder):
+        for engine in (self._seeing, self._decoder, self._reencoder, self._beam_decoder, *self._shared.values()):
             if engine is not None:
                 engine.close()
 

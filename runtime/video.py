@@ -34,6 +34,9 @@ RegionsOfFrames: TypeAlias = "RegionsLike | Callable[[Frame], RegionsLike]"
 _WAITING_FRAMES = 2
 """Between two stages: enough that neither waits for the other's slowest frame, few enough to be up to date."""
 
+_SMALL_BACKBONE_BYTES = 32 << 20
+"""Up to here a backbone leaves cores idle at one frame at a time; a larger one does not: not worth having twice."""
+
 T = TypeVar("T")
 
 
@@ -70,7 +73,8 @@ class StreamOptions:
         every: only each n-th frame is looked at.
         reuse: the cosine of a region's vector and of the one that a caption was decoded from, from which on the caption
             is used again; None decodes each frame anew.
-        workers: frames that are encoded at once; None is 2 on a CPU, whose cores it makes busier, and 1 on a GPU.
+        workers: frames that are encoded at once; None is 2 for a small backbone on a CPU, whose cores it makes busier,
+            and else 1. Where frames wait, `Captioner.encoder` opens the backbone for so many.
 
     Raises:
         PatchcaptionError: an option has no such value.
@@ -160,6 +164,13 @@ class CaptionStream:
         self.close()
 
 
+def _workers_for(captioner: Captioner) -> int:
+    file, files = captioner.manifest.backbone.file, captioner.manifest.files
+    backbone_bytes = sum(record.bytes for name, record in files.items() if name.startswith(file))
+    on_cpu = captioner.backend.device.type == "cpu"
+    return 2 if on_cpu and backbone_bytes <= _SMALL_BACKBONE_BYTES else 1
+
+
 class _Stages:
     """The threads behind a stream, which know nothing of it: they stop when it is let go."""
 
@@ -175,9 +186,11 @@ class _Stages:
         self._captioner, self._regions, self._every = captioner, regions, options.every
         self._vector_options, self._wording = parted(describe)
         self._reuse = None if options.reuse is None else CaptionReuse(options.reuse)
-        policy = options.policy or ("drop" if source.is_live else "block")
-        workers = options.workers or (2 if captioner.backend.device.type == "cpu" else 1)
-        self.read: _Queue[_Read] = _Queue(_WAITING_FRAMES, drops=policy == "drop")
+        drops = (options.policy or ("drop" if source.is_live else "block")) == "drop"
+        workers = options.workers or _workers_for(captioner)
+        # Where frames wait, many together count; where they are dropped, how soon each is done.
+        self._encode = captioner.encode if drops else captioner.encoder(workers)
+        self.read: _Queue[_Read] = _Queue(_WAITING_FRAMES, drops)
         self.encoding: _Queue[_Encoding] = _Queue(workers, drops=False)
         self.done: _Queue[FrameCaptions] = _Queue(_WAITING_FRAMES, drops=False)
         self._encoders = ThreadPoolExecutor(workers, "patchcaption encoding")
@@ -221,7 +234,7 @@ class _Stages:
             while (read := self.read.get()) is not None:
                 dropped, dropped_before = self.read.dropped_at_get - dropped_before, self.read.dropped_at_get
                 try:
-                    features = self._encoders.submit(self._captioner.encode, read.frame.image)
+                    features = self._encoders.submit(self._encode, read.frame.image)
                 except RuntimeError:  # it was shut down
                     return
                 try:

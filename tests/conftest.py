@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -56,6 +56,19 @@ def demo(demo_bundle: Path) -> Iterator[Captioner]:
 def sample_image() -> Image.Image:
     with Image.open(SAMPLE / "scene.jpg") as image:
         return image.convert("RGB")
+
+
+def write_clip(path: Path, images: Sequence[Image.Image], rate: int = 10) -> Path:
+    """A video of images of one size, each a key frame."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=rate, options={"g": "1"})
+        stream.width, stream.height, stream.pix_fmt = *images[0].size, "yuv420p"
+        for image in images:
+            container.mux(stream.encode(av.VideoFrame.from_image(image)))
+        container.mux(stream.encode())
+    return path
 
 
 @pytest.fixture

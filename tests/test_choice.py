@@ -150,7 +150,7 @@ class FakeBackend:
     open_engines: list[FakeEngine] = field(default_factory=list)
     device = torch.device("cpu")
 
-    def open(self, path: Path) -> FakeEngine:
+    def open(self, path: Path, callers: int = 1) -> FakeEngine:  # noqa: ARG002
         engine = FakeEngine(self, self.seconds[path.stem])
         self.open_engines.append(engine)
         return engine

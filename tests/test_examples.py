@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from runtime import Box, Captioner, Frame
-from tests.conftest import ROOT
-from tests.test_video import picture, write_clip
+from tests.conftest import ROOT, write_clip
+from tests.test_video import picture
 
 sys.path.insert(0, str(ROOT / "examples" / "ros2"))
 from patchcaption_ros import messages, node  # type: ignore[import-not-found]

@@ -33,6 +33,7 @@ from runtime import (
 from runtime.detections import as_regions
 from runtime.frames import open_source
 from runtime.reuse import CaptionReuse
+from tests.conftest import write_clip
 
 WH = (160, 120)
 FRAMES = 12
@@ -44,16 +45,6 @@ def picture(number: int) -> Image.Image:
     random = np.random.default_rng(number)
     small = Image.fromarray(random.integers(0, 256, (6, 8, 3), np.uint8))
     return small.resize(WH, Image.Resampling.BICUBIC)
-
-
-def write_clip(path: Path, images: list[Image.Image], rate: int = 10) -> Path:
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=rate, options={"g": "1"})
-        stream.width, stream.height, stream.pix_fmt = *WH, "yuv420p"
-        for image in images:
-            container.mux(stream.encode(av.VideoFrame.from_image(image)))
-        container.mux(stream.encode())
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +63,17 @@ def no_threads_left() -> Iterator[None]:
 
 def texts(captions: list[Caption]) -> list[str]:
     return [caption.text for caption in captions]
+
+
+def test_only_a_small_backbone_is_opened_for_two_workers(
+    demo: Captioner, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(demo, "encoder", lambda callers: (asked.append(callers), demo.encode)[1])
+    list(demo.stream(clip, REGIONS))
+    monkeypatch.setattr("runtime.video._SMALL_BACKBONE_BYTES", 1 << 20)
+    list(demo.stream(clip, REGIONS))
+    assert asked == [2, 1]
 
 
 @pytest.mark.parametrize("workers", [1, 3])

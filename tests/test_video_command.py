@@ -13,7 +13,8 @@ from runtime import Captioner, FrameCaptions, PatchcaptionError, VideoError
 from runtime.cli import main
 from runtime.recording import json_lines, pictures
 from runtime.video import CaptionStream
-from tests.test_video import FRAMES, WH, picture, write_clip
+from tests.conftest import write_clip
+from tests.test_video import FRAMES, WH, picture
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -89,8 +89,11 @@ class Backend(Protocol):
         """Where inputs are expected and outputs lie."""
         ...
 
-    def open(self, path: Path) -> Engine:
+    def open(self, path: Path, callers: int = 1) -> Engine:
         """Opens the graph in ``path``.
+
+        Args:
+            callers: threads that will run it at once; on a CPU each gets its share of the cores.
 
         Raises:
             BackendError: this backend cannot execute it.

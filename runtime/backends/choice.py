@@ -6,11 +6,9 @@ machine, the versions and the options they were made with; of anything else they
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import platform
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from typing import Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from runtime.backends.cpu import cpu_name, usable_cores
 from runtime.bundle import MANIFEST, Bundle, sha256_of
 from runtime.errors import BackendError
 from runtime.folders import cache_folder
@@ -113,21 +112,6 @@ def _key(bundle: Bundle, precision: Precision, threads: int | None) -> str:
         "versions": {name: _version(name) for name in _PACKAGES},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def cpu_name() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() in ("model name", "CPU part"):  # x86, Arm
-                return f"{platform.machine()} {value.strip()}"
-    return platform.machine()
-
-
-def usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # on Linux, where a container may leave fewer than there are
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _version(package: str) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from threading import Lock
+from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -56,21 +56,24 @@ class OpenVinoBackend:
     def device(self) -> torch.device:
         return torch.device("cpu")
 
-    def open(self, path: Path) -> OpenVinoEngine:
+    def open(self, path: Path, callers: int = 1) -> OpenVinoEngine:
+        settings = self._settings if callers == 1 else {**self._settings, "NUM_STREAMS": str(callers)}
         try:
-            model = self._core.compile_model(str(path), "CPU", self._settings)
+            model = self._core.compile_model(str(path), "CPU", settings)
         except Exception as error:  # OpenVINO raises RuntimeError and types of its own
             raise BackendError(f"{path}: OpenVINO cannot load it: {first_line(error)}") from error
         release_mapped(path.parent)
-        return OpenVinoEngine(model, path)
+        return OpenVinoEngine(model, path, callers)
 
 
 class OpenVinoEngine:
-    """A compiled graph and one request that runs it."""
+    """A compiled graph and the requests that run it, each for one caller at a time."""
 
-    def __init__(self, model: Any, path: Path) -> None:
-        self._request: Any = model.create_infer_request()
-        self._running = Lock()
+    def __init__(self, model: Any, path: Path, callers: int = 1) -> None:
+        self._callers = callers
+        self._requests: SimpleQueue[Any] = SimpleQueue()  # that are free; None once it is closed
+        for _ in range(callers):
+            self._requests.put(model.create_infer_request())
         devices, precision = model.get_property("EXECUTION_DEVICES"), model.get_property("INFERENCE_PRECISION_HINT")
         self._runs_on = f"{', '.join(devices)} in {precision.get_type_name()}"
         self._path = path
@@ -82,14 +85,20 @@ class OpenVinoEngine:
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         feeds = {name: tensor.numpy() for name, tensor in inputs.items()}
-        with self._running:
-            if self._request is None:
-                raise BackendError(f"{self._path}: it was closed; load the bundle again")
-            try:
-                results = self._request.infer(feeds, share_inputs=True, share_outputs=False)
-            except Exception as error:
-                raise BackendError(f"{self._path}: OpenVINO cannot run it: {first_line(error)}") from error
+        request = self._requests.get()
+        try:
+            if request is not None:
+                results = request.infer(feeds, share_inputs=True, share_outputs=False)
+        except Exception as error:
+            raise BackendError(f"{self._path}: OpenVINO cannot run it: {first_line(error)}") from error
+        finally:
+            self._requests.put(request)
+        if request is None:
+            raise BackendError(f"{self._path}: it was closed; load the bundle again")
         return {name: torch.from_numpy(results[name]) for name in self._outputs}
 
     def close(self) -> None:
-        self._request = None
+        for _ in range(self._callers):
+            if self._requests.get() is None:  # it was closed before
+                break
+        self._requests.put(None)

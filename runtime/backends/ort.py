@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from runtime.backends.base import first_line
+from runtime.backends.cpu import threads_of_each
 from runtime.backends.mapped import release_mapped
 from runtime.errors import BackendError
 
@@ -34,15 +35,7 @@ class OrtBackend:
                 f"ONNX Runtime cannot be imported ({error}): pip install 'patchcaption[cpu]', or [gpu] on a machine "
                 "with an NVIDIA GPU; the two wheels share one module, so install one of them only"
             ) from None
-        self._onnxruntime = onnxruntime
-        self._options = onnxruntime.SessionOptions()
-        self._options.log_severity_level = 3  # its own warnings are about graphs that users did not write
-        # Threads that wait by spinning would take the cores from torch between two calls, and from the host program.
-        self._options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # A plan of where each tensor lies in memory makes a backbone take 290 MiB more at ViT-B, and no faster.
-        self._options.enable_mem_pattern = False
-        if threads is not None:
-            self._options.intra_op_num_threads = threads
+        self._onnxruntime, self._threads = onnxruntime, threads
 
     @property
     def name(self) -> str:
@@ -52,13 +45,25 @@ class OrtBackend:
     def device(self) -> torch.device:
         return torch.device("cpu")
 
-    def open(self, path: Path) -> OrtEngine:
+    def open(self, path: Path, callers: int = 1) -> OrtEngine:
+        options = self._options(threads_of_each(callers, self._threads))
         try:
-            session = self._onnxruntime.InferenceSession(str(path), self._options, providers=[PROVIDER])
+            session = self._onnxruntime.InferenceSession(str(path), options, providers=[PROVIDER])
         except Exception as error:  # ONNX Runtime raises its own unrelated types
             raise BackendError(f"{path}: ONNX Runtime cannot load it: {first_line(error)}") from error
         release_mapped(path.parent)
         return OrtEngine(session, path)
+
+    def _options(self, threads: int | None) -> Any:
+        options = self._onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # its own warnings are about graphs that users did not write
+        # Threads that wait by spinning would take the cores from torch between two calls, and from the host program.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # A plan of where each tensor lies in memory makes a backbone take 290 MiB more at ViT-B, and no faster.
+        options.enable_mem_pattern = False
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        return options
 
 
 class OrtEngine:

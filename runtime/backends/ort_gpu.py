@@ -87,7 +87,7 @@ class OrtGpuBackend:
     def device(self) -> torch.device:
         return self._device
 
-    def open(self, path: Path) -> OrtGpuEngine:
+    def open(self, path: Path, callers: int = 1) -> OrtGpuEngine:  # noqa: ARG002
         captures = self._provider == CUDA and self._device.type == "cuda"
         try:
             session = self._session(path, captures)

@@ -70,7 +70,7 @@ class TrtBackend:
     def device(self) -> torch.device:
         return self._device
 
-    def open(self, path: Path) -> TrtEngine:
+    def open(self, path: Path, callers: int = 1) -> TrtEngine:  # noqa: ARG002
         record = next((plan for plan in self._bundle.manifest.plans if plan.graph == path.name), None)
         if record is None:
             raise BackendError(

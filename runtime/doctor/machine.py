@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from runtime import native
-from runtime.backends.choice import cpu_name, usable_cores
+from runtime.backends.cpu import cpu_name, usable_cores
 from runtime.doctor.finding import Finding
 from runtime.errors import BackendError
 

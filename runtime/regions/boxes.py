@@ -102,7 +102,7 @@ class BoxSet:
     """Several boxes under one caption; each counts the same, whatever its size (SPEC section 4, region set).
 
     Args:
-        boxes: `Box`es, or their corners (x1, y1, x2, y2).
+        boxes: each a `Box`, or its corners (x1, y1, x2, y2).
         pool: how the patches of every box count; None leaves each box its own `pool`.
         variance: of the Gaussian, if ``pool`` is given.
 
