@@ -22,8 +22,9 @@ native:
 	cmake -S . -B build/native -DCMAKE_BUILD_TYPE=Release $(NATIVE_OPTIONS)
 	cmake --build build/native --parallel
 
+# One thread of torch for each of the processes, of which there are as many as cores: together they take two thirds of the time.
 test: $(VENV)/.test native
-	$(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

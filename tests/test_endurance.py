@@ -20,8 +20,8 @@ CYCLES, CAPTIONS = int(500 * SHARE), int(10_000 * SHARE)
 WARM_UP = 0.3
 """Of the rounds: allocators and caches fill up first."""
 MOST_GROWTH_MIB = 16.0
-"""Of the rounds after it. The C library keeps memory for each thread that there was, up to 10 MiB in all, and no more in
-600 rounds than in 200; the images and tokens of a stream, kept at 35 rounds, would be 45 MiB."""
+"""Of the rounds after it. The C library keeps memory for each thread that there was: up to 10 MiB, not more by more
+rounds. The images and tokens of a stream, kept for 35 rounds, would be 45 MiB."""
 
 pytestmark = pytest.mark.slow
 
