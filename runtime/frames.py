@@ -182,8 +182,7 @@ class _Video:
                 for decoded in self._decoded(packet):
                     number += 1
                     if decoded is not None:
-                        pixels = decoded.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
-                        yield Frame(number, decoded.time, pixels)
+                        yield Frame(number, decoded.time, _upright(decoded))
         if number + 1 == self.broken:
             raise VideoError(f"{self._place}: no frame of it can be decoded")
 
@@ -207,6 +206,13 @@ class _Video:
         except (self._av.error.FFmpegError, OSError):
             self.broken += 1
             return [None]
+
+
+def _upright(decoded: av.VideoFrame) -> np.ndarray[Any, Any]:
+    """RGB (H, W, 3), turned as a player turns it: a phone writes how it was held beside the frames."""
+    pixels = decoded.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
+    quarters = round(decoded.rotation / 90) % 4
+    return np.ascontiguousarray(np.rot90(pixels, quarters)) if quarters else pixels
 
 
 def _said(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -74,6 +75,36 @@ def test_only_a_small_backbone_is_opened_for_two_workers(
     monkeypatch.setattr("runtime.video._SMALL_BACKBONE_BYTES", 1 << 20)
     list(demo.stream(clip, REGIONS))
     assert asked == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("matrix", "corner_red", "size"),  # ISO 14496-12, 8.3.2: a b c d of (p, q) -> (a p + c q, b p + d q)
+    [
+        ((1, 0, 0, 1), (0, 0), (160, 120)),
+        ((0, 1, -1, 0), (-1, 0), (120, 160)),  # a quarter clockwise: top left goes to top right
+        ((-1, 0, 0, -1), (-1, -1), (160, 120)),
+        ((0, -1, 1, 0), (0, -1), (120, 160)),
+    ],
+)
+def test_a_phones_video_is_upright(
+    tmp_path: Path, matrix: tuple[int, ...], corner_red: tuple[int, int], size: tuple[int, int]
+) -> None:
+    image = Image.new("RGB", WH, (0, 0, 255))
+    image.paste((255, 0, 0), (0, 0, 60, 40))
+    file = write_clip(tmp_path / "phone.mp4", [image] * 2)
+    content = bytearray(file.read_bytes())
+    place = content.index(b"tkhd") + 44  # version 0: behind times, id, duration, layer, group and volume
+    a, b, c, d = matrix
+    struct.pack_into(">9i", content, place, *(65536 * number for number in (a, b, 0, c, d, 0, 0, 0, 16384)))
+    file.write_bytes(content)
+    frame = next(iter(open_source(file).frames()))
+    assert isinstance(frame.image, np.ndarray)
+    height, width, _ = frame.image.shape
+    assert (width, height) == size
+    column, row = (5 if place == 0 else edge - 5 for place, edge in zip(corner_red, size, strict=True))
+    red, _, blue = frame.image[row, column]
+    assert red > 200
+    assert blue < 60
 
 
 @pytest.mark.parametrize("workers", [1, 3])
