@@ -84,8 +84,9 @@ class Captioner:
 
         Args:
             folder: the bundle, for example "engines/demo".
-            backend: what executes it: "cpu" (ONNX Runtime), "openvino", or "auto": the one that `patchcaption tune` has
-                found faster for this bundle on this machine; where it was not run, "cpu", or for "bf16" OpenVINO.
+            backend: what executes it: "cpu" (ONNX Runtime) or "openvino"; on an NVIDIA GPU "ort-cuda", "ort-tensorrt",
+                or "tensorrt" for a bundle with plans. "auto" is the one that the bundle was built for; for CPUs the one
+                that `patchcaption tune` has found faster here; where it was not run, "cpu", or for "bf16" OpenVINO.
             fit: how images are brought to the backbone's square: "stretch" shows it the whole image, "crop" the centre
                 square at the image's own aspect ratio, as published.
             precision: what it computes in: "fp32" for the bundle's graphs as they are, of which those of an int8 bundle
