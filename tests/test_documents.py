@@ -19,7 +19,7 @@ from runtime.cli import main
 from tests.conftest import ROOT, write_clip
 
 PAGES = ["README.md", *(str(page.relative_to(ROOT)) for page in sorted((ROOT / "docs").glob("*.md")))]
-LINKING = [*PAGES, "CONTRIBUTING.md", "SECURITY.md", "engines/README.md"]
+LINKING = [*PAGES, "CONTRIBUTING.md", "SECURITY.md", "engines/README.md", "examples/ros2/README.md"]
 
 
 def blocks(language: str, pages: Sequence[str] = PAGES) -> list[tuple[str, str]]:

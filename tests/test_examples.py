@@ -71,9 +71,9 @@ def image_message(pixels: np.ndarray[Any, Any], encoding: str, padding: int = 0)
     )
 
 
-def detection(x: float, y: float, width: float, height: float) -> SimpleNamespace:
+def detection(x: float, y: float, width: float, height: float, id: str = "") -> SimpleNamespace:
     centre = SimpleNamespace(position=SimpleNamespace(x=x, y=y), theta=0.0)
-    return SimpleNamespace(bbox=SimpleNamespace(center=centre, size_x=width, size_y=height))
+    return SimpleNamespace(id=id, bbox=SimpleNamespace(center=centre, size_x=width, size_y=height))
 
 
 @pytest.mark.parametrize("padding", [0, 5])
@@ -101,17 +101,18 @@ def test_images_that_are_not_what_they_say_are_refused() -> None:
 
 
 def test_detections_are_boxes_on_the_image() -> None:
-    found = SimpleNamespace(detections=[detection(5, 4, 6, 4), detection(0, 0, 8, 8), detection(90, 90, 4, 4)])
-    assert messages.regions_of(found, (12, 10)) == [Box(2, 2, 8, 6), Box(0, 0, 4, 4)]
+    found = SimpleNamespace(detections=[detection(5, 4, 6, 4), detection(90, 90, 4, 4), detection(0, 0, 8, 8)])
+    assert messages.regions_of(found, (12, 10)) == {0: Box(2, 2, 8, 6), 2: Box(0, 0, 4, 4)}
 
 
 def test_a_callback_says_what_the_captioner_says(demo: Captioner, sample_image: Image.Image) -> None:
     pixels = np.asarray(sample_image)
-    found = SimpleNamespace(detections=[detection(391, 286, 231, 225)])
+    found = SimpleNamespace(detections=[detection(-9, -9, 2, 2), detection(391.5, 286.5, 231, 225, "triangle")])
     said = json.loads(node.describe(demo, image_message(pixels, "rgb8"), found))
     assert said["seconds"] == 12.5
     (caption,) = said["captions"]
-    assert caption["text"] == demo.caption(sample_image, [Box(*caption["box"])])[0].text
+    assert (caption["detection"], caption["id"]) == (1, "triangle")
+    assert caption["text"] == demo.caption(sample_image, [Box(276, 174, 507, 399)])[0].text
 
 
 def test_ros_is_imported_only_when_the_node_runs() -> None:

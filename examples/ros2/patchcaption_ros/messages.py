@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from runtime import Box, Caption, Region
+from runtime import Box, Caption
 
 _CHANNELS = {"rgb8": (3, [0, 1, 2]), "bgr8": (3, [2, 1, 0]), "rgba8": (4, [0, 1, 2]), "bgra8": (4, [2, 1, 0])}
 
@@ -31,10 +32,11 @@ def image_of(message: Any) -> npt.NDArray[np.uint8]:
     return pixels[:, :, 0] if message.encoding == "mono8" else pixels
 
 
-def regions_of(message: Any, image_wh: tuple[int, int]) -> list[Region]:
-    """A vision_msgs/Detection2DArray as boxes, cut off at the image; those that are not on it are left out."""
-    regions: list[Region] = []
-    for detection in message.detections:
+def regions_of(message: Any, image_wh: tuple[int, int]) -> dict[int, Box]:
+    """The boxes of a vision_msgs/Detection2DArray by their places in it, cut off at the image; those that are not on it
+    are left out."""
+    regions: dict[int, Box] = {}
+    for place, detection in enumerate(message.detections):
         box = detection.bbox
         centre = box.center.position
         corners = (
@@ -44,15 +46,14 @@ def regions_of(message: Any, image_wh: tuple[int, int]) -> list[Region]:
             min(float(image_wh[1]), centre.y + box.size_y / 2),
         )
         if corners[0] < corners[2] and corners[1] < corners[3]:
-            regions.append(Box(*corners))
+            regions[place] = Box(*corners)
     return regions
 
 
-def captions_as_text(captions: list[Caption], seconds: float) -> str:
-    """What goes into a std_msgs/String: the image's time and, for each region, its box and words."""
+def captions_as_text(captions: Mapping[int, Caption], message: Any, seconds: float) -> str:
+    """What goes into a std_msgs/String: the image's time, and the words of each detection by its place and id."""
     described = [
-        {"box": [box.x1, box.y1, box.x2, box.y2], "text": caption.text, "score": round(caption.score, 4)}
-        for caption in captions
-        if isinstance(box := caption.region, Box)
+        {"detection": place, "id": message.detections[place].id, "text": caption.text, "score": round(caption.score, 4)}
+        for place, caption in captions.items()
     ]
     return json.dumps({"seconds": seconds, "captions": described})

@@ -60,4 +60,5 @@ def describe(captioner: Captioner, image: Any, detections: Any) -> str:
     pixels = image_of(image)
     regions = regions_of(detections, (pixels.shape[1], pixels.shape[0]))
     seconds = image.header.stamp.sec + image.header.stamp.nanosec / 1e9
-    return captions_as_text(captioner.caption(pixels, regions), seconds)
+    captions = captioner.caption(pixels, list(regions.values()))
+    return captions_as_text(dict(zip(regions, captions, strict=True)), detections, seconds)
