@@ -113,8 +113,7 @@ def _report(bundle: Bundle) -> Table:
     table = Table(title=f"{bundle.folder}: {manifest.build.checkpoint}, {manifest.architecture.name}")
     for heading in ("file", "MiB", "precision", "largest difference"):
         table.add_column(heading, justify="left" if heading == "file" else "right")
-    records = (manifest.backbone, manifest.reencoder, manifest.decoder, manifest.beam_decoder)
-    engines = {record.file: record for record in records if record is not None}
+    engines = {record.file: record for record in manifest.engines}
     for name, record in manifest.files.items():
         engine = engines.get(name)
         size = f"{record.bytes / 2**20:.2f}"

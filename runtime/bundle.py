@@ -21,10 +21,13 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from runtime.errors import BundleError
+from runtime.graph_contents import graph_contents
 
 SCHEMA: Literal[1] = 1
 _HASHED_AT_ONCE = 4
 MANIFEST = "manifest.json"
+_PROGRAM = "EPContext"
+"""The operator by which ONNX Runtime's providers keep what they have compiled; TensorRT's is an executable."""
 
 PositiveInt = Annotated[int, Field(gt=0)]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -48,10 +51,14 @@ class FileRecord(_Part):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+GraphName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.onnx$")]
+"""By another ending ONNX Runtime would take the file for its own format, in which nobody looks for what it reads."""
+
+
 class EngineRecord(_Part):
     """One executable graph."""
 
-    file: FileName
+    file: GraphName
     precision: EnginePrecision
     """Of its products; norms, sums and what would suffer are float32."""
     opset: PositiveInt
@@ -181,10 +188,16 @@ class Manifest(_Part):
     build: Build
     files: dict[FileName, FileRecord]
 
+    @property
+    def engines(self) -> tuple[EngineRecord, ...]:
+        """All that it has."""
+        return tuple(
+            engine for engine in (self.backbone, self.decoder, self.reencoder, self.beam_decoder) if engine is not None
+        )
+
     @model_validator(mode="after")
     def _lists_what_it_uses(self) -> Manifest:
-        used = [self.backbone.file, self.decoder.file, self.tokenizer]
-        used += [engine.file for engine in (self.reencoder, self.beam_decoder) if engine]
+        used = [*(engine.file for engine in self.engines), self.tokenizer]
         used += [plan.file for plan in self.plans]
         used += [self.memory.embeddings, self.memory.captions] if self.memory else []
         used += [self.memory.fine] if self.memory and self.memory.fine else []
@@ -202,13 +215,16 @@ class Bundle:
         verify: also compare the sha256 of every file; without it only presence and size are checked.
 
     Raises:
-        BundleError: no bundle there; a newer schema; a file missing, truncated or altered.
+        BundleError: no bundle there; a newer schema; a file missing, truncated or altered; a graph that reads other
+            files or holds a program.
     """
 
     def __init__(self, folder: str | os.PathLike[str], verify: bool = True) -> None:
         self.folder = Path(folder)
         self.manifest = _read_manifest(self.folder)
         self.check_files(contents=verify)
+        for engine in self.manifest.engines:
+            self._check_graph(engine.file)
 
     def path(self, name: str) -> Path:
         """Where a file that the manifest lists lies."""
@@ -233,6 +249,18 @@ class Bundle:
                     raise BundleError(
                         f"{self.path(name)}: altered: its sha256 is not the manifest's; build the bundle again"
                     )
+
+    def _check_graph(self, name: str) -> None:
+        contents = graph_contents(self.path(name))
+        if outside := sorted(contents.files - set(self.manifest.files)):
+            raise BundleError(
+                f"{self.path(name)}: its weights are in {outside[0]!r}, which is no file of the bundle; build it again"
+            )
+        if _PROGRAM in contents.operators:
+            raise BundleError(
+                f"{self.path(name)}: holds a compiled engine ({_PROGRAM}), which is a program and may do anything; "
+                "build the bundle from its checkpoint"
+            )
 
 
 @contextmanager

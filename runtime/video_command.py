@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -78,8 +79,7 @@ def _recorders(options: argparse.Namespace, held: ExitStack) -> list[Recorder]:
     return [held.enter_context(make(path)) for make, path in made if path]
 
 
-def _print(described: FrameCaptions, write: object) -> None:
-    assert callable(write)
+def _print(described: FrameCaptions, write: Callable[[str], object]) -> None:
     seconds = described.frame.seconds
     when = f"{seconds:8.2f} s" if seconds is not None else f"frame {described.frame.number:>4}"
     for number, caption in enumerate(described.captions):

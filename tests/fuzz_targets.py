@@ -23,11 +23,14 @@ with atheris.instrument_imports(include=["runtime"]):
 
     from runtime.bundle import MANIFEST, SCHEMA, Bundle
     from runtime.errors import PatchcaptionError
+    from runtime.graph_contents import graph_contents
     from runtime.image import Fit, View
     from runtime.region_flags import _mask, _polygon, _trace, _trace_pixels
     from runtime.regions import Canvas, Mask, Region, weight_rows
 
+import onnx
 import torch
+from google.protobuf.message import DecodeError
 from PIL import Image
 
 _CANVAS = Canvas(View.of((64, 48), 56, Fit.STRETCH), 14, 4, torch.zeros(2, 16))
@@ -149,7 +152,27 @@ def trace(data: bytes) -> None:
     laid(_trace_pixels(text_of(data)))
 
 
-TARGETS = {target.__name__: target for target in (manifest, mask, polygon, trace)}
+def graph(data: bytes) -> None:
+    """What protobuf takes for a model is refused, or the files it names are all found."""
+    path = _FOLDER / "graph.onnx"
+    path.write_bytes(data)
+    files = graph_contents(path).files
+    with contextlib.suppress(DecodeError):
+        tensors = onnx.ModelProto.FromString(data).graph.initializer
+        for entries in ({entry.key: entry.value for entry in tensor.external_data} for tensor in tensors):
+            named = entries.get("location", "")  # bytes where it is no UTF-8
+            assert "location" not in entries or (named if isinstance(named, str) else text_of(named)) in files
+
+
+def small_graph() -> bytes:
+    tensor = onnx.TensorProto(name="w", dims=[1], data_type=1, data_location=1)
+    tensor.external_data.add(key="location", value="a.data")
+    inner = onnx.GraphProto(name="inner", initializer=[tensor])
+    node = onnx.helper.make_node("If", ["c"], ["y"], then_branch=inner)
+    return onnx.ModelProto(ir_version=10, graph=onnx.GraphProto(node=[node], initializer=[tensor])).SerializeToString()
+
+
+TARGETS = {target.__name__: target for target in (manifest, graph, mask, polygon, trace)}
 
 
 def seeds(target: str, folder: Path) -> None:
@@ -161,7 +184,8 @@ def seeds(target: str, folder: Path) -> None:
         "polygon": ["0,0 50,0 25,40", "-5,-5 70,1e1 3.5,nan"],
         "trace": ["0.1,0.2 0.3,0.4", "10,20 30,40 1e3,2", "inf,0"],
     }
-    found = [text.encode() for text in texts.get(target, [])] or [picture.getvalue()]
+    others = [small_graph() if target == "graph" else picture.getvalue()]
+    found = [text.encode() for text in texts.get(target, [])] or others
     for number, data in enumerate(found):
         (folder / f"seed{number}").write_bytes(data)
 

@@ -21,6 +21,7 @@ from runtime.decoding import Decoded, GreedyDecoder
 from runtime.resident import ResidentDecoder
 
 DEVICE = torch.device("cpu")
+SESSIONS_SAY_WHERE_OPERATORS_RUN = hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info")
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +166,10 @@ def test_a_backend_that_binds_is_warm_when_it_is_loaded(
     monkeypatch.setattr("runtime.captioner.open_backend", lambda *_: backend)
     with Captioner.load(bundle.folder, verify=False) as captioner:
         assert captioner.captured() == {"backbone": ["not on a CUDA device"], "decoder": ["not on a CUDA device"]}
-        assert captioner.runs_on()["backbone"].startswith("CPUExecutionProvider (")
+        says_which = SESSIONS_SAY_WHERE_OPERATORS_RUN
+        assert captioner.runs_on()["backbone"].startswith(
+            "CPUExecutionProvider (" if says_which else "CPUExecutionProvider"
+        )
 
 
 def decoder_memory(engine: OrtGpuEngine, settings: DecoderSettings, width: int) -> tuple[dict[str, Tensor], ...]:
@@ -215,6 +219,7 @@ def test_a_provider_that_is_not_there_is_an_error_that_names_the_fix(
         fallen_back.open(bundle.path("decoder.onnx"))
 
 
+@pytest.mark.skipif(not SESSIONS_SAY_WHERE_OPERATORS_RUN, reason="ONNX Runtime says it from 1.24 on")
 def test_where_operators_run_is_read_from_the_session(engine: OrtGpuEngine) -> None:
     assert {"Gemm", "LayerNormalization"} <= set(operators_on(engine._session, CPU))
     assert operators_on(engine._session, CUDA) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -59,18 +60,40 @@ def test_loading_and_describing_execute_nothing(demo_bundle: Path, backend: str)
     assert [event for event in events if not event.startswith("read ") and event != of_this_process] == []
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_graph_cannot_read_outside_its_bundle(bundle_copy: Callable[[], Path], backend: str) -> None:
+@pytest.mark.parametrize("location", ["../outside.data", "{outside}", "./backbone.onnx.data", "*/_ORT_MEM_ADDR_/*", ""])
+def test_a_graph_cannot_read_outside_its_bundle(bundle_copy: Callable[[], Path], location: str) -> None:
     folder = bundle_copy()
-    shutil.move(folder / "backbone.onnx.data", folder.parent / "outside.data")
+    outside = shutil.copy(folder / "backbone.onnx.data", folder.parent / "outside.data")
+    location = location.format(outside=outside)
     graph = onnx.load(folder / "backbone.onnx", load_external_data=False)
     for tensor in graph.graph.initializer:
         for entry in tensor.external_data:
             if entry.key == "location":
-                entry.value = "../outside.data"
-    onnx.save(graph, folder / "backbone.onnx")
-    with pytest.raises(BackendError, match="backbone.onnx: .* cannot load it"):
-        Captioner.load(rebuilt(folder), backend)
+                entry.value = location
+    (folder / "backbone.onnx").write_bytes(graph.SerializeToString())
+    with pytest.raises(BundleError, match=f"backbone.onnx: its weights are in '{re.escape(location)}', which is no"):
+        Captioner.load(rebuilt(folder))
+
+
+def test_a_graph_cannot_hold_a_compiled_engine(bundle_copy: Callable[[], Path]) -> None:
+    folder = bundle_copy()
+    node = onnx.helper.make_node(
+        "EPContext", ["pixels"], ["tokens"], domain="com.microsoft", embed_mode=1, ep_cache_context=b"a plan"
+    )
+    graph = onnx.load(folder / "decoder.onnx", load_external_data=False)
+    graph.graph.node.append(node)
+    (folder / "decoder.onnx").write_bytes(graph.SerializeToString())
+    with pytest.raises(BundleError, match=r"decoder.onnx: holds a compiled engine \(EPContext\), which is a program"):
+        Captioner.load(rebuilt(folder))
+
+
+def test_a_graph_cannot_be_in_a_format_that_is_not_looked_at(bundle_copy: Callable[[], Path]) -> None:
+    folder = bundle_copy()
+    (folder / "backbone.onnx").rename(folder / "backbone.ort")
+    manifest = (folder / MANIFEST).read_text()
+    (folder / MANIFEST).write_text(manifest.replace('"backbone.onnx"', '"backbone.ort"'))
+    with pytest.raises(BundleError, match=r"manifest.json: .*backbone.file: .*should match pattern '.*onnx"):
+        Captioner.load(rebuilt(folder))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
