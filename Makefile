@@ -32,10 +32,13 @@ lint: $(VENV)/.test
 	$(BIN)/mypy --always-false TENSORRT_11 --cache-dir .mypy_cache/tensorrt_10
 	$(BIN)/mypy --always-true TENSORRT_11 --cache-dir .mypy_cache/tensorrt_11
 
-# The pictures in it are drawn by the bundle of `make demo`.
-docs: demo $(VENV)/.test
+# The pictures in it are drawn by the bundle of `make demo`, which is made if there is none.
+docs: engines/demo/manifest.json $(VENV)/.test
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs build/docs
 	@echo "the documents: build/docs/index.html"
+
+engines/demo/manifest.json:
+	$(MAKE) demo
 
 # Under an hour on two cores; faster where torch finds a GPU.
 train-demo: $(VENV)/.test

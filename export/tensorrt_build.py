@@ -17,13 +17,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-import onnx
-
 from runtime.backends.gpu import Gpu
 from runtime.backends.tensorrt_api import TensorRt
 from runtime.bundle import Bundle, PlanHardware, PlanRecord, ShapeRange, sha256_of
 from runtime.errors import BackendError, BundleError
 from runtime.folders import cache_folder
+from runtime.graph_contents import graph_contents
 from runtime.trust import is_trusted, trust
 
 if TYPE_CHECKING:
@@ -99,23 +98,16 @@ def build_plan(
 
 
 def _key(trt: TensorRt, gpu: Gpu, graph: Path, profiles: Sequence[Profile], options: PlanOptions) -> str:
-    stored = sorted({graph.name + ".data", *_external_files(graph)})
+    stored = [graph.parent / name for name in graph_contents(graph).files]
     parts = {
         "graph": sha256_of(graph),
-        "data": {name: sha256_of(graph.parent / name) for name in stored if (graph.parent / name).is_file()},
+        "data": {path.name: sha256_of(path) for path in stored if path.is_file()},
         "tensorrt": trt.version,
         "gpu": asdict(gpu),
         "profiles": [{name: shapes.model_dump() for name, shapes in profile.items()} for profile in profiles],
         "options": asdict(options),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _external_files(graph: Path) -> set[str]:
-    model = onnx.load(graph, load_external_data=False)
-    return {
-        entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"
-    }
 
 
 def _same_plan(before: Bundle | None, record: PlanRecord) -> Path | None:

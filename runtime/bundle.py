@@ -30,7 +30,8 @@ _PROGRAM = "EPContext"
 """The operator by which ONNX Runtime's providers keep what they have compiled; TensorRT's is an executable."""
 
 PositiveInt = Annotated[int, Field(gt=0)]
-FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+_NAME = "[A-Za-z0-9][A-Za-z0-9._-]*"
+FileName = Annotated[str, Field(pattern=f"^{_NAME}$")]
 """A file right inside the bundle: no separators, so no path in a manifest leaves its folder."""
 
 
@@ -51,7 +52,7 @@ class FileRecord(_Part):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-GraphName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.onnx$")]
+GraphName = Annotated[str, Field(pattern=rf"^{_NAME}\.onnx$")]
 """By another ending ONNX Runtime would take the file for its own format, in which nobody looks for what it reads."""
 
 

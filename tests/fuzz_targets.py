@@ -179,14 +179,14 @@ def seeds(target: str, folder: Path) -> None:
     """Writes what is right, to begin with."""
     picture = io.BytesIO()
     Image.new("1", (64, 48), 1).save(picture, "PNG")
-    texts = {
-        "manifest": [json.dumps(_MANIFEST)],
-        "polygon": ["0,0 50,0 25,40", "-5,-5 70,1e1 3.5,nan"],
-        "trace": ["0.1,0.2 0.3,0.4", "10,20 30,40 1e3,2", "inf,0"],
+    right = {
+        "manifest": [json.dumps(_MANIFEST).encode()],
+        "graph": [small_graph()],
+        "mask": [picture.getvalue()],
+        "polygon": [b"0,0 50,0 25,40", b"-5,-5 70,1e1 3.5,nan"],
+        "trace": [b"0.1,0.2 0.3,0.4", b"10,20 30,40 1e3,2", b"inf,0"],
     }
-    others = [small_graph() if target == "graph" else picture.getvalue()]
-    found = [text.encode() for text in texts.get(target, [])] or others
-    for number, data in enumerate(found):
+    for number, data in enumerate(right[target]):
         (folder / f"seed{number}").write_bytes(data)
 
 

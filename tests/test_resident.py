@@ -166,10 +166,8 @@ def test_a_backend_that_binds_is_warm_when_it_is_loaded(
     monkeypatch.setattr("runtime.captioner.open_backend", lambda *_: backend)
     with Captioner.load(bundle.folder, verify=False) as captioner:
         assert captioner.captured() == {"backbone": ["not on a CUDA device"], "decoder": ["not on a CUDA device"]}
-        says_which = SESSIONS_SAY_WHERE_OPERATORS_RUN
-        assert captioner.runs_on()["backbone"].startswith(
-            "CPUExecutionProvider (" if says_which else "CPUExecutionProvider"
-        )
+        provider = "CPUExecutionProvider (" if SESSIONS_SAY_WHERE_OPERATORS_RUN else "CPUExecutionProvider"
+        assert captioner.runs_on()["backbone"].startswith(provider)
 
 
 def decoder_memory(engine: OrtGpuEngine, settings: DecoderSettings, width: int) -> tuple[dict[str, Tensor], ...]:

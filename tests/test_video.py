@@ -101,7 +101,7 @@ def test_a_phones_video_is_upright(
     assert isinstance(frame.image, np.ndarray)
     height, width, _ = frame.image.shape
     assert (width, height) == size
-    column, row = (5 if place == 0 else edge - 5 for place, edge in zip(corner_red, size, strict=True))
+    column, row = (5 if side == 0 else edge - 5 for side, edge in zip(corner_red, size, strict=True))
     red, _, blue = frame.image[row, column]
     assert red > 200
     assert blue < 60

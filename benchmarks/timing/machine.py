@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.timing.report import Limits, Machine
+from runtime.backends.cpu import usable_cores
 
 _VERSIONS_OF = ("patchcaption", "torch", "numpy", "pillow", "tokenizers", "onnxruntime", "onnxruntime-gpu", "openvino")
 
@@ -37,7 +38,7 @@ def describe_machine() -> Machine:
     return Machine(
         cpu=_cpu(),
         cores=os.cpu_count() or 1,
-        usable_cores=len(os.sched_getaffinity(0)),
+        usable_cores=usable_cores(),
         torch_threads=torch.get_num_threads(),
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         power_mode=_power_mode(),

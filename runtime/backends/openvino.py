@@ -87,15 +87,18 @@ class OpenVinoEngine:
         feeds = {name: tensor.numpy() for name, tensor in inputs.items()}
         request = self._requests.get()
         try:
-            if request is not None:
-                results = request.infer(feeds, share_inputs=True, share_outputs=False)
-        except Exception as error:
-            raise BackendError(f"{self._path}: OpenVINO cannot run it: {first_line(error)}") from error
+            results = self._infer(request, feeds)
         finally:
             self._requests.put(request)
+        return {name: torch.from_numpy(results[name]) for name in self._outputs}
+
+    def _infer(self, request: Any, feeds: Mapping[str, Any]) -> Any:
         if request is None:
             raise BackendError(f"{self._path}: it was closed; load the bundle again")
-        return {name: torch.from_numpy(results[name]) for name in self._outputs}
+        try:
+            return request.infer(feeds, share_inputs=True, share_outputs=False)
+        except Exception as error:
+            raise BackendError(f"{self._path}: OpenVINO cannot run it: {first_line(error)}") from error
 
     def close(self) -> None:
         for _ in range(self._callers):
