@@ -19,8 +19,9 @@ from runtime.bundle import Bundle, ShapeRange
 from tests.conftest import build_once
 
 JETPACK_6, NEWEST = (10, 3), (11, 4)
-FLOAT, HALF, INT64, UINT8, DOUBLE = (
+FLOAT, HALF, INT64, UINT8, DOUBLE, BOOL = (
     *(TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64, TensorProto.UINT8, TensorProto.DOUBLE),
+    TensorProto.BOOL,
 )
 Value = tuple[str, int, list[int | str]]
 
@@ -93,9 +94,9 @@ def one_node(
 ) -> onnx.ModelProto:
     """A graph of one operator on x (2, 8)."""
     opset = how.pop("opset", 20)
-    shape = how.pop("out", [2, 8])
+    shape, out_dtype = how.pop("out", [2, 8]), how.pop("out_dtype", dtype)
     node = helper.make_node(kind, ["x", *more], ["y"], **how)
-    return graph([node], [("x", dtype, [2, 8])], [("y", how.pop("out_dtype", dtype), shape)], weights, opset)
+    return graph([node], [("x", dtype, [2, 8])], [("y", out_dtype, shape)], weights, opset)
 
 
 def attention(
@@ -135,10 +136,18 @@ RIGHT: dict[str, onnx.ModelProto] = {
         [("y", FLOAT, [1, 3, 8, 8])],
         {"sizes": np.array([1, 3, 8, 8])},
     ),
-    "bytes": graph(
-        [helper.make_node("Transpose", ["x"], ["t"]), helper.make_node("Cast", ["t"], ["y"], to=FLOAT)],
+    "uint8 cast at the input": graph(
+        [helper.make_node("Cast", ["x"], ["t"], to=FLOAT), helper.make_node("Transpose", ["t"], ["y"])],
         [("x", UINT8, [2, 8])],
         [("y", FLOAT, [8, 2])],
+    ),
+    "uint8 cast at the output": one_node("Cast", to=UINT8, out_dtype=UINT8),
+    "a mask": graph(
+        [helper.make_node("Unsqueeze", ["m", "axes"], ["u"]), helper.make_node("Where", ["u", "x", "z"], ["y"])],
+        [("m", BOOL, [2, 8]), ("x", FLOAT, [2, 1, 8])],
+        [("y", FLOAT, [2, 1, 8])],
+        {"axes": np.array([1]), "z": np.array(-1e4, np.float32)},
+        inner=[("u", BOOL, [2, 1, 8])],
     ),
 }
 
@@ -210,6 +219,34 @@ WRONG: list[tuple[str, str, str, Callable[[], onnx.ModelProto]]] = [
         ),
     ),
     ("dtype", "computes on uint8", "", lambda: one_node("Abs", dtype=UINT8)),
+    (
+        "dtype",
+        "computes on uint8",
+        "",
+        lambda: graph(
+            [helper.make_node("Transpose", ["x"], ["t"]), helper.make_node("Cast", ["t"], ["y"], to=FLOAT)],
+            [("x", UINT8, [2, 8])],
+            [("y", FLOAT, [8, 2])],
+            inner=[("t", UINT8, [8, 2])],
+        ),
+    ),
+    (
+        "dtype",
+        "makes uint8 inside the graph",
+        "",
+        lambda: graph(
+            [helper.make_node("Cast", ["x"], ["t"], to=UINT8), helper.make_node("Cast", ["t"], ["y"], to=FLOAT)],
+            [("x", FLOAT, [2, 8])],
+            [("y", FLOAT, [2, 8])],
+            inner=[("t", UINT8, [2, 8])],
+        ),
+    ),
+    (
+        "dtype",
+        "computes on bool",
+        "",
+        lambda: one_node("ReduceMax", "axes", dtype=BOOL, weights=AXES, keepdims=0, out=[2]),
+    ),
     ("dtype", "is float64", "", lambda: one_node("Relu", dtype=DOUBLE)),
     (
         "dtype",
@@ -265,7 +302,11 @@ def test_what_is_right_has_no_finding(tmp_path: Path, name: str) -> None:
     assert linted(tmp_path, RIGHT[name]) == []
 
 
-@pytest.mark.parametrize(("rule", "what", "also", "make"), WRONG, ids=[f"{rule} {what}" for rule, what, _, _ in WRONG])
+@pytest.mark.parametrize(
+    ("rule", "what", "also", "make"),
+    WRONG,
+    ids=[f"{rule} {what} {place}" for place, (rule, what, _, _) in enumerate(WRONG)],
+)
 def test_what_is_wrong_in_one_way_has_one_finding(
     tmp_path: Path, rule: str, what: str, also: str, make: Callable[[], onnx.ModelProto]
 ) -> None:

@@ -10,8 +10,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
+from onnx import TensorProto
 
 from export import build_engines, build_plans
 from export.plans import open_for
@@ -529,3 +531,28 @@ def test_the_double_refuses_what_tensorrt_forbids(
     assert any(layer["Name"].startswith("Gemm") for layer in layers["Layers"])
     with pytest.raises(AttributeError, match="no attribute 'max_workspace_size'"):
         double.Builder(open_tensorrt().logger).create_builder_config().max_workspace_size = 1
+
+
+@pytest.mark.parametrize(
+    ("node", "dtype", "message"),
+    [
+        (onnx.helper.make_node("Transpose", ["x"], ["y"]), TensorProto.UINT8, "first input has type UInt8"),
+        (onnx.helper.make_node("ReduceMax", ["x"], ["y"]), TensorProto.BOOL, "unsupported input type of BOOL"),
+        (onnx.helper.make_node("Gelu", ["x"], ["y"], domain="com.microsoft"), TensorProto.FLOAT, "No importer"),
+        (onnx.helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT), TensorProto.UINT8, None),
+        (onnx.helper.make_node("Not", ["x"], ["y"]), TensorProto.BOOL, None),
+    ],
+)
+def test_the_doubles_parser_refuses_what_the_real_one_refuses(
+    install: Install, node: onnx.NodeProto, dtype: int, message: str | None
+) -> None:
+    double = install()
+    logger = open_tensorrt().logger
+    x, y = (onnx.helper.make_tensor_value_info(name, dtype, [2, 8]) for name in "xy")
+    if node.op_type == "Cast":
+        y.type.tensor_type.elem_type = TensorProto.FLOAT
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "graph", [x], [y]))
+    network = double.Builder(logger).create_network(1 << int(double.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = double.OnnxParser(network, logger)
+    assert parser.parse(model.SerializeToString()) is (message is None)
+    assert [message in parser.get_error(number).desc() for number in range(parser.num_errors)] == [True] * bool(message)

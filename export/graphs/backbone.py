@@ -162,7 +162,8 @@ class Backbone(nn.Module):
         The scores are the scaled products of the cls query with each patch key in the last block, before any softmax
         (SPEC section 3).
         """
-        images = (pixels.permute(0, 3, 1, 2).to(self.mean.dtype) / 255 - self.mean) / self.std
+        # Cast first: TensorRT takes uint8 at the input only, and refuses to move it.
+        images = (pixels.to(self.mean.dtype).permute(0, 3, 1, 2) / 255 - self.mean) / self.std
         patches = self.patch_embed(images)
         cls = self.cls_token.expand(patches.shape[0], -1, -1)
         x = torch.cat([cls, patches], dim=1) + self.pos_embed

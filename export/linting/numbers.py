@@ -10,19 +10,40 @@ import onnx_ir
 from onnx_ir import DataType
 
 from export.linting.finding import Finding, Severity, Subject, error, place, warning, without_weights
+from export.linting.table import CONTROL_FLOW, DATA_DEPENDENT
 
 _LARGEST_IN_FP16 = 65504.0
 _NEAR_LARGEST = 16384.0
 _FLOATS = (DataType.FLOAT, DataType.FLOAT16, DataType.BFLOAT16)
 _NARROW = (DataType.FLOAT16, DataType.BFLOAT16)
+_READS_UINT8 = frozenset({"Cast", "CastLike", "Shape", "Size"})
+_MOVES = frozenset(
+    {
+        *("Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Pad", "Reshape"),
+        *("ScatterElements", "ScatterND", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Trilu", "Unsqueeze"),
+    }
+)
+_READS_BOOL = _READS_UINT8 | _MOVES | {"And", "Equal", "Not", "OneHot", "Or", "Where", "Xor"}
+"""What TensorRT-RTX 1.7's parser, which has TensorRT 11's rules, was seen to take of each dtype."""
 
 
-def bytes_inside(subject: Subject) -> Iterator[Finding]:
-    """uint8 comes into a graph and goes out of it, and is cast in between; only moves may come before."""
+def uint8(subject: Subject) -> Iterator[Finding]:
+    """uint8 enters a graph through a Cast and leaves it through one; TensorRT has no uint8 tensors in between."""
     for node in subject.graph:
-        takes_bytes = any(value is not None and value.dtype == DataType.UINT8 for value in node.inputs)
-        if takes_bytes and node.op_type not in ("Cast", "Transpose", "Reshape", "Shape", "Identity"):
+        reads_uint8 = any(value is not None and value.dtype == DataType.UINT8 for value in node.inputs)
+        if reads_uint8 and node.op_type not in _READS_UINT8:
             yield error("dtype", node, "computes on uint8; cast it to a float right after the input")
+        for output in node.outputs:
+            if output.dtype == DataType.UINT8 and (output.uses() or not output.is_graph_output()):
+                yield error("dtype", node, "makes uint8 inside the graph; only an input or output may be uint8")
+
+
+def booleans(subject: Subject) -> Iterator[Finding]:
+    """bool is for masks: it may be moved, combined by logic and selected with, but not reduced or rearranged."""
+    for node in subject.graph:
+        reads_bool = any(value is not None and value.dtype == DataType.BOOL for value in node.inputs)
+        if reads_bool and node.op_type not in _READS_BOOL | DATA_DEPENDENT | CONTROL_FLOW:
+            yield error("dtype", node, "computes on bool; cast it to a float or int32 first")
 
 
 def doubles(subject: Subject) -> Iterator[Finding]:
@@ -125,4 +146,4 @@ def norms(subject: Subject) -> Iterator[Finding]:
             yield error("range", node, "squares float16; keep LayerNormalization one operator, in float32")
 
 
-RULES = (bytes_inside, doubles, agreement, fused_attention, range_of_fp16, masks, norms)
+RULES = (uint8, booleans, doubles, agreement, fused_attention, range_of_fp16, masks, norms)

@@ -10,6 +10,7 @@ from typing import Any
 import onnx
 
 from tests.tensorrt_double.contract import State, require, require_initialized
+from tests.tensorrt_double.parser_rules import refusals
 
 _MAGIC = b"PLAN"
 
@@ -168,16 +169,17 @@ def building_names(double: Any, state: State) -> Mapping[str, Any]:
 
         def parse_from_file(self, model: str) -> bool:
             state.call("parse_from_file", Path(model).name)
-            if self._errors:
-                return False
-            self._network.model = onnx.load(model)
-            return True
+            return self._take(onnx.load(model))
 
         def parse(self, model: bytes, path: str | None = None) -> bool:  # noqa: ARG002
             state.call("parse", len(model))
+            return self._take(onnx.load_from_string(model))
+
+        def _take(self, model: onnx.ModelProto) -> bool:
+            self._errors += map(ParserError, refusals(model))
             if self._errors:
                 return False
-            self._network.model = onnx.load_from_string(model)
+            self._network.model = model
             return True
 
     class Builder:
