@@ -17,7 +17,7 @@ demo: $(VENV)/.demo
 		--engines engines/demo --save out/demo.png
 	@echo "the picture with its captions: out/demo.png"
 
-# The native kernels, runtime/libpatchcaption.so: optional, torch does the same without them. NATIVE_OPTIONS go to CMake.
+# The native kernels, runtime/memory/libpatchcaption.so: optional, torch does the same without them. NATIVE_OPTIONS go to CMake.
 native:
 	cmake -S . -B build/native -DCMAKE_BUILD_TYPE=Release $(NATIVE_OPTIONS)
 	cmake --build build/native --parallel
@@ -64,4 +64,4 @@ $(VENV)/.test: $(VENV)/.demo
 	@touch $@
 
 clean:
-	rm -rf $(VENV) out build docs/_pictures engines/*/ runtime/libpatchcaption.so
+	rm -rf $(VENV) out build docs/_pictures engines/*/ runtime/memory/libpatchcaption.so

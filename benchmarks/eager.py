@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from export.graphs.backbone import Backbone, Block
+from export.models.dinov2 import Backbone, Block
 
 STEPS = 30
 _DECODER_HEADS = 4

@@ -21,8 +21,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.recording import RECORDINGS, Recording, tasks
-from export.bundle_build import BuildOptions, build
+from benchmarks.reference_recording import RECORDINGS, Recording, tasks
+from export.bundle_builder import BuildOptions, build
 from export.command_line import shown
 from runtime import Captioner, FeatureMap, Fit, PatchcaptionError
 from runtime.image import open_image, prepare

@@ -29,7 +29,7 @@ from torch import Tensor
 from benchmarks.scoring.scenes import Question, names_objects, questions
 from export.demo import scenes
 from runtime import BackendError, Captioner, PatchcaptionError
-from runtime.decoding import decode
+from runtime.decoding.greedy import decode
 from runtime.options import Precision
 
 _ONE_OBJECT = ("box", "mask", "trace")

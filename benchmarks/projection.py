@@ -19,9 +19,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from export.rounding import STORED_AS
-from runtime import PatchcaptionError, native, torch_projection
-from runtime.stored_rows import StoredRows
+from export.memory.quantization import STORED_AS
+from runtime import PatchcaptionError
+from runtime.memory import native_kernels as native
+from runtime.memory import torch_kernels as torch_projection
+from runtime.memory.rows import StoredRows
 
 _TEMPERATURE = 0.01
 _ROWS_AT_ONCE = 2**16

@@ -12,7 +12,7 @@ from typing import get_args
 from rich.console import Console
 from rich.table import Table
 
-from export.bundle_build import BuildOptions, build
+from export.bundle_builder import BuildOptions, build
 from export.command_line import add_plan_options, count, plan_options, say_error, shown
 from export.readers import is_repository
 from runtime.bundle import Bundle, BundleBackend, EnginePrecision, MemoryPrecision

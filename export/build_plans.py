@@ -16,8 +16,8 @@ from pathlib import Path
 from rich.console import Console
 
 from export.command_line import add_plan_options, plan_options, say_error, shown
-from export.plans import Progress, build_plans, open_for
-from export.tensorrt_build import PlanOptions
+from export.plans.builder import PlanOptions
+from export.plans.bundle_plans import Progress, build_plans, open_for
 from runtime.bundle import Bundle, Manifest, new_bundle, record_files, write_manifest
 from runtime.errors import BackendError, PatchcaptionError
 

@@ -9,8 +9,8 @@ from typing import TypeAlias
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from export.graphs.backbone import Backbone
-from export.graphs.decoder import DecoderStep
+from export.models.decap_decoder import DecoderStep
+from export.models.dinov2 import Backbone
 from runtime.errors import PatchcaptionError
 
 END_TOKEN = "<|endoftext|>"

@@ -10,7 +10,7 @@ from typing import get_args
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from export.tensorrt_build import PlanOptions
+from export.plans.builder import PlanOptions
 from runtime.bundle import PlanHardware
 
 

@@ -6,15 +6,12 @@
 'a large striped red triangle'
 """
 
-from runtime.batching import Batching
-from runtime.caption import Caption
 from runtime.captioner import Captioner
-from runtime.drawing import draw_captions
 from runtime.errors import BackendError, BundleError, ImageError, PatchcaptionError, RegionError
 from runtime.features import FeatureMap
-from runtime.frames import Frame, VideoError
 from runtime.image import Fit
-from runtime.memory import MemoryMatch
+from runtime.memory.bank import MemoryMatch
+from runtime.output.drawing import draw_captions
 from runtime.regions import (
     AttentionHead,
     Box,
@@ -29,7 +26,10 @@ from runtime.regions import (
     Trace,
     WholeImage,
 )
-from runtime.video import CaptionStream, FrameCaptions
+from runtime.results import Caption
+from runtime.serving.batching import Batching
+from runtime.video.sources import Frame, VideoError
+from runtime.video.stream import CaptionStream, FrameCaptions
 
 __version__ = "0.1.0"
 

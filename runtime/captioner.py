@@ -17,22 +17,22 @@ from torch import Tensor
 
 from runtime.backends import Backend, Engine, open_backend
 from runtime.backends.base import BindableEngine
-from runtime.backends.replay import ReplayedEngine, replayed
-from runtime.backends.trt import TrtEngine
-from runtime.batching import Batching
-from runtime.beams import beam_search, check_beams
+from runtime.backends.cuda.graph_replay import ReplayedEngine, replayed
+from runtime.backends.tensorrt.engine import TrtEngine
 from runtime.bundle import Bundle, EngineRecord, Manifest
-from runtime.caption import Caption, Regions, RegionsOfImages, as_asked, by_image
-from runtime.decoding import GreedyDecoder
+from runtime.decoding.beam_search import beam_search, check_beams
+from runtime.decoding.greedy import GreedyDecoder
+from runtime.decoding.tokenizer import CaptionTokenizer
 from runtime.errors import BundleError, ImageError, PatchcaptionError
 from runtime.features import FeatureMap
-from runtime.frames import FrameSource
 from runtime.image import Fit, ImageSource, OpenImage, open_on, prepare
-from runtime.memory import MemoryBank, MemoryMatch
+from runtime.memory.bank import MemoryBank, MemoryMatch
 from runtime.options import Clean, CleanFrom, DescribeOptions, Mode, Precision, Progress, Reencode, Score, VectorOptions
 from runtime.pooling import PUBLISHED_ALPHA, Cleaning, cuts, pool, pool_cleaned, pool_reencoded
-from runtime.tokenizer import CaptionTokenizer
-from runtime.video import CaptionStream, Policy, RegionsOfFrames, StreamOptions
+from runtime.results import Caption, Regions, RegionsOfImages, as_asked, by_image
+from runtime.serving.batching import Batching
+from runtime.video.sources import FrameSource
+from runtime.video.stream import CaptionStream, Policy, RegionsOfFrames, StreamOptions
 from runtime.wording import Wording, check_score
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, cast
 
-from runtime.beams import check_beams
+from runtime.decoding.beam_search import check_beams
 from runtime.errors import PatchcaptionError
 from runtime.options import DescribeOptions, Mode, Score, VectorOptions
 

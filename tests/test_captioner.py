@@ -131,7 +131,7 @@ def test_projected_vectors_are_unit_sums_of_the_bank(demo: Captioner) -> None:
 def test_many_regions_are_projected_in_parts(demo: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = demo.vectors(demo.encode(SCENE.image), REGIONS)
     whole = demo.project(vectors)
-    monkeypatch.setattr("runtime.memory._REGIONS_AT_ONCE", 2)
+    monkeypatch.setattr("runtime.memory.bank._REGIONS_AT_ONCE", 2)
     torch.testing.assert_close(demo.project(vectors), whole)
 
 

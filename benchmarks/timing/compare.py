@@ -28,7 +28,7 @@ from benchmarks.timing.stages import (
     sample_boxes,
     total_ms,
 )
-from export.graphs.backbone import Backbone
+from export.models.dinov2 import Backbone
 from export.readers import read_checkpoint
 from runtime.bundle import Manifest
 from runtime.errors import PatchcaptionError

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.timing.report import Limits, Machine
-from runtime.backends.cpu import usable_cores
+from runtime.system.machine import usable_cores
 
 _VERSIONS_OF = ("patchcaption", "torch", "numpy", "pillow", "tokenizers", "onnxruntime", "onnxruntime-gpu", "openvino")
 

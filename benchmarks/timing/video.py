@@ -15,7 +15,7 @@ from rich.table import Table
 
 from benchmarks.timing.stages import as_regions, sample_boxes
 from runtime import Captioner, Region
-from runtime.frames import Frame, open_source
+from runtime.video.sources import Frame, open_source
 
 _FRAMES, _WH, _RATE = 90, (640, 480), 30
 _SHIFT = 2

@@ -37,9 +37,9 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, GPT2Config
 from export.checkpoint import END_TOKEN, fill
 from export.demo import scenes
 from export.demo.scenes import COLOURS, RADII, SHAPES, TEXTURES, Look, Scene
-from export.graphs.backbone import Attention, Backbone, BackboneConfig
+from export.models.dinov2 import Attention, Backbone, BackboneConfig
 from export.readers.clip_bpe import START_TOKEN, pad_tokens, token_id, with_ends
-from export.readers.files import read_pickle
+from export.readers.weight_files import read_pickle
 from runtime.image import Fit, View
 from runtime.regions import Box, Canvas, Mask, Region, WholeImage, weight_rows
 

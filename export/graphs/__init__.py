@@ -1,0 +1,1 @@
+"""Torch modules -> ONNX graphs, each checked against its module."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from export.checkpoint import Checkpoint, CheckpointError
 from export.readers.dinov2 import ARCHITECTURES
-from export.readers.locations import Wanted, locate
+from export.readers.hub import Wanted, locate
 from export.readers.patchioner import CONFIG_FILE, Origin, read_patchioner
 from export.readers.seeded import PREFIX, read_seeded
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from torch import Tensor
 
 from export.checkpoint import CheckpointError, fill
-from export.graphs.decoder import PUBLISHED_STEPS, DecoderConfig, DecoderStep
-from export.readers.files import read_pickle, weight
+from export.models.decap_decoder import PUBLISHED_STEPS, DecoderConfig, DecoderStep
+from export.readers.weight_files import read_pickle, weight
 
 _HEAD = "decoder.lm_head.weight"
 _MASK_BUFFERS = re.compile(r"\.attn\.(masked_)?bias$")  # attention masks that old versions of GPT-2 stored

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from export.checkpoint import CheckpointError, fill
-from export.graphs.backbone import HEAD_WIDTH, Backbone, BackboneConfig, resize_position_embedding
+from export.models.dinov2 import HEAD_WIDTH, Backbone, BackboneConfig, resize_position_embedding
 from export.readers.dinov2_transformers import is_transformers_layout, to_hub_layout
-from export.readers.files import read_weights, weight
+from export.readers.weight_files import read_weights, weight
 
 _IGNORED = {"mask_token"}  # only training uses it
 

@@ -15,8 +15,8 @@ from export.checkpoint import Checkpoint, CheckpointError
 from export.readers.clip_bpe import MERGES_FILE, read_clip_bpe, read_tokenizer
 from export.readers.decap import read_decap
 from export.readers.dinov2 import ARCHITECTURES, Architecture, read_dinov2
-from export.readers.locations import Wanted, find, locate
-from export.readers.memory_bank import read_memory_bank
+from export.readers.hub import Wanted, find, locate
+from export.readers.memory_hdf5 import read_memory_bank
 
 CONFIG_FILE = "config.yaml"
 
@@ -170,7 +170,7 @@ def _backbone(settings: dict[str, Any], architecture: Architecture | None) -> Wa
 def _bank(settings: dict[str, Any], memory_size: int, repository: str | None, path: Path) -> Wanted:
     """The bank's file: named itself, or by the captions in it (SPEC section 5)."""
     named = str(settings.get("projection_type") or "coco")
-    what = "the memory bank; export/memory_bank.py makes one of captions"
+    what = "the memory bank; export/build_memory_bank.py makes one of captions"
     if named.endswith((".h5", ".hdf5")):
         return Wanted(what, (named,), ((repository, Path(named).name),) if repository else ())
     attention = settings.get("talk2dino_attn_type", "qkv")

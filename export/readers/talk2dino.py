@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from export.checkpoint import CheckpointError
-from export.readers.files import read_pickle, weight
+from export.readers.weight_files import read_pickle, weight
 from runtime.bundle import sha256_of
 
 _FIRST, _SECOND, _OLD_SECOND = "linear_layer", "hidden_layers.0", "linear_layer2"

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from runtime.backends.base import Backend, Engine
-from runtime.backends.choice import choose
+from runtime.backends.onnxruntime_cpu import OrtBackend
+from runtime.backends.onnxruntime_gpu import CUDA, TENSORRT, OrtGpuBackend
 from runtime.backends.openvino import OpenVinoBackend
-from runtime.backends.ort import OrtBackend
-from runtime.backends.ort_gpu import CUDA, TENSORRT, OrtGpuBackend
-from runtime.backends.trt import TrtBackend
+from runtime.backends.selection import choose
+from runtime.backends.tensorrt.engine import TrtBackend
 from runtime.bundle import Bundle
 from runtime.errors import BackendError
-from runtime.folders import cache_folder
 from runtime.options import Precision
+from runtime.system.user_dirs import cache_folder
 
 BACKENDS = ("auto", "cpu", "openvino", "ort-cuda", "ort-tensorrt", "tensorrt")
 PRECISIONS = ("fp32", "bf16")

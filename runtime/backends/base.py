@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from runtime.backends.stream import Capture, Stream
+from runtime.backends.cuda.stream import Capture, Stream
 
 
 class Engine(Protocol):

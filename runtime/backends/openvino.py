@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from runtime.backends.base import first_line
-from runtime.backends.mapped import release_mapped
+from runtime.backends.weight_pages import release_mapped
 from runtime.errors import BackendError
 from runtime.options import Precision
 

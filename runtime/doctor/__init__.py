@@ -1,6 +1,25 @@
 """`python -m runtime doctor`: what this machine has, and whether it works, with the fix for what does not."""
 
-from runtime.doctor.examination import examine
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from runtime.doctor.backends import on_backends
+from runtime.doctor.bundles import on_bundle
 from runtime.doctor.finding import Finding
+from runtime.doctor.machine import on_machine
 
 __all__ = ["Finding", "examine"]
+
+
+def examine(engines: Path | None = None) -> Iterator[Finding]:
+    """Looks at the machine, at each backend with a small graph, and at a bundle if one is named, one by one.
+
+    Args:
+        engines: a bundle to run on every backend that works here, against ONNX Runtime on the CPU.
+    """
+    yield from on_machine()
+    yield from on_backends()
+    if engines is not None:
+        yield from on_bundle(engines)

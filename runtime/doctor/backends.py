@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from runtime.backends import Backend, OpenVinoBackend, OrtBackend
-from runtime.backends.gpu import current_gpu
-from runtime.backends.ort_gpu import CUDA, TENSORRT, OrtGpuBackend
-from runtime.backends.scratch import Scratch
-from runtime.backends.stream import Stream
-from runtime.backends.tensorrt_api import TensorRt, open_tensorrt
-from runtime.backends.trt import TrtEngine
+from runtime.backends.cuda.device import current_gpu
+from runtime.backends.cuda.stream import Stream
+from runtime.backends.cuda.workspace import Scratch
+from runtime.backends.onnxruntime_gpu import CUDA, TENSORRT, OrtGpuBackend
+from runtime.backends.tensorrt.api import TensorRt, open_tensorrt
+from runtime.backends.tensorrt.engine import TrtEngine
 from runtime.doctor.finding import Finding
 from runtime.errors import BackendError
 

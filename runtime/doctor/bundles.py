@@ -12,12 +12,12 @@ import torch.nn.functional as F
 
 from runtime.backends import BACKENDS, open_backend
 from runtime.bundle import Bundle
-from runtime.caption import Caption
 from runtime.captioner import Captioner
 from runtime.doctor.finding import Finding
 from runtime.errors import BackendError, PatchcaptionError
 from runtime.features import FeatureMap
 from runtime.regions import Box, Region, WholeImage
+from runtime.results import Caption
 
 _IMAGE_WH = (640, 480)
 _REGIONS: list[Region] = [Box(40, 40, 300, 260), Box(320, 200, 600, 460), Box(10, 200, 200, 470), WholeImage()]

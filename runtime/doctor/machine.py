@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from runtime import native
-from runtime.backends.cpu import cpu_name, usable_cores
 from runtime.doctor.finding import Finding
 from runtime.errors import BackendError
+from runtime.memory import native_kernels as native
+from runtime.system.machine import cpu_name, usable_cores
 
 _JETSON_RELEASE = Path("/etc/nv_tegra_release")
 _SECONDS = 10

@@ -1,0 +1,75 @@
+"""`python -m export.lint`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from export.lint import lint
+from export.lint.finding import Finding, said
+from export.lint.support_table import Version
+from runtime.bundle import ShapeRange
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; 0 without errors, 1 with, 2 for a mistake in it."""
+    parser = argparse.ArgumentParser(prog="lint", description="Look for what TensorRT will not take in ONNX graphs.")
+    parser.add_argument("graphs", type=Path, nargs="+", metavar="MODEL.onnx")
+    parser.add_argument("--tensorrt", type=_version, default=(10, 3), metavar="10.3", help="default: 10.3, JetPack 6's")
+    parser.add_argument(
+        "--profile",
+        type=_profile,
+        action="append",
+        default=[],
+        metavar="NAME=1x3:4x3:8x3,...",
+        help="shapes at least, at best and at most, of all dynamic inputs; several for several profiles",
+    )
+    parser.add_argument(
+        "--ranges", type=Path, metavar="JSON", help="largest absolute values that were measured, by tensor"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON list")
+    options = parser.parse_args(arguments)
+    try:
+        ranges = json.loads(options.ranges.read_text(encoding="utf-8")) if options.ranges else {}
+        found = {str(path): lint(path, options.tensorrt, options.profile, ranges) for path in options.graphs}
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if options.json:
+        flat = [{"graph": path, **asdict(finding)} for path, findings in found.items() for finding in findings]
+        print(json.dumps(flat, indent=2))
+    else:
+        _print(found, options.tensorrt)
+    return int(any(finding.severity == "error" for findings in found.values() for finding in findings))
+
+
+def _print(found: Mapping[str, Sequence[Finding]], version: Version) -> None:
+    for path, findings in found.items():
+        for finding in findings:
+            print(f"{path}: {finding}")
+        if not any(finding.severity == "error" for finding in findings):
+            print(f"{path}: will likely parse in TensorRT {said(version)}")
+
+
+def _version(text: str) -> Version:
+    parts = text.split(".")
+    if len(parts) < 2 or not all(part.isdigit() for part in parts) or (int(parts[0]), int(parts[1])) < (10, 0):
+        raise argparse.ArgumentTypeError(f"expected a version from 10.0 such as 10.3, got {text!r}")
+    return int(parts[0]), int(parts[1])
+
+
+def _profile(text: str) -> dict[str, ShapeRange]:
+    try:
+        pairs = [part.split("=") for part in text.split(",")]
+        shapes = {name: [tuple(map(int, shape.split("x"))) for shape in given.split(":")] for name, given in pairs}
+        return {name: ShapeRange(least=least, best=best, most=most) for name, (least, best, most) in shapes.items()}
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected NAME=1x3:4x3:8x3,..., got {text!r}: {error}") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

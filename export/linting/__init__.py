@@ -1,1 +1,0 @@
-"""The rules of `export.lint`, by what they look at."""

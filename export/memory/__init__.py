@@ -1,0 +1,1 @@
+"""Memory banks as a bundle stores them."""

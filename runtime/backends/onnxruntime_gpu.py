@@ -1,0 +1,255 @@
+"""ONNX Runtime on its CUDA and TensorRT providers, reading and writing torch's memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from runtime.backends.base import first_line
+from runtime.backends.cuda.device import current_gpu
+from runtime.backends.cuda.stream import Capture, Stream
+from runtime.bundle import EnginePrecision
+from runtime.errors import BackendError
+
+CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
+
+_DTYPES = {
+    "tensor(float)": (torch.float32, 1),
+    "tensor(float16)": (torch.float16, 10),
+    "tensor(bfloat16)": (torch.bfloat16, 16),
+    "tensor(uint8)": (torch.uint8, 2),
+    "tensor(int8)": (torch.int8, 3),
+    "tensor(int32)": (torch.int32, 6),
+    "tensor(int64)": (torch.int64, 7),
+    "tensor(bool)": (torch.bool, 9),
+}
+"""By ONNX Runtime's names: torch's dtype, and the number of it in ONNX."""
+
+_WITHOUT_GRAPH = "-1"
+
+_NARROW: dict[EnginePrecision, tuple[str, ...]] = {
+    "fp32": (),
+    "fp16": ("fp16",),
+    "bf16": ("fp16", "bf16"),  # the product with the vocabulary is fp16
+    "int8": ("fp16", "int8"),
+    "fp8": (),
+}
+
+
+class OrtGpuBackend:
+    """Executes ONNX graphs with ONNX Runtime on a GPU; tensors never leave it.
+
+    Args:
+        provider: `CUDA` or `TENSORRT`, which takes what it can and leaves the rest to CUDA.
+        device: the GPU; by default the current one.
+        engine_cache: where the TensorRT provider keeps the engines it builds; by default it builds them at each start.
+        precision: of the graphs. The TensorRT provider must be told which narrow numbers it may compute in.
+
+    Raises:
+        BackendError: ONNX Runtime or torch has no GPU here.
+    """
+
+    def __init__(
+        self,
+        provider: str = CUDA,
+        device: torch.device | None = None,
+        engine_cache: Path | None = None,
+        precision: EnginePrecision = "fp32",
+    ) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise BackendError(
+                f"ONNX Runtime cannot be imported ({error}): pip install 'patchcaption[gpu]'; the cpu wheel shares its "
+                "module, so remove that first"
+            ) from None
+        if provider not in onnxruntime.get_available_providers():
+            raise BackendError(
+                f"this ONNX Runtime {onnxruntime.__version__} has no {provider}: pip uninstall onnxruntime, then "
+                "pip install 'patchcaption[gpu]'; the two wheels share one module"
+            )
+        self._device = device or current_gpu()
+        self._onnxruntime, self._provider = onnxruntime, provider
+        self._engine_cache, self._precision = engine_cache, precision
+        self._stream = Stream(self._device)
+        if self._device.type == "cuda" and hasattr(onnxruntime, "preload_dlls"):
+            onnxruntime.preload_dlls()  # finds the CUDA libraries that torch's wheels brought
+
+    @property
+    def name(self) -> str:
+        return f"onnxruntime {self._onnxruntime.__version__} {self._provider}"
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    def open(self, path: Path, callers: int = 1) -> OrtGpuEngine:  # noqa: ARG002
+        captures = self._provider == CUDA and self._device.type == "cuda"
+        try:
+            session = self._session(path, captures)
+        except BackendError:
+            if not captures:
+                raise
+            captures = False
+            session = self._session(path, captures)
+        return OrtGpuEngine(self._onnxruntime, session, path, self._device, self._stream, captures)
+
+    def _session(self, path: Path, captures: bool) -> Any:
+        options = self._onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        try:
+            session = self._onnxruntime.InferenceSession(str(path), options, providers=self._providers(path, captures))
+        except Exception as error:  # ONNX Runtime raises its own unrelated types
+            raise BackendError(f"{path}: ONNX Runtime cannot load it: {first_line(error)}") from error
+        used = session.get_providers()
+        if self._provider not in used:
+            raise BackendError(
+                f"{path}: asked for {self._provider}, got {', '.join(used)}: its CUDA libraries cannot be loaded; "
+                "install those that this ONNX Runtime was built for, or take --backend cpu"
+            )
+        _check_placement(path, session)
+        return session
+
+    def _providers(self, path: Path, captures: bool) -> list[tuple[str, dict[str, str]]]:
+        if self._device.type == "cpu":
+            return [(self._provider, {})]
+        of_all = {
+            "device_id": str(self._device.index or 0),
+            "has_user_compute_stream": "1",
+            "user_compute_stream": str(self._stream.handle),
+        }
+        # float32 is float32: TF32 keeps 10 bits of it.
+        cuda = (CUDA, of_all | {"use_tf32": "0", "enable_cuda_graph": str(int(captures))})
+        if self._provider == CUDA:
+            return [cuda]
+        kept = {f"trt_{narrow}_enable": "1" for narrow in _NARROW[self._precision]}
+        if kept:
+            kept["trt_layer_norm_fp32_fallback"] = "1"
+        if self._engine_cache is not None:
+            kept |= {
+                "trt_engine_cache_enable": "1",
+                "trt_engine_cache_path": str(self._engine_cache),
+                "trt_engine_cache_prefix": path.stem,
+                "trt_timing_cache_enable": "1",
+                "trt_timing_cache_path": str(self._engine_cache),
+            }
+        return [(TENSORRT, of_all | kept), cuda]
+
+
+class OrtGpuEngine:
+    """A graph in an ONNX Runtime session on a GPU."""
+
+    def __init__(
+        self, onnxruntime: Any, session: Any, path: Path, device: torch.device, stream: Stream, captures: bool
+    ) -> None:
+        self.stream = stream
+        self._onnxruntime, self._session, self._path, self._device = onnxruntime, session, path, device
+        self._captures, self._graphs = captures, 0
+        self._inputs = {one.name: one for one in session.get_inputs()}
+        self._outputs = {one.name: one for one in session.get_outputs()}
+
+    @property
+    def runs_on(self) -> str:
+        session = self._opened()
+        counts = {one: len(_operators(session, one)) for one in session.get_providers()}
+        return ", ".join(f"{one}{f' ({count} operators)' if count else ''}" for one, count in counts.items())
+
+    def dtype(self, name: str) -> torch.dtype:
+        return _DTYPES[(self._inputs | self._outputs)[name].type][0]
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        # On torch's stream, so that torch gives none of it to others before the work lined up here is done.
+        outputs = {name: self._empty_output(name, inputs) for name in self._outputs}
+        with self.stream.active():
+            self._bind(inputs, outputs, _WITHOUT_GRAPH).run()
+        return outputs
+
+    def bind(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> OrtBound:
+        self._graphs += 1
+        return self._bind(inputs, outputs, str(self._graphs) if self._captures else _WITHOUT_GRAPH)
+
+    def close(self) -> None:
+        self._session = None
+
+    def _bind(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor], graph: str) -> OrtBound:
+        session = self._opened()
+        binding = session.io_binding()
+        for expected, given, bind in (
+            (self._inputs, inputs, binding.bind_input),
+            (self._outputs, outputs, binding.bind_output),
+        ):
+            if expected.keys() != given.keys():
+                raise BackendError(f"{self._path}: expected {sorted(expected)}, got {sorted(given)}")
+            for name, tensor in given.items():
+                dtype, number = _DTYPES[expected[name].type]
+                if tensor.dtype != dtype or tensor.device != self._device or not tensor.is_contiguous():
+                    raise BackendError(
+                        f"{self._path}: {name}: expected contiguous {dtype} on {self._device}, got {tensor.dtype} on "
+                        f"{tensor.device}"
+                    )
+                bind(name, self._device.type, self._device.index or 0, number, list(tensor.shape), tensor.data_ptr())
+        options = self._onnxruntime.RunOptions()
+        options.add_run_config_entry("gpu_graph_id", graph)
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        return OrtBound(session, binding, options, self._path, "none" if graph == _WITHOUT_GRAPH else "within")
+
+    def _opened(self) -> Any:
+        if self._session is None:
+            raise BackendError(f"{self._path}: it was closed; load the bundle again")
+        return self._session
+
+    def _empty_output(self, name: str, inputs: Mapping[str, Tensor]) -> Tensor:
+        sizes: dict[str, int] = {}
+        for given, tensor in inputs.items():
+            sizes.update(_named_sizes(self._inputs[given].shape, tensor))
+        shape = [sizes[size] if isinstance(size, str) else size for size in self._outputs[name].shape]
+        return torch.empty(shape, dtype=self.dtype(name), device=self._device)
+
+
+class OrtBound:
+    """One session's run over fixed memory."""
+
+    def __init__(self, session: Any, binding: Any, options: Any, path: Path, capture: Capture) -> None:
+        self._session, self._binding, self._options, self._path = session, binding, options, path
+        self.capture = capture
+
+    def run(self) -> None:
+        try:
+            self._session.run_with_iobinding(self._binding, self._options)
+        except Exception as error:
+            raise BackendError(f"{self._path}: ONNX Runtime cannot run it: {first_line(error)}") from error
+
+
+_HEAVY = frozenset({"MatMul", "Gemm", "Conv", "Softmax", "LayerNormalization", "Gelu", "FusedMatMul", "Attention"})
+
+
+def _check_placement(path: Path, session: Any) -> None:
+    """Raises if a heavy operator of a graph for a GPU was left to the CPU."""
+    left = sorted(_HEAVY & set(operators_on(session, CPU)))
+    if left and session.get_providers() != [CPU]:
+        raise BackendError(
+            f"{path}: ONNX Runtime would run {', '.join(left)} on the CPU: this build's provider does not have them in "
+            "the bundle's precision; build the bundle with --precision fp32 or fp16"
+        )
+
+
+def operators_on(session: Any, provider: str) -> Sequence[str]:
+    """The kinds of operators of a session that a provider executes, as the session itself says."""
+    return sorted(set(_operators(session, provider)))
+
+
+def _operators(session: Any, provider: str) -> Sequence[str]:
+    """The kind of each operator that a provider executes; none where the session does not say."""
+    if not hasattr(session, "get_provider_graph_assignment_info"):  # ONNX Runtime before 1.24
+        return []
+    parts = [part for part in session.get_provider_graph_assignment_info() if part.ep_name == provider]
+    return [node.op_type for part in parts for node in part.get_nodes()]
+
+
+def _named_sizes(shape: Sequence[int | str], tensor: Tensor) -> dict[str, int]:
+    return {size: given for size, given in zip(shape, tensor.shape, strict=True) if isinstance(size, str)}

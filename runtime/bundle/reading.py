@@ -1,0 +1,106 @@
+"""Opens a bundle: reads its manifest, and compares every file's size and sha256 with it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from runtime.bundle.manifest import MANIFEST, SCHEMA, Manifest
+from runtime.bundle.onnx_scan import graph_contents
+from runtime.errors import BundleError
+
+_HASHED_AT_ONCE = 4
+_PROGRAM = "EPContext"
+"""The operator by which ONNX Runtime's providers keep what they have compiled; TensorRT's is an executable."""
+
+
+class Bundle:
+    """An opened bundle folder: its manifest, and its files by name.
+
+    Args:
+        folder: the bundle's folder.
+        verify: also compare the sha256 of every file; without it only presence and size are checked.
+
+    Raises:
+        BundleError: no bundle there; a newer schema; a file missing, truncated or altered; a graph that reads other
+            files or holds a program.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], verify: bool = True) -> None:
+        self.folder = Path(folder)
+        self.manifest = _read_manifest(self.folder)
+        self.check_files(contents=verify)
+        for engine in self.manifest.engines:
+            self._check_graph(engine.file)
+
+    def path(self, name: str) -> Path:
+        """Where a file that the manifest lists lies."""
+        return self.folder / name
+
+    def check_files(self, contents: bool = True) -> None:
+        """Compares every file with the manifest: presence and size, and with ``contents`` the sha256."""
+        for name, record in self.manifest.files.items():
+            path = self.path(name)
+            if not path.is_file():
+                raise BundleError(f"{path}: missing; build the bundle again")
+            size = path.stat().st_size
+            if size != record.bytes:
+                kind = "truncated" if size < record.bytes else "altered"
+                raise BundleError(f"{path}: {kind}: expected {record.bytes} bytes, got {size}; build the bundle again")
+        if not contents:
+            return
+        with ThreadPoolExecutor(_HASHED_AT_ONCE) as threads:  # hashing lets other threads go on
+            largest_first = sorted(self.manifest.files, key=lambda name: -self.manifest.files[name].bytes)
+            for name, found in zip(largest_first, threads.map(sha256_of, map(self.path, largest_first)), strict=True):
+                if found != self.manifest.files[name].sha256:
+                    raise BundleError(
+                        f"{self.path(name)}: altered: its sha256 is not the manifest's; build the bundle again"
+                    )
+
+    def _check_graph(self, name: str) -> None:
+        contents = graph_contents(self.path(name))
+        if outside := sorted(contents.files - set(self.manifest.files)):
+            raise BundleError(
+                f"{self.path(name)}: its weights are in {outside[0]!r}, which is no file of the bundle; build it again"
+            )
+        if _PROGRAM in contents.operators:
+            raise BundleError(
+                f"{self.path(name)}: holds a compiled engine ({_PROGRAM}), which is a program and may do anything; "
+                "build the bundle from its checkpoint"
+            )
+
+
+def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise BundleError(
+            f"{folder}: no bundle there ({MANIFEST} is missing); build one: "
+            f"python export/build_engines.py demo --out {folder}"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path}: cannot be read: {error}") from None
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(step) for step in first["loc"]) or "the whole file"
+        if first["loc"] == ("schema_version",):
+            raise BundleError(
+                f"{path}: schema {first['input']!r}, but this version reads schema {SCHEMA}; "
+                "update patchcaption or build the bundle again"
+            ) from None
+        raise BundleError(f"{path}: {place}: {first['msg']}; build the bundle again") from None

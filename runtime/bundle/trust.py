@@ -1,0 +1,48 @@
+"""Which TensorRT plans may be loaded. A plan is a program, unlike all else in a bundle: graphs, numbers and text.
+
+Those may be loaded that this user has built on this machine, or has said to trust; both leave an empty file named after
+the plan's sha256 in the user's data folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from runtime.errors import BackendError
+from runtime.system.user_dirs import data_folder
+
+
+def trust(sha256: str) -> None:
+    """Lets a plan be loaded from now on.
+
+    Raises:
+        BackendError: it cannot be remembered.
+    """
+    try:
+        folder = _trusted()
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (folder / sha256).touch()
+    except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home
+        raise BackendError(
+            f"that a plan is trusted cannot be remembered: {error}; set XDG_DATA_HOME to a folder"
+        ) from None
+
+
+def is_trusted(sha256: str) -> bool:
+    try:
+        return (_trusted() / sha256).is_file()
+    except (OSError, RuntimeError):
+        return False
+
+
+def check_trusted(plan: Path, sha256: str) -> None:
+    """Raises if a plan may not be loaded."""
+    if not is_trusted(sha256):
+        raise BackendError(
+            f"{plan}: a TensorRT plan is a program, and you have not built this one on this machine; build it: python "
+            f"export/build_plans.py {plan.parent}; or, if you trust who did: python -m runtime trust {plan.parent}"
+        )
+
+
+def _trusted() -> Path:
+    return data_folder() / "trusted-plans"

@@ -1,0 +1,1 @@
+"""Stage 5: vectors in text space -> token ids -> text."""

@@ -1,0 +1,76 @@
+"""How an image lies on the backbone's square input: the geometry that ties image pixels to input pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+import numpy.typing as npt
+
+
+class Fit(str, Enum):
+    """How an image is brought to the square that the backbone takes (SPEC section 1).
+
+    Example:
+        >>> with Captioner.load("engines/demo", fit=Fit.CROP) as published:
+        ...     published.encode(scene).views[0].fit
+        <Fit.CROP: 'crop'>
+    """
+
+    STRETCH = "stretch"
+    """The whole image, its aspect ratio not kept."""
+    CROP = "crop"
+    """Short side to the backbone's size, then the centre square, as published."""
+
+
+@dataclass(frozen=True)
+class View:
+    """Where the pixels of an image lie on the backbone's square input.
+
+    ``x_input = x * resized_wh[0] / image_wh[0] - offset_xy[0]``, and the same for y; what lies in 0..size is seen.
+    """
+
+    image_wh: tuple[int, int]
+    resized_wh: tuple[int, int]
+    offset_xy: tuple[int, int]
+    size: int
+    fit: Fit
+
+    @classmethod
+    def of(cls, image_wh: tuple[int, int], size: int, fit: Fit, resize: int | None = None) -> View:
+        """The view of an image of ``image_wh`` pixels on an input of ``size`` x ``size``.
+
+        Args:
+            resize: what a crop makes of the short side before it cuts out the centre; None for ``size``.
+        """
+        if fit is Fit.STRETCH:
+            return cls(image_wh, (size, size), (0, 0), size, fit)
+        width, height = image_wh
+        short = resize or size
+        # The long side is cut, not rounded, and the offset rounded half to even: the published rule.
+        resized = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
+        offset = (round((resized[0] - size) / 2), round((resized[1] - size) / 2))
+        return cls(image_wh, resized, offset, size, fit)
+
+    def to_input(self, points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Image pixels (..., 2) as (x, y) to input pixels (..., 2)."""
+        return points * (np.array(self.resized_wh) / np.array(self.image_wh)) - np.array(self.offset_xy)
+
+    def to_image(self, points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Input pixels (..., 2) as (x, y) to image pixels (..., 2)."""
+        return (points + np.array(self.offset_xy)) * (np.array(self.image_wh) / np.array(self.resized_wh))
+
+    def published_box(self, x: float, y: float, width: float, height: float) -> tuple[float, float, float, float]:
+        """A box by corner and size in image pixels to input pixels, as the published evaluation does (SPEC section 1).
+
+        It differs from `to_input` in its rounding, and does not shrink a box by what the crop cuts off its left or top.
+        """
+        scales = np.array(self.resized_wh) / np.array(self.image_wh)
+        if self.fit is Fit.CROP:
+            scales[:] = min(self.resized_wh) / min(self.image_wh)
+        resized = (np.array(self.image_wh) * scales).astype(int)
+        corner = np.array([x, y]) * scales - np.maximum((resized - self.size) // 2, 0)
+        corner = corner.clip(0, self.size - 1)
+        extent = (np.array([width, height]) * scales).clip(0, self.size - corner)
+        return (*corner.tolist(), *extent.tolist())

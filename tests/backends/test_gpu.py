@@ -1,0 +1,184 @@
+"""On an NVIDIA GPU: that it gives what the CPU gives, and does it without leaving the device. `pytest -m gpu`."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from runtime import BackendError, Box, Caption, Captioner, Region
+from runtime.backends import open_backend
+from runtime.bundle import MemoryPrecision
+from runtime.image import Fit, prepare
+from runtime.memory.bank import MemoryBank
+from runtime.memory.rows import StoredRows
+from tests.conftest import build_once
+from tests.memory.test_stored_banks import PRECISIONS, PROMISED, all_different, built, by_definition, duplicates, normal
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device"),
+]
+
+ALLOWED = {"fp32": 1e-3, "fp16": 1e-2}
+"""Of tokens, relative to the largest: other kernels sum in another order; float16 has 11 bits."""
+LEAST_SAME = 0.99
+"""Of captions: where two tokens are as likely, the last bits decide."""
+REGIONS: list[Region] = [Box(x, y, x + 150, y + 130) for x in range(0, 480, 60) for y in range(0, 340, 60)]
+
+
+def here(backend: str) -> None:
+    """Skips where a backend cannot be opened."""
+    if backend == "tensorrt":
+        if importlib.util.find_spec("tensorrt") is None:
+            pytest.skip("TensorRT is not installed")
+        return
+    try:
+        open_backend(backend)
+    except BackendError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module", params=["fp32", "fp16"])
+def precision(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module", params=["ort-cuda", "ort-tensorrt", "tensorrt"])
+def captioner(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, precision: str
+) -> Iterator[Captioner]:
+    backend = str(request.param)
+    here(backend)
+    options = ("--backend", backend, "--precision", precision, "--max-regions", "64", "--max-images", "2")
+    folder = build_once(tmp_path_factory, "demo", f"demo-{backend}-{precision}", *options)
+    with Captioner.load(folder, backend) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def scene() -> Image.Image:
+    with Image.open(Path(__file__).parents[2] / "export" / "demo" / "sample" / "scene.jpg") as image:
+        return image.convert("RGB").resize((640, 480))
+
+
+def on_gpu(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().cuda()
+
+
+def same_share(ours: list[Caption], theirs: list[Caption]) -> float:
+    return float(np.mean([one.text == other.text for one, other in zip(ours, theirs, strict=True)]))
+
+
+def test_tokens_and_captions_are_those_of_the_cpu(
+    captioner: Captioner, demo: Captioner, scene: Image.Image, precision: str
+) -> None:
+    images = [scene, scene.rotate(180), scene]  # two at once, then one
+    ours, theirs = captioner.encode(images), demo.encode(images)
+    assert ours.tokens.is_cuda
+    difference = (ours.tokens.float().cpu() - theirs.tokens).abs().max() / theirs.tokens.abs().max()
+    assert difference < ALLOWED[precision]
+    for number in range(len(images)):
+        got, expected = captioner.describe(ours[number], REGIONS), demo.describe(theirs[number], REGIONS)
+        assert same_share(got, expected) >= LEAST_SAME
+
+
+def test_other_ways_of_describing_give_the_same_too(captioner: Captioner, demo: Captioner, scene: Image.Image) -> None:
+    ours, theirs = captioner.encode(scene), demo.encode(scene)
+    for options in ({"beams": 3}, {"reencode": "mean"}, {"clean": "orthogonal"}, {"mode": "nearest"}):
+        got, expected = captioner.describe(ours, REGIONS, **options), demo.describe(theirs, REGIONS, **options)
+        assert same_share(got, expected) >= LEAST_SAME, options
+
+
+def test_the_backbone_and_the_steps_are_captured(captioner: Captioner, scene: Image.Image) -> None:
+    captioner.describe(captioner.encode(scene), REGIONS)
+    captured = captioner.captured()
+    if "TensorrtExecutionProvider" in captioner.backend.name:
+        assert set(captured["decoder"]) == {"this backend's runs cannot be captured"}
+    else:
+        assert captured["backbone"]
+        assert captured["decoder"]
+        assert {reason for pieces in captured.values() for reason in pieces} == {""}
+
+
+def test_what_runs_is_what_was_asked_for(captioner: Captioner) -> None:
+    for runs_on in captioner.runs_on().values():
+        assert runs_on.split(" ")[0] in captioner.backend.name or runs_on.startswith("TensorRT ")
+
+
+def test_a_frame_on_the_gpu_gives_what_the_same_frame_elsewhere_gives(captioner: Captioner, scene: Image.Image) -> None:
+    frame = on_gpu(scene)
+    ours, theirs = captioner.encode(frame), captioner.encode(scene)
+    torch.testing.assert_close(ours.tokens, theirs.tokens, rtol=0, atol=0)
+    assert ours.images is not None
+    assert isinstance(ours.images[0], Tensor)
+    got, expected = captioner.describe(ours, REGIONS), captioner.describe(theirs, REGIONS)
+    assert [one.text for one in got] == [one.text for one in expected]
+
+
+def test_callers_on_streams_of_their_own_get_what_they_asked_for(captioner: Captioner, scene: Image.Image) -> None:
+    expected = captioner.describe(captioner.encode(scene), REGIONS)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        frame = on_gpu(scene)
+        busy = torch.randn(4096, 4096, device="cuda")
+        for _ in range(20):
+            busy = busy @ busy / 64
+        got = captioner.describe(captioner.encode(frame), REGIONS)
+    assert [one.text for one in got] == [one.text for one in expected]
+
+
+def test_a_backend_gives_its_memory_back(tmp_path_factory: pytest.TempPathFactory, scene: Image.Image) -> None:
+    here("ort-cuda")
+    folder = build_once(tmp_path_factory, "demo", "demo-ort-cuda-fp32", "--backend", "ort-cuda", "--max-regions", "64")
+
+    def use() -> int:
+        with Captioner.load(folder, "ort-cuda") as captioner:
+            captioner.caption(scene, REGIONS[:4])
+        del captioner
+        torch.cuda.synchronize()
+        return torch.cuda.memory_allocated()
+
+    first = use()
+    assert max(use() for _ in range(5)) <= first
+
+
+@pytest.mark.parametrize("image_wh", [(640, 480), (480, 640), (1920, 1080), (300, 1200), (37, 90)])
+@pytest.mark.parametrize("fit", list(Fit))
+def test_frames_are_resized_as_pillow_does_it(image_wh: tuple[int, int], fit: Fit) -> None:
+    width, height = image_wh
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
+    expected, views = prepare([image], 224, fit)
+    for given in (image, on_gpu(image)):
+        pixels, seen = prepare([given], 224, fit, device=torch.device("cuda"))
+        assert pixels.is_cuda
+        assert seen == views
+        difference = (pixels.cpu().int() - expected.int()).abs()
+        assert difference.max() <= 2
+        assert (difference > 1).float().mean() <= 1e-3
+
+
+@pytest.mark.parametrize("stored", PRECISIONS)
+@pytest.mark.parametrize("rows", [all_different, duplicates])
+def test_projected_vectors_are_those_of_float32_to_a_thousandth(
+    rows: object, stored: MemoryPrecision, tmp_path: Path
+) -> None:
+    assert callable(rows)
+    embeddings = rows()
+    bank = built(embeddings, stored, tmp_path)
+    fine = tmp_path / bank.settings.fine if bank.settings.fine else None
+    on_device = StoredRows.load(tmp_path / bank.settings.embeddings, fine, torch.device("cuda"))
+    moved = MemoryBank(on_device, bank.settings, bank.captions_file)
+    vectors = torch.cat([embeddings[:20], normal(20, embeddings.shape[1], seed=4)])
+    difference = moved.project(vectors.cuda()).double().cpu() - by_definition(embeddings, vectors)
+    assert float(difference.norm(dim=1).max()) < (1e-4 if stored == "fp32" else PROMISED)
+    nearest = moved.nearest(vectors[:4].cuda(), 3)
+    similarities = [[match.similarity for match in found] for found in nearest]
+    expected = [[match.similarity for match in found] for found in bank.nearest(vectors[:4], 3)]
+    assert np.allclose(similarities, expected, atol=2e-4)

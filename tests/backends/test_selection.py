@@ -1,0 +1,235 @@
+"""What backend="auto" takes: what was measured, for as long as that holds, else the first of a fixed order."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from runtime import BackendError, Captioner, autotune
+from runtime.backends import open_backend
+from runtime.backends import selection as choice
+from runtime.backends.selection import Choice, choices_file, choose, keep
+from runtime.bundle import MANIFEST, Bundle, DecoderSettings
+from runtime.cli.main import main
+
+UNMEASURED = Choice("cpu", "by order: not measured here")
+MEASURED = Choice("openvino", "measured on this machine")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture
+def bundle(demo_bundle: Path) -> Bundle:
+    return Bundle(demo_bundle, verify=False)
+
+
+def test_where_nothing_was_measured_auto_follows_a_fixed_order(bundle: Bundle) -> None:
+    assert choose(bundle) == choose() == UNMEASURED
+    assert choose(bundle, "bf16") == Choice("openvino", "by order: it alone has bf16")
+    assert open_backend("auto", bundle=bundle).name.startswith("onnxruntime ")
+
+
+def test_what_was_measured_is_what_auto_takes(bundle: Bundle, cache: Path) -> None:
+    assert keep(bundle, "fp32", None, {"cpu": 2.0, "openvino": 1.0}) == "openvino"
+    assert choose(bundle) == MEASURED
+    assert [path.name for path in (cache / "patchcaption").iterdir()] == ["choices.json"]
+    assert keep(bundle, "fp32", None, {"cpu": 1.0, "openvino": 2.0}) == "cpu"
+    assert choose(bundle) == Choice("cpu", "measured on this machine")
+
+
+def test_auto_opens_the_measured_backend(demo_bundle: Path, bundle: Bundle) -> None:
+    pytest.importorskip("openvino")
+    keep(bundle, "fp32", None, {"cpu": 2.0, "openvino": 1.0})
+    with Captioner.load(demo_bundle) as captioner:
+        assert captioner.backend.name.startswith("openvino ")
+    with Captioner.load(demo_bundle, "cpu") as captioner:
+        assert captioner.backend.name.startswith("onnxruntime ")
+
+
+def other_bundle(bundle: Bundle, _: pytest.MonkeyPatch) -> None:
+    path = bundle.path(MANIFEST)
+    path.write_text(path.read_text().replace("demo", "omed", 1))
+
+
+def other_versions(_: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "_version", lambda package: "0.1" if package == "openvino" else "0.2")
+
+
+def other_cpu(_: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "cpu_name", lambda: "Z80")
+
+
+def other_cores(_: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "usable_cores", lambda: 1000)
+
+
+@pytest.mark.parametrize("change", [other_bundle, other_versions, other_cpu, other_cores])
+def test_a_measurement_does_not_hold_for_another(
+    bundle_copy: Callable[[], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Bundle, pytest.MonkeyPatch], None],
+) -> None:
+    bundle = Bundle(bundle_copy(), verify=False)
+    keep(bundle, "fp32", None, {"cpu": 2.0, "openvino": 1.0})
+    assert choose(bundle) == MEASURED
+    change(bundle, monkeypatch)
+    assert choose(bundle) == UNMEASURED
+
+
+def test_nor_for_other_options(bundle: Bundle) -> None:
+    keep(bundle, "fp32", 2, {"cpu": 2.0, "openvino": 1.0})
+    assert choose(bundle, threads=2) == MEASURED
+    assert choose(bundle) == choose(bundle, threads=1) == UNMEASURED
+    assert choose(bundle, "bf16", threads=2).reason.startswith("by order")
+
+
+def test_several_measurements_are_kept_together(bundle: Bundle) -> None:
+    for threads in (1, 2):
+        keep(bundle, "fp32", threads, {"cpu": 2.0, "openvino": 1.0})
+    assert choose(bundle, threads=1) == choose(bundle, threads=2) == MEASURED
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"choices": {"key": {"backend": "tpu"}}}', "\udcff"])
+def test_a_broken_file_is_as_good_as_none_and_is_replaced(bundle: Bundle, text: str) -> None:
+    choices_file().parent.mkdir(parents=True)
+    choices_file().write_bytes(text.encode("utf-8", "surrogateescape"))
+    assert choose(bundle) == UNMEASURED
+    keep(bundle, "fp32", None, {"cpu": 2.0, "openvino": 1.0})
+    assert choose(bundle) == MEASURED
+
+
+def test_a_backend_that_is_not_known_is_not_taken_from_the_file(bundle: Bundle) -> None:
+    keep(bundle, "fp32", None, {"cpu": 2.0, "openvino": 1.0})
+    choices_file().write_text(choices_file().read_text().replace('"backend": "openvino"', '"backend": "tpu"'))
+    assert choose(bundle) == UNMEASURED
+
+
+def test_a_cache_that_cannot_be_written_is_one_line_and_loads_as_before(bundle: Bundle, cache: Path) -> None:
+    cache.write_text("a file where the folder should be")
+    with pytest.raises(BackendError, match="the choice of openvino cannot be kept: .*; set XDG_CACHE_HOME to a folder"):
+        keep(bundle, "fp32", None, {"cpu": 2.0, "openvino": 1.0})
+    assert choose(bundle) == UNMEASURED
+
+
+def test_without_the_variable_the_file_lies_in_the_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for value in ("", "not/absolute"):
+        monkeypatch.setenv("XDG_CACHE_HOME", value)
+        assert choices_file() == tmp_path / ".cache" / "patchcaption" / "choices.json"
+
+
+@dataclass
+class Clock:
+    """A clock that goes on only where something takes time."""
+
+    seconds: float = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+@dataclass
+class FakeBackend:
+    """Engines that take a fixed time; the first run of each takes ten times as long."""
+
+    name: str
+    clock: Clock
+    settings: DecoderSettings
+    seconds: Mapping[str, float]
+    open_engines: list[FakeEngine] = field(default_factory=list)
+    device = torch.device("cpu")
+
+    def open(self, path: Path, callers: int = 1) -> FakeEngine:  # noqa: ARG002
+        engine = FakeEngine(self, self.seconds[path.stem])
+        self.open_engines.append(engine)
+        return engine
+
+
+@dataclass
+class FakeEngine:
+    backend: FakeBackend
+    seconds: float
+    runs: int = 0
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        self.backend.clock.seconds += self.seconds * (1 if self.runs else 10)
+        self.runs += 1
+        rows, settings = len(next(iter(inputs.values()))), self.backend.settings
+        entry = torch.zeros(rows, settings.heads, 1, settings.head_width)
+        new = {name.replace("past", "new"): entry for name in inputs if name.startswith("past")}
+        return {"next_tokens": torch.zeros(rows, dtype=torch.int64), "log_probabilities": torch.zeros(rows)} | new
+
+    def close(self) -> None:
+        self.backend.open_engines.remove(self)
+
+
+@pytest.fixture
+def fakes(bundle: Bundle) -> dict[str, FakeBackend]:
+    clock, settings = Clock(), bundle.manifest.decoding
+    return {
+        "cpu": FakeBackend("one", clock, settings, {"backbone": 0.5, "decoder": 0.01}),
+        "openvino": FakeBackend("other", clock, settings, {"backbone": 0.25, "decoder": 0.02}),
+    }
+
+
+def test_each_backend_is_timed_by_its_best_run_after_the_first(bundle: Bundle, fakes: dict[str, FakeBackend]) -> None:
+    timings = autotune.measure(bundle, fakes, fakes["cpu"].clock)
+    expected = {"cpu": ("one", 500, 12 * 10), "openvino": ("other", 250, 12 * 20)}
+    for name, (full_name, backbone, captions) in expected.items():
+        assert timings[name].name == full_name
+        assert timings[name].backbone == pytest.approx(backbone)
+        assert timings[name].decoding == {1: pytest.approx(captions), 16: pytest.approx(captions)}
+        assert timings[name].total == pytest.approx(backbone + 2 * captions)
+    assert not any(fake.open_engines for fake in fakes.values()), "engines were left open"
+
+
+def test_tune_keeps_the_faster_backend_and_says_so(
+    bundle: Bundle,
+    fakes: dict[str, FakeBackend],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def open_fakes(*_: object) -> Iterator[object]:
+        return iter((fakes, {}))
+
+    clock = fakes["cpu"].clock
+    monkeypatch.setattr("runtime.cli.main.open_all", open_fakes)
+    monkeypatch.setattr("runtime.cli.main.measure", lambda *given: autotune.measure(*given, clock))
+    assert main(["tune", str(bundle.folder)]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    lines = out.splitlines()
+    assert lines[1].split() == ["one", "500.0", "120.0", "120.0"]
+    assert lines[2].split() == ["other", "250.0", "240.0", "240.0"]
+    assert lines[3] == f"auto is openvino for {bundle.folder} in fp32 from now on ({choices_file()})"
+    assert choose(bundle) == MEASURED
+    (kept,) = json.loads(choices_file().read_text())["choices"].values()
+    assert kept["milliseconds"] == {"cpu": pytest.approx(740), "openvino": pytest.approx(730)}
+    assert main(["info", str(bundle.folder)]) == 0
+    assert "backend     auto is openvino (measured on this machine)\n" in capsys.readouterr().out
+
+
+def test_info_says_that_nothing_was_measured(demo_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(demo_bundle)]) == 0
+    assert "backend     auto is cpu (by order: not measured here)\n" in capsys.readouterr().out
+
+
+def test_backends_that_are_not_there_are_left_out_and_named(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    usable, refused = autotune.open_all(bundle, "fp32")
+    assert list(usable) == ["cpu"]
+    assert refused["openvino"].startswith("OpenVINO cannot be imported")
+    with pytest.raises(BackendError, match="no backend can be used: precision 'bf16': .*; OpenVINO cannot be imported"):
+        autotune.open_all(bundle, "bf16")

@@ -1,0 +1,559 @@
+"""TensorRT from graph to caption, on a double of its Python package in two versions: the same captions as the CPU's,
+and every refusal one message."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from onnx import TensorProto
+
+from export import build_engines, build_plans
+from export.plans.builder import PlanOptions, Profile, build_plan, last_bundle, timing_cache_file
+from export.plans.bundle_plans import open_for
+from export.plans.profiles import batches, of_backbone, of_beam_decoder, of_decoder, of_reencoder
+from runtime import BackendError, Box, Captioner, Point, WholeImage
+from runtime.backends import choose, open_backend
+from runtime.backends.cuda.device import Gpu
+from runtime.backends.tensorrt.api import TensorRt, may_load, open_tensorrt
+from runtime.backends.tensorrt.engine import TrtBackend, TrtBound, TrtEngine
+from runtime.bundle import Bundle, PlanRecord, ShapeRange
+from runtime.cli.main import main
+from runtime.decoding.gpu_greedy import ResidentDecoder
+from runtime.decoding.greedy import GreedyDecoder
+from tests.conftest import build_once
+from tests.tensorrt_double import ContractError, Double, Faults, tensorrt_double
+
+VERSIONS = ("10.3.0.30", "11.4.0.106")
+CPU = torch.device("cpu")
+AS_DEFAULT = PlanOptions()
+GRAPHS = ("backbone.onnx", "reencoder.onnx", "decoder.onnx", "beam_decoder.onnx")
+PIXELS = torch.randint(0, 256, (3, 240, 320), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+REGIONS = [Box(20, 30, 200, 180), Box(90, 10, 150, 190), Point(60, 60), WholeImage(), Box(5, 5, 300, 200)]
+
+Install = Callable[..., Double]
+
+
+def put_in_place(patch: pytest.MonkeyPatch, double: Double, cache: Path) -> None:
+    patch.setitem(sys.modules, "tensorrt", double)
+    patch.setenv("XDG_CACHE_HOME", str(cache))
+    patch.setattr("runtime.backends.cuda.device.current_gpu", lambda: CPU)
+    patch.setattr("runtime.backends.tensorrt.engine.current_gpu", lambda: CPU)
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Install:
+    """Puts a double where TensorRT would be."""
+
+    def put(version: str = VERSIONS[0], gpu: str = "cpu", faults: Faults | None = None) -> Double:
+        double = tensorrt_double(version, gpu, faults)
+        put_in_place(monkeypatch, double, tmp_path / "cache")
+        return double
+
+    return put
+
+
+@pytest.fixture(scope="module", params=VERSIONS)
+def version(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def trt_bundle(tmp_path_factory: pytest.TempPathFactory, version: str) -> Bundle:
+    """The demo as `build_engines.py --backend tensorrt` makes it."""
+    with pytest.MonkeyPatch.context() as patch:
+        put_in_place(patch, tensorrt_double(version), tmp_path_factory.mktemp("cache"))
+        options = ("--backend", "tensorrt", "--max-regions", "6", "--max-images", "2")
+        folder = build_once(tmp_path_factory, "demo", f"demo-trt-{version}", *options)
+    return Bundle(folder)
+
+
+def test_captions_are_those_of_the_cpu(install: Install, trt_bundle: Bundle, version: str, demo: Captioner) -> None:
+    double = install(version)
+    with Captioner.load(trt_bundle.folder) as captioner:
+        assert captioner.backend.name == f"tensorrt {version} cpu"
+        before = double.state.times("execute_async_v3")
+        ours, theirs = captioner.encode([PIXELS] * 3), demo.encode([PIXELS] * 3)
+        assert double.state.times("execute_async_v3") == before + 2, "two images at once, then one"
+        torch.testing.assert_close(ours.tokens, theirs.tokens, rtol=0, atol=1e-5)
+        for options in ({}, {"reencode": "mean"}, {"beams": 3}, {"score": "reference"}):
+            regions = [region for region in REGIONS if isinstance(region, Box)] if "reencode" in options else REGIONS
+            got, expected = (
+                of.describe(features[0], regions, **options) for of, features in ((captioner, ours), (demo, theirs))
+            )
+            assert [caption.text for caption in got] == [caption.text for caption in expected]
+            assert [one.score for one in got] == pytest.approx([one.score for one in expected], rel=1e-3)
+
+
+def test_a_step_takes_one_call_of_tensorrt_in_memory_that_stays(
+    install: Install, trt_bundle: Bundle, version: str
+) -> None:
+    double = install(version)
+    decoder = TrtBackend(trt_bundle).open(trt_bundle.path("decoder.onnx"))
+    settings = trt_bundle.manifest.decoding
+    assert settings.batches == (1, 4, 6)
+    greedy, width = GreedyDecoder(decoder, settings), trt_bundle.manifest.architecture.width
+    vectors = torch.randn(5, width, generator=torch.Generator().manual_seed(0))
+    first = greedy.decode(vectors, past_end=True)
+    assert double.state.times("execute_async_v3") == settings.steps
+    assert double.state.times("create_execution_context") == 1
+    assert greedy.decode(vectors, past_end=True).ids == first.ids
+    assert double.state.times("create_execution_context") == 1, "the second call makes nothing anew"
+    resident = greedy._resident[6]
+    assert isinstance(resident._bound, TrtBound)
+    assert resident._bound.capture == "around"
+
+
+def test_a_plan_has_a_profile_for_each_use(trt_bundle: Bundle) -> None:
+    manifest = trt_bundle.manifest
+    assert manifest.backend == "tensorrt"
+    plans = {plan.graph: plan for plan in manifest.plans}
+    assert set(plans) == {"backbone.onnx", "reencoder.onnx", "decoder.onnx", "beam_decoder.onnx"}
+    assert [profile["pixels"].most[0] for profile in plans["backbone.onnx"].profiles] == [1, 2]
+    assert [profile["vectors"].least[0] for profile in plans["decoder.onnx"].profiles] == [1, 4, 6]
+    for plan in plans.values():
+        assert plan.file in manifest.files
+    assert choose(trt_bundle).reason == "the bundle was built for it"
+
+
+def test_plans_that_nothing_has_changed_for_are_not_built_again(
+    install: Install, trt_bundle: Bundle, version: str, tmp_path: Path
+) -> None:
+    double = install(version)
+    folder = tmp_path / "bundle"
+    shutil.copytree(trt_bundle.folder, folder)
+    options = ["--backend", "tensorrt", "--max-images", "2", "--max-regions", "5"]
+    assert build_engines.main(["demo", "--out", str(folder), *options]) == 0
+    assert double.state.times("build_serialized_network") == 3, "all but the backbone's, which has no regions"
+    assert _plan(folder, "backbone") == _plan(trt_bundle.folder, "backbone")
+    assert _plan(folder, "decoder") != _plan(trt_bundle.folder, "decoder")
+    assert Bundle(folder).manifest.decoding.batches == (1, 4, 5)
+
+
+def test_plans_of_strangers_are_not_loaded_before_somebody_trusts_them(
+    install: Install,
+    trt_bundle: Bundle,
+    version: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "of somebody else"))
+    double, folder = install(version), trt_bundle.folder
+    with pytest.raises(BackendError, match="backbone.plan: a TensorRT plan is a program, .* -m runtime trust "):
+        Captioner.load(folder)
+    assert double.state.times("deserialize_cuda_engine") == 0
+    assert main(["trust", str(folder)]) == 0
+    assert f"{folder}/decoder.plan: trusted from now on\n" in capsys.readouterr().out
+    with Captioner.load(folder) as captioner:
+        assert captioner.caption(PIXELS, REGIONS)
+
+
+def test_plans_of_strangers_are_not_taken_over(
+    install: Install, trt_bundle: Bundle, version: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "of somebody else"))
+    double, out = install(version), tmp_path / "bundle"
+    assert build_plans.main([str(trt_bundle.folder), "--out", str(out)]) == 0
+    assert double.state.times("build_serialized_network") == 4
+    Captioner.load(out).close()
+
+
+def test_trust_that_cannot_be_kept_is_refused(
+    install: Install,
+    trt_bundle: Bundle,
+    version: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    install(version)
+    monkeypatch.setenv("XDG_DATA_HOME", "/dev/null")
+    assert main(["trust", str(trt_bundle.folder)]) == 1
+    assert "that a plan is trusted cannot be remembered: " in capsys.readouterr().err
+
+
+def test_nothing_in_a_bundle_without_plans_needs_trust(demo_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trust", str(demo_bundle)]) == 0
+    assert capsys.readouterr().out.endswith("it has no TensorRT plans, and nothing else in a bundle is a program\n")
+
+
+def test_a_bundle_that_was_built_elsewhere_gets_its_plans_where_they_run(
+    install: Install,
+    bundle_copy: Callable[[], Path],
+    demo: Captioner,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, double = bundle_copy(), install()
+    assert build_plans.main([str(folder)]) == 0
+    assert capsys.readouterr().out == f"{folder}: 4 plans\n"
+    built = Bundle(folder)  # compares every file
+    assert built.manifest.backend == "tensorrt"
+    assert {plan.graph for plan in built.manifest.plans} == set(GRAPHS)
+    with Captioner.load(folder) as captioner:
+        assert captioner.backend.name.startswith("tensorrt ")
+        got, expected = (one.caption(PIXELS, REGIONS) for one in (captioner, demo))
+        assert [caption.text for caption in got] == [caption.text for caption in expected]
+    before = double.state.times("build_serialized_network")
+    assert build_plans.main([str(folder), "--out", str(tmp_path / "other")]) == 0
+    assert double.state.times("build_serialized_network") == before, "nothing that plans depend on has changed"
+    assert Bundle(tmp_path / "other").manifest.plans == built.manifest.plans
+
+
+def test_a_bundle_for_another_device_is_exported_without_tensorrt(
+    tmp_path_factory: pytest.TempPathFactory, install: Install, tmp_path: Path
+) -> None:
+    folder = build_once(tmp_path_factory, "demo", "demo-without-plans", "--backend", "tensorrt", "--without-plans")
+    assert Bundle(folder).manifest.plans == ()
+    install()
+    with pytest.raises(BackendError, match=f"no TensorRT plan was built of it: .*build_plans.py {folder}"):
+        Captioner.load(folder)
+    assert build_plans.main([str(folder), "--out", str(tmp_path / "here")]) == 0
+    Captioner.load(tmp_path / "here").close()
+
+
+def test_plans_are_built_without_what_exports_graphs() -> None:
+    heavy = ("onnxscript", "transformers", "h5py", "huggingface_hub")
+    code = f"import sys, export.build_plans; print([name for name in {heavy} if name in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_plans_that_cannot_be_built_leave_the_bundle_as_it_was(
+    install: Install, bundle_copy: Callable[[], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = bundle_copy()
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    install(faults=Faults(parser_errors=("no such operator",)))
+    assert build_plans.main([str(folder)]) == 1
+    assert "no such operator" in capsys.readouterr().err
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    assert [file.name for file in folder.parent.iterdir() if file.name.startswith(".")] == []
+    manifest = folder / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"precision": "fp32"', '"precision": "int8"', 1))
+    assert build_plans.main([str(folder)]) == 1
+    assert "its int8 is for CPUs" in capsys.readouterr().err
+
+
+def test_fp8_is_refused_where_the_gpu_has_none(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    install()
+    monkeypatch.setattr(Gpu, "here", classmethod(lambda cls: cls("Orin", "8.7")))
+    with pytest.raises(BackendError, match="fp8: Orin has compute capability 8.7, and fp8 takes 8.9"):
+        open_for("fp8")
+    monkeypatch.setattr(Gpu, "here", classmethod(lambda cls: cls("Thor", "11.0")))
+    assert open_for("fp8").version == VERSIONS[0]
+
+
+def _plan(folder: Path, graph: str) -> bytes:
+    return (folder / f"{graph}.plan").read_bytes()
+
+
+# One graph and its plan, quick to build.
+
+
+@pytest.fixture
+def work(demo_bundle: Path, tmp_path: Path) -> Path:
+    """A folder with the demo's decoder."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    for name in ("decoder.onnx", "decoder.onnx.data"):
+        shutil.copyfile(demo_bundle / name, folder / name)
+    return folder
+
+
+@pytest.fixture
+def profiles(demo_bundle: Path) -> list[Profile]:
+    manifest = Bundle(demo_bundle, verify=False).manifest
+    decoding = manifest.decoding.model_copy(update={"batches": (1, 4)})
+    return of_decoder(manifest.architecture, decoding)
+
+
+def build(
+    trt: TensorRt, work: Path, profiles: list[Profile], options: PlanOptions = AS_DEFAULT, gpu: str = "cpu"
+) -> PlanRecord:
+    here, told = Gpu(gpu, "8.7"), list[tuple[str, int, int]]()
+    cache = timing_cache_file(trt, here)
+    record = build_plan(
+        trt, here, work / "decoder.onnx", profiles, options, cache, None, lambda *what: told.append(what)
+    )
+    assert told == [("Tactics", 0, 1), ("Building", 0, 2), ("Building", 1, 2)]
+    return record
+
+
+def opened(work: Path, demo_bundle: Path, record: PlanRecord) -> TrtEngine:
+    """A plan as the runtime opens it."""
+    manifest = Bundle(demo_bundle, verify=False).manifest
+    bundle = Bundle.__new__(Bundle)
+    bundle.folder, bundle.manifest = work, manifest.model_copy(update={"plans": (record,)})
+    return TrtBackend(bundle).open(work / "decoder.onnx")
+
+
+def test_every_option_reaches_the_builder(install: Install, work: Path, profiles: list[Profile]) -> None:
+    double = install("11.4.0.106")
+    trt = open_tensorrt()
+    keys = {build(trt, work, profiles).key}
+    for options in (
+        PlanOptions(workspace_mib=64),
+        PlanOptions(version_compatible=True),
+        PlanOptions(hardware="same-capability"),
+        PlanOptions(dla=1),
+        PlanOptions(optimization_level=5),
+    ):
+        keys.add(build(trt, work, profiles, options).key)
+    keys.add(build(trt, work, profiles[:1]).key)
+    keys.add(build(trt, work, profiles, gpu="other").key)
+    assert len(keys) == 8, "each makes another plan"
+    assert double.state.times("build_serialized_network") == 8
+
+
+def test_a_hardware_level_that_a_version_lacks_is_named(install: Install, work: Path, profiles: list[Profile]) -> None:
+    install("10.3.0.30")
+    with pytest.raises(
+        BackendError, match="TensorRT 10.3.0.30 has no --hardware same-capability; take ampere. or same"
+    ):
+        build(open_tensorrt(), work, profiles, PlanOptions(hardware="same-capability"))
+
+
+def test_the_timing_cache_is_kept_for_each_version_and_gpu(
+    install: Install, work: Path, profiles: list[Profile]
+) -> None:
+    install("10.3.0.30")
+    trt = open_tensorrt()
+    file = timing_cache_file(trt, Gpu("cpu", "8.7"))
+    build(trt, work, profiles)
+    assert file.read_bytes() == b"10.3.0.30."
+    build(trt, work, profiles)
+    assert file.read_bytes() == b"10.3.0.30..", "what was measured was read, and written with what came new"
+    file.write_bytes(b"another version's")
+    build(trt, work, profiles)
+    assert file.read_bytes() == b"10.3.0.30."
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+    install("11.4.0.106")
+    assert timing_cache_file(open_tensorrt(), Gpu("cpu", "8.7")) != file
+
+
+@pytest.mark.parametrize(
+    ("faults", "message"),
+    [
+        (
+            Faults(parser_errors=("no importer for op Foo", "and Bar")),
+            "cannot read it: node 3: no importer for op Foo; ",
+        ),
+        (
+            Faults(returns_nothing=frozenset({"build_serialized_network"}), says="Error Code 10:  no\n implementation"),
+            "building its plan: TensorRT .* refused: Error Code 10: no implementation",
+        ),
+        (Faults(returns_nothing=frozenset({"build_serialized_network"})), "refused: it gave no reason"),
+        (Faults(returns_nothing=frozenset({"add_optimization_profile"})), "profile 0: TensorRT .* refused"),
+    ],
+)
+def test_a_build_that_fails_says_what_tensorrt_said_and_leaves_no_plan(
+    install: Install, work: Path, profiles: list[Profile], faults: Faults, message: str
+) -> None:
+    install(faults=faults)
+    with pytest.raises(BackendError, match=message):
+        build(open_tensorrt(), work, profiles)
+    assert not (work / "decoder.plan").exists()
+
+
+def test_a_bundle_whose_plans_cannot_be_built_is_not_written(
+    install: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(faults=Faults(parser_errors=("no importer",)))
+    assert build_engines.main(["demo", "--out", str(tmp_path / "bundle"), "--backend", "tensorrt"]) == 1
+    assert "cannot read it: node 3: no importer" in " ".join(capsys.readouterr().err.split())
+    assert [path.name for path in tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ("deserialize_cuda_engine", "decoder.plan: loading it: TensorRT 10.3.0.30 refused: out of memory"),
+        ("create_execution_context", "decoder.plan: making an execution context: .* refused: out of memory"),
+        ("set_optimization_profile_async", "decoder.plan: choosing profile 1: "),
+        ("set_input_shape", "decoder.plan: .* of shape .*: TensorRT"),
+        ("set_tensor_address", "decoder.plan: .* at its address: TensorRT"),
+        ("execute_async_v3", "decoder.plan: running it: TensorRT"),
+    ],
+)
+def test_a_run_that_fails_says_which_call_and_what_tensorrt_said(
+    install: Install, work: Path, profiles: list[Profile], demo_bundle: Path, call: str, message: str
+) -> None:
+    double = install()
+    record = build(open_tensorrt(), work, profiles)
+    double.state.faults = Faults(returns_nothing=frozenset({call}), says="out of memory")
+    manifest = Bundle(demo_bundle, verify=False).manifest
+
+    def step() -> None:
+        engine = opened(work, demo_bundle, record)
+        ResidentDecoder(engine, manifest.decoding, 4, manifest.architecture.width, CPU).step_work.run()
+
+    with pytest.raises(BackendError, match=message):
+        step()
+
+
+def test_inputs_of_other_names_dtypes_or_shapes_are_one_message(
+    install: Install, work: Path, profiles: list[Profile], demo_bundle: Path
+) -> None:
+    install()
+    engine = opened(work, demo_bundle, build(open_tensorrt(), work, profiles))
+    manifest = Bundle(demo_bundle, verify=False).manifest
+    settings, width = manifest.decoding, manifest.architecture.width
+    with pytest.raises(BackendError, match="expected .*'past_key_0'.*, got .'vectors'"):
+        engine.run({"vectors": torch.zeros(1, width)})
+    with pytest.raises(BackendError, match="built for other shapes than .*vectors .5, .*; .* larger --max-images or"):
+        ResidentDecoder(engine, settings, 5, width, CPU)
+    half = {name: torch.zeros(4, dtype=torch.float16) for name in ("vectors",)}
+    with pytest.raises(BackendError, match="expected .* got "):
+        engine.bind(half, {})
+    engine.close()
+    with pytest.raises(BackendError, match="it was closed"):
+        ResidentDecoder(engine, settings, 4, width, CPU)
+
+
+@pytest.mark.parametrize(
+    ("built", "here", "options", "message"),
+    [
+        (("10.3.0.30", "cpu"), ("10.7.0.23", "cpu"), PlanOptions(), "built by TensorRT 10.3.0.30, here is 10.7.0.23; "),
+        (("10.3.0.30", "Orin"), ("10.3.0.30", "cpu"), PlanOptions(), "built for Orin .8.7., here is cpu .0.0.; build "),
+        (("10.3.0.30", "cpu"), ("10.7.0.23", "cpu"), PlanOptions(version_compatible=True), None),
+        (("10.7.0.23", "cpu"), ("10.3.0.30", "cpu"), PlanOptions(version_compatible=True), "here is 10.3.0.30"),
+        (("10.7.0.23", "cpu"), ("11.4.0.106", "cpu"), PlanOptions(version_compatible=True), "here is 11.4.0.106"),
+        (("10.3.0.30", "Orin"), ("10.3.0.30", "cpu"), PlanOptions(hardware="ampere+"), "here is cpu .0.0."),
+    ],
+)
+def test_a_plan_is_loaded_only_where_it_holds(
+    install: Install,
+    work: Path,
+    profiles: list[Profile],
+    demo_bundle: Path,
+    built: tuple[str, str],
+    here: tuple[str, str],
+    options: PlanOptions,
+    message: str | None,
+) -> None:
+    install(*built)
+    record = build(open_tensorrt(), work, profiles, options, gpu=built[1])
+    install(*here)
+    if message is None:
+        assert opened(work, demo_bundle, record).dtype("tokens") == torch.int64
+    else:
+        with pytest.raises(BackendError, match=message):
+            opened(work, demo_bundle, record)
+
+
+def test_versions_are_compared_by_their_numbers() -> None:
+    assert may_load("10.3.0.30", "10.13.3.9", version_compatible=True)
+    assert not may_load("10.13.3.9", "10.3.0.30", version_compatible=True)
+    assert not may_load("10.3.0.30", "10.3.0.31", version_compatible=False)
+
+
+def test_without_tensorrt_or_with_one_too_old_the_message_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, install: Install, demo_bundle: Path, trt_bundle: Bundle
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    for load in (lambda: open_backend("tensorrt", bundle=trt_bundle), lambda: Captioner.load(trt_bundle.folder)):
+        with pytest.raises(BackendError, match="TensorRT cannot be imported .*: pip install tensorrt; on a Jetson"):
+            load()
+    install("10.0.1.6")
+    with pytest.raises(BackendError, match="TensorRT 10.0.1.6: expected 10.3 or newer"):
+        open_backend("tensorrt", bundle=trt_bundle)
+    install()
+    with pytest.raises(BackendError, match="no TensorRT plan was built of it: python export/build_plans.py"):
+        Captioner.load(demo_bundle, "tensorrt")
+    with pytest.raises(BackendError, match="name the bundle"):
+        open_backend("tensorrt")
+
+
+def test_profiles_have_the_shapes_that_the_runtime_asks_for(demo_bundle: Path) -> None:
+    manifest = Bundle(demo_bundle, verify=False).manifest
+    seen, decoding = manifest.architecture, manifest.decoding
+    assert batches(1) == (1,)
+    assert batches(16) == (1, 4, 16)
+    assert batches(100) == (1, 4, 16, 64, 100)
+    assert batches(1000) == (1, 4, 16, 64, 256, 1000)
+    assert len(of_backbone(seen.model_copy(update={"images_at_once": 1}))) == 1
+    (beams,) = of_beam_decoder(seen, decoding)
+    assert (beams["past_key_0"].least[0], beams["past_key_0"].most[0]) == (1, 256)
+    (reencoder,) = of_reencoder(seen, decoding)
+    assert reencoder["tokens"].most == (256, 257, seen.width)
+    with pytest.raises(ValueError, match="least <= best <= most"):
+        ShapeRange(least=(2,), best=(1,), most=(3,))
+
+
+def test_a_folder_without_a_bundle_has_no_plans_to_take(tmp_path: Path) -> None:
+    assert last_bundle(tmp_path) is None
+
+
+# The double itself.
+
+
+def test_names_are_those_of_the_version() -> None:
+    old, new = map(tensorrt_double, VERSIONS)
+    assert hasattr(old.BuilderFlag, "FP16")
+    assert not hasattr(new.BuilderFlag, "FP16")
+    assert not hasattr(new.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH")
+    assert int(old.NetworkDefinitionCreationFlag.STRONGLY_TYPED) == 1
+    assert int(new.NetworkDefinitionCreationFlag.STRONGLY_TYPED) == 0
+    assert not hasattr(old.HardwareCompatibilityLevel, "SAME_COMPUTE_CAPABILITY")
+    with pytest.raises(AttributeError, match="has no attribute 'IInt8Calibrator'"):
+        _ = new.IInt8Calibrator
+
+
+def test_the_double_refuses_what_tensorrt_forbids(
+    install: Install, work: Path, profiles: list[Profile], demo_bundle: Path
+) -> None:
+    double = install()
+    engine = opened(work, demo_bundle, build(open_tensorrt(), work, profiles))._engine
+    context = engine.create_execution_context(double.ExecutionContextAllocationStrategy.USER_MANAGED)
+    with pytest.raises(ContractError, match="a shape before a profile"):
+        context.set_input_shape("tokens", (1,))
+    with pytest.raises(ContractError, match="default stream"):
+        context.set_optimization_profile_async(0, 0)
+    assert context.set_optimization_profile_async(0, 1)
+    assert not context.set_input_shape("tokens", (3,)), "outside of the profile"
+    assert not context.set_tensor_address("no such", 1)
+    with pytest.raises(ContractError, match="no scratch memory"):
+        context.execute_async_v3(1)
+    with pytest.raises(ContractError, match="not aligned"):
+        context.set_device_memory(1, 4096)
+    scratch = torch.empty(8192, dtype=torch.uint8)
+    context.set_device_memory(-(-scratch.data_ptr() // 256) * 256, 4096)
+    with pytest.raises(ContractError, match="no shapes of"):
+        context.execute_async_v3(1)
+    layers = json.loads(engine.create_engine_inspector().get_engine_information(double.LayerInformationFormat.JSON))
+    assert any(layer["Name"].startswith("Gemm") for layer in layers["Layers"])
+    with pytest.raises(AttributeError, match="no attribute 'max_workspace_size'"):
+        double.Builder(open_tensorrt().logger).create_builder_config().max_workspace_size = 1
+
+
+@pytest.mark.parametrize(
+    ("node", "dtype", "message"),
+    [
+        (onnx.helper.make_node("Transpose", ["x"], ["y"]), TensorProto.UINT8, "first input has type UInt8"),
+        (onnx.helper.make_node("ReduceMax", ["x"], ["y"]), TensorProto.BOOL, "unsupported input type of BOOL"),
+        (onnx.helper.make_node("Gelu", ["x"], ["y"], domain="com.microsoft"), TensorProto.FLOAT, "No importer"),
+        (onnx.helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT), TensorProto.UINT8, None),
+        (onnx.helper.make_node("Not", ["x"], ["y"]), TensorProto.BOOL, None),
+    ],
+)
+def test_the_doubles_parser_refuses_what_the_real_one_refuses(
+    install: Install, node: onnx.NodeProto, dtype: int, message: str | None
+) -> None:
+    double = install()
+    logger = open_tensorrt().logger
+    x, y = (onnx.helper.make_tensor_value_info(name, dtype, [2, 8]) for name in "xy")
+    if node.op_type == "Cast":
+        y.type.tensor_type.elem_type = TensorProto.FLOAT
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "graph", [x], [y]))
+    network = double.Builder(logger).create_network(1 << int(double.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = double.OnnxParser(network, logger)
+    assert parser.parse(model.SerializeToString()) is (message is None)
+    assert [message in parser.get_error(number).desc() for number in range(parser.num_errors)] == [True] * bool(message)

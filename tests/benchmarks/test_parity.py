@@ -1,0 +1,147 @@
+"""Seeded weights at full size against what the published system computed with them (SPEC section 8).
+
+The recordings in benchmarks/recordings hold the tokens of their photographs, so all but the backbone is compared here;
+`python benchmarks/parity.py --images FOLDER` compares the backbone too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import eager
+from benchmarks.parity import ALLOWED, NEAR_TIE, compare, compare_decoder, relative
+from benchmarks.reference_recording import RECORDINGS, Recording, tasks
+from export.readers import read_checkpoint
+from export.readers.clip_bpe import find_merges
+from runtime import Captioner
+from tests.conftest import build_once
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_merges() is None, reason="needs pip install --no-deps open_clip_torch"),
+]
+SMALL, LARGE = (Recording.load(RECORDINGS / f"vits14_reg_{size}.npz") for size in (98, 224))
+
+
+@pytest.fixture(scope="module")
+def seeded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Captioner]:
+    """One bundle for both recordings: they differ in the size of their images, which is in their tokens."""
+    with Captioner.load(build_once(tmp_path_factory, SMALL.checkpoint, "seeded")) as captioner:
+        yield captioner
+
+
+@pytest.mark.parametrize("recording", [SMALL, LARGE], ids=lambda recording: recording.name)
+def test_every_task_gives_what_was_recorded(seeded: Captioner, recording: Recording) -> None:
+    found = list(compare(seeded, recording, recording.features))
+    assert {difference.task for difference in found} == set(recording.captions) - {"decoder"}
+    assert all(difference.vectors is not None for difference in found)
+    assert [fault for difference in found for fault in difference.faults] == []
+
+
+def test_the_decoder_says_the_recorded_tokens(seeded: Captioner) -> None:
+    (found,) = compare_decoder(seeded, SMALL)
+    assert found.regions == 64
+    assert found.faults == []
+
+
+def test_scores_are_the_recorded_probabilities_up_to_the_end_token(seeded: Captioner) -> None:
+    captions = seeded.decode(torch.from_numpy(SMALL.arrays["decoder.inputs"]))
+    compared = 0
+    for caption, log_probabilities, tokens in zip(
+        captions, SMALL.arrays["decoder.logprobs"], SMALL.arrays["decoder.tokens"].tolist(), strict=True
+    ):
+        count = len(caption.ids)
+        if list(caption.ids) == tokens[:count]:
+            assert caption.score == pytest.approx(float(np.exp(log_probabilities[:count].sum())), rel=1e-3)
+            compared += 1
+    assert compared > 50
+
+
+def test_a_change_of_any_rule_is_seen(seeded: Captioner) -> None:
+    """The comparison itself: another alpha, another variance or another pool is no rounding."""
+    by_name = {task.name: task for task in tasks(SMALL)}
+    for name, changed in (
+        ("boxes_clean_orthogonal_projection_after", {"alpha": 0.5}),
+        ("boxes_clean_contrastive_mask_before", {"clean_after_projection": True}),
+        ("boxes_clean_contrastive_mask_after", {"clean_from": "attention"}),
+        ("boxes_reencoded_avg", {"reencode": "cls"}),
+    ):
+        task = by_name[name]
+        options = {**task.options, **changed}
+        difference = relative(seeded.vectors(SMALL.features, task.regions, **options), SMALL.arrays[f"{name}.mem.vec"])
+        assert difference is not None
+        assert difference > 100 * ALLOWED["vectors"]
+
+
+def test_a_bundle_without_memory_passes_vectors_on_as_they_are(
+    seeded: Captioner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(seeded, "_memory", None)
+    for name in ("trace", "image_avg_attention", "boxes_mean"):
+        task = next(task for task in tasks(SMALL) if task.name == name)
+        described = seeded.describe(SMALL.features, task.regions)
+        texts = [caption.text for of_image in described for caption in of_image]
+        assert texts == [text.strip() for text in SMALL.captions[f"{name}.nomem"]]
+
+
+def test_the_backbone_sees_any_image(seeded: Captioner) -> None:
+    features = seeded.encode(np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8))
+    assert features.tokens.shape == (1, 1 + 4 + 49, 384)
+    assert features.tokens.isfinite().all()
+    assert features.cls_attention.sum() == pytest.approx(1)
+
+
+def test_the_algorithm_written_plainly_is_the_recorded_one(seeded: Captioner) -> None:
+    """The oracle that other tests and the benchmarks compare with."""
+    checkpoint = read_checkpoint(SMALL.checkpoint)
+    assert seeded._memory is not None
+    bank, arrays = seeded._memory.rows.stored, {name: torch.from_numpy(array) for name, array in SMALL.arrays.items()}
+    images = [
+        eager.Seen(cls, registers, patches.reshape(7, 7, -1), scores)
+        for cls, registers, patches, scores in zip(
+            *(arrays[name] for name in ("cls", "registers", "patches", "self_attn_heads")), strict=True
+        )
+    ]
+    boxes, points = SMALL.arrays["boxes"].tolist(), SMALL.settings["traces"]
+    made: dict[str, list[torch.Tensor]] = {
+        name: [eager.box_vector(seen, box, *how) for seen, own in zip(images, boxes, strict=True) for box in own]
+        for name, *how in (
+            ("boxes_mean", "mean"),
+            ("boxes_gaussian_0.1", "gaussian", 0.1),
+            ("boxes_attention", "attention"),
+        )
+    }
+    made["set_gaussian_0.5"] = [
+        eager.box_set_vector(seen, own, "gaussian")
+        for seen, own in zip(images, SMALL.arrays["set_boxes"].tolist(), strict=True)
+    ]
+    made["trace_attention"] = [
+        eager.trace_vector(seen, [(point["x"], point["y"]) for point in own], with_attention=True)
+        for seen, own in zip(images, points, strict=True)
+    ]
+    for kind, name in (("orthogonal", "orthogonal_projection"), ("contrastive", "contrastive_mask")):
+        for after, when in ((True, "after"), (False, "before")):
+            cleaned = [eager.cleaned(seen, bank, kind, after, seen.cls) for seen in images]
+            made[f"boxes_clean_{name}_{when}"] = [
+                eager.box_vector(seen, box) for seen, own in zip(cleaned, boxes, strict=True) for box in own
+            ]
+    for kind, name in (("mean", "avg"), ("cls", "cls")):
+        made[f"boxes_reencoded_{name}"] = [
+            eager.reencoded_vector(seen, checkpoint.backbone.blocks[-1], corners, kind)
+            for seen, own in zip(images, SMALL.arrays["xyxy_boxes"].tolist(), strict=True)
+            for corners in own
+        ]
+    for name, vectors in made.items():
+        assert relative(torch.stack(vectors), SMALL.vectors(name)) < ALLOWED["vectors"], name
+        if f"{name}.mem.proj" in arrays:
+            projected = eager.project(bank, torch.stack(vectors))
+            assert relative(projected, SMALL.arrays[f"{name}.mem.proj"]) < ALLOWED["projected"], name
+    tokens, log_probabilities = eager.decode(checkpoint.decoder.state_dict(), arrays["decoder.inputs"][:4])
+    ties = (arrays["decoder.margins"][:4] < NEAR_TIE).int().cummax(dim=1).values.bool()
+    assert (~ties).sum() > 50
+    assert tokens[~ties].equal(arrays["decoder.tokens"][:4].long()[~ties])
+    torch.testing.assert_close(log_probabilities[~ties], arrays["decoder.logprobs"][:4][~ties], rtol=1e-3, atol=1e-4)

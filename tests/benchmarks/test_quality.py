@@ -1,0 +1,294 @@
+"""The demo's world, how well the demo model describes it, and the command that says so."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks import quality
+from benchmarks.scoring import scenes as scene_scores
+from benchmarks.scoring.answers import answer
+from benchmarks.scoring.ground_truth import READERS, AnnotatedImage, Item
+from benchmarks.scoring.metrics import CaptionMetrics, MetricsError
+from benchmarks.scoring.region_forms import RegionForm
+from export.demo import annotations, sample, scenes
+from export.demo.scenes import Look
+from export.readers import DEMO_CONFIG
+from runtime import Box, Captioner, FeatureMap
+from runtime.bundle import sha256_of
+from tests.benchmarks.test_caption_metrics import needs_java
+
+CIRCLE = Look("red", "circle", "striped", "small")
+SQUARE = Look("orange", "square", "solid", "large")
+
+
+def test_captions_say_what_a_scene_shows() -> None:
+    assert CIRCLE.caption == "a small striped red circle"
+    assert scenes.pair_caption(CIRCLE, SQUARE) == scenes.pair_caption(SQUARE, CIRCLE)
+    assert scenes.pair_caption(CIRCLE, SQUARE) == "a red circle and an orange square"
+    scene = scenes.draw_scene(5)
+    for caption in (scene.caption, scene.background_caption, *(one.look.caption for one in scene.objects)):
+        assert caption in scenes.all_captions()
+
+
+def test_a_swapped_pair_has_its_shapes_exchanged() -> None:
+    assert scenes.swapped_pair("a red circle and a blue square") == "a red square and a blue circle"
+    assert scenes.swapped_pair("a red circle and an orange circle") == "a red circle and an orange circle"
+    assert scenes.swapped_pair(CIRCLE.caption) == CIRCLE.caption
+
+
+def test_every_caption_is_there_once() -> None:
+    # 2 sizes x 3 textures x 8 colours x 8 shapes, 64 x 63 / 2 pairs, 4 x 5 backgrounds, with 5 counts of shapes
+    assert len(scenes.all_captions()) == len(set(scenes.all_captions())) == 384 + 2016 + 20 + 100
+
+
+def test_a_scene_depends_on_its_seed_alone() -> None:
+    one, again, other = scenes.draw_scene(7), scenes.draw_scene(7), scenes.draw_scene(8)
+    np.testing.assert_array_equal(one.image, again.image)
+    assert (one.image != other.image).any()
+
+
+def test_objects_show_where_their_masks_say() -> None:
+    for seed in range(20):
+        scene = scenes.draw_scene(seed)
+        assert 2 <= len(scene.objects) <= 6
+        assert sum(one.visible.astype(int) for one in scene.objects).max() <= 1  # what is hidden does not show
+        for one in scene.objects:
+            if one.look.texture == "solid":
+                middle = np.median(scene.image[one.visible], axis=0)
+                assert np.abs(middle - scenes.COLOURS[one.look.colour]).max() < 20
+
+
+def test_questions_ask_of_every_object_and_pair() -> None:
+    scene = scenes.draw_scene(3)
+    asked = list(scene_scores.questions(scene, 3))
+    kinds = [question.kind for question in asked]
+    objects = len(scene.objects)
+    assert kinds.count("box") == kinds.count("mask") == kinds.count("trace") == objects
+    assert kinds.count("two boxes") <= objects * (objects - 1) / 2
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("a red circle and an orange square", True),
+        ("a orange square and a red circle", True),
+        ("a large dotted red circle and an orange square", True),  # of what a pair's caption need not say
+        ("a red circle", False),
+        ("a red circle and a red square", False),
+        ("an orange circle and a red square", False),
+        ("a red circle and an orange square and a red circle", False),
+        ("", False),
+    ],
+)
+def test_a_caption_names_two_objects_when_it_names_exactly_these(text: str, right: bool) -> None:
+    assert scene_scores.names_objects(text, [CIRCLE, SQUARE]) is right
+
+
+def test_the_demo_reaches_its_scores_on_held_out_scenes(demo: Captioner) -> None:
+    scores = scene_scores.measure(demo, scenes.HELD_OUT_SEED, count=60)
+    for kind in ("box", "mask", "trace"):
+        assert scores[kind].named is not None
+        assert scores[kind].named >= 0.95, kind
+        assert scores[kind].exact >= 0.85, kind
+    assert scores["two boxes"].named >= 0.85
+
+
+def test_the_committed_scores_are_those_of_the_bars() -> None:
+    record = json.loads((DEMO_CONFIG.parent / "scores.json").read_text())
+    assert record["first_seed"] == scenes.HELD_OUT_SEED
+    assert record["scenes"] >= 300
+    for kind in ("box", "mask", "trace"):
+        assert record["scores"][kind]["named"] >= 0.95
+        assert record["scores"][kind]["exact"] >= 0.85
+    assert record["scores"]["two boxes"]["named"] >= 0.85
+
+
+def test_the_sample_is_a_held_out_scene() -> None:
+    assert sample.SEED >= scenes.HELD_OUT_SEED
+    with Image.open(sample.FOLDER / "scene.jpg") as stored:
+        small = np.asarray(stored.resize((scenes.SIZE, scenes.SIZE), Image.Resampling.BOX), float)
+    assert np.abs(small - scenes.draw_scene(sample.SEED).image).mean() < 4  # JPEG and resizing
+
+
+@pytest.fixture(scope="module")
+def annotated_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes") / "ten"
+    assert annotations.main([str(folder), "--scenes", "10"]) == 0
+    return folder
+
+
+@pytest.fixture
+def stub_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Metrics without Java: the share of captions that are among their references."""
+
+    def score(_: CaptionMetrics, said: dict[str, str], wanted: dict[str, tuple[str, ...]]) -> dict[str, float]:
+        return {"exact": float(np.mean([said[item] in wanted[item] for item in said]))}
+
+    monkeypatch.setattr(CaptionMetrics, "check", lambda _: None)
+    monkeypatch.setattr(CaptionMetrics, "score", score)
+
+
+def run(bundle: Path, scenes_folder: Path, kind: str, *more: str | Path) -> int:
+    images, truth = scenes_folder / "images", scenes_folder / f"{kind}.json"
+    return quality.main([str(bundle), "--images", str(images), f"--{kind}", str(truth), *map(str, more)])
+
+
+def test_annotations_are_those_of_the_held_out_scenes(annotated_scenes: Path) -> None:
+    content = {name: json.loads((annotated_scenes / f"{name}.json").read_text()) for name in READERS}
+    for number in range(10):
+        scene, name = scenes.draw_scene(scenes.HELD_OUT_SEED + number), str(number + 1)
+        with Image.open(annotated_scenes / "images" / f"{number + 1:012d}.png") as image:
+            np.testing.assert_array_equal(np.asarray(image), scene.image)
+        assert content["captions"]["annotations"][number]["caption"] == scene.caption
+        assert sum(map(len, content["dense"][name].values())) == len(scene.objects)
+        for one in scene.objects:
+            assert [one.box.x1, one.box.y1, one.box.x2, one.box.y2] in content["dense"][name][one.look.caption]
+        assert all(len(boxes) == 2 for boxes in content["sets"][name].values())
+        assert content["traces"][name]["captions"] == [one.look.caption for one in scene.objects]
+        for trace in content["traces"][name]["traces"]:
+            assert all(0 <= point["x"] <= 1 and 0 <= point["y"] <= 1 for point in trace)
+            assert [point["t"] for point in trace] == sorted({point["t"] for point in trace})
+
+
+def test_annotations_are_written_whole_or_not_at_all(
+    annotated_scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert annotations.main([str(annotated_scenes), "--scenes", "1"]) == 1
+    assert "it is there already" in capsys.readouterr().err
+
+    def full_disk(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full_disk)
+    assert annotations.main([str(tmp_path / "out"), "--scenes", "1"]) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("form", ["exact", "published"])
+@pytest.mark.parametrize(("kind", "share"), [("captions", 0.6), ("dense", 0.6), ("sets", 0.6), ("traces", 0.85)])
+@pytest.mark.usefixtures("stub_metrics")
+def test_the_demo_is_scored_against_every_kind_of_ground_truth(
+    demo_bundle: Path, annotated_scenes: Path, tmp_path: Path, kind: str, form: str, share: float
+) -> None:
+    out = tmp_path / "scores.json"
+    assert run(demo_bundle, annotated_scenes, kind, "--form", form, "--json", out) == 0
+    record = json.loads(out.read_text())
+    assert record["scores"]["exact"] >= share
+    assert record["options"]["fit"] == ("crop" if form == "published" else "stretch")
+    assert record["bundle"]["manifest_sha256"] == sha256_of(demo_bundle / "manifest.json")
+    assert record["images"] == 10
+    truth = READERS[kind](annotated_scenes / f"{kind}.json", RegionForm())
+    wanted = [(image.id, number, list(item.references)) for image in truth for number, item in enumerate(image.items)]
+    assert [(one["image"], one["number"], one["references"]) for one in record["captions"]] == wanted
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@needs_java
+def test_the_command_scores_with_the_real_metrics(
+    demo_bundle: Path, annotated_scenes: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(demo_bundle, annotated_scenes, "traces", "--limit", "4") == 0
+    printed = capfd.readouterr()
+    scores = {name: float(value) for name, value in re.findall(r"│ ([A-Z][\w-]+) +│ +([\d.]+) ", printed.out)}
+    assert list(scores) == ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr"]
+    assert scores["BLEU-1"] > 90
+    assert scores["CIDEr"] > 800
+    assert "on 4 images" in printed.out
+    assert not printed.err.strip()  # of what Java and the library print, nothing
+
+
+@pytest.mark.usefixtures("stub_metrics")
+def test_few_images_are_held_at_once(
+    demo_bundle: Path, annotated_scenes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[int] = []
+    encode = Captioner.encode
+
+    def spy(self: Captioner, images: list[Path]) -> FeatureMap:
+        held.append(len(images))
+        return encode(self, images)
+
+    monkeypatch.setattr(Captioner, "encode", spy)
+    assert run(demo_bundle, annotated_scenes, "captions") == 0
+    assert held == [8, 2]
+
+
+def test_a_region_that_the_model_does_not_see_is_answered_with_nothing(demo_bundle: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (448, 224)).save(tmp_path / "1.png")
+    seen, cut_off = Item(Box(200, 100, 250, 150), ("a cat",)), Item(Box(0, 0, 50, 50), ("a dog",))
+    with Captioner.load(demo_bundle, fit="crop") as captioner:
+        image = AnnotatedImage("1", (cut_off, seen))
+        answers = answer(captioner, [image], {"1": tmp_path / "1.png"})
+    assert [(one.item, one.references) for one in answers] == [("1/0", ("a dog",)), ("1/1", ("a cat",))]
+    assert (answers[0].caption, answers[0].score) == ("", None)
+    assert answers[1].caption
+    assert answers[1].score is not None
+
+
+@pytest.mark.usefixtures("stub_metrics")
+def test_captions_are_kept_when_the_metrics_fail(
+    demo_bundle: Path,
+    annotated_scenes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: object) -> dict[str, float]:
+        raise MetricsError("the caption metrics failed: METEOR: no memory")
+
+    monkeypatch.setattr(CaptionMetrics, "score", fail)
+    out = tmp_path / "scores.json"
+    assert run(demo_bundle, annotated_scenes, "captions", "--limit", "2", "--json", out) == 1
+    assert capsys.readouterr().err.strip() == "error: the caption metrics failed: METEOR: no memory"
+    record = json.loads(out.read_text())
+    assert record["scores"] is None
+    assert len(record["captions"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--images", "photos"], "expected --captions, --dense, --sets or --traces with --images"),
+        (["--sets", "sets.json"], "expected --images with --sets"),
+        (["--images", "photos", "--sets", "s.json", "--pool", "cls"], "--pool: with --sets expected mean or gaussian"),
+        (
+            ["--images", "photos", "--traces", "t.json", "--pool", "mean"],
+            "--traces expected count or attention, got mean",
+        ),
+        (["--images", "photos", "--dense", "d.json", "--variance", "2"], "--variance: it is of --pool gaussian"),
+        (["--images", "photos", "--dense", "d.json", "--limit", "0"], "--limit: expected at least 1, got 0"),
+        (["--json", "nowhere/scores.json"], "the folder nowhere does not exist"),
+        (["--images", "photos", "--dense", "d.json"], "d.json: no such file"),
+    ],
+)
+@pytest.mark.usefixtures("stub_metrics")
+def test_a_mistake_in_the_command_is_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    reason: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert quality.main(["bundle", *arguments]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert reason in line
+
+
+def test_the_command_scores_held_out_scenes_by_itself(
+    demo_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "scores.json"
+    assert quality.main([str(demo_bundle), "--scenes", "2", "--json", str(out)]) == 0
+    record = json.loads(out.read_text())
+    assert (record["scenes"], record["first_seed"]) == (2, scenes.HELD_OUT_SEED)
+    assert set(record["scores"]["box"]) == {"asked", "named", "exact"}
+    assert "two boxes" in capsys.readouterr().out

@@ -1,0 +1,187 @@
+"""The command line: results on stdout, one line on stderr when something is wrong, exit codes that mean something."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from runtime import Captioner
+from runtime.cli.main import main
+from tests.conftest import SAMPLE
+
+SCENE = str(SAMPLE / "scene.jpg")
+SIDE = 672  # of the sample, in pixels
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command; gives its exit code, stdout and stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture
+def mask(tmp_path: Path) -> Path:
+    path = tmp_path / "mask.png"
+    array = np.zeros((SIDE, SIDE), np.uint8)
+    array[200:300, 200:300] = 255
+    Image.fromarray(array).save(path)
+    return path
+
+
+def test_the_sample_scene_is_described_as_the_readme_says(run: Run, demo_bundle: Path) -> None:
+    regions = shlex.split((SAMPLE / "regions.txt").read_text())
+    regions = [part.replace("export/demo/sample", str(SAMPLE)) for part in regions]
+    code, out, err = run("caption", SCENE, "--engines", demo_bundle, *regions)
+    assert (code, err) == (0, "")
+    expected = (SAMPLE / "captions.txt").read_text().splitlines()
+    assert [line.split(maxsplit=1)[1] for line in out.splitlines()] == expected
+
+
+def test_captions_come_in_the_order_of_the_flags(run: Run, demo_bundle: Path, mask: Path) -> None:
+    flags = ["--point", "5,5", "--box", "10,20,200,180", "--mask", mask, "--boxes", "0,0,9,9 20,20,99,99"]
+    flags += ["--trace", "0.1,0.2 0.3,0.4", "--trace-pixels", "67.2,134.4 201.6,268.8", "--whole"]
+    flags += ["--crop", "10,20,200,180", "--polygon", "10,10 200,10 200,180", "--n-best", "2", "--json"]
+    code, out, _ = run("caption", SCENE, "--engines", demo_bundle, *flags)
+    assert code == 0
+    lines = [json.loads(line) for line in out.splitlines()]
+    kinds = ["Point", "Box", "Mask", "BoxSet", "Trace", "Trace", "WholeImage", "Crop", "Polygon"]
+    assert [line["region"]["kind"] for line in lines] == kinds
+    corners = {"x1": 10, "y1": 20, "x2": 200, "y2": 180}
+    assert lines[1]["region"] == {"kind": "Box", **corners, "pool": "mean", "variance": 0.5}
+    assert lines[7]["region"] == {"kind": "Crop", **corners}
+    assert lines[2]["region"] == {"kind": "Mask", "pixels": 10000}
+    assert lines[4]["ids"] == lines[5]["ids"], "the same trace in shares and in pixels"
+    for line in lines:
+        assert 0 < line["score"] <= 1
+        assert line["text"]
+        assert line["nearest"][0]["similarity"] >= line["nearest"][1]["similarity"]
+
+
+def test_the_nearest_captions_of_the_memory_are_shown_under_each(run: Run, demo_bundle: Path) -> None:
+    _, out, _ = run("caption", SCENE, "--engines", demo_bundle, "--mode", "nearest", "--n-best", "2", "--whole")
+    caption, first, second = out.splitlines()
+    assert first.split() == caption.split()
+    assert second.startswith("    0.")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "I;16"])
+def test_masks_may_be_pictures_of_any_kind(run: Run, demo_bundle: Path, mask: Path, tmp_path: Path, mode: str) -> None:
+    with Image.open(mask) as picture:
+        shaped = picture.convert("RGBA") if mode in ("RGBA", "LA") else picture
+        if mode in ("RGBA", "LA"):  # white all over, and transparent outside
+            shaped = Image.merge("RGBA", [Image.new("L", picture.size, 255)] * 3 + [picture])
+        (shaped.convert(mode) if mode != "I;16" else picture.convert("I").convert("I;16")).save(tmp_path / "m.png")
+    _, out, _ = run("caption", SCENE, "--engines", demo_bundle, "--mask", tmp_path / "m.png", "--json")
+    assert json.loads(out)["region"] == {"kind": "Mask", "pixels": 10000}
+
+
+def test_no_region_is_the_whole_image(run: Run, demo_bundle: Path) -> None:
+    assert run("caption", SCENE, "--engines", demo_bundle) == run("caption", SCENE, "--engines", demo_bundle, "--whole")
+
+
+def test_the_picture_shows_every_region(run: Run, demo_bundle: Path, mask: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "out.png"
+    flags = ["--mask", mask, "--box", "480,30,640,180", "--trace", "0.1,0.9 0.3,0.8", "--save", picture]
+    code, _, _ = run("caption", SCENE, "--engines", demo_bundle, *flags)
+    assert code == 0
+    with Image.open(picture) as drawn, Image.open(SCENE) as plain:
+        assert drawn.size == plain.size
+        changed = (np.asarray(drawn.convert("RGB")) != np.asarray(plain.convert("RGB"))).any(axis=2)
+    assert changed[210:290, 210:290].mean() > 0.95  # the mask's tint
+    assert changed[100, [480, 640]].all()  # the box's sides
+    assert not changed[100, 560]  # and not its inside
+    assert changed[int(0.9 * SIDE), int(0.1 * SIDE)]  # the trace
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["missing.jpg"], 2, "missing.jpg: no such file"),
+        (["{text}"], 2, "not an image that Pillow can read"),
+        (["{scene}", "--box", "1,2,3"], 2, "argument --box: expected 4 numbers with commas between them, got '1,2,3'"),
+        (["{scene}", "--box", "nan,0,5,5"], 2, "expected a finite number, got nan"),
+        (["{scene}", "--box", "9,0,5,5"], 2, "expected x1 < x2"),
+        (["{scene}", "--box", "700,0,800,9"], 2, "region 0: Box(x1=700.0, y1=0.0, x2=800.0, y2=9.0, pool='mean', "),
+        (["{scene}", "--point", "0,0", "--point", "700,0"], 2, "region 1: Point(x=700.0, y=0.0) lies outside"),
+        (["{scene}", "--trace", ""], 2, "Trace: expected at least one point"),
+        (["{scene}", "--trace", "2,2"], 2, "no point of it lies on the image"),
+        (["{scene}", "--boxes", ""], 2, "BoxSet: expected at least one box"),
+        (["{scene}", "--mask", "{black}"], 2, "Mask: it is empty"),
+        (["{scene}", "--mask", "{small}"], 2, "expected the image's size, 672 x 672 pixels"),
+        (["{scene}", "--mask", "gone.png"], 2, "gone.png: no such file"),
+        (["{scene}", "--backend", "tpu"], 2, "argument --backend: invalid choice: 'tpu'"),
+        (["{scene}", "--save", "out.xyz"], 2, "out.xyz: expected a picture's ending"),
+        (["{scene}", "--save", "no/such/folder/out.png"], 2, "the folder no/such/folder does not exist"),
+        ([], 2, "the following arguments are required: image"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing_behind(
+    run: Run, demo_bundle: Path, tmp_path: Path, arguments: list[str], code: int, message: str
+) -> None:
+    places = {"scene": SCENE, "text": str(tmp_path / "text.jpg")}
+    Path(places["text"]).write_text("words")
+    for name, size in (("black", SIDE), ("small", 100)):
+        places[name] = str(tmp_path / f"{name}.png")
+        Image.new("L", (size, size), 0 if name == "black" else 255).save(places[name])
+    before = set(Path.cwd().iterdir())
+    got, out, err = run("caption", *(part.format(**places) for part in arguments), "--engines", demo_bundle)
+    assert (got, out) == (code, "")
+    assert message in err
+    assert err.count("\n") == 1
+    assert err.startswith("patchcaption: error: ")
+    assert set(Path.cwd().iterdir()) == before
+
+
+def test_a_bundle_that_cannot_be_used_is_exit_code_1(run: Run, tmp_path: Path) -> None:
+    for command in (["caption", SCENE, "--engines"], ["info"], ["verify"]):
+        code, out, err = run(*command, tmp_path)
+        assert (code, out) == (1, "")
+        assert "no bundle there" in err
+        assert err.count("\n") == 1
+
+
+def test_info_says_what_the_bundle_is(run: Run, demo_bundle: Path) -> None:
+    code, out, _ = run("info", demo_bundle)
+    assert code == 0
+    for part in ("demo", "16 x 16 patches of 14", "4 registers", "fp32", "onnxruntime"):
+        assert part in out
+    code, out, _ = run("info", demo_bundle, "--json")
+    assert json.loads(out) == json.loads((demo_bundle / "manifest.json").read_text())
+
+
+def test_verify_finds_what_changed(run: Run, bundle_copy: Callable[[], Path]) -> None:
+    folder = bundle_copy()
+    code, out, _ = run("verify", folder)
+    assert code == 0
+    assert "10 files are as built" in out
+    captions = folder / "captions.jsonl"
+    captions.write_text(captions.read_text().replace("red", "rad", 1))
+    code, _, err = run("verify", folder)
+    assert code == 1
+    assert "captions.jsonl: altered" in err
+
+
+def test_an_interrupt_is_exit_code_130(run: Run, demo_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Captioner, "caption", interrupt)
+    code, _, err = run("caption", SCENE, "--engines", demo_bundle)
+    assert code == 130
+    assert err == "patchcaption: error: interrupted\n"
