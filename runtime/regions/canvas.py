@@ -99,6 +99,9 @@ class Canvas:
 class Region(Protocol):
     """Anything that can say how much each token of an image belongs to it.
 
+    With a method ``outline`` (`runtime.regions.outline.Outlined`) it is drawn too, and with an attribute
+    ``is_of_patches`` that is False it is never re-encoded.
+
     Example:
         >>> class LeftHalf:
         ...     def weights(self, canvas):
@@ -121,6 +124,15 @@ class Region(Protocol):
             (261,)
         """
         ...
+
+
+def is_of_patches(region: Region) -> bool:
+    """Return whether a region is a choice of patches, which can be re-encoded without the rest of the image.
+
+    A kind that is not says so by a class attribute of this name: the whole image, its registers and attention heads,
+    and crops.
+    """
+    return bool(getattr(region, "is_of_patches", True))
 
 
 def cls_attention(cls_scores: Tensor) -> Tensor:
