@@ -50,7 +50,7 @@ def test_every_frame_is_drawn_and_written_down(run: Run, clip: Path, tmp_path: P
     told = [json.loads(line) for line in lines.read_text().splitlines()]
     assert [one["frame"] for one in told] == list(range(FRAMES))
     assert [one["seconds"] for one in told] == pytest.approx([number / 10 for number in range(FRAMES)])
-    assert [one["captions"][1]["region"]["kind"] for one in told] == ["WholeImage"] * FRAMES
+    assert [one["captions"][1]["region"]["kind"] for one in told] == ["whole_image"] * FRAMES
     assert [one["captions"][0]["reused"] for one in told[:3]] == [False, True, True]
     pictures_drawn = frames_of(drawn)
     assert [frame.time for frame in pictures_drawn] == pytest.approx(
