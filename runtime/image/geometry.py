@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 
 class Fit(str, Enum):
-    """How an image is brought to the square that the backbone takes (SPEC section 1).
+    """How an image is brought to the square that the backbone takes (published-system.md, section 1).
 
     Example:
         >>> with Captioner.load("engines/demo", fit=Fit.CROP) as published:
@@ -62,7 +62,7 @@ class View:
         return (points + np.array(self.offset_xy)) * (np.array(self.image_wh) / np.array(self.resized_wh))
 
     def published_box(self, x: float, y: float, width: float, height: float) -> tuple[float, float, float, float]:
-        """A box by corner and size in image pixels to input pixels, as the published evaluation does (SPEC section 1).
+        """A box by corner and size in image pixels to input pixels, as the published evaluation does (published-system.md, section 1).
 
         It differs from `to_input` in its rounding, and does not shrink a box by what the crop cuts off its left or top.
         """
