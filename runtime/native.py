@@ -25,7 +25,7 @@ _FAILURES = {1: "an argument is not sound", 3: "this machine has no such variant
 
 
 class _Bank(ctypes.Structure):
-    """patchcaption_bank of native/patchcaption.h."""
+    """patchcaption_bank of native/include/patchcaption/projection.h."""
 
     _fields_ = (
         ("rows", ctypes.c_void_p),
@@ -42,7 +42,7 @@ class _Bank(ctypes.Structure):
 
 
 class Library:
-    """The kernels by their C interface, native/patchcaption.h.
+    """The kernels by their C interface, native/include/patchcaption/projection.h.
 
     Raises:
         BackendError: it is not there, not a library, or of another version.

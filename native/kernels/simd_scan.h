@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "scan.h"
+#include "scan_interface.h"
 
 namespace patchcaption {
 namespace {

@@ -18,7 +18,7 @@
 #include <thread>
 #include <vector>
 
-#include "scan.h"
+#include "scan_interface.h"
 
 namespace patchcaption {
 namespace {

@@ -21,7 +21,7 @@ inline __m512 bytes_to_floats(const int8_t *from) {
 }  // namespace
 #define HALVES_TO_FLOATS halves_to_floats
 #define BYTES_TO_FLOATS bytes_to_floats
-#include "portable.h"
+#include "simd_scan.h"
 
 namespace patchcaption {
 namespace {

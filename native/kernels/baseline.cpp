@@ -11,7 +11,7 @@ inline HalvesAsFloats halves_to_floats(const uint16_t *from) {
 }  // namespace
 #define HALVES_TO_FLOATS halves_to_floats
 #endif
-#include "portable.h"
+#include "simd_scan.h"
 
 namespace patchcaption {
 namespace {

@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "patchcaption.h"
+#include "patchcaption/projection.h"
 
 namespace patchcaption {
 
