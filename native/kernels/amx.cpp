@@ -2,8 +2,8 @@
 //
 // A row becomes one or two planes of bfloat16, each with a scale: an int8 or bfloat16 number is one exactly, a float16
 // exactly two, a float32 two to 16 bits; `fine` is the second plane where it is used. Directions and weights become a
-// high and a low part in the same way, so what is lost is about 2**-16 of each product, as in a float32 sum. Rows of bytes
-// are multiplied as they are, right from the bank, by directions of two bytes.
+// high and a low part in the same way, so what is lost is about 2**-16 of each product, as in a float32 sum. Rows of
+// bytes are multiplied as they are, right from the bank, by directions of two bytes.
 #define LANES 16
 #include <immintrin.h>
 #include <sys/syscall.h>
@@ -72,8 +72,8 @@ int64_t directions_bytes(const Query &query) {
 }
 
 int64_t scratch_bytes(const patchcaption_bank &, const Query &query) {
-    return 2 * directions_bytes(query) + 4 * query.padded_regions + 3 * kTileBytes + 2 * 2 * kBlock * query.padded_width * 2 + 3 * kBlock * kRegionsPadding * 4 +
-           3 * kChunks * kTileBytes;
+    return 2 * directions_bytes(query) + 4 * query.padded_regions + 3 * kTileBytes +
+           2 * 2 * kBlock * query.padded_width * 2 + 3 * kBlock * kRegionsPadding * 4 + 3 * kChunks * kTileBytes;
 }
 
 Scratch divide(const Query &query, void *memory) {
@@ -137,8 +137,8 @@ inline void transpose(__m512i words[16]) {
     }
 }
 
-// Directions (padded R, W) as tiles: a tile's row is a pair of numbers along D, its columns are 16 regions. A pair is of
-// numbers 16 apart, as in unpack_block.
+// Directions (padded R, W) as tiles: a tile's row is a pair of numbers along D, its columns are 16 regions. A pair is
+// of numbers 16 apart, as in unpack_block.
 void pack_directions(const Query &query, const Scratch &scratch) {
     int64_t tile = 0;
     for (int64_t first = 0; first < query.padded_regions; first += kRegionsPadding) {
@@ -171,7 +171,8 @@ struct Planes {
     static constexpr bool kIsNarrow = kStorage == PATCHCAPTION_INT8 || kStorage == PATCHCAPTION_BF16;
     static constexpr int kCount = kIsNarrow && !kFine ? 1 : 2;
 
-    static inline void split_sum(__m512 values, const int8_t *fine, float fine_step, __mmask16 present, __m512i words[2]) {
+    static inline void split_sum(__m512 values, const int8_t *fine, float fine_step, __mmask16 present,
+                                 __m512i words[2]) {
         if constexpr (kFine) {
             const __m512 left = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(present, fine)));
             values = _mm512_add_ps(values, _mm512_mul_ps(left, _mm512_set1_ps(fine_step)));
@@ -245,12 +246,14 @@ inline void unpack_pair(const patchcaption_bank &bank, const int64_t places[2], 
     }
 }
 
-// A block of rows as tiles of each plane, unless those are not wanted, and of pairs of rows; rows past the last are zero.
+// A block of rows as tiles of each plane, unless those are not wanted, and of pairs of rows; rows past the last are
+// zero.
 template <int kStorage, bool kFine, bool kWithPlanes>
 void unpack_block(const patchcaption_bank &bank, const Query &query, int64_t start, int64_t rows, const int8_t *fine,
                   const Scratch &scratch) {
     const int64_t tiles = query.padded_width / kTileDepth;
-    for (int64_t chunk = 0; chunk < kBlock; chunk += kTileDepth) {  // tile by tile, so that what is written lies together
+    for (int64_t chunk = 0; chunk < kBlock;
+         chunk += kTileDepth) {  // tile by tile, so that what is written lies together
         for (int64_t tile = 0; tile < tiles; ++tile) {
             const int64_t d = tile * kTileDepth;
             const uint32_t inside = bank.width - d >= kTileDepth ? ~0u : (1u << (bank.width - d)) - 1;
@@ -316,12 +319,14 @@ void pack_byte_directions(const Query &query, const Scratch &scratch) {
         for (int64_t d = 0; d < width; ++d) largest = std::fmax(largest, std::fabs(from[d]));
         const float step = largest / 127;
         scratch.byte_steps[region] = step;
-        const int64_t column = region / kRegionsPadding * (width / kByteDepth) * kTileBytes + region % kRegionsPadding * 4;
+        const int64_t column =
+            region / kRegionsPadding * (width / kByteDepth) * kTileBytes + region % kRegionsPadding * 4;
         for (int64_t d = 0; d < width; ++d) {
             const float high = std::nearbyint(from[d] / step);
             const int64_t place = column + d / kByteDepth * kTileBytes + d % kByteDepth / 4 * 64 + d % 4;
             scratch.directions[0][place] = static_cast<char>(static_cast<int8_t>(high));
-            scratch.directions[1][place] = static_cast<char>(static_cast<int8_t>(std::nearbyint((from[d] / step - high) * 254)));
+            scratch.directions[1][place] =
+                static_cast<char>(static_cast<int8_t>(std::nearbyint((from[d] / step - high) * 254)));
         }
     }
 }
@@ -335,7 +340,8 @@ void multiply_bytes(const patchcaption_bank &bank, const Query &query, int64_t s
     const char *low = scratch.directions[1] + group * tiles * kTileBytes;
     const Floats step = floats(scratch.byte_steps + group * kRegionsPadding), low_step = step / 254.0f;
     for (int64_t row = 0; row < kBlock; row += kTileRows) {
-        const int8_t *rows = static_cast<const int8_t *>(bank.rows) + (start + row) * width, *fine_rows = fine + row * width;
+        const int8_t *rows = static_cast<const int8_t *>(bank.rows) + (start + row) * width,
+                     *fine_rows = fine + row * width;
         _tile_zero(0);
         _tile_zero(1);
         _tile_zero(2);
@@ -376,13 +382,13 @@ void finish_logits(const patchcaption_bank &bank, const Query &query, int64_t st
     for (int64_t row = 0; row < rows; ++row) {
         Floats values = floats(scratch.sums[0] + row * kRegionsPadding) * scale_of(bank, start + row, 0);
         if (planes == 2) values += floats(scratch.sums[1] + row * kRegionsPadding) * scale_of(bank, start + row, 1);
-        store(scratch.weights + row * kRegionsPadding, values * (bank.inverse_norms[start + row] * query.inverse_temperature));
+        store(scratch.weights + row * kRegionsPadding,
+              values * (bank.inverse_norms[start + row] * query.inverse_temperature));
     }
 }
 
 // weights (kBlock, 16), times each plane's scales, as tiles of 16 regions by 32 rows.
-void pack_weights(const patchcaption_bank &bank, int64_t start, int64_t rows, int planes,
-                  const Scratch &scratch) {
+void pack_weights(const patchcaption_bank &bank, int64_t start, int64_t rows, int planes, const Scratch &scratch) {
     for (int64_t chunk = 0; chunk < kChunks; ++chunk) {
         __m512i high[2][16], low[2][16];
         for (int64_t pair = 0; pair < 16; ++pair) {
@@ -492,9 +498,12 @@ void scan(const patchcaption_bank &bank, const Query &query, int64_t begin, int6
           Partial &partial, void *memory) {
     const auto chosen = [&] {
         switch (bank.storage) {
-            case PATCHCAPTION_FP16: return query.with_fine ? scan_of<PATCHCAPTION_FP16, true> : scan_of<PATCHCAPTION_FP16, false>;
-            case PATCHCAPTION_BF16: return query.with_fine ? scan_of<PATCHCAPTION_BF16, true> : scan_of<PATCHCAPTION_BF16, false>;
-            case PATCHCAPTION_INT8: return query.with_fine ? scan_of<PATCHCAPTION_INT8, true> : scan_of<PATCHCAPTION_INT8, false>;
+            case PATCHCAPTION_FP16:
+                return query.with_fine ? scan_of<PATCHCAPTION_FP16, true> : scan_of<PATCHCAPTION_FP16, false>;
+            case PATCHCAPTION_BF16:
+                return query.with_fine ? scan_of<PATCHCAPTION_BF16, true> : scan_of<PATCHCAPTION_BF16, false>;
+            case PATCHCAPTION_INT8:
+                return query.with_fine ? scan_of<PATCHCAPTION_INT8, true> : scan_of<PATCHCAPTION_INT8, false>;
             default: return query.with_fine ? scan_of<PATCHCAPTION_FP32, true> : scan_of<PATCHCAPTION_FP32, false>;
         }
     }();

@@ -19,8 +19,8 @@ inline __m512 bytes_to_floats(const int8_t *from) {
 namespace patchcaption {
 namespace {
 bool is_usable() {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512dq");
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
 }  // namespace
 const Variant kAvx512 = {"avx512", 0, is_usable, portable_scratch_bytes, portable_scan, portable_logits, portable_add};

@@ -25,7 +25,9 @@ namespace {
 
 constexpr const Variant *kVariants[] = {
 #if defined(__x86_64__)
-    &kAmx, &kAvx512, &kAvx2,
+    &kAmx,
+    &kAvx512,
+    &kAvx2,
 #endif
     &kBaseline,
 };
@@ -96,7 +98,8 @@ class FineReader : public FineRows {
         const int64_t from = bank_.fine_offset + first_ * bank_.width, page = sysconf(_SC_PAGESIZE);
         mapped_offset_ = from % page;
         mapped_bytes_ = mapped_offset_ + (last_ - first_) * bank_.width;
-        void *memory = mmap(nullptr, mapped_bytes_, PROT_READ, MAP_SHARED | MAP_POPULATE, bank_.fine_file, from - mapped_offset_);
+        void *memory =
+            mmap(nullptr, mapped_bytes_, PROT_READ, MAP_SHARED | MAP_POPULATE, bank_.fine_file, from - mapped_offset_);
         if (memory == MAP_FAILED) {
             mapped_bytes_ = 0;
             throw std::runtime_error("`fine` cannot be mapped");
@@ -229,7 +232,9 @@ class Gathered {
     explicit Gathered(const patchcaption_bank &bank)
         : from_(bank),
           reader_(bank, true),
-          row_bytes_(bank.width * (bank.storage == PATCHCAPTION_FP32 ? 4 : bank.storage == PATCHCAPTION_INT8 ? 1 : 2)),
+          row_bytes_(bank.width * (bank.storage == PATCHCAPTION_FP32   ? 4
+                                   : bank.storage == PATCHCAPTION_INT8 ? 1
+                                                                       : 2)),
           rows_(zeros<char>(kBlock * row_bytes_)),
           fine_(zeros<int8_t>(kBlock * bank.width)) {
         here = bank;
@@ -308,10 +313,10 @@ bool is_sound(const patchcaption_bank *bank, const float *directions, int64_t re
            (!bank->fine_scales || bank->fine || bank->fine_file >= 0);
 }
 
-int32_t project(const patchcaption_bank &bank, const float *directions, int64_t regions, float temperature, int64_t best,
-                bool with_fine, int32_t threads, const Variant &variant, float *mixed, float *tail) {
-    Query query{nullptr, regions, padded(regions, kRegionsPadding), padded(bank.width, kWidthPadding), 1 / temperature,
-                with_fine};
+int32_t project(const patchcaption_bank &bank, const float *directions, int64_t regions, float temperature,
+                int64_t best, bool with_fine, int32_t threads, const Variant &variant, float *mixed, float *tail) {
+    Query query{nullptr,         regions,  padded(regions, kRegionsPadding), padded(bank.width, kWidthPadding),
+                1 / temperature, with_fine};
     const Array<float> copy = zeros<float>(query.padded_regions * query.padded_width);
     for (int64_t region = 0; region < regions; ++region) {
         std::memcpy(copy.get() + region * query.padded_width, directions + region * bank.width, 4 * bank.width);
@@ -320,7 +325,8 @@ int32_t project(const patchcaption_bank &bank, const float *directions, int64_t 
     const int64_t shares = (bank.row_count + kRowsPerShare - 1) / kRowsPerShare;
     const int64_t wanted = threads > 0 ? threads : std::max(1u, std::thread::hardware_concurrency());
     std::vector<Worker> workers;
-    for (int64_t number = 0; number < std::min(wanted, shares); ++number) workers.emplace_back(variant, bank, query, best);
+    for (int64_t number = 0; number < std::min(wanted, shares); ++number)
+        workers.emplace_back(variant, bank, query, best);
     scan_all(variant, bank, query, workers);
     std::atomic<int64_t> next{0};
     in_threads(std::min<int64_t>(wanted, workers.size()), [&](int64_t number) {
@@ -376,7 +382,8 @@ int32_t patchcaption_project(const patchcaption_bank *bank, const float *directi
     const Variant *found = find(variant, regions);
     if (!found) return PATCHCAPTION_NO_SUCH_VARIANT;
     return guarded([&] {
-        return project(*bank, directions, regions, temperature, 0, bank->fine_scales != nullptr, threads, *found, mixed, nullptr);
+        return project(*bank, directions, regions, temperature, 0, bank->fine_scales != nullptr, threads, *found, mixed,
+                       nullptr);
     });
 }
 
@@ -386,8 +393,7 @@ int32_t patchcaption_project_best(const patchcaption_bank *bank, const float *di
     if (!tail || !is_sound(bank, directions, regions, temperature, best, mixed)) return PATCHCAPTION_BAD_ARGUMENT;
     const Variant *found = find(variant, regions);
     if (!found) return PATCHCAPTION_NO_SUCH_VARIANT;
-    return guarded([&] {
-        return project(*bank, directions, regions, temperature, best, false, threads, *found, mixed, tail);
-    });
+    return guarded(
+        [&] { return project(*bank, directions, regions, temperature, best, false, threads, *found, mixed, tail); });
 }
 }

@@ -29,14 +29,14 @@ struct Candidate {
 
 // What one thread has seen of the rows so far: the running softmax of every region.
 struct Partial {
-    float *largest;          // (padded R,) the largest logit
-    float *total;            // (padded R,) the sum of exp(logit - largest)
-    float *reach;            // (padded R,) the sum of exp(logit - largest) * row length
-    float *mixed;            // (padded R, padded D) the sum of exp(logit - largest) * row
-    float *floors;           // (padded R,) rows with a logit at or below it are not among the best
-    Candidate *candidates;   // (R, capacity)
-    int64_t *counts;         // (R,) how many of them
-    int64_t capacity;        // 0 where no best rows are asked for
+    float *largest;                            // (padded R,) the largest logit
+    float *total;                              // (padded R,) the sum of exp(logit - largest)
+    float *reach;                              // (padded R,) the sum of exp(logit - largest) * row length
+    float *mixed;                              // (padded R, padded D) the sum of exp(logit - largest) * row
+    float *floors;                             // (padded R,) rows with a logit at or below it are not among the best
+    Candidate *candidates;                     // (R, capacity)
+    int64_t *counts;                           // (R,) how many of them
+    int64_t capacity;                          // 0 where no best rows are asked for
     void (*prune)(Partial &, int64_t region);  // makes room among the candidates of a region
 };
 
@@ -59,8 +59,8 @@ struct Variant {
     int64_t (*scratch_bytes)(const patchcaption_bank &, const Query &);
     Scan scan;
     // One region's logits (count,) of the first rows of a bank: cosine / temperature.
-    void (*logits)(const patchcaption_bank &, const Query &, int64_t region, int64_t count, bool with_fine, float *logits,
-                   void *scratch);
+    void (*logits)(const patchcaption_bank &, const Query &, int64_t region, int64_t count, bool with_fine,
+                   float *logits, void *scratch);
     // mixed (padded D,) += weights (count,) times the first rows of a bank.
     void (*add)(const patchcaption_bank &, const Query &, int64_t count, bool with_fine, const float *weights,
                 float *mixed, void *scratch);

@@ -1,6 +1,6 @@
 // The scan in vectors of LANES floats: what every variant has in common. A variant defines LANES and, where it
-// has instructions for them, HALVES_TO_FLOATS and BYTES_TO_FLOATS, and includes this once. All of it is local to the including file, since the
-// linker may not choose between copies that were compiled for different instructions.
+// has instructions for them, HALVES_TO_FLOATS and BYTES_TO_FLOATS, and includes this once. All of it is local to the
+// including file, since the linker may not choose between copies that were compiled for different instructions.
 #pragma once
 
 #include <cmath>
@@ -131,8 +131,8 @@ void unpack(const patchcaption_bank &bank, int64_t row, const int8_t *fine, int6
 }
 
 // Notes the rows of a block that may be among the best of a region. logits (kBlock, 16): of 16 regions from `first` on.
-void offer(int64_t begin, int64_t rows, int64_t first, int64_t regions, const float *logits, const Floats *block_largest,
-           Partial &partial) {
+void offer(int64_t begin, int64_t rows, int64_t first, int64_t regions, const float *logits,
+           const Floats *block_largest, Partial &partial) {
     for (int64_t lane = 0; lane < kRegionsPadding && first + lane < regions; ++lane) {
         const int64_t region = first + lane;
         if (!(block_largest[lane / LANES][lane % LANES] > partial.floors[region])) continue;
@@ -152,7 +152,8 @@ void soften(const patchcaption_bank &bank, const Query &query, int64_t begin, in
     Floats block_largest[kRegionsPadding / LANES];
     for (int64_t part = 0; part < kRegionsPadding / LANES; ++part) {
         Floats now = splat(-INFINITY);
-        for (int64_t row = 0; row < rows; ++row) now = larger(now, floats(logits + row * kRegionsPadding + part * LANES));
+        for (int64_t row = 0; row < rows; ++row)
+            now = larger(now, floats(logits + row * kRegionsPadding + part * LANES));
         block_largest[part] = now;
     }
     if (partial.capacity) offer(begin, rows, first, query.regions, logits, block_largest, partial);
@@ -255,11 +256,12 @@ void block_add(const Query &query, int64_t first, const float *weights, const fl
     return 4 * kBlock * (query.padded_width + kRegionsPadding);
 }
 
-[[maybe_unused]] void portable_scan(const patchcaption_bank &bank, const Query &query, int64_t begin, int64_t end, FineRows &fine_rows,
-                   Partial &partial, void *scratch) {
+[[maybe_unused]] void portable_scan(const patchcaption_bank &bank, const Query &query, int64_t begin, int64_t end,
+                                    FineRows &fine_rows, Partial &partial, void *scratch) {
     float *unpacked = static_cast<float *>(scratch);
     float *logits = unpacked + kBlock * query.padded_width;
-    const bool is_ready = bank.storage == PATCHCAPTION_FP32 && !bank.scales && !query.with_fine && bank.width == query.padded_width;
+    const bool is_ready =
+        bank.storage == PATCHCAPTION_FP32 && !bank.scales && !query.with_fine && bank.width == query.padded_width;
     for (int64_t start = begin; start < end; start += kBlock) {
         const int64_t rows = end - start < kBlock ? end - start : kBlock;
         const float *block = unpacked;
@@ -293,8 +295,8 @@ void portable_logits(const patchcaption_bank &bank, const Query &query, int64_t 
     }
 }
 
-void portable_add(const patchcaption_bank &bank, const Query &query, int64_t count, bool with_fine, const float *weights,
-                  float *mixed, void *scratch) {
+void portable_add(const patchcaption_bank &bank, const Query &query, int64_t count, bool with_fine,
+                  const float *weights, float *mixed, void *scratch) {
     float *values = static_cast<float *>(scratch);
     for (int64_t row = 0; row < count; ++row) {
         unpack(bank, row, with_fine ? bank.fine + row * bank.width : nullptr, query.padded_width, values);

@@ -46,7 +46,8 @@ typedef struct patchcaption_bank {
 
 PATCHCAPTION_API int32_t patchcaption_abi(void);
 
-/* The variants that this machine can run, best first, by name ("amx", "avx512", "avx2", "baseline"); NULL past the end. */
+/* The variants that this machine can run, best first, by name ("amx", "avx512", "avx2", "baseline"); NULL past the end.
+ */
 PATCHCAPTION_API const char *patchcaption_variant(int32_t place);
 
 /* softmax(cosine / temperature) @ rows for R directions of length 1, in one pass over all that is known of the rows.
@@ -54,17 +55,17 @@ PATCHCAPTION_API const char *patchcaption_variant(int32_t place);
  * directions (R, D) -> mixed (R, D). variant: a name from patchcaption_variant, or NULL for the best.
  * Returns an enum patchcaption_status.
  */
-PATCHCAPTION_API int32_t patchcaption_project(const patchcaption_bank *bank, const float *directions, int64_t regions, float temperature,
-                             int32_t threads, const char *variant, float *mixed);
+PATCHCAPTION_API int32_t patchcaption_project(const patchcaption_bank *bank, const float *directions, int64_t regions,
+                                              float temperature, int32_t threads, const char *variant, float *mixed);
 
 /* The same without `fine` but for the `best` rows of each region, which are computed again with it.
  *
- * tail (R,): the sum of weight times row length over all other rows, as a share of the length of `mixed`: so much of the
- * result may be wrong by what rounding did to rows and their weights.
+ * tail (R,): the sum of weight times row length over all other rows, as a share of the length of `mixed`: so much of
+ * the result may be wrong by what rounding did to rows and their weights.
  */
-PATCHCAPTION_API int32_t patchcaption_project_best(const patchcaption_bank *bank, const float *directions, int64_t regions,
-                                  float temperature, int64_t best, int32_t threads, const char *variant, float *mixed,
-                                  float *tail);
+PATCHCAPTION_API int32_t patchcaption_project_best(const patchcaption_bank *bank, const float *directions,
+                                                   int64_t regions, float temperature, int64_t best, int32_t threads,
+                                                   const char *variant, float *mixed, float *tail);
 
 #ifdef __cplusplus
 }
