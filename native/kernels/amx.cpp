@@ -4,24 +4,13 @@
 // exactly two, a float32 two to 16 bits; `fine` is the second plane where it is used. Directions and weights become a
 // high and a low part in the same way, so what is lost is about 2**-16 of each product, as in a float32 sum. Rows of
 // bytes are multiplied as they are, right from the bank, by directions of two bytes.
-#define LANES 16
 #include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cstdint>
 
-namespace {
-inline __m512 halves_to_floats(const uint16_t *from) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(from)));
-}
-inline __m512 bytes_to_floats(const int8_t *from) {
-    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from))));
-}
-}  // namespace
-#define HALVES_TO_FLOATS halves_to_floats
-#define BYTES_TO_FLOATS bytes_to_floats
-#include "simd_scan.h"
+#include "simd_avx512.h"
 
 namespace patchcaption {
 namespace {
