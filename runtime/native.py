@@ -19,9 +19,9 @@ from runtime.stored_rows import StoredRows
 
 PLACE_VARIABLE = "PATCHCAPTION_NATIVE"
 _FILE = Path(__file__).with_name("libpatchcaption.so")
-_ABI = 1
+_ABI = 2
 _STORAGES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}
-_FAILURES = {1: "an argument is not sound", 3: "this machine has no such variant", 4: "the bank's file cannot be read"}
+_FAILURES = {1: "invalid argument", 3: "this machine has no such variant", 4: "the bank's file cannot be read"}
 
 
 class _Bank(ctypes.Structure):
@@ -30,14 +30,14 @@ class _Bank(ctypes.Structure):
     _fields_ = (
         ("rows", ctypes.c_void_p),
         ("scales", ctypes.c_void_p),
-        ("fine", ctypes.c_void_p),
-        ("fine_scales", ctypes.c_void_p),
+        ("residual", ctypes.c_void_p),
+        ("residual_scales", ctypes.c_void_p),
         ("inverse_norms", ctypes.c_void_p),
         ("row_count", ctypes.c_int64),
         ("width", ctypes.c_int64),
         ("storage", ctypes.c_int32),
-        ("fine_file", ctypes.c_int32),
-        ("fine_offset", ctypes.c_int64),
+        ("residual_fd", ctypes.c_int32),
+        ("residual_offset", ctypes.c_int64),
     )
 
 
@@ -55,12 +55,12 @@ class Library:
         except (OSError, AttributeError) as error:
             raise BackendError(f"{path}: not the native kernels: {error}; run make native") from None
         if abi != _ABI:
-            raise BackendError(f"{path}: of version {abi}, expected {_ABI}; run make native")
+            raise BackendError(f"{path}: its ABI version is {abi}, expected {_ABI}; run make native")
         self._calls.patchcaption_variant.restype = ctypes.c_char_p
         bank, count, number = ctypes.POINTER(_Bank), ctypes.c_int64, ctypes.c_int32
         floats, real, name = ctypes.c_void_p, ctypes.c_float, ctypes.c_char_p
         self._calls.patchcaption_project.argtypes = (bank, floats, count, real, number, name, floats)
-        self._calls.patchcaption_project_best.argtypes = (
+        self._calls.patchcaption_project_with_refinement.argtypes = (
             (bank, floats, count, real, count, number, name, floats, floats)
         )  # fmt: skip
 
@@ -91,7 +91,7 @@ class Library:
         directions, mixed = directions.contiguous(), torch.empty_like(directions)
         tail = torch.empty(len(directions))
         self._check(
-            self._calls.patchcaption_project_best(
+            self._calls.patchcaption_project_with_refinement(
                 _described(rows),
                 directions.data_ptr(),
                 len(directions),
@@ -136,14 +136,14 @@ def _described(rows: StoredRows) -> _Bank:
     return _Bank(
         rows=rows.stored.data_ptr(),
         scales=None if rows.scales is None else rows.scales.data_ptr(),
-        fine=None if fine is None or fine.numbers is None else fine.numbers.data_ptr(),
-        fine_scales=None if fine is None else fine.scales.data_ptr(),
+        residual=None if fine is None or fine.numbers is None else fine.numbers.data_ptr(),
+        residual_scales=None if fine is None else fine.scales.data_ptr(),
         inverse_norms=rows.inverse_norms.data_ptr(),
         row_count=rows.stored.shape[0],
         width=rows.stored.shape[1],
         storage=_STORAGES[rows.stored.dtype],
-        fine_file=-1 if fine is None or fine.file is None else fine.file.fileno(),
-        fine_offset=0 if fine is None else fine.offset,
+        residual_fd=-1 if fine is None or fine.file is None else fine.file.fileno(),
+        residual_offset=0 if fine is None else fine.offset,
     )
 
 

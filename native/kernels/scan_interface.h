@@ -1,6 +1,8 @@
-// What a scan over the rows of a bank takes and gives; each variant of it is compiled for other instructions.
+// The interface of a scan over the rows of a bank. Every variant implements it, compiled for its own instruction set.
 //
-// This header is included by code for different instructions, so it must not define functions that would be merged.
+// Define no functions here that the linker could merge: the copy it keeps may use instructions that this CPU lacks.
+//
+// Shapes: R queries, M memory rows, D width; "padded" means rounded up to the constants below.
 #pragma once
 
 #include <cstdint>
@@ -9,17 +11,18 @@
 
 namespace patchcaption {
 
-constexpr int64_t kRegionsPadding = 16;  // of R: the lanes of the widest vector, the columns of an AMX tile
-constexpr int64_t kWidthPadding = 32;    // of D: what one AMX instruction sums up
-constexpr int64_t kBlock = 64;           // rows worked on at once: unpacked they stay in the second cache
+constexpr int64_t kQueryPadding = 16;  // for R: the lanes of the widest vector, and the columns of an AMX tile
+constexpr int64_t kWidthPadding = 32;  // for D: the bfloat16 elements that one AMX instruction sums over
+constexpr int64_t kBlock = 64;         // rows processed together: unpacked, they stay in the L2 cache
 
-struct Query {
-    const float *directions;  // (padded R, padded D), zero where padded
-    int64_t regions;          // R
-    int64_t padded_regions;
+// The queries of one call.
+struct QueryBatch {
+    const float *unit_queries;  // (padded R, padded D), zero where padded
+    int64_t count;              // R
+    int64_t padded_count;
     int64_t padded_width;
     float inverse_temperature;
-    bool with_fine;
+    bool with_residual;  // whether the scan adds the residual to the rows
 };
 
 struct Candidate {
@@ -27,43 +30,44 @@ struct Candidate {
     uint32_t row;
 };
 
-// What one thread has seen of the rows so far: the running softmax of every region.
+// The running softmax of every query over the rows that one thread has scanned, and the rows that may be refined.
 struct Partial {
-    float *largest;                            // (padded R,) the largest logit
-    float *total;                              // (padded R,) the sum of exp(logit - largest)
-    float *reach;                              // (padded R,) the sum of exp(logit - largest) * row length
-    float *mixed;                              // (padded R, padded D) the sum of exp(logit - largest) * row
-    float *floors;                             // (padded R,) rows with a logit at or below it are not among the best
-    Candidate *candidates;                     // (R, capacity)
-    int64_t *counts;                           // (R,) how many of them
-    int64_t capacity;                          // 0 where no best rows are asked for
-    void (*prune)(Partial &, int64_t region);  // makes room among the candidates of a region
+    float *max_logits;                           // (padded R,)
+    float *denominators;                         // (padded R,) sum of exp(logit - max_logit)
+    float *weighted_norms;                       // (padded R,) sum of exp(logit - max_logit) * row length
+    float *weighted_sum;                         // (padded R, padded D) sum of exp(logit - max_logit) * row
+    float *thresholds;                           // (padded R,) a row is no candidate unless its logit is above this
+    Candidate *candidates;                       // (R, candidate_capacity)
+    int64_t *candidate_counts;                   // (R,)
+    int64_t candidate_capacity;                  // 0 if no rows will be refined
+    void (*keep_top)(Partial &, int64_t query);  // discards the lower half of a query's candidates
 };
 
-// Where `fine` of a block of rows comes from.
-class FineRows {
+// The residual of the rows that are being scanned.
+class ResidualSource {
   public:
-    virtual const int8_t *block(int64_t start, int64_t rows) = 0;  // (rows, D); NULL where it is not wanted
+    virtual const int8_t *block(int64_t start, int64_t rows) = 0;  // (rows, D), or NULL if the residual is not used
 
   protected:
-    ~FineRows() = default;
+    ~ResidualSource() = default;
 };
 
-using Scan = void (*)(const patchcaption_bank &, const Query &, int64_t begin, int64_t end, FineRows &, Partial &,
-                      void *scratch);
+using Scan = void (*)(const patchcaption_bank &, const QueryBatch &, int64_t begin, int64_t end, ResidualSource &,
+                      Partial &, void *scratch);
 
 struct Variant {
     const char *name;
-    int64_t fewest_regions;  // for which it is worth its preparations
-    bool (*is_usable)();
-    int64_t (*scratch_bytes)(const patchcaption_bank &, const Query &);
+    int64_t min_queries;  // fewer do not repay its preparation of rows and queries
+    bool (*is_supported)();
+    int64_t (*scratch_bytes)(const patchcaption_bank &, const QueryBatch &);
+    // Adds rows [begin, end) to the running softmax of every query.
     Scan scan;
-    // One region's logits (count,) of the first rows of a bank: cosine / temperature.
-    void (*logits)(const patchcaption_bank &, const Query &, int64_t region, int64_t count, bool with_fine,
+    // logits (count,) of one query for the first `count` rows of a bank.
+    void (*logits)(const patchcaption_bank &, const QueryBatch &, int64_t query, int64_t count, bool with_residual,
                    float *logits, void *scratch);
-    // mixed (padded D,) += weights (count,) times the first rows of a bank.
-    void (*add)(const patchcaption_bank &, const Query &, int64_t count, bool with_fine, const float *weights,
-                float *mixed, void *scratch);
+    // weighted_sum (padded D,) += weights (count,) @ the first `count` rows of a bank.
+    void (*accumulate)(const patchcaption_bank &, const QueryBatch &, int64_t count, bool with_residual,
+                       const float *weights, float *weighted_sum, void *scratch);
 };
 
 extern const Variant kBaseline;
