@@ -15,7 +15,8 @@ from rich.table import Table
 from export.bundle_builder import BuildOptions, build
 from export.command_line import add_plan_options, count, plan_options, say_error, shown
 from export.readers import is_repository
-from runtime.bundle import Bundle, BundleBackend, EnginePrecision, MemoryPrecision
+from runtime.bundle import Bundle, BundleBackend, EnginePrecision
+from runtime.bundle.dtypes import StoragePrecision
 from runtime.errors import PatchcaptionError
 
 
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--memory-precision",
-        choices=get_args(MemoryPrecision),
+        choices=get_args(StoragePrecision),
         default="fp32",
         help="what the memory bank is stored in; no choice changes projected vectors by 1e-3 (default: fp32)",
     )
@@ -110,14 +111,14 @@ def _build_options(options: argparse.Namespace) -> BuildOptions:
 
 def _report(bundle: Bundle) -> Table:
     manifest = bundle.manifest
-    table = Table(title=f"{bundle.folder}: {manifest.build.checkpoint}, {manifest.architecture.name}")
+    table = Table(title=f"{bundle.folder}: {manifest.build.checkpoint}, {manifest.backbone.name}")
     for heading in ("file", "MiB", "precision", "largest difference"):
         table.add_column(heading, justify="left" if heading == "file" else "right")
-    engines = {record.file: record for record in manifest.engines}
+    engines = {record.file: record for record in manifest.engines.values()}
     for name, record in manifest.files.items():
         engine = engines.get(name)
         size = f"{record.bytes / 2**20:.2f}"
-        precision, difference = (engine.precision, f"{engine.largest_difference:.1e}") if engine else ("", "")
+        precision, difference = (engine.precision, f"{engine.max_error:.1e}") if engine else ("", "")
         table.add_row(name, size, precision, difference)
     return table
 

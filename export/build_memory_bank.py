@@ -29,8 +29,8 @@ from torch import Tensor
 
 from export.checkpoint import CheckpointError
 from export.readers.clip_bpe import pad_tokens, read_clip_bpe, read_tokenizer
-from export.readers.hub import Wanted, locate
-from export.readers.memory_hdf5 import CAPTIONS, EMBEDDINGS
+from export.readers.hub import FileRequest, resolve_files
+from export.readers.memory_hdf5 import CAPTIONS, EMBEDDINGS, TEXT_SPACE
 from export.readers.talk2dino import Talk2Dino, read_talk2dino
 from runtime.errors import PatchcaptionError
 
@@ -102,8 +102,8 @@ def read_text_side(tower: str, talk2dino_file: Path, tokenizer_file: Path | None
     logging.set_verbosity_error()  # a whole CLIP has weights that its text tower has no use for
     logging.disable_progress_bar()
     if not Path(tower).is_dir():  # found out at once; transformers would go on asking for a while
-        wanted = Wanted("the text tower", ("config.json",), ((tower, "config.json"),))
-        locate([wanted], (), f"--text-tower {tower}", "name a folder that has it, and the weights, instead")
+        wanted = FileRequest("the text tower", ("config.json",), ((tower, "config.json"),))
+        resolve_files([wanted], (), f"--text-tower {tower}", "name a folder that has it, and the weights, instead")
     try:
         model, loaded = CLIPTextModelWithProjection.from_pretrained(
             tower, dtype=torch.float32, output_loading_info=True
@@ -164,7 +164,7 @@ def make_bank(captions: Sequence[str], side: TextSide, out: Path, batch: int, re
             rows.flush()
             report(start + len(embedded))
     embeddings = np.memmap(rows_file, dtype="<f4", mode="r", shape=(len(captions), side.talk2dino.width))
-    _write_bank(work / out.name, embeddings, captions)
+    _write_bank(work / out.name, embeddings, captions, side.talk2dino.text_space)
     (work / out.name).replace(out)
     shutil.rmtree(work)
 
@@ -189,8 +189,9 @@ def _fingerprint(captions: Sequence[str], side: TextSide, batch: int) -> str:
     return f"{digest.hexdigest()}, {side.identity}, {side.tokenizer.get_vocab_size()} tokens, {batch} at once"
 
 
-def _write_bank(path: Path, embeddings: np.ndarray[Any, Any], captions: Sequence[str]) -> None:
+def _write_bank(path: Path, embeddings: np.ndarray[Any, Any], captions: Sequence[str], text_space: str) -> None:
     with h5py.File(path, "w") as file:
+        file.attrs[TEXT_SPACE] = text_space
         rows = file.create_dataset(f"{_NAME}{EMBEDDINGS}", embeddings.shape, np.float32)
         texts = file.create_dataset(f"{_NAME}{CAPTIONS}", (len(captions),), h5py.string_dtype("utf-8"))
         for start in range(0, len(captions), _BLOCK_ROWS):

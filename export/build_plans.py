@@ -17,7 +17,7 @@ from rich.console import Console
 
 from export.command_line import add_plan_options, plan_options, say_error, shown
 from export.plans.builder import PlanOptions
-from export.plans.bundle_plans import Progress, build_plans, open_for
+from export.plans.bundle_plans import BuildProgress, build_plans, open_for
 from runtime.bundle import Bundle, Manifest, new_bundle, record_files, write_manifest
 from runtime.errors import BackendError, PatchcaptionError
 
@@ -44,15 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def add_plans(bundle: Bundle, out: Path, options: PlanOptions, progress: Progress) -> None:
+def add_plans(bundle: Bundle, out: Path, options: PlanOptions, progress: BuildProgress) -> None:
     """The bundle with plans of its graphs at ``out``; whatever was there stays until it is complete.
 
     Raises:
         BackendError: TensorRT or a GPU is not here, or TensorRT refuses a graph.
         BundleError: ``out`` cannot be written.
     """
-    trt = open_for(bundle.manifest.backbone.precision)
-    if bundle.manifest.backbone.precision == "int8" and bundle.manifest.backend == "cpu":
+    trt = open_for(bundle.manifest.engines["backbone"].precision)
+    if bundle.manifest.engines["backbone"].precision == "int8" and bundle.manifest.backend == "cpu":
         raise BackendError(f"{bundle.folder}: its int8 is for CPUs; build it anew in fp32, fp16 or bf16")
     old = {plan.file for plan in bundle.manifest.plans}
     with new_bundle(out) as folder:
@@ -67,7 +67,7 @@ def add_plans(bundle: Bundle, out: Path, options: PlanOptions, progress: Progres
 
 
 def _steps(manifest: Manifest) -> int:
-    return 3 + sum(record is not None for record in (manifest.reencoder, manifest.beam_decoder))
+    return 1 + len(manifest.engines)
 
 
 if __name__ == "__main__":
