@@ -28,7 +28,7 @@ from runtime import Captioner, FeatureMap, Fit, PatchcaptionError
 from runtime.image import open_image, prepare
 
 NEAR_TIE = 0.01
-"""Of logits: rounding may rightly choose the other token, and then other tokens after it."""
+"""Of logits: rounding may rightly select_backend the other token, and then other tokens after it."""
 
 ALLOWED = {"vectors": 1e-4, "projected": 1e-4, "scores": 1e-3}
 """Sums of float32 numbers in another order differ by about 1e-6 in vectors; the softmax at temperature 0.01 makes 1e-5
@@ -98,7 +98,7 @@ def compare_decoder(captioner: Captioner, recording: Recording) -> Iterator[Diff
     if "decoder.inputs" not in recording.arrays:
         return
     captions = captioner.decode(torch.from_numpy(recording.arrays["decoder.inputs"]), score="reference")
-    end = captioner.manifest.decoding.end_id
+    end = captioner.manifest.decoding.eos_token_id
     same, sure_scores, recorded_scores = 0, [], []
     for number, caption in enumerate(captions):
         tokens = recording.arrays["decoder.tokens"][number].tolist()
@@ -120,7 +120,7 @@ def compare_backbone(captioner: Captioner, recording: Recording, images: Path) -
         "registers": features.tokens[:, 1 : 1 + features.registers],
         "patches": features.patches,
         "self_attn": features.cls_attention,
-        "self_attn_heads": features.cls_scores,
+        "self_attn_heads": features.cls_attention_logits,
     }
     differences = {name: relative(value, recording.arrays[name]) for name, value in found.items()}
     for name, fit in (("pixel_values", Fit.CROP), ("pixel_values_nocrop", Fit.STRETCH)):

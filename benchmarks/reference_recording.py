@@ -69,7 +69,7 @@ class Recording:
         view = View.of((size, size), size, Fit.STRETCH)
         return FeatureMap(
             tokens=torch.from_numpy(np.concatenate(parts, axis=1)),
-            cls_scores=torch.from_numpy(self.arrays["self_attn_heads"]),
+            cls_attention_logits=torch.from_numpy(self.arrays["self_attn_heads"]),
             views=(view,) * len(parts[0]),
             patch=_PATCH,
             registers=parts[1].shape[1],

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
-from typing import Any, Literal, TypeAlias, TypedDict, TypeVar
+from typing import Any, Literal, TypeAlias, TypedDict, TypeVar, overload
 
 from runtime.errors import PatchcaptionError
 
@@ -28,7 +28,7 @@ _MAX_BEAMS = 256
 _MAX_LENGTH_PENALTY = 10
 """In either direction; beyond it, scores leave the range of float32."""
 
-T = TypeVar("T")
+T, U, V = TypeVar("T"), TypeVar("U"), TypeVar("V")
 
 
 @dataclass(frozen=True)
@@ -191,13 +191,21 @@ class StreamKeywords(DescribeKeywords, total=False):
     workers: int | None
 
 
-def split_options(keywords: Mapping[str, Any], *kinds: type[T]) -> tuple[T, ...]:
+@overload
+def split_options(keywords: Mapping[str, Any], one: type[T], /) -> tuple[T]: ...
+@overload
+def split_options(keywords: Mapping[str, Any], one: type[T], two: type[U], /) -> tuple[T, U]: ...
+@overload
+def split_options(keywords: Mapping[str, Any], one: type[T], two: type[U], three: type[V], /) -> tuple[T, U, V]: ...
+
+
+def split_options(keywords: Mapping[str, Any], *kinds: type[Any]) -> tuple[Any, ...]:
     """Returns one dataclass of each kind, made from the keywords that are fields of it.
 
     Raises:
         PatchcaptionError: an option has no such value, or none of the kinds has such an option.
     """
-    names = {kind: {field.name for field in fields(kind)} for kind in kinds}  # type: ignore[arg-type]
+    names = {kind: {field.name for field in fields(kind)} for kind in kinds}
     known = set[str]().union(*names.values())
     unknown = set(keywords) - known
     if unknown:

@@ -74,7 +74,7 @@ class Stages:
 
     def encode(self, pixels: Tensor, views: tuple[View, ...]) -> FeatureMap:
         out = self._backbone.run({"pixels": pixels})
-        return FeatureMap(out["tokens"], out["cls_scores"], views, self._seen.patch, self._seen.registers)
+        return FeatureMap(out["tokens"], out["cls_attention_logits"], views, self._seen.patch, self._seen.registers)
 
     def decode(self, vectors: Tensor, steps: int) -> list[list[int]]:
         """The tokens of vectors (R, D), each taken through exactly ``steps`` steps, wherever its caption ends."""

@@ -219,7 +219,7 @@ def test_the_demos_captions_become_the_demos_bank(tmp_path: Path) -> None:
     made, captions = whole(read_memory_bank(tmp_path / "bank.h5", 192, True))
     stored, _ = whole(read_memory_bank(DEMO / "memory.h5", 192, True))
     assert captions == list(scenes.all_captions())
-    assert torch.cosine_similarity(made, stored, dim=1).min() > 0.9999  # both sides were rounded to float16
+    assert torch.cosine_similarity(made, stored, dim=1).min() > 0.9999  # both sides were quantize_rows to float16
     assert [path.name for path in tmp_path.iterdir() if "bank" in path.name] == ["bank.h5"]
 
 
