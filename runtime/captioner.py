@@ -75,7 +75,7 @@ class Captioner(Closeable):
             folder: the bundle, for example "engines/demo".
             backend: what executes it: "cpu" (ONNX Runtime) or "openvino"; on an NVIDIA GPU "ort-cuda", "ort-tensorrt",
                 or "tensorrt" for a bundle with plans. "auto" is the one that the bundle was built for; for CPUs the one
-                that `patchcaption tune` measured to be faster here; where it was not run, "cpu", or for "bf16" OpenVINO.
+                that `patchcaption tune` measured to be faster here; without it "cpu", or OpenVINO for "bf16".
             fit: how images are brought to the backbone's square input: "stretch" shows it the whole image, "crop" the
                 centre square at the image's own aspect ratio, as published.
             precision: what it computes in: "fp32" for the precision of the bundle's graphs; or for graphs in float32,
@@ -299,7 +299,7 @@ class Captioner(Closeable):
         )
 
     def batching(self, *, max_wait_ms: float = 4.0, max_regions: int = 64) -> Batching:
-        """Returns a view of this captioner for many threads or coroutines: requests within a few ms are decoded together.
+        """Returns a view of this captioner for many callers: requests that arrive within a few ms are decoded together.
 
         Args:
             max_wait_ms: how long the first request of a batch waits for others.

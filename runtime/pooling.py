@@ -124,7 +124,7 @@ def _pool_reencoded(
 ) -> Tensor:
     """Returns the vectors (R, D) of regions whose patches pass the last block once more, without the other patches.
 
-    "gaussian" applies its weights before that second pass, which therefore has no effect (published-system.md, section 4).
+    "gaussian" applies its weights before that second pass, which then has no effect (published-system.md, section 4).
     """
     adapted = [
         [_adapt_region(region, kind, features, image, number) for number, region in enumerate(own)]

@@ -20,8 +20,8 @@ class EngineReport:
 
     Attributes:
         provider: what executes it: providers, and how many operators each took.
-        graph_fallbacks: for each input shape that a GPU keeps memory for, why it is not replayed as one CUDA graph; None
-            where it is.
+        graph_fallbacks: for each input shape that a GPU keeps memory for, why it is not replayed as one CUDA graph;
+            None where it is.
         fused_layers: the names of the layers that TensorRT fused it into; None on other backends.
     """
 

@@ -245,8 +245,8 @@ def _check_placement(path: Path, session: Any) -> None:
     on_cpu = sorted(_COMPUTE_OPERATORS & set(operators_on(session, CPU)))
     if on_cpu and session.get_providers() != [CPU]:
         raise BackendError(
-            f"{path}: ONNX Runtime would run {', '.join(on_cpu)} on the CPU: this build's provider does not have them in "
-            "the bundle's precision; build the bundle with --precision fp32 or fp16"
+            f"{path}: ONNX Runtime would run {', '.join(on_cpu)} on the CPU: this build's provider lacks them in the "
+            "bundle's precision; build the bundle with --precision fp32 or fp16"
         )
 
 

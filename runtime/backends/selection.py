@@ -71,8 +71,8 @@ def _check_precision(name: BackendName, precision: Precision, bundle: Bundle | N
         )
     if bundle is not None and precision != "fp32" and in_graphs != "fp32":
         raise BackendError(
-            f"precision {precision!r}: the graphs of {bundle.folder} are {in_graphs}, and both roundings together change "
-            "too many captions; use fp32, or a bundle built with --precision fp32"
+            f"precision {precision!r}: the graphs of {bundle.folder} are {in_graphs}, and both roundings together "
+            "change too many captions; use fp32, or a bundle built with --precision fp32"
         )
     if precision not in spec.compute_precisions:
         able = [other.name for other in BACKENDS.values() if precision in other.compute_precisions]
@@ -86,8 +86,8 @@ def select_backend(
     """Returns what "auto" is for a bundle; without one, nothing is looked up.
 
     A bundle for a GPU is opened with the backend that it was built for, whether that is there or not. Where nothing was
-    measured it is ONNX Runtime, "cpu", also where OpenVINO is installed: that may be faster, but rounds differently, and
-    installing a package should not change results. For bfloat16 it is OpenVINO, which alone has it.
+    measured it is ONNX Runtime, "cpu", also where OpenVINO is installed: that may be faster, but rounds differently,
+    and installing a package should not change results. For bfloat16 it is OpenVINO, which alone has it.
     """
     if bundle is not None and bundle.manifest.backend != "cpu":
         return Selection(bundle.manifest.backend, "the bundle was built for it")
@@ -141,7 +141,7 @@ class _Measurements(BaseModel):
 
 
 def _read() -> _Measurements:
-    """Returns what was measured; nothing if the file is missing or broken, which must not keep a bundle from opening."""
+    """Returns what was measured; nothing if the file is missing or broken: that must not keep a bundle from opening."""
     try:
         return _Measurements.model_validate_json(measurements_file().read_bytes())
     except (OSError, RuntimeError, ValidationError):

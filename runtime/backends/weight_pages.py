@@ -13,9 +13,8 @@ _MADV_DONTNEED = 4
 def release_weight_pages(folder: Path) -> None:
     """Drops the pages of weight files from this process's memory, where they are mapped and only read.
 
-    Backends repack most weights when they open a graph and never read them from the file again: 150 to 590 MiB for ViT-B
-    and the published decoder. A page that is read after all is loaded from the file again. Does nothing on systems other
-    than Linux.
+    Backends repack most weights when they open a graph and never read them from the file again: 150 to 590 MiB for
+    ViT-B and the published decoder. A page that is read after all is loaded again. Does nothing outside Linux.
     """
     if not sys.platform.startswith("linux"):
         return

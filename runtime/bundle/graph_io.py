@@ -3,8 +3,8 @@
 Exporter, TensorRT profiles, backends' users and the documents read it here; nothing else spells these names.
 
 The cache of a decoder with L layers is `past_key_values.i.key` and `.value` for i in 0..L-1, (R, H, P, d) each: R
-regions, H heads, P positions, d head width. A step returns `present.i.key` and `.value`, the entries of its own position
-only, (R, H, 1, d); the runtime writes them into the cache, so that no step copies it.
+regions, H heads, P positions, d head width. A step returns `present.i.key` and `.value`, the entries of its own
+position only, (R, H, 1, d); the runtime writes them into the cache, so that no step copies it.
 """
 
 from __future__ import annotations

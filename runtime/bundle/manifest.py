@@ -19,7 +19,7 @@ GraphFile = Annotated[str, Field(pattern=rf"^{_NAME}\.onnx$")]
 """A graph's file. With another ending ONNX Runtime would take it for its own format, which is not checked."""
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 TextSpaceName = Annotated[str, Field(pattern=f"^{_NAME}$")]
-"""The identity of a space that vectors and text share, for example "t2d-dinov2-b-2024" (Talk2DINO's weights of 2024)."""
+"""The identity of a space that vectors and text share: "t2d-dinov2-b-2024" is that of Talk2DINO's weights of 2024."""
 
 BundleBackend: TypeAlias = Literal["cpu", "ort-cuda", "ort-tensorrt", "tensorrt"]
 EngineName: TypeAlias = Literal["backbone", "reencoder", "decoder", "beam_decoder"]

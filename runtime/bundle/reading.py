@@ -106,8 +106,8 @@ class Bundle:
             )
         if _COMPILED_ENGINE in contents.operators:
             raise BundleError(
-                f"{self.path(name)}: holds a compiled engine ({_COMPILED_ENGINE}), which is a program and may do anything; "
-                "build the bundle from its checkpoint"
+                f"{self.path(name)}: holds a compiled engine ({_COMPILED_ENGINE}), which is a program and may do "
+                "anything; build the bundle from its checkpoint"
             )
 
 

@@ -22,7 +22,7 @@ from runtime.errors import BundleError
 
 @contextmanager
 def new_bundle(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a folder to write a bundle's files into; it becomes ``folder`` when the block ends, and is removed on failure.
+    """Yields a folder for a bundle's files; it becomes ``folder`` when the block ends, and is removed on failure.
 
     Raises:
         BundleError: ``folder`` is something other than a bundle, or the disk is full.

@@ -1,10 +1,10 @@
 """Beam search by the rules of transformers' `generate(num_beams=K, early_stopping=False)`.
 
 Each region has K beams, captions that have not ended. A step ranks the 2 K likeliest continuations of them all: those
-among the first K that end are finished, and the K likeliest that do not are the next beams. A finished caption's score is
-the sum of its log-probabilities divided by its length to the power of the length penalty. A region is done when K captions
-have finished and its likeliest beam, ended as it is, would not be among the best K; or when all steps are used, where every
-beam ends. Its caption is the finished one with the best score.
+among the first K that end are finished, and the K likeliest that do not are the next beams. A finished caption's score
+is the sum of its log-probabilities divided by its length to the power of the length penalty. A region is done when K
+captions have finished and its likeliest beam, ended as it is, would not be among the best K; or when all steps are
+used, where every beam ends. Its caption is the finished one with the best score.
 
 Shapes: R regions, K beams, B beams that a region has (1 before the first step, K after it), P positions (the most
 steps), D vector width, V tokens that have text.
@@ -26,7 +26,7 @@ from runtime.errors import PatchcaptionError
 from runtime.options import ProgressCallback
 
 _MAX_BLOCK = 512
-"""Tokens of the vocabulary that are searched at once for the likeliest continuations: about the root of a published one."""
+"""Tokens of the vocabulary searched at once for the likeliest continuations: about the root of a published one."""
 
 
 def beam_search(
@@ -127,7 +127,7 @@ class _FinishedCaptions:
 def _top_continuations(log_probs: Tensor, sums: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the ``count`` likeliest continuations of the beams of each region, the likeliest first.
 
-    In two steps, the best blocks of the vocabulary and the best tokens in them: sorting whole rows is many times slower.
+    In two steps, the best blocks of the vocabulary and the best tokens in them: sorting whole rows is far slower.
 
     Args:
         log_probs: of each token after each beam (R, B, V).

@@ -71,9 +71,7 @@ class NativeKernels:
         """The variants of the kernels that this machine can run, the fastest first."""
         return tuple(self._variants())
 
-    def project(
-        self, rows: StoredRows, unit_queries: Tensor, temperature: float, variant: str | None = None
-    ) -> Tensor:
+    def project(self, rows: StoredRows, unit_queries: Tensor, temperature: float, variant: str | None = None) -> Tensor:
         """Projects with a variant; by default the fastest."""
         unit_queries, sums = unit_queries.contiguous(), torch.empty_like(unit_queries)
         status = self._library.patchcaption_project(

@@ -1,4 +1,4 @@
-"""The rows of a memory bank as they are stored: mapped from a bundle's files, in the published precision or in fewer bits.
+"""The rows of a memory bank as they are stored: mapped from a bundle's files, in float32 or in fewer bits.
 
 Shapes: M memory rows, D width, m of the rows.
 """

@@ -154,7 +154,7 @@ class Region(Protocol):
 
 
 def cls_attention(logits: Tensor) -> Tensor:
-    """Returns one distribution over the patches (..., N) for logits of the heads (..., H, N): softmax of the heads' mean.
+    """Returns a distribution over the patches (..., N) for logits of the heads (..., H, N): softmax of their mean.
 
     See published-system.md, section 3.
     """

@@ -1,4 +1,4 @@
-"""Dynamic batching: vectors of concurrent callers are decoded in one batch, as 16 captions take little longer than one."""
+"""Dynamic batching: vectors of concurrent callers are decoded in one batch."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ class Batching(Closeable):
         self._worker.join()
 
     def _submit(self, features: FeatureMap, batch: RegionBatch, options: DescribeKeywords) -> Future[list[Caption]]:
-        """Returns the captions to come. Errors of regions and options are raised here, where they affect nobody else."""
+        """Returns the captions to come. Errors of regions and options are raised here, and affect no other caller."""
         pooling, decoding = split_options(options, PoolingOptions, DecodingOptions)
         vectors = self._pipeline.pooler(features, batch.by_image, pooling)
         answer: Future[list[Caption]] = Future()

@@ -28,7 +28,7 @@ _WAITING_FRAMES = 2
 """Between two stages: enough that neither waits for the other's slowest frame, few enough to stay up to date."""
 
 _SMALL_BACKBONE_BYTES = 32 << 20
-"""Up to this size a backbone leaves cores idle at one frame at a time; a larger one does not: not worth opening twice."""
+"""Up to this size a backbone leaves cores idle at one frame at a time; a larger one is not worth opening twice."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +56,8 @@ class FrameCaptions:
 class CaptionStream(Closeable):
     """Iterates over the described frames of a source. Made by `Captioner.stream`.
 
-    Leave it by `close`, by the end of a `with` block or of the frames, or by dropping the last reference to it. An error
-    of a stage is raised by the iteration, after the frames before it.
+    Leave it by `close`, by the end of a `with` block or of the frames, or by dropping the last reference to it. An
+    error of a stage is raised by the iteration, after the frames before it.
 
     Example:
         >>> with captioner.stream([scene] * 100, [WholeImage()]) as stream:

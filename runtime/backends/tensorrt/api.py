@@ -1,6 +1,6 @@
 """TensorRT's Python package, 10.3 to 11: import, error logging, and plan compatibility.
 
-TensorRT reports failures as False or None and their reasons to a logger; `TensorRtApi.require` makes both one exception.
+TensorRT returns False or None on failure and logs the reason; `TensorRtApi.require` makes both one exception.
 """
 
 from __future__ import annotations

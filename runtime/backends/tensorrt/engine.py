@@ -1,7 +1,7 @@
 """TensorRT: plans that were built for this GPU, run on torch's memory.
 
-The shapes of a run lie within one of the plan's profiles; each profile that is used has an execution context of its own.
-Contexts have no workspace of their own: they run one after another on one stream and share one.
+The shapes of a run lie within one of the plan's profiles; each profile in use has an execution context. Contexts have
+no workspace of their own: they run one after another on one stream and share one.
 """
 
 from __future__ import annotations
