@@ -37,7 +37,7 @@ def patch_targets(scene: Scene, grid: int) -> dict[str, Tensor]:
             most 1.5 from its middle, and 0 where there is no object.
     """
     visible = np.stack([item.visible for item in scene.objects])
-    cell = BACKBONE_CONFIG.patch // CELLS_PER_SIDE
+    cell = BACKBONE_CONFIG.patch_size // CELLS_PER_SIDE
     cells = visible.reshape(-1, grid, CELLS_PER_SIDE, cell, grid, CELLS_PER_SIDE, cell).mean((3, 6))
     cells = cells.transpose(0, 1, 3, 2, 4).reshape(len(visible), grid * grid, _CELLS)
     coverage = cells.mean(2)
@@ -56,7 +56,7 @@ def _positions_on_objects(scene: Scene, grid: int, object_indices: npt.NDArray[n
     boxes = np.array([(item.box.x1, item.box.y1, item.box.x2, item.box.y2) for item in scene.objects])
     centres, half_sides = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
     rows, columns = np.divmod(np.arange(grid * grid), grid)
-    patch_centres = (np.stack([columns, rows], axis=1) + 0.5) * BACKBONE_CONFIG.patch
+    patch_centres = (np.stack([columns, rows], axis=1) + 0.5) * BACKBONE_CONFIG.patch_size
     return (patch_centres - centres[object_indices]) / half_sides[object_indices]
 
 
@@ -65,8 +65,8 @@ class AuxiliaryHeads(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.attributes = nn.Linear(BACKBONE_CONFIG.width, sum(len(values) for values in ATTRIBUTES.values()))
-        self.outline = nn.Linear(BACKBONE_CONFIG.width, _CELLS + 2)
+        self.attributes = nn.Linear(BACKBONE_CONFIG.embed_dim, sum(len(values) for values in ATTRIBUTES.values()))
+        self.outline = nn.Linear(BACKBONE_CONFIG.embed_dim, _CELLS + 2)
 
     def forward(self, patches: Tensor, vectors: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss for patches (B, N, D) and region vectors (B, R, D), and metrics of each task."""

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from export.demo.model_config import BACKBONE_CONFIG
-from export.models.dinov2 import Attention, Backbone
+from export.models.dinov2 import Dinov2Backbone
+from export.models.vit import VitAttention
 
 
-def init_backbone(backbone: Backbone) -> None:
+def init_backbone(backbone: Dinov2Backbone) -> None:
     """Set initial weights with which a ViT this small learns from few images.
 
     Position embeddings are as strong as patch embeddings, and queries start equal to keys, so that from the first step
@@ -21,10 +22,10 @@ def init_backbone(backbone: Backbone) -> None:
         elif name.endswith(("token", "tokens")) or parameter.ndim == 2:
             nn.init.trunc_normal_(parameter, std=0.02)
     with torch.no_grad():
-        backbone.pos_embed[0, 1:] = 0.5 * sinusoidal_positions(BACKBONE_CONFIG.width, BACKBONE_CONFIG.grid)
-        for attention in (module for module in backbone.modules() if isinstance(module, Attention)):
+        backbone.pos_embed[0, 1:] = 0.5 * sinusoidal_positions(BACKBONE_CONFIG.embed_dim, BACKBONE_CONFIG.grid)
+        for attention in (module for module in backbone.modules() if isinstance(module, VitAttention)):
             query, key, _ = attention.qkv.weight.chunk(3)
-            nn.init.trunc_normal_(query, std=BACKBONE_CONFIG.width**-0.5)
+            nn.init.trunc_normal_(query, std=BACKBONE_CONFIG.embed_dim**-0.5)
             key.copy_(query)
 
 

@@ -43,7 +43,7 @@ def write_config(path: Path, memory_rows: int) -> None:
     """
     settings = {
         "decap_weights": DECODER_FILE,
-        "prefix_size": BACKBONE_CONFIG.width,
+        "prefix_size": BACKBONE_CONFIG.embed_dim,
         "linear_talk2dino": False,
         "support_memory_size": memory_rows,
         "dino_model": "dinov2_vitdemo14_reg",
@@ -51,8 +51,8 @@ def write_config(path: Path, memory_rows: int) -> None:
         "normalize": True,
         "kkv_attention": False,
         "projection_type": MEMORY_FILE,
-        "resize_dim": BACKBONE_CONFIG.size,
-        "crop_dim": BACKBONE_CONFIG.size,
+        "resize_dim": BACKBONE_CONFIG.image_size,
+        "crop_dim": BACKBONE_CONFIG.image_size,
         "use_talk2dino_project": False,
         "talk2dino_weights": TALK2DINO_FILE,
         "clip_model_name": TEXT_TOWER_FOLDER,

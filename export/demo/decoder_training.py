@@ -23,7 +23,7 @@ _IGNORED = -100
 """The target that cross entropy leaves out."""
 
 
-class DecapDecoder(nn.Module):
+class TrainableDecap(nn.Module):
     """DeCap's decoder: GPT-2 whose first input is the projected embedding (published-system.md, section 6).
 
     Its parameters have the published names.
@@ -42,7 +42,7 @@ class DecapDecoder(nn.Module):
                 eos_token_id=None,
             )
         )
-        self.clip_project = nn.ModuleDict({"model": nn.Sequential(nn.Linear(BACKBONE_CONFIG.width, DECODER_WIDTH))})
+        self.clip_project = nn.ModuleDict({"model": nn.Sequential(nn.Linear(BACKBONE_CONFIG.embed_dim, DECODER_WIDTH))})
 
     def forward(self, embeddings: Tensor, token_ids: Tensor) -> Tensor:
         """Return logits (B, 1 + L, V) for the embeddings (B, D) followed by the tokens (B, L)."""
@@ -53,10 +53,10 @@ class DecapDecoder(nn.Module):
 
 def train_decoder(
     memory: Tensor, caption_tokens: Tensor, tokenizer: Tokenizer, plan: TrainingPlan, log: TrainingLog
-) -> DecapDecoder:
+) -> TrainableDecap:
     """Return a decoder trained on the memory's embeddings (M, D) and the tokens (M, 1 + L) of their captions."""
     device = memory.device
-    decoder = DecapDecoder(tokenizer.get_vocab_size()).to(device)
+    decoder = TrainableDecap(tokenizer.get_vocab_size()).to(device)
     optimizer = torch.optim.AdamW(decoder.parameters(), plan.decoder_rate, weight_decay=0.01)
     optimizers = ScheduledOptimizers([optimizer], plan.decoder_steps)
     generator = torch.Generator().manual_seed(plan.seed + 1)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from export.demo import scenes
-from export.models.dinov2 import BackboneConfig
+from export.models.dinov2 import Dinov2Config
 
-BACKBONE_CONFIG = BackboneConfig(width=192, depth=7, registers=4, size=scenes.SIZE)
+BACKBONE_CONFIG = Dinov2Config(
+    embed_dim=192, depth=7, num_heads=3, num_registers=4, image_size=scenes.SIZE, attention_heads=3
+)
 TEXT_WIDTH = 128
 DECODER_WIDTH = 128
 DECODER_LAYERS = 4

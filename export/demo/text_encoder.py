@@ -38,8 +38,8 @@ class TextEncoder(nn.Module):
             pad_token_id=token_id(tokenizer, END_TOKEN),
         )
         self.tower = CLIPTextModelWithProjection(config)
-        self.linear_layer = nn.Linear(TEXT_WIDTH, BACKBONE_CONFIG.width)
-        self.hidden_layer = nn.Linear(BACKBONE_CONFIG.width, BACKBONE_CONFIG.width)
+        self.linear_layer = nn.Linear(TEXT_WIDTH, BACKBONE_CONFIG.embed_dim)
+        self.hidden_layer = nn.Linear(BACKBONE_CONFIG.embed_dim, BACKBONE_CONFIG.embed_dim)
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """Return the embeddings (M, D) of captions given as token ids (M, L); they are not normalised."""

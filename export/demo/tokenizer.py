@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from export.readers.clip_bpe import with_ends
+from export.readers.clip_bpe import with_end_tokens
 
 
 def train_tokenizer(captions: tuple[str, ...]) -> Tokenizer:
@@ -22,4 +22,4 @@ def train_tokenizer(captions: tuple[str, ...]) -> Tokenizer:
     )
     trainer = trainers.BpeTrainer(vocab_size=320, end_of_word_suffix="</w>", show_progress=False)
     tokenizer.train_from_iterator(captions, trainer)
-    return with_ends(tokenizer)
+    return with_end_tokens(tokenizer)

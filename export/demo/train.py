@@ -21,7 +21,7 @@ from typing import Any, TextIO
 import torch
 from tokenizers import Tokenizer
 
-from export.checkpoint import fill
+from export.checkpoint import load_weights
 from export.demo import checkpoint_files as files
 from export.demo import scenes
 from export.demo.backbone_init import init_backbone
@@ -32,7 +32,7 @@ from export.demo.tokenizer import train_tokenizer
 from export.demo.training_loop import TrainingLog
 from export.demo.training_plan import TrainingPlan
 from export.demo.vision_training import train_vision
-from export.models.dinov2 import Backbone
+from export.models.dinov2 import Dinov2Backbone
 from export.readers.clip_bpe import pad_tokens
 from export.readers.weight_files import read_pickle
 
@@ -91,9 +91,9 @@ def train(plan: TrainingPlan, out: Path, start_from: Path | None, log: TrainingL
     tokenizer.save(str(out / files.TOKENIZER_FILE))
     caption_tokens = pad_tokens(tokenizer, scenes.all_captions()).to(device)
 
-    backbone, text_encoder = Backbone(BACKBONE_CONFIG).to(device), TextEncoder(tokenizer).to(device)
+    backbone, text_encoder = Dinov2Backbone(BACKBONE_CONFIG).to(device), TextEncoder(tokenizer).to(device)
     if start_from:
-        fill(backbone, read_pickle(start_from / files.BACKBONE_FILE), str(start_from))
+        load_weights(backbone, read_pickle(start_from / files.BACKBONE_FILE), str(start_from))
         text_encoder.load(start_from)
     else:
         init_backbone(backbone)

@@ -52,8 +52,8 @@ class SceneRegions(Dataset[dict[str, Tensor]]):
     def __init__(self, seed: int, phase: Phase) -> None:
         self.seed, self.phase = seed, phase
         self.caption_index = {caption: index for index, caption in enumerate(scenes.all_captions())}
-        view = View.of((scenes.SIZE, scenes.SIZE), BACKBONE_CONFIG.size, Fit.STRETCH)
-        self.canvas = Canvas(view, BACKBONE_CONFIG.patch, BACKBONE_CONFIG.registers)
+        view = View.of((scenes.SIZE, scenes.SIZE), BACKBONE_CONFIG.image_size, Fit.STRETCH)
+        self.canvas = Canvas(view, BACKBONE_CONFIG.token_layout)
 
     def __len__(self) -> int:
         return self.phase.scenes

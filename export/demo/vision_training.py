@@ -22,13 +22,13 @@ from export.demo.text_encoder import TextEncoder
 from export.demo.training_loop import ScheduledOptimizers, StepReport, TrainingLog
 from export.demo.training_plan import Phase, TrainingPlan
 from export.demo.training_regions import draw_batches
-from export.models.dinov2 import Backbone
+from export.models.dinov2 import Dinov2Backbone
 
 _WEIGHT_DECAY = 0.02
 
 
 def train_vision(
-    backbone: Backbone,
+    backbone: Dinov2Backbone,
     text_encoder: TextEncoder,
     caption_tokens: Tensor,
     phase: Phase,
@@ -67,7 +67,12 @@ class VisionTrainer:
     """The state of one phase's training: modules, learnt temperature, optimizers and random choices."""
 
     def __init__(
-        self, backbone: Backbone, text_encoder: TextEncoder, caption_tokens: Tensor, phase: Phase, plan: TrainingPlan
+        self,
+        backbone: Dinov2Backbone,
+        text_encoder: TextEncoder,
+        caption_tokens: Tensor,
+        phase: Phase,
+        plan: TrainingPlan,
     ) -> None:
         self.phase = phase
         self._backbone, self._text_encoder, self._caption_tokens = backbone, text_encoder, caption_tokens
@@ -104,7 +109,7 @@ class VisionTrainer:
         vectors = batch["weights"] @ tokens
         scale = self._log_scale.exp().clamp(max=1 / MEMORY_TEMPERATURE)
         logits = scale * F.normalize(vectors.flatten(0, 1), dim=-1) @ F.normalize(embeddings.float(), dim=-1).T
-        return Contrast(tokens[:, 1 + BACKBONE_CONFIG.registers :], vectors, logits, targets, scale)
+        return Contrast(tokens[:, 1 + BACKBONE_CONFIG.num_registers :], vectors, logits, targets, scale)
 
     def _accuracy(self, contrast: Contrast) -> dict[str, Tensor]:
         """Return, for each kind of region, the share whose own caption is the nearest candidate."""

@@ -53,6 +53,11 @@ class Dinov2Config:
         """G, patches per side."""
         return self.image_size // self.patch_size
 
+    @property
+    def token_layout(self) -> TokenLayout:
+        """Which token is what."""
+        return TokenLayout(global_tokens=("cls", *["register"] * self.num_registers), grid=self.grid)
+
 
 class Dinov2Backbone(BackboneModel):
     """A DINOv2 backbone for one input size; its position embedding is already of that size."""
@@ -118,7 +123,7 @@ class Dinov2Backbone(BackboneModel):
             patch_size=config.patch_size,
             attention_heads=config.attention_heads,
             max_batch_size=numbers.max_images,
-            tokens=TokenLayout(global_tokens=("cls", *["register"] * config.num_registers), grid=config.grid),
+            tokens=config.token_layout,
             preprocessing=Preprocessing(
                 image_size=config.image_size,
                 resize_short_side=numbers.resize_short_side,
