@@ -1,8 +1,8 @@
 """Compares what a bundle computes with what the published system computed: `python benchmarks/parity.py`.
 
-Recordings were made with random weights that a `seeded:` checkpoint reproduces. Those in benchmarks/recordings start from the
-tokens of their photographs; with --images, a folder that holds the photographs, the backbone and the reading of images
-are compared as well. Fails when a difference is more than rounding.
+Recordings were made with random weights that a `seeded:` checkpoint reproduces. Those in benchmarks/recordings start from
+the tokens of their photographs; with --images, a folder that holds the photographs, preprocessing and backbone are
+compared as well. Exits non-zero when a difference is more than rounding.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Measures what each backend and precision costs in quality, and its speed: `python benchmarks/precision.py engines/demo`.
+"""Measures the quality and speed of each backend and precision: `python benchmarks/precision.py engines/demo`.
 
 Quality is measured on held-out demo scenes, against ONNX Runtime in float32: the cosine of tokens, the share of
 captions that say exactly the same, and the share of boxes, masks and traces whose caption is right in colour and shape,
