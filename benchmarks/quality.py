@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -30,6 +29,7 @@ from benchmarks.scoring.metrics import CaptionMetrics
 from benchmarks.scoring.region_forms import POOLS, RegionForm
 from export.demo.scenes import HELD_OUT_SEED
 from runtime import Captioner, PatchcaptionError
+from runtime.system.files import write_output
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -144,15 +144,8 @@ def _evaluation(options: argparse.Namespace, kind: str) -> Evaluation:
 
 
 def _write(path: Path, record: Mapping[str, Any]) -> None:
-    """Writes a record whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with write_output(path) as part:
         part.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        raise PatchcaptionError(f"{path}: cannot be written: {error.strerror}") from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

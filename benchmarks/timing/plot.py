@@ -5,9 +5,10 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from benchmarks.timing.report import Report, Row, write_whole
+from benchmarks.timing.report import Report, Row
 from benchmarks.timing.stages import STAGES
 from runtime.errors import PatchcaptionError
+from runtime.system.files import write_output
 
 _BAR, _GAP = 0.38, 0.02
 
@@ -54,7 +55,8 @@ def plot(report: Report, path: Path) -> None:
         f"{report.bundle.architecture.name}, {report.bundle.architecture.size} px, {report.settings.backend}"
     )
     figure.legend(loc="outside right upper")
-    write_whole(path, lambda part: figure.savefig(part, format="png", dpi=120))
+    with write_output(path) as part:
+        figure.savefig(part, format="png", dpi=120)
 
 
 def _row(rows: dict[tuple[str, int | None, int | None], Row], stage: str, case: tuple[int, int]) -> Row | None:

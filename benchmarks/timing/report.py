@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from runtime.bundle import MANIFEST, Architecture, Bundle, DecoderSettings, sha256_of
 from runtime.errors import PatchcaptionError
+from runtime.system.files import write_output
 
 SCHEMA: Literal[1] = 1
 
@@ -233,20 +233,5 @@ class Report(_Part):
         Raises:
             PatchcaptionError: the file cannot be written.
         """
-        write_whole(path, lambda part: part.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8"))
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets ``write`` make a file beside ``path``, of the same suffix, and renames it: whole or not at all.
-
-    Raises:
-        PatchcaptionError: the file cannot be written.
-    """
-    part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        write(part)
-        part.replace(path)
-    except OSError as error:
-        raise PatchcaptionError(f"{path}: cannot be written: {error.strerror or error}") from None
-    finally:
-        part.unlink(missing_ok=True)
+        with write_output(path) as part:
+            part.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")

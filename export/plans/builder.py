@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ from runtime.bundle import Bundle, PlanHardware, PlanRecord, ShapeRange, sha256_
 from runtime.bundle.onnx_scan import graph_contents
 from runtime.bundle.trust import is_trusted, trust
 from runtime.errors import BackendError, BundleError
+from runtime.system.files import write_atomically
 from runtime.system.user_dirs import cache_folder
 
 if TYPE_CHECKING:
@@ -200,13 +199,11 @@ def _read_timing_cache(trt: TensorRt, config: tensorrt.IBuilderConfig, file: Pat
 
 
 def _write_timing_cache(file: Path, data: tensorrt.IHostMemory) -> None:
-    """Whole or not at all; without it the next build is only slower."""
+    """Keep what TensorRT measured; without it the next build is only slower."""
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-        with os.fdopen(handle, "wb") as part:
-            part.write(bytes(data))
-        Path(name).replace(file)
+        with write_atomically(file) as part:
+            part.write_bytes(bytes(data))
 
 
 def timing_cache_file(trt: TensorRt, gpu: Gpu) -> Path:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -21,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from runtime.bundle import MANIFEST, Bundle, sha256_of
 from runtime.errors import BackendError
 from runtime.options import Precision
+from runtime.system.files import write_atomically
 from runtime.system.machine import cpu_name, usable_cores
 from runtime.system.user_dirs import cache_folder
 
@@ -66,7 +65,10 @@ def keep(
     record = _Record(backend=fastest, bundle=str(bundle.folder.absolute()), milliseconds=dict(milliseconds))
     choices = _Choices(choices=_read().choices | {_key(bundle, precision, threads): record})
     try:
-        _write(choices_file(), choices.model_dump_json(indent=2) + "\n")
+        file = choices_file()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with write_atomically(file) as part:
+            part.write_text(choices.model_dump_json(indent=2) + "\n", encoding="utf-8")
     except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home
         raise BackendError(f"the choice of {fastest} cannot be kept: {error}; set XDG_CACHE_HOME to a folder") from None
     return fastest
@@ -119,16 +121,3 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    part = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

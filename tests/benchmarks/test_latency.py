@@ -21,7 +21,7 @@ from benchmarks import latency
 from benchmarks.timing import machine, tables
 from benchmarks.timing.compare import COMPARED, Published
 from benchmarks.timing.measure import WARM_UP
-from benchmarks.timing.report import BundleFacts, Limits, Report, Row, Times, write_whole
+from benchmarks.timing.report import BundleFacts, Limits, Report, Row, Times
 from benchmarks.timing.stages import (
     REGION_STAGES,
     STAGES,
@@ -300,20 +300,6 @@ def test_a_bundle_of_another_architecture_is_not_compared(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "here architecture.size 224, there 518; memory_rows 2520, there 7" in error
-
-
-def test_a_file_that_fails_halfway_leaves_what_was_there(tmp_path: Path) -> None:
-    path = tmp_path / "run.json"
-    path.write_text("before")
-
-    def half(part: Path) -> None:
-        part.write_text("half")
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(PatchcaptionError, match="run.json: cannot be written: No space left on device"):
-        write_whole(path, half)
-    assert path.read_text() == "before"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 # The machine
