@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
-import subprocess
 import time
 from collections.abc import Callable
 from functools import partial
-from importlib import metadata
-from pathlib import Path
 
 import torch
 
 from benchmarks.timing.report import Limits, Machine
-from runtime.system.machine import usable_cores
+from runtime.system.machine import board_name, cpu_name, package_version, power_mode, usable_cores
 
 _VERSIONS_OF = ("patchcaption", "torch", "numpy", "pillow", "tokenizers", "onnxruntime", "onnxruntime-gpu", "openvino")
 
@@ -35,15 +31,17 @@ def synchronize(device: torch.device) -> None:
 
 
 def describe_machine() -> Machine:
+    versions = {name: version for name in _VERSIONS_OF if (version := package_version(name))}
     return Machine(
-        cpu=_cpu(),
+        cpu=cpu_name(),
+        board=board_name(),
         cores=os.cpu_count() or 1,
         usable_cores=usable_cores(),
         torch_threads=torch.get_num_threads(),
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        power_mode=_power_mode(),
+        power_mode=power_mode(),
         load_average=os.getloadavg()[0],
-        versions={"python": platform.python_version()} | _versions(),
+        versions={"python": platform.python_version()} | versions,
     )
 
 
@@ -83,39 +81,3 @@ def _best_s(call: Callable[[], object], device: torch.device, seconds: float) ->
         synchronize(device)
         taken_s.append(time.perf_counter() - start)
     return min(taken_s)
-
-
-def _cpu() -> str:
-    """Its model; on Arm boards, whose /proc/cpuinfo names none, the board's."""
-    for line in _text("/proc/cpuinfo").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return _text("/proc/device-tree/model").strip("\0\n ") or platform.machine()
-
-
-def _text(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
-def _power_mode() -> str | None:
-    command = shutil.which("nvpmodel")
-    if command is None:
-        return None
-    try:
-        told = subprocess.run([command, "-q"], capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return " ".join(told.stdout.split())
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _VERSIONS_OF:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

@@ -123,6 +123,8 @@ class Machine(_Part):
     """Where it ran."""
 
     cpu: str
+    board: str | None = None
+    """Its model as the device tree gives it; None where there is none."""
     cores: int
     usable_cores: int
     torch_threads: int

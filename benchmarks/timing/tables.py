@@ -29,10 +29,11 @@ def stage_notes(report: Report) -> list[str]:
     """What one must know to read `stage_table`."""
     settings, machine, limits = report.settings, report.machine, report.limits
     typical, worst = settings.tokens[0], settings.tokens[-1]
+    board = f" ({machine.board})" if machine.board else ""
     notes = [
         f"ms of {settings.runs} runs after the first and {settings.warm_up} of warm-up; load {report.load_ms:.0f} ms; "
         f"peak memory {report.peak_mib:.0f} MiB",
-        f"{machine.usable_cores} cores of {machine.cpu}, {machine.torch_threads} threads of torch, "
+        f"{machine.usable_cores} cores of {machine.cpu}{board}, {machine.torch_threads} threads of torch, "
         f"{machine.gpu or 'no GPU'}; load average {machine.load_average:.1f} at the start",
         f"tokens: every caption is taken through exactly so many steps, {typical} a typical caption, {worst} the worst",
         "whole: the stages of one run added up; second description: the same from the feature map on; caption and "
@@ -96,6 +97,7 @@ def against_notes(old: Report, new: Report) -> list[str]:
             "fit": one.settings.fit,
             "bytes of memory": one.bundle.memory_bytes,
             "cpu": one.machine.cpu,
+            "board": one.machine.board,
             "gpu": one.machine.gpu,
             "cores": one.machine.usable_cores,
             "power mode": one.machine.power_mode,

@@ -12,7 +12,7 @@ from torch import Tensor
 from runtime.backends.base import first_line
 from runtime.backends.weight_pages import release_mapped
 from runtime.errors import BackendError
-from runtime.system.machine import threads_of_each
+from runtime.system.machine import threads_per_caller
 
 PROVIDER = "CPUExecutionProvider"
 
@@ -46,7 +46,7 @@ class OrtBackend:
         return torch.device("cpu")
 
     def open(self, path: Path, callers: int = 1) -> OrtEngine:
-        options = self._options(threads_of_each(callers, self._threads))
+        options = self._options(threads_per_caller(callers, self._threads))
         try:
             session = self._onnxruntime.InferenceSession(str(path), options, providers=[PROVIDER])
         except Exception as error:  # ONNX Runtime raises its own unrelated types

@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -20,7 +19,7 @@ from runtime.bundle import MANIFEST, Bundle, sha256_of
 from runtime.errors import BackendError
 from runtime.options import Precision
 from runtime.system.files import write_atomically
-from runtime.system.machine import cpu_name, usable_cores
+from runtime.system.machine import cpu_name, package_version, usable_cores
 from runtime.system.user_dirs import cache_folder
 
 BackendName: TypeAlias = Literal["cpu", "openvino", "ort-cuda", "ort-tensorrt", "tensorrt"]
@@ -111,13 +110,6 @@ def _key(bundle: Bundle, precision: Precision, threads: int | None) -> str:
         "threads": threads,
         "cpu": cpu_name(),
         "cores": usable_cores(),
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": {name: package_version(name) for name in _PACKAGES},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -48,7 +48,7 @@ def temporary_beside(path: Path) -> Iterator[Path]:
         OSError: it cannot be made.
     """
     part = path.with_name(f".{path.stem}.{secrets.token_hex(8)}{path.suffix}")
-    # Not tempfile, whose files only their owner may read, whatever the umask. O_EXCL follows no link put there by others.
+    # Not tempfile, whose files only their owner may read, whatever the umask. O_EXCL follows no link that is there.
     os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield part

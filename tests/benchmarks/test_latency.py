@@ -305,14 +305,6 @@ def test_a_bundle_of_another_architecture_is_not_compared(
 # The machine
 
 
-def test_a_power_mode_is_what_nvpmodel_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    assert machine.describe_machine().power_mode is None
-    (tmp_path / "nvpmodel").write_text('#!/bin/sh\n[ "$1" = -q ] && printf "NV Power Mode: 15W\\n2\\n"\n')
-    (tmp_path / "nvpmodel").chmod(0o755)
-    assert machine.describe_machine().power_mode == "NV Power Mode: 15W 2"
-
-
 def test_every_rate_of_the_machine_is_measured() -> None:
     limits = machine.measure_limits(torch.device("cpu"), copied_bytes=2**16, side=16, seconds=0)
     assert limits.gigabytes_per_s == max(limits.copy_gb_per_s, limits.read_gb_per_s)
