@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.timing.stages import as_regions, sample_boxes
+from export.command_line import run_command
 from runtime import Captioner, FeatureMap, PatchcaptionError, Region
 from runtime.backends import BACKENDS
 
@@ -28,23 +30,21 @@ _TURNS = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(description="Time many callers of one captioner, alone and batched.")
-    parser.add_argument("engines", type=Path, nargs="?", default=Path("engines/demo"), help="the bundle")
+    parser.add_argument("bundle", type=Path, nargs="?", default=Path("engines/demo"), help="default: %(default)s")
     parser.add_argument("--callers", type=int, nargs="+", default=[1, 4, 16], help="threads (default: 1 4 16)")
-    parser.add_argument("--calls", type=int, default=20, help="of each caller in a turn (default: 20)")
+    parser.add_argument("--calls", type=int, default=20, help="of each caller in a turn (default: %(default)s)")
     parser.add_argument("--max-wait-ms", type=float, default=4.0, help="default: 4")
-    parser.add_argument("--backend", choices=BACKENDS, default="auto", help="default: auto")
-    options = parser.parse_args(arguments)
-    try:
-        if min(*options.callers, options.calls, 1) < 1:
-            raise PatchcaptionError("--callers, --calls: expected at least 1")
-        with Captioner.load(options.engines, options.backend) as captioner:
-            table = _table(captioner, options)
-    except PatchcaptionError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    Console(width=120).print(table)
-    return 0
+    parser.add_argument("--backend", choices=BACKENDS, default="auto", help="default: %(default)s")
+    return run_command(partial(_run, parser.parse_args(arguments)))
+
+
+def _run(options: argparse.Namespace) -> None:
+    if min(*options.callers, options.calls) < 1:
+        raise PatchcaptionError("--callers, --calls: expected at least 1")
+    with Captioner.load(options.bundle, options.backend) as captioner:
+        Console(width=120).print(_table(captioner, options))
 
 
 def _table(captioner: Captioner, options: argparse.Namespace) -> Table:

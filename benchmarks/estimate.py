@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich import box
@@ -18,6 +19,7 @@ from rich.table import Table
 
 from benchmarks.timing.stages import TYPICAL_TOKENS
 from benchmarks.timing.work import Work, backbone_work, decoding_work, projection_work
+from export.command_line import run_command
 from runtime import PatchcaptionError
 from runtime.bundle import Bundle, Manifest
 
@@ -55,21 +57,20 @@ SHARES = {"backbone": 0.6, "projection": 0.8, "decoding": 0.7}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(description="Work out how long a bundle should take on Jetson boards.")
-    parser.add_argument("engines", type=Path, help="a bundle")
+    parser.add_argument("bundle", type=Path)
     parser.add_argument("--regions", type=int, nargs="+", default=[1, 16, 64], help="default: 1 16 64")
-    parser.add_argument("--precision", choices=("fp32", "fp16", "bf16"), default="fp16", help="default: fp16")
-    parser.add_argument("--memory-precision", choices=BYTES, default="fp16", help="default: fp16")
-    options = parser.parse_args(arguments)
-    try:
-        manifest = Bundle(options.engines, verify=False).manifest
-        if min(options.regions) < 1:
-            raise PatchcaptionError(f"--regions: expected at least 1, got {min(options.regions)}")
-    except PatchcaptionError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    parser.add_argument("--precision", choices=("fp32", "fp16", "bf16"), default="fp16", help="default: %(default)s")
+    parser.add_argument("--memory-precision", choices=BYTES, default="fp16", help="default: %(default)s")
+    return run_command(partial(_run, parser.parse_args(arguments)))
+
+
+def _run(options: argparse.Namespace) -> None:
+    manifest = Bundle(options.bundle, verify=False).manifest
+    if min(options.regions) < 1:
+        raise PatchcaptionError(f"--regions: expected at least 1, got {min(options.regions)}")
     Console(width=120).print(_table(manifest, options.regions, options.precision, options.memory_precision))
-    return 0
 
 
 def estimate_ms(work: Work, stage: str, board: Board) -> float:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime, timezone
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from benchmarks.timing.machine import describe_machine, measure_limits
 from benchmarks.timing.plot import check_plotting, plot
 from benchmarks.timing.report import BundleFacts, Comparison, Report, Settings
 from benchmarks.timing.stages import Stages, caption_lengths, sample_boxes, write_sample
+from export.command_line import run_command
 from runtime import Captioner, Fit, PatchcaptionError
 from runtime.backends import BACKENDS, PRECISIONS
 
@@ -36,29 +38,21 @@ _TABLE_WIDTH = 160
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
-    try:
-        _check(options)
-        old = Report.read(options.against) if options.against else None
-        if old is not None:
-            BundleFacts.of(options.engines).check_same_work(old.bundle, options.against)
-        _run(options, old)
-    except PatchcaptionError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
+    """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(description="Time a bundle, stage by stage.")
-    parser.add_argument("engines", type=Path, nargs="?", default=Path("engines/demo"), help="the bundle")
+    add_arguments(parser)
+    return run_command(partial(_run, parser.parse_args(arguments)))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the bundle, what of it is timed and how, where the numbers go, and what they are compared with."""
+    parser.add_argument("bundle", type=Path, nargs="?", default=Path("engines/demo"), help="default: %(default)s")
     parser.add_argument(
         "--regions", type=int, nargs="+", default=[1, 16, 64], help="how many at once (default: 1 16 64)"
     )
-    parser.add_argument("--images", type=int, default=1, help="also time the backbone on so many at once (default: 1)")
+    parser.add_argument(
+        "--images", type=int, default=1, help="also time the backbone on so many at once (default: %(default)s)"
+    )
     parser.add_argument("--video", action="store_true", help="time a stream of frames instead (extra video)")
     parser.add_argument("--runs", type=int, default=20, help="timed runs of each (default: 20)")
     parser.add_argument("--image", type=Path, metavar="FILE", help="default: a JPEG of 640 x 480 made for it")
@@ -76,7 +70,6 @@ def _parser() -> argparse.ArgumentParser:
         "--checkpoint", metavar="NAME", help="its weights (default: what the bundle was built from)"
     )
     comparison.add_argument("--checkpoint-dir", type=Path, metavar="FOLDER", help="where to look for checkpoint files")
-    return parser
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -100,7 +93,11 @@ def _check(options: argparse.Namespace) -> None:
         check_plotting()
 
 
-def _run(options: argparse.Namespace, old: Report | None) -> None:
+def _run(options: argparse.Namespace) -> None:
+    _check(options)
+    old = Report.read(options.against) if options.against else None
+    if old is not None:
+        BundleFacts.of(options.bundle).check_same_work(old.bundle, options.against)
     if options.threads:
         torch.set_num_threads(options.threads)
     with ExitStack() as held:
@@ -109,23 +106,28 @@ def _run(options: argparse.Namespace, old: Report | None) -> None:
         captioner = held.enter_context(_load(options))
         load_ms = 1000 * (time.perf_counter() - start)
         if options.video:
-            _show(_video(options, captioner, held), [])
+            _show(_time_stream(options, captioner, held), [])
             return
-        stages = Stages(captioner)
-        report = _measure(options, stages, file, load_ms)
-        _show(tables.stage_table(report), tables.stage_notes(report))
-        _write(options, report)  # before the comparison too: should it fail, these numbers are kept
-        if options.compare:
-            report = report.model_copy(update={"comparison": _compare(options, stages, file, report.settings)})
-            _show(tables.comparison_table(report), tables.comparison_notes(report))
-            _write(options, report)
+        report = _time_stages(options, Stages(captioner), file, load_ms)
     if old is not None:
         _show(tables.against_table(old, report), tables.against_notes(old, report))
     if options.plot:
         plot(report, options.plot)
 
 
-def _video(options: argparse.Namespace, captioner: Captioner, held: ExitStack) -> Table:
+def _time_stages(options: argparse.Namespace, stages: Stages, file: Path, load_ms: float) -> Report:
+    """Measure, show and write every row; with --compare the ratios too."""
+    report = _measure(options, stages, file, load_ms)
+    _show(tables.stage_table(report), tables.stage_notes(report))
+    _write(options, report)  # before the comparison too: should it fail, these numbers are kept
+    if options.compare:
+        report = report.model_copy(update={"comparison": _compare(options, stages, file, report.settings)})
+        _show(tables.comparison_table(report), tables.comparison_notes(report))
+        _write(options, report)
+    return report
+
+
+def _time_stream(options: argparse.Namespace, captioner: Captioner, held: ExitStack) -> Table:
     from benchmarks.timing.video import video_table, write_clip  # PyAV is an extra
 
     clip = Path(held.enter_context(tempfile.TemporaryDirectory())) / "clip.mp4"
@@ -142,7 +144,7 @@ def _sample_file(held: ExitStack) -> Path:
 
 def _load(options: argparse.Namespace) -> Captioner:
     fit, precision, threads = _fit(options), options.precision, options.threads
-    return Captioner.load(options.engines, options.backend, fit, precision=precision, threads=threads)
+    return Captioner.load(options.bundle, options.backend, fit, precision=precision, threads=threads)
 
 
 def _fit(options: argparse.Namespace) -> Fit:
@@ -151,7 +153,7 @@ def _fit(options: argparse.Namespace) -> Fit:
 
 def _measure(options: argparse.Namespace, stages: Stages, file: Path, load_ms: float) -> Report:
     machine, made_at = describe_machine(), datetime.now(timezone.utc).isoformat(timespec="seconds")
-    facts = BundleFacts.of(options.engines)
+    facts = BundleFacts.of(options.bundle)
     settings = _settings(options, stages, caption_lengths(facts.decoding.steps))
     sample_boxes(facts.architecture, max(settings.regions))  # refuses what does not fit, before minutes of work
     samples: dict[int, measure.Samples] = {}

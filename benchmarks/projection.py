@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from export.command_line import run_command
 from export.memory.quantization import STORED_AS
-from runtime import PatchcaptionError
 from runtime.memory import native_kernels as native
 from runtime.memory import torch_kernels as torch_projection
 from runtime.memory.rows import StoredRows
@@ -30,24 +30,22 @@ _ROWS_AT_ONCE = 2**16
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(description="Time the projection through memory banks.")
     parser.add_argument("--rows", type=int, nargs="+", default=[591_753], help="of the banks (default: 591753)")
-    parser.add_argument("--width", type=int, default=768, help="default: 768")
+    parser.add_argument("--width", type=int, default=768, help="default: %(default)s")
     parser.add_argument(
         "--precision", nargs="+", choices=STORED_AS, default=["fp32", "int8"], help="default: fp32 int8"
     )
     parser.add_argument("--regions", type=int, nargs="+", default=[1, 16, 64], help="default: 1 16 64")
-    parser.add_argument("--runs", type=int, default=3, help="timed runs of each, the best is shown (default: 3)")
+    parser.add_argument(
+        "--runs", type=int, default=3, help="timed runs of each; the best is shown (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
-    try:
-        Console(width=140).print(_measure(options))
-    except PatchcaptionError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command(lambda: Console(width=140).print(_table(options)))
 
 
-def _measure(options: argparse.Namespace) -> Table:
+def _table(options: argparse.Namespace) -> Table:
     library = native.library()
     variants = library.variants if library else ()
     table = Table(title=f"ms, best of {options.runs}; {torch.get_num_threads()} threads", box=box.MARKDOWN)
