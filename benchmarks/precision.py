@@ -26,7 +26,9 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.scoring.scenes import Question, names_objects, questions
+from benchmarks.scoring.demo_scenes import EvaluationCase as Question
+from benchmarks.scoring.demo_scenes import evaluation_cases as questions
+from benchmarks.scoring.demo_scenes import names_objects
 from export.demo import scenes
 from runtime import BackendError, Captioner, PatchcaptionError
 from runtime.decoding.greedy import decode

@@ -1,7 +1,7 @@
-"""How good a bundle's captions are: `python benchmarks/quality.py engines/demo`.
+"""Score a bundle's captions: `python benchmarks/quality.py engines/demo`.
 
-By itself it scores held-out demo scenes, by what their captions should name (`scoring.scenes`). With images and a file
-of ground truth it scores captions as papers do (`scoring.ground_truth`, `scoring.metrics`):
+Without more arguments on held-out demo scenes, whose right captions are known (`scoring.demo_scenes`). With images and
+a file of ground truth as papers do (`scoring.ground_truth`, `scoring.metrics`):
 
     python benchmarks/quality.py BUNDLE --images coco/val2014 --captions captions_val2014.json
     python benchmarks/quality.py BUNDLE --images FOLDER --sets coco_entities_test.json --form published
@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.scoring import evaluation
-from benchmarks.scoring import scenes as scene_scores
+from benchmarks.scoring.demo_scenes import score_scenes
 from benchmarks.scoring.evaluation import Evaluation
 from benchmarks.scoring.ground_truth import READERS
 from benchmarks.scoring.metrics import CaptionMetrics
@@ -105,7 +105,7 @@ def _ground_truth_kind(options: argparse.Namespace) -> str | None:
 def _score_scenes(options: argparse.Namespace) -> Table:
     count = options.scenes or 300
     with Captioner.load(options.bundle) as captioner:
-        scores = scene_scores.measure(captioner, HELD_OUT_SEED, count)
+        scores = score_scenes(captioner, HELD_OUT_SEED, count)
         table = Table(title=f"{options.bundle} on {count} held-out scenes, {captioner.backend.name}")
     for heading in ("region", "captions", "colour and shape", "every word"):
         table.add_column(heading, justify="left" if heading == "region" else "right")
@@ -121,22 +121,22 @@ def _score_scenes(options: argparse.Namespace) -> Table:
 def _score_ground_truth(options: argparse.Namespace, kind: str) -> Table:
     metrics = CaptionMetrics(options.spice)
     metrics.check()
-    asked = _evaluation(options, kind)
-    answers = evaluation.caption(asked)
+    chosen = _evaluation(options, kind)
+    predictions = evaluation.run(chosen)
     if options.json:  # before the metrics too: should they fail, the captions are kept
-        _write(options.json, evaluation.record(asked, answers, None))
+        _write(options.json, evaluation.to_record(chosen, predictions, None))
     start = time.perf_counter()
-    scores = metrics.score(
-        {one.item: one.caption for one in answers.captions}, {one.item: one.references for one in answers.captions}
-    )
+    candidates = {prediction.item: prediction.caption for prediction in predictions.captions}
+    references = {prediction.item: prediction.references for prediction in predictions.captions}
+    scores = metrics.score(candidates, references)
     if options.json:
-        _write(options.json, evaluation.record(asked, answers, scores))
-    return evaluation.table(asked, answers, scores, metrics_seconds=time.perf_counter() - start)
+        _write(options.json, evaluation.to_record(chosen, predictions, scores))
+    return evaluation.score_table(chosen, predictions, scores, metrics_seconds=time.perf_counter() - start)
 
 
 def _evaluation(options: argparse.Namespace, kind: str) -> Evaluation:
     return Evaluation(
-        engines=options.bundle,
+        bundle_dir=options.bundle,
         kind=kind,
         truth=getattr(options, kind),
         folders=tuple(options.images),

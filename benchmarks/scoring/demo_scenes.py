@@ -1,4 +1,4 @@
-"""How often captions of drawn demo scenes are right.
+"""Scores captions of drawn demo scenes, whose right captions are known.
 
 For boxes, masks and traces over one object: the share of captions that name its colour and shape, and of those that get
 every attribute right and nothing else. For sets of two boxes: the share that name both objects. For backgrounds and
@@ -24,8 +24,13 @@ _SCENES_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
-class Question:
-    """A region of a scene, what kind of region it is, and what its caption should say."""
+class EvaluationCase:
+    """A region of a scene and its right caption.
+
+    Attributes:
+        kind: "box", "mask", "trace", "two boxes", "background mask", "image, mean" or "image, cls".
+        looks: the objects that the caption names; none for backgrounds and whole images.
+    """
 
     kind: str
     region: Region
@@ -35,10 +40,10 @@ class Question:
 
 @dataclass(frozen=True)
 class Score:
-    """Captions of one kind of region.
+    """Shares of right captions, for one kind of region.
 
     Attributes:
-        asked: how many.
+        asked: the number of captions.
         named: share that name the right colour and shape of every object; None where there is none to name.
         exact: share that are right in every word.
     """
@@ -48,44 +53,50 @@ class Score:
     exact: float
 
 
-def questions(scene: Scene, seed: int) -> Iterator[Question]:
-    """Everything there is to ask of a scene."""
+def evaluation_cases(scene: Scene, seed: int) -> Iterator[EvaluationCase]:
+    """Yield every region of a scene that has a right caption; traces are drawn by ``seed``."""
     rng = np.random.default_rng([seed, 2])
     for one in scene.objects:
         for kind, region in (("box", one.box), ("mask", one.mask), ("trace", one.trace(rng))):
-            yield Question(kind, region, (one.look,), one.look.caption)
+            yield EvaluationCase(kind, region, (one.look,), one.look.caption)
     for first, second in combinations(scene.objects, 2):
         if scenes.is_pair(first.look, second.look):
-            looks = first.look, second.look
-            yield Question("two boxes", scenes.pair_region(first, second), looks, scenes.pair_caption(*looks))
-    yield Question("background mask", Mask(scene.background), (), scene.background_caption)
-    yield Question("image, mean", WholeImage(pool="mean"), (), scene.caption)
-    yield Question("image, cls", WholeImage(pool="cls"), (), scene.caption)
+            pair, looks = scenes.pair_region(first, second), (first.look, second.look)
+            yield EvaluationCase("two boxes", pair, looks, scenes.pair_caption(*looks))
+    yield EvaluationCase("background mask", Mask(scene.background), (), scene.background_caption)
+    yield EvaluationCase("image, mean", WholeImage(pool="mean"), (), scene.caption)
+    yield EvaluationCase("image, cls", WholeImage(pool="cls"), (), scene.caption)
 
 
 def names_objects(text: str, looks: Sequence[Look]) -> bool:
-    """Whether a caption names exactly these objects by colour and shape."""
-    said = sorted((look.get("colour", ""), look.get("shape", "")) for look in scenes.named_looks(text))
-    return said == sorted((look.colour, look.shape) for look in looks)
+    """Return whether a caption names exactly these objects by colour and shape."""
+    found = sorted((look.get("colour", ""), look.get("shape", "")) for look in scenes.named_looks(text))
+    return found == sorted((look.colour, look.shape) for look in looks)
 
 
-def measure(captioner: Captioner, first_seed: int, count: int) -> dict[str, Score]:
-    """The scores of each kind of region over ``count`` scenes."""
+def score_scenes(captioner: Captioner, first_seed: int, count: int) -> dict[str, Score]:
+    """Return the score of each kind of region over ``count`` scenes."""
     named: dict[str, list[bool]] = defaultdict(list)
     exact: dict[str, list[bool]] = defaultdict(list)
-    seeds = range(first_seed, first_seed + count)
-    batches = [seeds[start : start + _SCENES_AT_ONCE] for start in range(0, count, _SCENES_AT_ONCE)]
-    for batch in track(batches, "captioning", console=Console(stderr=True), transient=True):
-        drawn = [scenes.draw_scene(seed) for seed in batch]
-        asked = [list(questions(scene, seed)) for scene, seed in zip(drawn, batch, strict=True)]
-        answers = captioner.caption([scene.image for scene in drawn], [[q.region for q in of] for of in asked])
-        for question, answer in (
-            (q, a) for of, said in zip(asked, answers, strict=True) for q, a in zip(of, said, strict=True)
-        ):
-            exact[question.kind].append(answer.text == question.caption)
-            if question.looks:
-                named[question.kind].append(names_objects(answer.text, question.looks))
+    for case, text in _caption_cases(captioner, range(first_seed, first_seed + count)):
+        exact[case.kind].append(text == case.caption)
+        if case.looks:
+            named[case.kind].append(names_objects(text, case.looks))
     return {
         kind: Score(len(hits), float(np.mean(named[kind])) if kind in named else None, float(np.mean(hits)))
         for kind, hits in exact.items()
     }
+
+
+def _caption_cases(captioner: Captioner, seeds: range) -> Iterator[tuple[EvaluationCase, str]]:
+    """Yield every case of the scenes of ``seeds`` with its caption, a few scenes at a time."""
+    starts = range(0, len(seeds), _SCENES_AT_ONCE)
+    for start in track(starts, "captioning", console=Console(stderr=True), transient=True):
+        batch = seeds[start : start + _SCENES_AT_ONCE]
+        drawn = [scenes.draw_scene(seed) for seed in batch]
+        cases = [list(evaluation_cases(scene, seed)) for scene, seed in zip(drawn, batch, strict=True)]
+        regions = [[case.region for case in scene_cases] for scene_cases in cases]
+        captions = captioner.caption([scene.image for scene in drawn], regions)
+        for scene_cases, scene_captions in zip(cases, captions, strict=True):
+            for case, caption in zip(scene_cases, scene_captions, strict=True):
+                yield case, caption.text

@@ -1,4 +1,4 @@
-"""What a bundle says of annotated images: a caption for every item of a ground truth."""
+"""Captions of a bundle for every item of a ground truth."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _IMAGES_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
-class Answer:
+class Prediction:
     """The caption of one item.
 
     Attributes:
         image: the image's id.
-        number: the item's place among the image's items.
-        caption: what the bundle says; nothing where the model does not see the region.
-        score: the decoder's probability of it; None where the model does not see the region.
-        references: what it is to be compared with.
+        number: the index of the item among the image's items.
+        caption: empty where the model does not see the region.
+        score: the decoder's probability of the caption; None where the model does not see the region.
+        references: the captions that it is compared with.
     """
 
     image: str
@@ -36,14 +36,15 @@ class Answer:
 
     @property
     def item(self) -> str:
+        """The item's name among all items of a ground truth."""
         return f"{self.image}/{self.number}"
 
 
-def answer(captioner: Captioner, images: Sequence[AnnotatedImage], files: Mapping[str, Path]) -> list[Answer]:
-    """Captions every item of the images, a few images at a time.
+def predict(captioner: Captioner, images: Sequence[AnnotatedImage], files: Mapping[str, Path]) -> list[Prediction]:
+    """Caption every item of the images, a few images at a time.
 
-    A region that the model does not see (outside the image, or cut off by fit="crop") is no error here: it is answered
-    with nothing, which scores 0.
+    A region that the model does not see (outside the image, or cut off by fit="crop") is no error here: its caption is
+    empty, which scores 0.
 
     Args:
         files: the file of each image, by image id.
@@ -51,32 +52,33 @@ def answer(captioner: Captioner, images: Sequence[AnnotatedImage], files: Mappin
     Raises:
         ImageError: a file cannot be read as an image.
     """
-    answers: list[Answer] = []
+    predictions: list[Prediction] = []
     starts = range(0, len(images), _IMAGES_AT_ONCE)
     for start in track(starts, "captioning", console=Console(stderr=True), transient=True):
         batch = images[start : start + _IMAGES_AT_ONCE]
         features = captioner.encode([files[image.id] for image in batch])
-        answers += _answers(captioner, features, batch)
-    return answers
+        predictions += _predict_batch(captioner, features, batch)
+    return predictions
 
 
-def _answers(captioner: Captioner, features: FeatureMap, batch: Sequence[AnnotatedImage]) -> Iterator[Answer]:
-    seen = [
-        [_is_seen(item, canvas) for item in image.items] for image, canvas in zip(batch, features.canvases, strict=True)
+def _predict_batch(captioner: Captioner, features: FeatureMap, batch: Sequence[AnnotatedImage]) -> Iterator[Prediction]:
+    visible = [
+        [_is_visible(item, canvas) for item in image.items]
+        for image, canvas in zip(batch, features.canvases, strict=True)
     ]
-    asked = [
-        [item.region for item, is_seen in zip(image.items, own, strict=True) if is_seen]
-        for image, own in zip(batch, seen, strict=True)
+    regions = [
+        [item.region for item, is_visible in zip(image.items, flags, strict=True) if is_visible]
+        for image, flags in zip(batch, visible, strict=True)
     ]
-    for image, own, captions in zip(batch, seen, captioner.describe(features, asked), strict=True):
-        left = iter(captions)
-        for number, (item, is_seen) in enumerate(zip(image.items, own, strict=True)):
-            caption = next(left) if is_seen else None
+    for image, flags, captions in zip(batch, visible, captioner.describe(features, regions), strict=True):
+        remaining = iter(captions)
+        for number, (item, is_visible) in enumerate(zip(image.items, flags, strict=True)):
+            caption = next(remaining) if is_visible else None
             text, score = (caption.text, caption.score) if caption else ("", None)
-            yield Answer(image.id, number, text, score, item.references)
+            yield Prediction(image.id, number, text, score, item.references)
 
 
-def _is_seen(item: Item, canvas: Canvas) -> bool:
+def _is_visible(item: Item, canvas: Canvas) -> bool:
     try:
         item.region.weights(canvas)
     except RegionError:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import dataclass
+from importlib import metadata
 
 import pytest
 
@@ -11,6 +13,10 @@ from export.bundle_builder import BuildOptions
 from export.command_line import add_plan_options, from_namespace, positive_int, run_command
 from export.plans.builder import PlanOptions
 from runtime import PatchcaptionError
+from tests.conftest import ROOT
+
+EXTRAS = {"modelopt", "tensorrt", "onnxruntime", "openvino", "av", "cuda", "polygraphy", "pycuda"}
+"""Modules that this environment may lack and a user's may have."""
 
 
 def fail(error: BaseException) -> None:
@@ -74,3 +80,11 @@ def test_a_count_below_one_is_refused() -> None:
     assert positive_int("3") == 3
     with pytest.raises(argparse.ArgumentTypeError, match="expected at least 1, got 0"):
         positive_int("0")
+
+
+@pytest.mark.parametrize("folder", ["export", "benchmarks"])
+def test_no_module_beside_a_command_is_named_as_another_package(folder: str) -> None:
+    """A command that is run by its path has its own folder first on the path of imports."""
+    beside = {path.stem for path in (ROOT / folder).iterdir() if path.suffix == ".py" or path.is_dir()} - {"__init__"}
+    others = {*sys.stdlib_module_names, *metadata.packages_distributions(), *EXTRAS}
+    assert beside & others == set()
