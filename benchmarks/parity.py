@@ -23,7 +23,7 @@ from rich.table import Table
 
 from benchmarks.reference_recording import RECORDINGS, Recording, tasks
 from export.bundle_builder import BuildOptions, build
-from export.command_line import shown
+from export.command_line import show_progress as shown
 from runtime import Captioner, FeatureMap, Fit, PatchcaptionError
 from runtime.image import open_image, prepare
 

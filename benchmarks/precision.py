@@ -26,7 +26,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.scoring.scenes import Question, names_objects, questions
+from benchmarks.scoring.demo_scenes import EvaluationCase, evaluation_cases, names_objects
 from benchmarks.timing.stages import PipelineStages
 from export.demo import scenes
 from runtime import BackendError, Captioner, PatchcaptionError
@@ -110,13 +110,13 @@ def _compare(bundles: Sequence[Path], timed: Sequence[Path], count: int) -> Tabl
     return table
 
 
-def _asked(count: int) -> list[tuple[scenes.Scene, list[Question]]]:
+def _asked(count: int) -> list[tuple[scenes.Scene, list[EvaluationCase]]]:
     seeds = range(scenes.HELD_OUT_SEED, scenes.HELD_OUT_SEED + count)
     drawn = [(scenes.draw_scene(seed), seed) for seed in seeds]
-    return [(scene, list(questions(scene, seed))) for scene, seed in drawn]
+    return [(scene, list(evaluation_cases(scene, seed))) for scene, seed in drawn]
 
 
-def _answer(captioner: Captioner, asked: Sequence[tuple[scenes.Scene, list[Question]]]) -> SceneOutputs:
+def _answer(captioner: Captioner, asked: Sequence[tuple[scenes.Scene, list[EvaluationCase]]]) -> SceneOutputs:
     tokens, texts = [], list[str]()
     for start in _batches(len(asked)):
         some = asked[start : start + _SCENES_AT_ONCE]
@@ -133,7 +133,7 @@ def _batches(count: int) -> Iterable[int]:
 
 
 def _quality(
-    answers: SceneOutputs, exact: SceneOutputs, asked: Sequence[tuple[scenes.Scene, list[Question]]]
+    answers: SceneOutputs, exact: SceneOutputs, asked: Sequence[tuple[scenes.Scene, list[EvaluationCase]]]
 ) -> list[str]:
     cosines = torch.cosine_similarity(answers.tokens, exact.tokens, dim=-1)
     same = np.mean([one == other for one, other in zip(answers.texts, exact.texts, strict=True)])

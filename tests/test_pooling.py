@@ -48,8 +48,8 @@ def features(demo: Captioner) -> FeatureMap:
 
 
 @pytest.fixture(scope="module")
-def seen(checkpoint: Checkpoint) -> list[eager.Seen]:
-    return [eager.see(checkpoint.backbone, Image.fromarray(scene.image)) for scene in SCENES]
+def seen(checkpoint: Checkpoint) -> list[eager.EncodedImage]:
+    return [eager.encode_image(checkpoint.backbone, Image.fromarray(scene.image)) for scene in SCENES]
 
 
 @pytest.fixture(scope="module")
@@ -65,14 +65,14 @@ def each(*boxes: tuple[float, ...], **pooled: object) -> list[list[Box]]:
 
 @pytest.mark.parametrize("pool", ["mean", "gaussian", "attention"])
 def test_boxes_are_those_of_the_algorithm_written_plainly(
-    demo: Captioner, features: FeatureMap, seen: list[eager.Seen], pool: eager.Pool
+    demo: Captioner, features: FeatureMap, seen: list[eager.EncodedImage], pool: eager.Pool
 ) -> None:
     expected = [eager.box_vector(image, box, pool) for image in seen for box in BOXES]
     torch.testing.assert_close(demo.vectors(features, each(*BOXES, pool=pool)), torch.stack(expected), **CLOSE)
 
 
 def test_sets_and_traces_are_those_of_the_algorithm_written_plainly(
-    demo: Captioner, features: FeatureMap, seen: list[eager.Seen]
+    demo: Captioner, features: FeatureMap, seen: list[eager.EncodedImage]
 ) -> None:
     points = [(0.1, 0.2), (0.15, 0.2), (0.9, 0.5), (1.2, 0.5)]
     regions = [
@@ -98,7 +98,7 @@ def test_sets_and_traces_are_those_of_the_algorithm_written_plainly(
 def test_cleaned_boxes_are_those_of_the_algorithm_written_plainly(
     demo: Captioner,
     features: FeatureMap,
-    seen: list[eager.Seen],
+    seen: list[eager.EncodedImage],
     bank: torch.Tensor,
     clean: str,
     after: bool,
@@ -110,14 +110,14 @@ def test_cleaned_boxes_are_those_of_the_algorithm_written_plainly(
     expected = []
     for image in seen:
         shared = image.cls if common == "cls" else image.average_attention
-        cleaned = eager.cleaned(image, bank, clean, after, shared, alpha=0.7)
+        cleaned = eager.clean_patches(image, bank, clean, after, shared, alpha=0.7)
         expected += [eager.box_vector(cleaned, box) for box in BOXES]
     torch.testing.assert_close(vectors, torch.stack(expected), **CLOSE)
 
 
 @pytest.mark.parametrize("kind", ["mean", "cls"])
 def test_reencoded_boxes_are_those_of_the_algorithm_written_plainly(
-    demo: Captioner, features: FeatureMap, seen: list[eager.Seen], checkpoint: Checkpoint, kind: str
+    demo: Captioner, features: FeatureMap, seen: list[eager.EncodedImage], checkpoint: Checkpoint, kind: str
 ) -> None:
     block = checkpoint.backbone.blocks[-1]
     expected = [

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.timing.machine import synchronize
+from benchmarks.timing.machine_limits import synchronize
 from runtime import Box, Captioner, FeatureMap, Fit, PatchcaptionError, Region
 from runtime.bundle import TokenLayout
 from runtime.decoding.decap import DecapDecoder

@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ from runtime.bundle import Bundle, PlanHardware, PlanRecord, sha256_of
 from runtime.bundle.onnx_scan import graph_contents
 from runtime.bundle.trust import is_trusted, trust
 from runtime.errors import BackendError, BundleError
+from runtime.system.files import write_atomically
 from runtime.system.user_dirs import cache_folder
 
 if TYPE_CHECKING:
@@ -196,13 +195,11 @@ def _read_timing_cache(api: TensorRtApi, config: tensorrt.IBuilderConfig, file: 
 
 
 def _write_timing_cache(file: Path, data: tensorrt.IHostMemory) -> None:
-    """Writes the cache whole or not at all; without it the next build is only slower."""
+    """Keep what TensorRT measured; without it the next build is only slower."""
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-        with os.fdopen(handle, "wb") as part:
-            part.write(bytes(data))
-        Path(name).replace(file)
+        with write_atomically(file) as part:
+            part.write_bytes(bytes(data))
 
 
 def timing_cache_file(api: TensorRtApi, gpu: Gpu) -> Path:

@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import cast
 
@@ -24,7 +21,8 @@ from runtime.backends.registry import BACKEND_NAMES, BACKENDS, BackendName, Back
 from runtime.bundle import MANIFEST, Bundle, EnginePrecision, sha256_of
 from runtime.errors import BackendError
 from runtime.options import Precision
-from runtime.system.machine import cpu_name, usable_cores
+from runtime.system.files import write_atomically
+from runtime.system.machine import cpu_name, package_version, usable_cores
 from runtime.system.user_dirs import cache_folder
 
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino")
@@ -111,7 +109,10 @@ def save_measurement(
     record = _Measurement(backend=fastest, bundle=str(bundle.folder.absolute()), milliseconds=dict(milliseconds))
     kept = _Measurements(measurements=_read().measurements | {_key(bundle, precision, threads): record})
     try:
-        _write(measurements_file(), kept.model_dump_json(indent=2) + "\n")
+        file = measurements_file()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with write_atomically(file) as part:
+            part.write_text(kept.model_dump_json(indent=2) + "\n", encoding="utf-8")
     except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home
         raise BackendError(
             f"the measurement of {fastest} cannot be saved: {error}; set XDG_CACHE_HOME to a folder"
@@ -156,26 +157,6 @@ def _key(bundle: Bundle, precision: Precision, threads: int | None) -> str:
         "threads": threads,
         "cpu": cpu_name(),
         "cores": usable_cores(),
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": {name: package_version(name) for name in _PACKAGES},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    part = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from runtime.captioner import Captioner
 from runtime.cli.region_arguments import add_region_flags
 from runtime.errors import PatchcaptionError
 from runtime.image import Fit
-from runtime.output.video_file import Recorder, json_lines, pictures
+from runtime.output.video_file import Recorder, annotated_video, json_lines
 from runtime.regions import Region, WholeImage
 from runtime.video.sources import VideoError
 from runtime.video.stream import CaptionStream, FrameCaptions
@@ -75,7 +75,7 @@ def run_video(options: argparse.Namespace) -> int:
 def _recorders(options: argparse.Namespace, held: ExitStack) -> list[Recorder]:
     if options.save and options.save.suffix.lower() not in (".mp4", ".mkv", ".mov", ".avi"):
         raise PatchcaptionError(f"{options.save}: expected a video's ending, .mp4 for example")
-    made = [(json_lines, options.jsonl), (pictures, options.save)]
+    made = [(json_lines, options.jsonl), (annotated_video, options.save)]
     return [held.enter_context(make(path)) for make, path in made if path]
 
 

@@ -64,7 +64,7 @@ def other_bundle(bundle: Bundle, _: pytest.MonkeyPatch) -> None:
 
 
 def other_versions(_: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "_version", lambda package: "0.1" if package == "openvino" else "0.2")
+    monkeypatch.setattr(choice, "package_version", lambda name: "0.1" if name == "openvino" else "0.2")
 
 
 def other_cpu(_: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from onnx_ir import DataType
 
-from benchmarks.scoring.scenes import questions
+from benchmarks.scoring.demo_scenes import evaluation_cases
 from export.demo import scenes
 from export.graphs import half_precision as narrowing
 from export.graphs.exporter import export_backbone, export_beam_decoder, export_decoder, export_reencoder
@@ -210,7 +210,7 @@ def test_an_operator_is_narrow_only_where_its_opset_has_it() -> None:
 
 SEEDS = range(scenes.HELD_OUT_SEED, scenes.HELD_OUT_SEED + 40)
 SCENES = [scenes.draw_scene(seed) for seed in SEEDS]
-REGIONS = [[question.region for question in questions(scene, seed)] for scene, seed in zip(SCENES, SEEDS, strict=True)]
+REGIONS = [[case.region for case in evaluation_cases(scene, seed)] for scene, seed in zip(SCENES, SEEDS, strict=True)]
 
 
 def test_fp16_says_the_same_in_99_of_100_captions(tmp_path_factory: pytest.TempPathFactory, demo: Captioner) -> None:

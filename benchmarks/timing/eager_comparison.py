@@ -1,4 +1,4 @@
-"""The published algorithm (`benchmarks.eager`) on the same weights, image and boxes, run by run beside the runtime."""
+"""Times the published algorithm (`benchmarks.eager`) beside the runtime: same weights, image and boxes, in turns."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from benchmarks import eager
-from benchmarks.timing.measure import SECOND, WHOLE
 from benchmarks.timing.report import Comparison, Ratio
+from benchmarks.timing.stage_rows import SECOND, WHOLE
 from benchmarks.timing.stages import (
     REGION_STAGES,
     STAGES,
@@ -40,11 +40,11 @@ COMPARED = {
     WHOLE: STAGES,
     SECOND: REGION_STAGES,
 }
-"""What stands in a row of the comparison. `eager.see` prepares its image itself, so both are counted there."""
+"""The stages in each row of the comparison. `eager.encode_image` preprocesses too, so both count as backbone."""
 
 
 @dataclass(frozen=True, eq=False)
-class Published:
+class PublishedSystem:
     """The published system with a bundle's weights, on one device; bank (M, D), None for a noise-trained decoder."""
 
     backbone: Backbone
@@ -55,11 +55,11 @@ class Published:
     device: torch.device
 
     @classmethod
-    def read(cls, manifest: Manifest, name: str | None, folder: Path | None, device: torch.device) -> Published:
-        """From the checkpoint that the bundle was built from.
+    def read(cls, manifest: Manifest, name: str | None, folder: Path | None, device: torch.device) -> PublishedSystem:
+        """Read the weights from the checkpoint that the bundle was built from.
 
         Args:
-            name: the checkpoint, where it is not to be found under the name that it was built by.
+            name: the checkpoint, where it is not found under the name in the manifest.
             folder: where files that it names are looked for first.
 
         Raises:
@@ -87,15 +87,15 @@ class Published:
         )
 
     def run(self, file: Path, boxes: Sequence[PixelBox]) -> Run:
-        """One run through all stages."""
-        with self.device:  # what the algorithm makes is made there too
+        """Run all stages once."""
+        with self.device:  # new tensors of the algorithm are made there too
             return self._run(file, boxes)
 
     def _run(self, file: Path, boxes: Sequence[PixelBox]) -> Run:
         timed = Stopwatch(self.device)
         image = timed("read", lambda: _open(file))
-        seen = timed("backbone", lambda: eager.see(self.backbone, image))
-        vectors = timed("weights and pooling", lambda: torch.stack([eager.box_vector(seen, box) for box in boxes]))
+        encoded = timed("backbone", lambda: eager.encode_image(self.backbone, image))
+        vectors = timed("weights and pooling", lambda: torch.stack([eager.box_vector(encoded, box) for box in boxes]))
         projected = timed("projection", lambda: vectors if self.bank is None else eager.project(self.bank, vectors))
         tokens = timed("decoding", lambda: eager.decode(self.decoder, projected)[0].tolist())
         ids = [row[: row.index(self.end_id) + 1] if self.end_id in row else row for row in tokens]
@@ -105,21 +105,21 @@ class Published:
 
 def compare(
     stages: Stages,
-    published: Published,
+    published: PublishedSystem,
     file: Path,
     counts: Sequence[int],
     lengths: Sequence[int],
     runs: int,
-    tell: Callable[[str], None],
+    report_progress: Callable[[str], None],
 ) -> Comparison:
-    """The runtime and the published algorithm in turn, for each number of regions; the first turn does not count."""
+    """Run both in turn, for each number of regions; the first turn warms up and does not count."""
     ratios: list[Ratio] = []
     same: dict[int, int] = {}
     for count in counts:
         boxes = sample_boxes(stages.captioner.manifest.architecture, count)
         regions, pairs = as_regions(boxes), list[tuple[Run, Run]]()
         for number in range(1 + runs):
-            tell(f"{count} regions beside the published algorithm, run {number} of {runs}")
+            report_progress(f"{count} regions beside the published algorithm, run {number} of {runs}")
             pairs.append((run_stages(stages, file, regions, lengths), published.run(file, boxes)))
         same[count] = sum(ours == theirs for ours, theirs in zip(pairs[-1][0].ids, pairs[-1][1].ids, strict=True))
         ratios += _ratios(pairs[1:], count, lengths, published.bank is not None)
@@ -127,8 +127,8 @@ def compare(
 
 
 def _ratios(pairs: Sequence[tuple[Run, Run]], regions: int, lengths: Sequence[int], has_memory: bool) -> list[Ratio]:
-    def median(taken: Sequence[dict[Key, float]], parts: Sequence[str], tokens: int) -> float:
-        return float(np.median([total_ms(taken_ms, parts, tokens) for taken_ms in taken]))
+    def median_ms(side: Sequence[dict[Key, float]], parts: Sequence[str], tokens: int) -> float:
+        return float(np.median([total_ms(taken_ms, parts, tokens) for taken_ms in side]))
 
     ours, theirs = ([run.taken_ms for run in side] for side in zip(*pairs, strict=True))
     return [
@@ -136,8 +136,8 @@ def _ratios(pairs: Sequence[tuple[Run, Run]], regions: int, lengths: Sequence[in
             part=part,
             regions=regions,
             tokens=tokens,
-            ours_ms=median(ours, stages, tokens),
-            eager_ms=median(theirs, stages, tokens),
+            ours_ms=median_ms(ours, stages, tokens),
+            eager_ms=median_ms(theirs, stages, tokens),
         )
         for tokens in lengths
         for part, stages in COMPARED.items()

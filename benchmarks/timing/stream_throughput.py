@@ -1,4 +1,4 @@
-"""A stream of frames beside the same work done one step after another."""
+"""Times a stream of frames beside the same work done one step after another."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from runtime.video.sources import Frame, open_source
 
 _FRAMES, _WH, _RATE = 90, (640, 480), 30
 _SHIFT = 2
-"""Pixels from frame to frame, so that none is the one before."""
+"""Pixels of motion between frames, so that no frame equals the one before."""
 
 
 def write_clip(path: Path) -> None:
-    """Three seconds of something that moves."""
+    """Write three seconds of video in which everything moves."""
     random = np.random.default_rng(0)
     wide = Image.fromarray(random.integers(0, 256, (12, 20, 3), np.uint8))
     wide = wide.resize((_WH[0] + _SHIFT * _FRAMES, _WH[1]), Image.Resampling.BICUBIC)
@@ -31,15 +31,15 @@ def write_clip(path: Path) -> None:
         stream = container.add_stream("mpeg4", rate=_RATE)
         stream.width, stream.height, stream.pix_fmt = *_WH, "yuv420p"
         for left in range(0, _SHIFT * _FRAMES, _SHIFT):
-            picture = wide.crop((left, 0, left + _WH[0], _WH[1]))
-            container.mux(stream.encode(av.VideoFrame.from_image(picture)))  # type: ignore[no-untyped-call]
+            image = wide.crop((left, 0, left + _WH[0], _WH[1]))
+            container.mux(stream.encode(av.VideoFrame.from_image(image)))  # type: ignore[no-untyped-call]
         container.mux(stream.encode())
 
 
-def video_table(
-    captioner: Captioner, clip: Path, counts: Sequence[int], runs: int, tell: Callable[[str], None]
+def stream_table(
+    captioner: Captioner, clip: Path, counts: Sequence[int], runs: int, report_progress: Callable[[str], None]
 ) -> Table:
-    """Frames per second one after another and streamed, in turns; then the clip as a camera at its own rate."""
+    """Return frames per second in turn and streamed, and those of the clip played by a camera at its own rate."""
     table = Table(title=f"video of {_WH[0]} x {_WH[1]}; {captioner.backend.name}", box=box.MARKDOWN)
     for heading in (
         "regions",
@@ -54,19 +54,18 @@ def video_table(
         table.add_column(heading, justify="right")
     for count in counts:
         regions = as_regions(sample_boxes(captioner.manifest.architecture, count))
-
-        turn, stream = _rates(captioner, clip, regions, runs, tell)
-        rate, latencies, dropped = _as_camera(captioner, clip, regions)
-        p50, p95 = np.percentile(latencies, [50, 95])
-        shown = (turn, stream, stream / turn, rate, p50, p95)
-        table.add_row(str(count), *(f"{number:.1f}" for number in shown), str(dropped))
+        in_turn_fps, streamed_fps = _clip_rates(captioner, clip, regions, runs, report_progress)
+        camera_fps, latencies_ms, dropped = _play_as_camera(captioner, clip, regions)
+        p50_ms, p95_ms = np.percentile(latencies_ms, [50, 95])
+        numbers = (in_turn_fps, streamed_fps, streamed_fps / in_turn_fps, camera_fps, p50_ms, p95_ms)
+        table.add_row(str(count), *(f"{number:.1f}" for number in numbers), str(dropped))
     return table
 
 
-def _rates(
-    captioner: Captioner, clip: Path, regions: Sequence[Region], runs: int, tell: Callable[[str], None]
+def _clip_rates(
+    captioner: Captioner, clip: Path, regions: Sequence[Region], runs: int, report_progress: Callable[[str], None]
 ) -> tuple[float, float]:
-    """Frames per second one step after another, and streamed: medians."""
+    """Return the median frames per second, one step after another and streamed."""
 
     def in_turn() -> int:
         frames = open_source(clip).frames()
@@ -77,25 +76,25 @@ def _rates(
 
     rates = [list[float](), list[float]()]
     for run in range(1 + runs):
-        tell(f"video, {len(regions)} regions, run {run} of {runs}")
-        for place, work in enumerate((in_turn, streamed)):
+        report_progress(f"video, {len(regions)} regions, run {run} of {runs}")
+        for index, play in enumerate((in_turn, streamed)):
             start = time.perf_counter()
-            frames = work()
+            frames = play()
             if run:  # the first warms up
-                rates[place].append(frames / (time.perf_counter() - start))
+                rates[index].append(frames / (time.perf_counter() - start))
     return statistics.median(rates[0]), statistics.median(rates[1])
 
 
-def _as_camera(captioner: Captioner, clip: Path, regions: Sequence[Region]) -> tuple[float, list[float], int]:
-    """Frames per second, latencies in ms, and how many frames were dropped."""
+def _play_as_camera(captioner: Captioner, clip: Path, regions: Sequence[Region]) -> tuple[float, list[float], int]:
+    """Return frames per second, latencies in milliseconds, and the number of dropped frames."""
     start = time.perf_counter()
-    with captioner.stream(_at_its_rate(clip), regions, reuse=None) as camera:
-        latencies = [described.latency_ms for described in camera]
-        return len(latencies) / (time.perf_counter() - start), latencies, camera.dropped
+    with captioner.stream(_frames_at_their_times(clip), regions, reuse=None) as camera:
+        latencies_ms = [described.latency_ms for described in camera]
+        return len(latencies_ms) / (time.perf_counter() - start), latencies_ms, camera.dropped
 
 
-def _at_its_rate(clip: Path) -> Iterator[Frame]:
-    """The frames at the moments that a camera would give them."""
+def _frames_at_their_times(clip: Path) -> Iterator[Frame]:
+    """Yield the frames when a camera would."""
     start = time.perf_counter()
     for frame in open_source(clip).frames():
         time.sleep(max(0.0, (frame.seconds or 0.0) - (time.perf_counter() - start)))
