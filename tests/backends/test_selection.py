@@ -15,7 +15,7 @@ from torch import Tensor
 from runtime import BackendError, Captioner, autotune
 from runtime.backends import open_backend
 from runtime.backends import selection as choice
-from runtime.backends.selection import Choice, measurements_file, select_backend, keep
+from runtime.backends.selection import Choice, keep, measurements_file, select_backend
 from runtime.bundle import MANIFEST, Bundle, DecoderConfig
 from runtime.cli.main import main
 

@@ -19,7 +19,7 @@ from export.graphs import half_precision as narrowing
 from export.graphs.exporter import export_backbone, export_beam_decoder, export_decoder, export_reencoder
 from export.graphs.half_precision import DATA_TYPES, HalfPrecision, cast, emulate_bf16
 from export.graphs.value_ranges import measure_ranges
-from export.models.decap_decoder import DecoderConfig, DecapStep
+from export.models.decap_decoder import DecapStep, DecoderConfig
 from export.models.dinov2 import Backbone, BackboneConfig
 from runtime import BackendError, Captioner
 from runtime.bundle import Bundle
@@ -59,7 +59,9 @@ def dtypes(graph: onnx_ir.Graph, *kinds: str) -> Counter[tuple[str, DataType | N
 
 
 @pytest.mark.parametrize("to", ["fp16", "bf16"])
-def test_products_are_narrow_and_what_would_suffer_is_not(backbone: Backbone, tmp_path: Path, to: HalfPrecision) -> None:
+def test_products_are_narrow_and_what_would_suffer_is_not(
+    backbone: Backbone, tmp_path: Path, to: HalfPrecision
+) -> None:
     assert export_backbone(backbone, tmp_path, to).precision == to
     graph, narrow = graph_of(tmp_path / "backbone.onnx"), DATA_TYPES[to]
     found = dtypes(graph, "MatMul", "Gelu", "Softmax", "LayerNormalization", "Conv")

@@ -26,7 +26,7 @@ from export.graphs.exporter import (
     export_decoder,
     export_reencoder,
 )
-from export.models.decap_decoder import DecoderConfig, DecapStep
+from export.models.decap_decoder import DecapStep, DecoderConfig
 from export.models.dinov2 import Backbone, BackboneConfig
 from runtime import BackendError, Captioner, WholeImage
 from runtime.backends import open_backend
