@@ -12,6 +12,7 @@ exception is `Crop`, which is not of the image's tokens: it is cut out and encod
 from runtime.regions.boxes import Box, BoxSet, Crop
 from runtime.regions.canvas import Canvas, Region, cls_attention, weight_rows
 from runtime.regions.published import PublishedBox, PublishedTrace
+from runtime.regions.serialization import from_dict, regions_from_json, regions_from_list, to_dict
 from runtime.regions.shapes import Mask, Point, Polygon, Trace
 from runtime.regions.tokens import AttentionHead, Patch, Register, WholeImage
 
@@ -32,5 +33,9 @@ __all__ = [
     "Trace",
     "WholeImage",
     "cls_attention",
+    "from_dict",
+    "regions_from_json",
+    "regions_from_list",
+    "to_dict",
     "weight_rows",
 ]

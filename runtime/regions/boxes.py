@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -13,6 +13,7 @@ from runtime.errors import RegionError
 from runtime.image import OpenImage, size_wh
 from runtime.regions import checks
 from runtime.regions.canvas import Array, Canvas, gaussian
+from runtime.regions.outline import BoxesOutline
 from runtime.regions.published import PublishedBox
 
 Pool: TypeAlias = Literal["mean", "gaussian", "attention"]
@@ -96,6 +97,9 @@ class Box:
             shares *= canvas.attention
         return canvas.from_patches(shares)
 
+    def outline(self, _image_wh: tuple[int, int]) -> BoxesOutline:
+        return BoxesOutline(((self.x1, self.y1, self.x2, self.y2),))
+
 
 @dataclass(frozen=True)
 class BoxSet:
@@ -146,6 +150,10 @@ class BoxSet:
     def weights(self, canvas: Canvas) -> Array:
         return np.mean([box.weights(canvas) for box in self.boxes], axis=0)
 
+    def outline(self, image_wh: tuple[int, int]) -> BoxesOutline | None:
+        outlines = [box.outline(image_wh) for box in self.boxes if isinstance(box, Box)]
+        return BoxesOutline(tuple(corners for outline in outlines for corners in outline.corners)) if outlines else None
+
 
 @dataclass(frozen=True)
 class Crop:
@@ -157,6 +165,8 @@ class Crop:
         >>> captioner.vectors(captioner.encode(scene), [Crop(250, 150, 530, 420)]).shape
         torch.Size([1, 192])
     """
+
+    is_of_patches: ClassVar[bool] = False
 
     x1: float
     y1: float
@@ -189,6 +199,9 @@ class Crop:
     def weights(self, canvas: Canvas) -> Array:
         """No token of the image (T,): the vector comes from the cut."""
         return np.zeros_like(canvas.token(0))
+
+    def outline(self, _image_wh: tuple[int, int]) -> BoxesOutline:
+        return BoxesOutline(((self.x1, self.y1, self.x2, self.y2),))
 
 
 def _places(canvas: Canvas, edges: Array) -> Array:

@@ -129,6 +129,9 @@ class Canvas:
 class Region(Protocol):
     """Anything that can say how much each token of an image belongs to it.
 
+    With a method ``outline`` (`runtime.regions.outline.Outlined`) it is drawn too, and with an attribute
+    ``is_of_patches`` that is False it is never re-encoded.
+
     Example:
         >>> class LeftHalf:
         ...     def weights(self, canvas):
@@ -153,8 +156,17 @@ class Region(Protocol):
         ...
 
 
+def is_of_patches(region: Region) -> bool:
+    """Return whether a region is a choice of patches, which can be re-encoded without the rest of the image.
+
+    A kind that is not says so by a class attribute of this name: the whole image, its registers and attention heads,
+    and crops.
+    """
+    return bool(getattr(region, "is_of_patches", True))
+
+
 def cls_attention(logits: Tensor) -> Tensor:
-    """Returns a distribution over the patches (..., N) for logits of the heads (..., H, N): softmax of their mean.
+    """Return a distribution over the patches (..., N) for logits of the heads (..., H, N): softmax of their mean.
 
     See published-system.md, section 3.
     """

@@ -16,6 +16,8 @@ def number(owner: str, value: object) -> float:
         converted = float(value)  # type: ignore[arg-type]  # what cannot be one raises
     except (TypeError, ValueError):
         raise RegionError(f"{owner}: expected a number, got {value!r}") from None
+    except OverflowError:  # a Python integer beyond every float
+        raise RegionError(f"{owner}: expected a finite number, got an integer beyond 1e308") from None
     if not math.isfinite(converted):
         raise RegionError(f"{owner}: expected a finite number, got {converted}")
     return converted

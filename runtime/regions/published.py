@@ -38,6 +38,7 @@ class PublishedBox:
             object.__setattr__(self, name, checks.number(f"Box.published {name}", getattr(self, name)))
         checks.one_of("Box.published", "pool", self.pool, ("mean", "gaussian", "attention"))
         checks.one_of("Box.published", "frame", self.frame, ("crop", "image"))
+        checks.one_of("Box.published", "rounding", self.rounding, ("size", "corners"))
         object.__setattr__(self, "variance", checks.variance("Box.published", self.variance))
         corner = (self.x, self.y) if self.frame == "crop" else ()  # what reaches out of an image is cut off
         if min(self.width, self.height, *corner) < 0:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from runtime.errors import RegionError
 from runtime.regions import checks
 from runtime.regions.canvas import Array, Canvas
+from runtime.regions.outline import MaskOutline, PolygonOutline, PolylineOutline
 from runtime.regions.published import PublishedTrace
 
 
@@ -53,6 +54,9 @@ class Mask:
         rows = canvas.view.to_input(np.stack([np.zeros(height + 1), np.arange(height + 1.0)], axis=1))[:, 1]
         return canvas.from_patches(canvas.overlap(rows) @ self.array @ canvas.overlap(columns).T)
 
+    def outline(self, _image_wh: tuple[int, int]) -> MaskOutline:
+        return MaskOutline(self.array)
+
 
 @dataclass(frozen=True)
 class Polygon:
@@ -79,6 +83,9 @@ class Polygon:
         areas = np.abs(np.diff(np.diff(_areas_below(points, limits), axis=0), axis=1)) / canvas.patch**2
         areas[areas < 1e-9] = 0  # what rounding leaves of patches outside
         return canvas.from_patches(areas.clip(max=1))
+
+    def outline(self, _image_wh: tuple[int, int]) -> PolygonOutline:
+        return PolygonOutline(self.points)
 
 
 @dataclass(frozen=True)
@@ -158,6 +165,9 @@ class Trace:
         counts = canvas.counts(canvas.cells(inside))
         return canvas.from_patches(counts * canvas.attention if self.pool == "attention" else counts)
 
+    def outline(self, image_wh: tuple[int, int]) -> PolylineOutline:
+        return PolylineOutline(tuple((x, y) for x, y in self.pixels(image_wh).tolist()))
+
 
 @dataclass(frozen=True)
 class Point:
@@ -180,6 +190,9 @@ class Point:
         if not (0 <= self.x <= width and 0 <= self.y <= height):
             raise RegionError(f"{self} lies outside the image of {width} x {height} pixels")
         return Trace([(self.x, self.y)]).weights(canvas)
+
+    def outline(self, _image_wh: tuple[int, int]) -> PolylineOutline:
+        return PolylineOutline(((self.x, self.y),))
 
 
 def _areas_below(points: Array, limits: Array) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -29,6 +29,8 @@ class WholeImage:
         >>> captioner.caption(scene, [WholeImage()])[0].text
         'five shapes on a checked white background'
     """
+
+    is_of_patches: ClassVar[bool] = False
 
     pool: Literal["cls", "mean", "gaussian", "attention"] = "cls"
     variance: float = 1.0
@@ -57,6 +59,8 @@ class Register:
         torch.Size([2, 192])
     """
 
+    is_of_patches: ClassVar[bool] = False
+
     index: int
 
     def __post_init__(self) -> None:
@@ -77,6 +81,8 @@ class AttentionHead:
         >>> captioner.vectors(captioner.encode(scene), [AttentionHead(0)]).shape
         torch.Size([1, 192])
     """
+
+    is_of_patches: ClassVar[bool] = False
 
     index: int
 

@@ -205,8 +205,8 @@ def test_tune_keeps_the_faster_backend_and_says_so(
         return iter((fakes, {}))
 
     clock = fakes["cpu"].clock
-    monkeypatch.setattr("runtime.cli.main.open_all", open_fakes)
-    monkeypatch.setattr("runtime.cli.main.measure", lambda *given: autotune.measure(*given, clock))
+    monkeypatch.setattr("runtime.cli.machine_commands.open_all", open_fakes)
+    monkeypatch.setattr("runtime.cli.machine_commands.measure", lambda *given: autotune.measure(*given, clock))
     assert main(["tune", str(bundle.folder)]) == 0
     out, err = capsys.readouterr()
     assert err == ""

@@ -158,7 +158,7 @@ def test_the_command_prints_a_line_a_finding_and_fails_if_one_does(
     def broken(_: Path | None) -> list[Finding]:
         return [Finding("cpu", "pass", "8 cores"), Finding("gpu", "fail", "gone", "plug it in")]
 
-    monkeypatch.setattr("runtime.cli.main.examine", broken)
+    monkeypatch.setattr("runtime.cli.machine_commands.examine", broken)
     assert main(["doctor"]) == 1
     assert capsys.readouterr().out.splitlines()[1] == f"fail      {'gpu':<28} gone; fix: plug it in"
     assert main(["doctor", "--json"]) == 1

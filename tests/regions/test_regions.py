@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -229,6 +229,7 @@ numbers = st.floats(0, 139.875, width=32)
 pools = st.sampled_from(["mean", "gaussian", "attention"])
 
 
+@settings(deadline=None)  # the first call into torch takes long
 @given(st.tuples(numbers, numbers, numbers, numbers), pools, st.floats(0.1, 2), st.integers(0, 3))
 def test_published_boxes_are_those_of_the_algorithm_written_plainly(
     box: tuple[float, ...], pool: eager.Pool, variance: float, seed: int
@@ -239,6 +240,7 @@ def test_published_boxes_are_those_of_the_algorithm_written_plainly(
     np.testing.assert_allclose(weights[1 + REGISTERS :].reshape(10, 10), expected, rtol=1e-4, atol=1e-9)
 
 
+@settings(deadline=None)  # the first call into torch takes long
 @given(st.lists(st.tuples(st.floats(-0.1, 1.1), st.floats(-0.1, 1.1)), min_size=1), st.booleans())
 def test_published_traces_are_those_of_the_algorithm_written_plainly(
     points: list[tuple[float, float]], with_attention: bool
