@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 from pathlib import Path
 
@@ -44,4 +43,4 @@ def _load() -> None:
 
 
 def _is_ours(file: str | None) -> bool:
-    return file is not None and os.path.exists(file) and os.path.samefile(file, _RUNTIME)
+    return file is not None and Path(file).exists() and Path(file).samefile(_RUNTIME)

@@ -25,7 +25,7 @@ def on_machine() -> Iterator[Finding]:
     yield _onnxruntime_wheels()
     for package in ("openvino", "tensorrt"):
         version = package_version(package)
-        yield Finding(package, "pass" if version else "not here", version or f"pip install {package}")
+        yield Finding(package, "pass" if version else "unavailable", version or f"pip install {package}")
     yield _jetson()
 
 
@@ -35,7 +35,9 @@ def _native_kernels() -> Finding:
     except BackendError as error:
         return Finding("native kernels", "fail", str(error), "make native")
     if library is None:
-        return Finding("native kernels", "not here", "torch serves, several times slower on large banks; make native")
+        return Finding(
+            "native kernels", "unavailable", "torch serves, several times slower on large banks; make native"
+        )
     return Finding("native kernels", "pass", ", ".join(library.variants))
 
 
@@ -48,7 +50,7 @@ def _gpu() -> Finding:
         )
         return Finding("gpu", "pass", detail)
     if driver is None:
-        return Finding("gpu", "not here", "no nvidia-smi, and torch finds no CUDA device")
+        return Finding("gpu", "unavailable", "no nvidia-smi, and torch finds no CUDA device")
     torch_cuda = torch.version.cuda or "no CUDA"
     return Finding(
         "gpu",
@@ -73,5 +75,5 @@ def _jetson() -> Finding:
     try:
         release = _JETSON_RELEASE.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
     except (OSError, IndexError):
-        return Finding("jetson", "not here", f"no {_JETSON_RELEASE}")
+        return Finding("jetson", "unavailable", f"no {_JETSON_RELEASE}")
     return Finding("jetson", "pass", f"{release}; {power_mode() or 'power mode unknown'}")
