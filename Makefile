@@ -29,6 +29,7 @@ test: $(VENV)/.test native
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	find native -name '*.h' -o -name '*.cpp' | xargs $(BIN)/clang-format --dry-run --Werror
 	$(BIN)/mypy --always-false TENSORRT_11 --cache-dir .mypy_cache/tensorrt_10
 	$(BIN)/mypy --always-true TENSORRT_11 --cache-dir .mypy_cache/tensorrt_11
 

@@ -1,44 +1,46 @@
-"""A bundle from a checkpoint: graphs, memory bank, tokenizer, plans and manifest, in a folder whole or not there."""
+"""Builds a bundle from a checkpoint: graphs, memory bank, tokenizer, plans and manifest, in a folder whole or not there."""
 
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 
-from export.checkpoint import Checkpoint
+from export.checkpoint import Checkpoint, CheckpointError
 from export.graphs.calibration_images import read_calibration
-from export.graphs.exporter import ExportError, export_backbone, export_beam_decoder, export_decoder, export_reencoder
+from export.graphs.errors import ExportError
+from export.graphs.exporter import export_graph, export_quantized_backbone
 from export.graphs.model_optimizer import ModelOpt
+from export.graphs.specs import GraphSpec, backbone_spec, decap_specs, reencoder_spec
 from export.memory.bank_file import write_memory
-from export.models.decap_decoder import DecoderConfig
-from export.plans.builder import PlanOptions, last_bundle
-from export.plans.bundle_plans import Progress, build_plans, open_for
-from export.plans.profiles import batches
+from export.models import BundleNumbers, DecoderModel
+from export.models.decap_decoder import DecapStep
+from export.plans.builder import PlanOptions, open_previous_bundle
+from export.plans.bundle_plans import BuildProgress, build_plans, open_for
+from export.plans.profiles import batch_sizes
 from export.readers import read_checkpoint
+from runtime.backends import BACKENDS
 from runtime.bundle import (
     SCHEMA,
-    Architecture,
-    Build,
+    BuildInfo,
     BundleBackend,
-    DecoderSettings,
+    EngineName,
     EnginePrecision,
     EngineRecord,
     Manifest,
-    MemoryPrecision,
-    MemorySettings,
+    MemoryConfig,
     new_bundle,
     record_files,
     write_manifest,
 )
+from runtime.bundle.dtypes import StoragePrecision
 
 _TOKENIZER_FILE = "tokenizer.json"
-_VERSIONS_OF = ("patchcaption", "torch", "onnx", "onnxscript", "onnxruntime")
+_VERSIONED_PACKAGES = ("patchcaption", "torch", "onnx", "onnxscript", "onnxruntime")
 _FLOATS: tuple[EnginePrecision, ...] = ("fp32", "fp16", "bf16")
-_QUANTIZED: dict[BundleBackend, tuple[EnginePrecision, ...]] = {"tensorrt": ("int8", "fp8"), "ort-tensorrt": ("int8",)}
-"""What Model Optimizer prepares a graph for. ONNX Runtime's networks are not strongly typed, and have no fp8."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,8 @@ class BuildOptions:
 
     Attributes:
         checkpoint_dir: where the checkpoint's files are looked for before they are downloaded.
-        backend: what it is for.
-        precision: what the graphs multiply their weights in.
+        backend: the backend that it is for.
+        precision: of the graphs' matrix products.
         memory_precision: what the memory bank is stored in.
         max_images: images that the backbone takes at once.
         max_regions: captions that are decoded at once.
@@ -61,7 +63,7 @@ class BuildOptions:
     checkpoint_dir: Path | None = None
     backend: BundleBackend = "cpu"
     precision: EnginePrecision = "fp32"
-    memory_precision: MemoryPrecision = "fp32"
+    memory_precision: StoragePrecision = "fp32"
     max_images: int = 8
     max_regions: int = 256
     plans: PlanOptions | None = field(default_factory=PlanOptions)
@@ -69,148 +71,157 @@ class BuildOptions:
     modelopt: Path | None = None
 
     @property
-    def quantizes_for_tensorrt(self) -> bool:
-        """Whether the backbone is quantized as TensorRT takes it, and the other graphs are fp16."""
-        return self.precision in _QUANTIZED.get(self.backend, ())
+    def quantizes_for_gpu(self) -> bool:
+        """Whether Model Optimizer quantizes the backbone, and the other graphs are fp16."""
+        return self.precision not in _FLOATS and BACKENDS[self.backend].device == "cuda"
 
     @property
     def other_precision(self) -> EnginePrecision:
-        """Of the graphs but the backbone."""
-        return "fp16" if self.quantizes_for_tensorrt else self.precision
+        """The precision of the graphs other than the backbone."""
+        return "fp16" if self.quantizes_for_gpu else self.precision
 
     @property
     def has_plans(self) -> bool:
         """Whether TensorRT builds plans."""
-        return self.backend == "tensorrt" and self.plans is not None
+        return BACKENDS[self.backend].needs_plans and self.plans is not None
 
     @property
     def steps(self) -> int:
-        """Of a build, as `Progress.step` is told."""
+        """How many steps a build reports by `BuildProgress.step`."""
         return 11 if self.has_plans else 7
 
 
-_AS_ASKED = BuildOptions()
+_DEFAULT_OPTIONS = BuildOptions()
 
 
-def build(name: str, out: Path, progress: Progress, options: BuildOptions = _AS_ASKED) -> None:
+def build(name: str, out: Path, progress: BuildProgress, options: BuildOptions = _DEFAULT_OPTIONS) -> None:
     """Builds the bundle of a checkpoint at ``out``; whatever was there stays until the new one is complete.
 
     Raises:
         PatchcaptionError: the checkpoint cannot be read, a graph is not what its module is, ``out`` cannot be written,
             TensorRT is asked for and is not there or refuses a graph.
     """
-    # First, so that what is missing is said before the minutes that an export takes.
+    # First, so that what is missing is reported before the minutes that an export takes.
     _check(options)
-    trt = open_for(options.precision) if options.has_plans else None
+    api = open_for(options.precision) if options.has_plans else None
     with new_bundle(out) as folder:
         progress.step(f"reading {name}")
         checkpoint = read_checkpoint(name, options.checkpoint_dir)
         for note in checkpoint.notes:
             progress.note(note)
-        graphs = _export_graphs(checkpoint, folder, options, progress)
+        _check_text_space(checkpoint)
+        engines = _export_graphs(checkpoint, folder, options, progress)
         progress.step("memory bank and tokenizer")
-        memory = write_memory(checkpoint.memory, folder, options.memory_precision) if checkpoint.memory else None
+        memory = None
+        if checkpoint.memory:
+            memory = write_memory(checkpoint.memory, folder, checkpoint.text_space, options.memory_precision)
         checkpoint.tokenizer.save(str(folder / _TOKENIZER_FILE))
-        manifest = _manifest(checkpoint, graphs, memory, options)
-        if trt and options.plans:
-            plans = build_plans(trt, manifest, folder, last_bundle(out), options.plans, progress)
+        manifest = _manifest(checkpoint, engines, memory, options)
+        if api and options.plans:
+            plans = build_plans(api, manifest, folder, open_previous_bundle(out), options.plans, progress)
             manifest = manifest.model_copy(update={"plans": plans})
         progress.step("manifest")
         write_manifest(folder, Manifest.model_validate(dict(manifest) | {"files": record_files(folder)}))
 
 
 def _check(options: BuildOptions) -> None:
-    """Raises if a precision is not to be had for a backend, or what it takes was not given."""
+    """Raises if a backend does not have a precision, or what the precision needs was not given."""
     backend, precision = options.backend, options.precision
-    fits = (*_FLOATS, *(("int8",) if backend == "cpu" else _QUANTIZED.get(backend, ())))
-    if precision not in fits:
-        raise ExportError(f"--precision {precision}: the backend {backend} has {', '.join(fits)}")
-    if options.quantizes_for_tensorrt and (options.calibration is None or options.modelopt is None):
+    quantized = (one for one in BACKENDS[backend].graph_precisions if one not in _FLOATS)
+    available = (*_FLOATS, *quantized)
+    if precision not in available:
+        raise ExportError(f"--precision {precision}: the backend {backend} has {', '.join(available)}")
+    if options.quantizes_for_gpu and (options.calibration is None or options.modelopt is None):
         raise ExportError(
             f"--precision {precision} --backend {backend}: needs --calibration FOLDER with images like those to be "
             "described, and --modelopt PYTHON, the interpreter of an environment with nvidia-modelopt[onnx]"
         )
-    if options.quantizes_for_tensorrt and options.modelopt:
+    if options.quantizes_for_gpu and options.modelopt:
         ModelOpt(options.modelopt).check()
 
 
-@dataclass(frozen=True)
-class _Graphs:
-    """The graphs of a bundle, by what the manifest calls them."""
+def _check_text_space(checkpoint: Checkpoint) -> None:
+    """Raises if the memory bank is of another space than the decoder."""
+    bank = checkpoint.memory
+    if bank is not None and bank.text_space not in (None, checkpoint.text_space):
+        raise CheckpointError(
+            f"{bank.source}: expected embeddings in the text space {checkpoint.text_space!r}, the decoder's, got "
+            f"{bank.text_space!r}; make the bank with the Talk2DINO weights that the decoder was trained with, or name "
+            "its space by text_space in the configuration"
+        )
 
-    backbone: EngineRecord
-    reencoder: EngineRecord
-    decoder: EngineRecord
-    beam_decoder: EngineRecord
+
+def _export_graphs(
+    checkpoint: Checkpoint, folder: Path, options: BuildOptions, progress: BuildProgress
+) -> dict[EngineName, EngineRecord]:
+    precision = options.other_precision
+    progress.step("backbone to ONNX, checked against torch")
+    engines: dict[EngineName, EngineRecord] = {"backbone": _export_backbone(checkpoint, folder, options)}
+    progress.step("re-encoder to ONNX, checked against torch")
+    engines["reencoder"] = export_graph(reencoder_spec(checkpoint.backbone), folder, precision)
+    greedy, beam = _decoder_specs(checkpoint.decoder)
+    progress.step("decoder to ONNX, checked against torch")
+    engines["decoder"] = export_graph(greedy, folder, precision)
+    progress.step("decoder for beam search to ONNX, checked against torch")
+    engines["beam_decoder"] = export_graph(beam, folder, precision)
+    return engines
 
 
-def _export_graphs(checkpoint: Checkpoint, folder: Path, options: BuildOptions, progress: Progress) -> _Graphs:
-    step, precision = progress.step, options.other_precision
-    step("backbone to ONNX, checked against torch")
+def _export_backbone(checkpoint: Checkpoint, folder: Path, options: BuildOptions) -> EngineRecord:
     images = None if options.calibration is None else read_calibration(options.calibration, checkpoint)
-    modelopt = ModelOpt(options.modelopt) if options.modelopt and options.quantizes_for_tensorrt else None
-    backbone = export_backbone(checkpoint.backbone, folder, options.precision, images, modelopt)
-    step("re-encoder to ONNX, checked against torch")
-    reencoder = export_reencoder(checkpoint.backbone, folder, precision)
-    step("decoder to ONNX, checked against torch")
-    decoder = export_decoder(checkpoint.decoder, folder, precision)
-    step("decoder for beam search to ONNX, checked against torch")
-    return _Graphs(backbone, reencoder, decoder, export_beam_decoder(checkpoint.decoder, folder, precision))
+    if not options.quantizes_for_gpu:
+        return export_graph(backbone_spec(checkpoint.backbone, images), folder, options.precision)
+    assert images is not None  # both were checked
+    assert options.modelopt is not None
+    optimizer = ModelOpt(options.modelopt)
+    return export_quantized_backbone(checkpoint.backbone, folder, options.precision, images, optimizer)
+
+
+def _decoder_specs(decoder: DecoderModel) -> tuple[GraphSpec, GraphSpec]:
+    return _DECODER_SPECS[decoder.kind](decoder)
+
+
+def _decap(decoder: DecoderModel) -> tuple[GraphSpec, GraphSpec]:
+    assert isinstance(decoder, DecapStep)
+    return decap_specs(decoder)
+
+
+_DECODER_SPECS: Mapping[str, Callable[[DecoderModel], tuple[GraphSpec, GraphSpec]]] = {DecapStep.kind: _decap}
+"""The graphs of a decoder by its kind."""
 
 
 def _manifest(
-    checkpoint: Checkpoint, graphs: _Graphs, memory: MemorySettings | None, options: BuildOptions
+    checkpoint: Checkpoint,
+    engines: dict[EngineName, EngineRecord],
+    memory: MemoryConfig | None,
+    options: BuildOptions,
 ) -> Manifest:
-    """All but the plans and the files."""
-    seen = checkpoint.backbone.config
-    decoding = decoder_settings(checkpoint.decoder.config, checkpoint.end_id)
+    """Returns the manifest without plans and files."""
+    numbers = BundleNumbers(
+        text_space=checkpoint.text_space,
+        max_images=options.max_images,
+        batch_sizes=batch_sizes(options.max_regions),
+        precision=options.other_precision,
+        resize_short_side=checkpoint.resize_short_side,
+    )
     return Manifest.model_construct(
         schema_version=SCHEMA,
         backend=options.backend,
-        architecture=Architecture(
-            name=checkpoint.backbone_name,
-            width=seen.width,
-            depth=seen.depth,
-            heads=seen.heads,
-            patch=seen.patch,
-            registers=seen.registers,
-            size=seen.size,
-            resize=checkpoint.resize,
-            mean=seen.mean,
-            std=seen.std,
-            images_at_once=options.max_images,
-        ),
-        backbone=graphs.backbone,
-        decoder=graphs.decoder,
-        reencoder=graphs.reencoder,
-        beam_decoder=graphs.beam_decoder,
-        decoding=decoding.model_copy(
-            update={
-                "batches": batches(options.max_regions),
-                "cache": "fp32" if options.other_precision == "int8" else options.other_precision,
-            }
-        ),
+        backbone=checkpoint.backbone.manifest_entry(checkpoint.backbone_name, numbers),
+        decoder=checkpoint.decoder.manifest_entry(checkpoint.eos_token_id, numbers),
         memory=memory,
-        tokenizer=_TOKENIZER_FILE,
-        build=Build(
-            checkpoint=checkpoint.source,
-            built_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            machine=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-            versions={name: metadata.version(name) for name in _VERSIONS_OF},
-        ),
+        engines=engines,
         plans=(),
+        tokenizer=_TOKENIZER_FILE,
+        build=_build_info(checkpoint.source),
         files={},
     )
 
 
-def decoder_settings(config: DecoderConfig, end_id: int) -> DecoderSettings:
-    """What the runtime must know to step a decoder."""
-    return DecoderSettings(
-        width=config.width,
-        layers=config.layers,
-        heads=config.heads,
-        head_width=config.head_width,
-        steps=config.steps,
-        vocabulary=config.vocabulary,
-        end_id=end_id,
+def _build_info(source: str) -> BuildInfo:
+    return BuildInfo(
+        checkpoint=source,
+        built_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        machine=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        versions={name: metadata.version(name) for name in _VERSIONED_PACKAGES},
     )

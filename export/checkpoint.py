@@ -1,4 +1,4 @@
-"""Checkpoint: what every reader yields, and nothing else."""
+"""Checkpoint: what every reader returns."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import TypeAlias
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from export.models.decap_decoder import DecoderStep
-from export.models.dinov2 import Backbone
+from export.models import BackboneModel, DecoderModel
 from runtime.errors import PatchcaptionError
 
 END_TOKEN = "<|endoftext|>"
@@ -20,29 +19,31 @@ class CheckpointError(PatchcaptionError):
     """A checkpoint that is unknown, incomplete or not of the published layout."""
 
 
-Block: TypeAlias = tuple[Tensor, list[str]]
+CaptionedRows: TypeAlias = tuple[Tensor, list[str]]
 """Rows of a memory bank: embeddings (m, D) float32 and their captions (m)."""
 
 
 @dataclass(frozen=True, eq=False)
-class Memory:
-    """A memory bank of M caption embeddings (M, D), read a block at a time: published ones take gigabytes.
+class MemorySource:
+    """A memory bank of M caption embeddings (M, D), read block by block: published ones take gigabytes.
 
     Attributes:
         source: the file or name it comes from.
         width: D.
-        blocks: begins the bank again and yields its blocks in order.
+        blocks: starts from the beginning and yields the bank's blocks in order.
         normalize: whether vectors projected onto it get unit length.
+        text_space: the space that its embeddings are in; None where its file does not say.
     """
 
     source: str
     width: int
-    blocks: Callable[[], Iterator[Block]]
+    blocks: Callable[[], Iterator[CaptionedRows]]
     normalize: bool
+    text_space: str | None = None
     temperature: float = 0.01
 
-    def rows(self) -> Iterator[Block]:
-        """The blocks without rows of norm 0, which have no direction (SPEC section 5).
+    def rows(self) -> Iterator[CaptionedRows]:
+        """Yields the blocks without rows of norm 0, which have no direction (published-system.md, section 5).
 
         Raises:
             CheckpointError: an embedding is not finite, or none is left.
@@ -72,23 +73,25 @@ class Checkpoint:
 
     Attributes:
         source: what the user called it, "demo" for example.
-        backbone_name: the architecture, by its DINOv2 hub name where it has one.
+        backbone_name: the architecture, by its published name where it has one.
+        text_space: the space that the backbone's patches, the memory bank and the decoder share.
         memory: None for a noise-trained decoder, which takes region vectors as they are.
-        resize: what fit="crop" makes of an image's short side, where it is not the backbone's size.
-        notes: what the user should know of how it was read.
+        resize_short_side: what fit="crop" makes of an image's short side, where it is not the backbone's size.
+        notes: what the user should know about how it was read.
     """
 
     source: str
     backbone_name: str
-    backbone: Backbone
-    decoder: DecoderStep
-    memory: Memory | None
+    text_space: str
+    backbone: BackboneModel
+    decoder: DecoderModel
+    memory: MemorySource | None
     tokenizer: Tokenizer
-    resize: int | None = None
+    resize_short_side: int | None = None
     notes: tuple[str, ...] = ()
 
     @property
-    def end_id(self) -> int:
+    def eos_token_id(self) -> int:
         """The token that ends a caption."""
         end = self.tokenizer.token_to_id(END_TOKEN)
         if end is None:
@@ -96,8 +99,8 @@ class Checkpoint:
         return end
 
 
-def fill(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Makes ``state`` the weights of ``module``, in its own dtype and without a copy where they have it already.
+def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Makes ``state`` the weights of ``module``, in the module's dtype and without a copy where they have it already.
 
     Raises:
         CheckpointError: says which key of ``source`` is missing, unknown or wrongly shaped.

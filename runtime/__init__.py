@@ -7,10 +7,11 @@
 """
 
 from runtime.captioner import Captioner
-from runtime.errors import BackendError, BundleError, ImageError, PatchcaptionError, RegionError
+from runtime.errors import BackendError, BundleError, ImageError, PatchcaptionError, RegionError, VideoError
 from runtime.features import FeatureMap
 from runtime.image import Fit
-from runtime.memory.bank import MemoryMatch
+from runtime.memory import MemoryMatch
+from runtime.options import DecodingOptions, PoolingOptions, StreamOptions
 from runtime.output.drawing import draw_captions
 from runtime.regions import (
     AttentionHead,
@@ -28,7 +29,7 @@ from runtime.regions import (
 )
 from runtime.results import Caption
 from runtime.serving.batching import Batching
-from runtime.video.sources import Frame, VideoError
+from runtime.video.sources import Frame
 from runtime.video.stream import CaptionStream, FrameCaptions
 
 __version__ = "0.1.0"
@@ -44,6 +45,7 @@ __all__ = [
     "CaptionStream",
     "Captioner",
     "Crop",
+    "DecodingOptions",
     "FeatureMap",
     "Fit",
     "Frame",
@@ -55,9 +57,11 @@ __all__ = [
     "PatchcaptionError",
     "Point",
     "Polygon",
+    "PoolingOptions",
     "Region",
     "RegionError",
     "Register",
+    "StreamOptions",
     "Trace",
     "VideoError",
     "WholeImage",

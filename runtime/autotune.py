@@ -1,4 +1,4 @@
-"""Which backend is fastest for a bundle on this machine: each runs its engines for a few seconds, in turns."""
+"""Measures which backend is fastest for a bundle on this machine: each runs its engines for a few seconds, in turn."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from dataclasses import dataclass
 
 import torch
 
-from runtime.backends import Backend, Engine, open_backend
-from runtime.backends.selection import BackendName
+from runtime.backends import BACKENDS, Backend, BackendName, open_backend
 from runtime.bundle import Bundle
-from runtime.decoding.greedy import decode
+from runtime.bundle.graph_io import PIXEL_VALUES
+from runtime.decoding.greedy import GreedyDecoder
 from runtime.errors import BackendError
 from runtime.options import Precision
 
-NAMES: tuple[BackendName, ...] = ("cpu", "openvino")
-ROWS = (1, 16)
+CANDIDATES: tuple[BackendName, ...] = tuple(spec.name for spec in BACKENDS.values() if spec.device == "cpu")
+BATCH_SIZES = (1, 16)
 """Captions decoded at once."""
 
-_STEPS = 12
-"""Of a typical caption."""
+_TOKENS = 12
+"""Length of a typical caption."""
 _SECONDS = 5.0
-_LEAST_ROUNDS = 3
+_MIN_ROUNDS = 3
 
 Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
-class Timing:
-    """What a backend took, in ms, each the best of several.
+class BackendTiming:
+    """What a backend took, in ms, each the best of several runs.
 
     Attributes:
         name: the backend in full, with its version.
@@ -44,20 +44,21 @@ class Timing:
 
     @property
     def total(self) -> float:
+        """The sum by which backends are compared."""
         return self.backbone + sum(self.decoding.values())
 
 
 def open_all(
     bundle: Bundle, precision: Precision, threads: int | None = None
 ) -> tuple[dict[BackendName, Backend], dict[BackendName, str]]:
-    """The backends that can be used here in a precision, and why the others cannot.
+    """Returns the backends that can be used here in a precision, and why the others cannot.
 
     Raises:
         BackendError: none can be used.
     """
     usable: dict[BackendName, Backend] = {}
     refused: dict[BackendName, str] = {}
-    for name in NAMES:
+    for name in CANDIDATES:
         try:
             usable[name] = open_backend(name, threads, precision, bundle)
         except BackendError as error:
@@ -69,50 +70,51 @@ def open_all(
 
 def measure(
     bundle: Bundle, backends: Mapping[BackendName, Backend], clock: Clock = time.perf_counter
-) -> dict[BackendName, Timing]:
-    """Times the backbone and the decoder of a bundle on each backend, in turns, for about five seconds.
+) -> dict[BackendName, BackendTiming]:
+    """Times the backbone and the decoder of a bundle on each backend, in turn, for about five seconds.
 
     Args:
-        clock: gives seconds.
+        clock: returns seconds.
 
     Raises:
         BackendError: a backend cannot open or run them.
     """
     with ExitStack() as stack:
-        work = {name: stack.enter_context(_opened(bundle, backend)) for name, backend in backends.items()}
-        best = {name: dict.fromkeys(of_one, float("inf")) for name, of_one in work.items()}
-        for of_one in work.values():  # the first run of all is slower
-            for run in of_one.values():
+        stages = {name: stack.enter_context(_open_stages(bundle, backend)) for name, backend in backends.items()}
+        best = {name: dict.fromkeys(of_backend, float("inf")) for name, of_backend in stages.items()}
+        for of_backend in stages.values():  # the first run of all is slower
+            for run in of_backend.values():
                 run()
         start, rounds = clock(), 0
-        while rounds < _LEAST_ROUNDS or clock() - start < _SECONDS:
+        while rounds < _MIN_ROUNDS or clock() - start < _SECONDS:
             rounds += 1
-            for name, of_one in work.items():
-                for stage, run in of_one.items():
+            for name, of_backend in stages.items():
+                for stage, run in of_backend.items():
                     before = clock()
                     run()
                     best[name][stage] = min(best[name][stage], (clock() - before) * 1e3)
     return {
-        name: Timing(backends[name].name, of_one[0], {rows: of_one[rows] for rows in ROWS})
-        for name, of_one in best.items()
+        name: BackendTiming(backends[name].name, times[0], {rows: times[rows] for rows in BATCH_SIZES})
+        for name, times in best.items()
     }
 
 
 @contextmanager
-def _opened(bundle: Bundle, backend: Backend) -> Iterator[dict[int, Callable[[], object]]]:
-    """What is to be timed on a backend: the backbone (0), and decoding by rows; its engines are closed afterwards."""
+def _open_stages(bundle: Bundle, backend: Backend) -> Iterator[dict[int, Callable[[], object]]]:
+    """Yields what is timed on a backend: the backbone (0), and decoding by batch size; closes the engines then."""
     manifest = bundle.manifest
-    seen, settings = manifest.architecture, manifest.decoding
+    size, width = manifest.backbone.preprocessing.image_size, manifest.backbone.output_dim
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (1, seen.size, seen.size, 3), dtype=torch.uint8, generator=generator)
-    vectors = torch.randn(max(ROWS), seen.width, generator=generator).to(backend.device)
-
-    def decoding(engine: Engine, rows: int) -> Callable[[], object]:
-        return lambda: decode(engine, settings, vectors[:rows].contiguous(), past_end=True, at_most=_STEPS)
+    pixels = torch.randint(0, 256, (1, size, size, 3), dtype=torch.uint8, generator=generator)
+    vectors = torch.randn(max(BATCH_SIZES), width, generator=generator).to(backend.device)
 
     with (
-        closing(backend.open(bundle.path(manifest.backbone.file))) as backbone,
-        closing(backend.open(bundle.path(manifest.decoder.file))) as decoder,
+        closing(backend.open(bundle.engine("backbone"))) as backbone,
+        closing(GreedyDecoder(backend.open(bundle.engine("decoder")), manifest.decoder)) as decoder,
     ):
-        inputs = {"pixels": pixels.to(backend.device)}
-        yield {0: lambda: backbone.run(inputs), **{rows: decoding(decoder, rows) for rows in ROWS}}
+
+        def decode(rows: int) -> Callable[[], object]:
+            return lambda: decoder.decode(vectors[:rows].contiguous(), ignore_eos=True, max_new_tokens=_TOKENS)
+
+        inputs = {PIXEL_VALUES: pixels.to(backend.device)}
+        yield {0: lambda: backbone.run(inputs), **{rows: decode(rows) for rows in BATCH_SIZES}}

@@ -1,10 +1,10 @@
-"""What goes wrong, as types: every message says what, where, what was expected and what to do about it."""
+"""The public errors: every message says what is wrong, where, what was expected, what came, and the fix."""
 
 from __future__ import annotations
 
 
 class PatchcaptionError(Exception):
-    """Base of every error this project raises on purpose; catch it to catch them all.
+    """Base of every error that this project raises on purpose.
 
     Example:
         >>> try:
@@ -56,4 +56,15 @@ class BackendError(PatchcaptionError):
         Traceback (most recent call last):
             ...
         runtime.errors.BackendError: backend 'abacus': expected one of 'auto', 'cpu', 'openvino', ...
+    """
+
+
+class VideoError(PatchcaptionError):
+    """A source of frames that cannot be opened, has no frames, or is lost.
+
+    Example:
+        >>> captioner.stream("nowhere.mp4", [WholeImage()])
+        Traceback (most recent call last):
+            ...
+        runtime.errors.VideoError: nowhere.mp4: no such file or folder
     """

@@ -1,23 +1,166 @@
-"""The options of `Captioner.vectors`, `describe` and `decode`; their docstrings say what each value does."""
+"""Every option of the public calls: its type, its default and its check, once.
+
+Each stage has one dataclass. The TypedDicts beside them are the same fields as keyword arguments.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, TypeAlias, TypedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from typing import Any, Literal, TypeAlias, TypedDict, TypeVar, overload
 
-Progress: TypeAlias = Callable[[int, int], None]
-"""Told how many of how many are done."""
+from runtime.errors import PatchcaptionError
+
+ProgressCallback: TypeAlias = Callable[[int, int], None]
+"""Called with how many of how many captions are decoded."""
 
 Clean: TypeAlias = Literal["orthogonal", "contrastive"]
 CleanFrom: TypeAlias = Literal["cls", "attention"]
 Reencode: TypeAlias = Literal["mean", "cls", "gaussian"]
 Mode: TypeAlias = Literal["decode", "nearest"]
-Precision: TypeAlias = Literal["fp32", "bf16"]
 Score: TypeAlias = Literal["natural", "reference"]
+Policy: TypeAlias = Literal["drop", "block"]
+Precision: TypeAlias = Literal["fp32", "bf16"]
+
+_MAX_BEAMS = 256
+"""With as many, the beams of one region fill a batch."""
+_MAX_LENGTH_PENALTY = 10
+"""In either direction; beyond it, scores leave the range of float32."""
+
+T = TypeVar("T")
+U = TypeVar("U")
+V = TypeVar("V")
 
 
-class VectorOptions(TypedDict, total=False):
-    """The options of `Captioner.vectors`."""
+@dataclass(frozen=True)
+class PoolingOptions:
+    """How the tokens of a region become one vector.
+
+    Attributes:
+        clean: remove what patches share with the whole image before they are summed: "orthogonal" subtracts ``alpha``
+            of the common component, "contrastive" attenuates the coordinates that are common. The vectors are then in
+            text space already: decode them as they are, without `Captioner.project`.
+        alpha: how much of the common component "orthogonal" subtracts; the default is that of the published recordings.
+        clean_from: the common component: the cls token, or the patches weighted by the attention of cls.
+        clean_after_projection: whether patches are cleaned after they went into text space, or before.
+        reencode: pass the patches of each region through the backbone's last block once more, without the rest of the
+            image: their "mean", the "cls" token that passes with them, or the published "gaussian" for boxes.
+
+    Raises:
+        PatchcaptionError: an option has no such value.
+
+    Example:
+        >>> captioner.describe(features, [Box(276, 174, 507, 399)], clean="orthogonal", alpha=0.1)[0].text
+        'a large striped red triangle'
+    """
+
+    clean: Clean | None = None
+    alpha: float = 0.4
+    clean_from: CleanFrom = "cls"
+    clean_after_projection: bool = True
+    reencode: Reencode | None = None
+
+    def __post_init__(self) -> None:
+        _check_choice("clean", self.clean, (None, "orthogonal", "contrastive"))
+        _check_choice("clean_from", self.clean_from, ("cls", "attention"))
+        _check_choice("reencode", self.reencode, (None, "mean", "cls", "gaussian"))
+        if self.clean and self.reencode:
+            raise PatchcaptionError("clean and reencode exclude each other")
+
+
+@dataclass(frozen=True)
+class DecodingOptions:
+    """How vectors in text space become captions. Vectors with equal options may be decoded in one batch.
+
+    Attributes:
+        mode: "decode" for the decoder's caption, "nearest" for the caption of the memory bank nearest to the region.
+        score: "natural" for the probability of the caption and its end token; "reference" for the published score,
+            which continues past the end through all steps.
+        n_best: how many of the memory bank's nearest captions to return with each caption, whatever the mode.
+        beams: beams per region; 1 takes the likeliest token at each step, as published. With more, captions are those
+            of transformers' `generate(num_beams=)`: the one with the highest length-normalised log-probability wins,
+            and its score is still its own probability.
+        length_penalty: the power of the length by which beam search divides log-probabilities, from -10 to 10: 0 ranks
+            by the log-probability itself, more favours longer captions.
+
+    Raises:
+        PatchcaptionError: an option has no such value.
+
+    Example:
+        >>> captioner.describe(features, [Box(276, 174, 507, 399)], beams=3, n_best=1)[0].nearest[0].text
+        'a large striped red triangle'
+    """
+
+    mode: Mode = "decode"
+    score: Score = "natural"
+    n_best: int = 0
+    beams: int = 1
+    length_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_choice("mode", self.mode, ("decode", "nearest"))
+        _check_choice("score", self.score, ("natural", "reference"))
+        if self.n_best < 0:
+            raise PatchcaptionError(f"n_best: expected at least 0, got {self.n_best}")
+        if not isinstance(self.beams, Integral) or not 1 <= self.beams <= _MAX_BEAMS:
+            raise PatchcaptionError(f"beams: expected a whole number from 1 to {_MAX_BEAMS}, got {self.beams!r}")
+        if not isinstance(self.length_penalty, Real) or not abs(self.length_penalty) <= _MAX_LENGTH_PENALTY:
+            raise PatchcaptionError(
+                f"length_penalty: expected a number from -{_MAX_LENGTH_PENALTY} to {_MAX_LENGTH_PENALTY}, "
+                f"got {self.length_penalty!r}"
+            )
+        if self.beams > 1 and self.score == "reference":
+            raise PatchcaptionError(
+                f'score="reference" with beams={self.beams}: the published score is of one beam only'
+            )
+
+    @property
+    def num_nearest(self) -> int:
+        """How many captions of the memory bank are looked up for each region."""
+        return max(self.n_best, 1 if self.mode == "nearest" else 0)
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """How a stream of frames is followed.
+
+    Attributes:
+        policy: what happens to frames that arrive faster than they are described: "drop" drops the oldest waiting ones,
+            "block" makes the source wait; None is "drop" for what is lost otherwise (cameras, URLs, iterators) and
+            "block" for files, folders and lists.
+        every: describe each n-th frame only.
+        reuse: reuse a caption while the cosine between the region's vector and the one that it was decoded from is at
+            least this; None decodes every frame.
+        workers: frames encoded in parallel; None is 2 for a small backbone on a CPU, whose cores it keeps busier, and
+            otherwise 1. Where frames wait, `Captioner.encoder` opens the backbone for so many callers.
+
+    Raises:
+        PatchcaptionError: an option has no such value.
+
+    Example:
+        >>> [result.frame.number for result in captioner.stream([scene] * 4, [WholeImage()], every=2)]
+        [0, 2]
+    """
+
+    policy: Policy | None = None
+    every: int = 1
+    reuse: float | None = 0.995
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.policy not in (None, "drop", "block"):
+            raise PatchcaptionError(f'policy: expected "drop" or "block", got {self.policy!r}')
+        for name in ("every", "workers"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise PatchcaptionError(f"{name}: expected at least 1, got {number}")
+        if self.reuse is not None and not 0 < self.reuse <= 1:
+            raise PatchcaptionError(f"reuse: expected a cosine above 0 and up to 1, or None, got {self.reuse}")
+
+
+class PoolingKeywords(TypedDict, total=False):
+    """`PoolingOptions` as keyword arguments."""
 
     clean: Clean | None
     alpha: float
@@ -26,12 +169,55 @@ class VectorOptions(TypedDict, total=False):
     reencode: Reencode | None
 
 
-class DescribeOptions(VectorOptions, total=False):
-    """The options of `Captioner.describe`."""
+class DecodeKeywords(TypedDict, total=False):
+    """The part of `DecodingOptions` that `Captioner.decode` takes as keyword arguments."""
 
-    mode: Mode
     score: Score
-    n_best: int
     beams: int
     length_penalty: float
-    progress: Progress | None
+
+
+class DescribeKeywords(PoolingKeywords, DecodeKeywords, total=False):
+    """`PoolingOptions` and `DecodingOptions` as keyword arguments."""
+
+    mode: Mode
+    n_best: int
+
+
+class StreamKeywords(DescribeKeywords, total=False):
+    """`StreamOptions`, `PoolingOptions` and `DecodingOptions` as keyword arguments."""
+
+    policy: Policy | None
+    every: int
+    reuse: float | None
+    workers: int | None
+
+
+@overload
+def split_options(keywords: Mapping[str, Any], one: type[T], /) -> tuple[T]: ...
+@overload
+def split_options(keywords: Mapping[str, Any], one: type[T], two: type[U], /) -> tuple[T, U]: ...
+@overload
+def split_options(keywords: Mapping[str, Any], one: type[T], two: type[U], three: type[V], /) -> tuple[T, U, V]: ...
+
+
+def split_options(keywords: Mapping[str, Any], *kinds: type[Any]) -> tuple[Any, ...]:
+    """Returns one dataclass of each kind, made from the keywords that are fields of it.
+
+    Raises:
+        PatchcaptionError: an option has no such value, or none of the kinds has such an option.
+    """
+    names = {kind: {field.name for field in fields(kind)} for kind in kinds}
+    known = set[str]().union(*names.values())
+    unknown = set(keywords) - known
+    if unknown:
+        raise PatchcaptionError(
+            f"options: expected some of {', '.join(sorted(known))}, got {', '.join(sorted(unknown))}"
+        )
+    return tuple(kind(**{name: keywords[name] for name in names[kind] & set(keywords)}) for kind in kinds)
+
+
+def _check_choice(name: str, value: object, choices: tuple[str | None, ...]) -> None:
+    if value not in choices:
+        *first, last = (f'"{choice}"' for choice in choices if choice is not None)
+        raise PatchcaptionError(f"{name}: expected {', '.join(first)} or {last}, got {value!r}")

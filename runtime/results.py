@@ -1,15 +1,13 @@
-"""A region in words, and captions in the nesting that their regions were asked in."""
+"""Captions, and the nesting that regions come in and captions go out in."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
-from typing import TypeAlias, TypeGuard, cast, overload
+from typing import TypeAlias
 
 from runtime.errors import RegionError
-from runtime.features import FeatureMap
-from runtime.memory.bank import MemoryMatch
+from runtime.memory import MemoryMatch
 from runtime.regions import Region
 
 Regions: TypeAlias = Sequence[Region]
@@ -23,11 +21,11 @@ class Caption:
     Attributes:
         text: the caption.
         score: the decoder's probability of exactly this caption, its end token included, in 0..1; with mode="nearest"
-            the similarity of the memory's caption.
+            the similarity of the memory bank's caption.
         ids: its token ids, up to and including the end token where it was reached; none with mode="nearest".
         region: the region it describes; None when it was decoded from a bare vector.
         nearest: the captions of the memory bank nearest to the region, as many as were asked for.
-        reused: whether it is that of an earlier frame, from which the region has hardly changed; of streams only.
+        reused: whether it is that of an earlier frame, from which the region has hardly changed; in streams only.
 
     Example:
         >>> caption = captioner.caption(scene, [Box(276, 174, 507, 399)], n_best=1)[0]
@@ -43,37 +41,43 @@ class Caption:
     reused: bool = False
 
 
-@overload
-def as_asked(features: FeatureMap, regions: Regions, described: Sequence[Caption]) -> list[Caption]: ...
-@overload
-def as_asked(features: FeatureMap, regions: RegionsOfImages, described: Sequence[Caption]) -> list[list[Caption]]: ...
+@dataclass(frozen=True, eq=False)
+class RegionBatch:
+    """The R regions of B images, and whether they were given as one list or as a list for each image.
 
+    Attributes:
+        by_image: the regions of each image.
+        is_nested: whether they were given as a list for each image.
+    """
 
-def as_asked(
-    features: FeatureMap, regions: Regions | RegionsOfImages, described: Sequence[Caption]
-) -> list[Caption] | list[list[Caption]]:
-    """Captions in the order of regions, with their regions, in the nesting that those were given in."""
-    nested = by_image(features, regions)
-    of_regions = (replace(one, region=region) for one, region in zip(described, chain(*nested), strict=True))
-    captions = [[next(of_regions) for _ in of_image] for of_image in nested]
-    return captions[0] if captions and not is_nested(regions) else captions
+    by_image: tuple[Regions, ...]
+    is_nested: bool
 
+    @classmethod
+    def of(cls, regions: Regions | RegionsOfImages, num_images: int) -> RegionBatch:
+        """Returns the regions of so many images as a batch.
 
-def is_nested(regions: Regions | RegionsOfImages) -> TypeGuard[RegionsOfImages]:
-    """Whether these are lists of regions, one for each image."""
-    return len(regions) > 0 and all(isinstance(entry, (list, tuple)) for entry in regions)
+        Raises:
+            RegionError: they are no list, or not as many lists as images.
+        """
+        if isinstance(regions, (str, bytes)) or not isinstance(regions, Sequence):
+            raise RegionError(f"regions: expected a list of regions, got {type(regions).__name__}")
+        if len(regions) > 0 and all(isinstance(entry, (list, tuple)) for entry in regions):
+            if len(regions) != num_images:
+                raise RegionError(f"regions: expected {num_images} lists, one for each image, got {len(regions)}")
+            return cls(tuple(regions), is_nested=True)  # type: ignore[arg-type]  # lists, as was checked
+        if num_images == 0 and not regions:
+            return cls((), is_nested=True)
+        if num_images != 1:
+            raise RegionError(f"regions: {num_images} images were encoded; give a list of regions for each of them")
+        return cls((regions,), is_nested=False)  # type: ignore[arg-type]  # regions, each of which is checked later
 
+    def __iter__(self) -> Iterator[Region]:
+        """Yields all regions, one image's after another's."""
+        return (region for of_image in self.by_image for region in of_image)
 
-def by_image(features: FeatureMap, regions: Regions | RegionsOfImages) -> RegionsOfImages:
-    """The regions of each image, whether given as one list for one image or as a list for each."""
-    if isinstance(regions, (str, bytes)) or not isinstance(regions, Sequence):
-        raise RegionError(f"regions: expected a list of regions, got {type(regions).__name__}")
-    if is_nested(regions):
-        if len(regions) != len(features):
-            raise RegionError(f"regions: expected {len(features)} lists, one for each image, got {len(regions)}")
-        return regions
-    if len(features) == 0 and not regions:
-        return []
-    if len(features) != 1:
-        raise RegionError(f"regions: {len(features)} images were encoded; give a list of regions for each of them")
-    return [cast(Regions, regions)]
+    def unflatten(self, captions: Sequence[Caption]) -> list[Caption] | list[list[Caption]]:
+        """Returns R captions with their regions, in the nesting that the regions were given in."""
+        described = (replace(caption, region=region) for caption, region in zip(captions, self, strict=True))
+        nested = [[next(described) for _ in of_image] for of_image in self.by_image]
+        return nested if self.is_nested else nested[0]

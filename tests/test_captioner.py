@@ -49,7 +49,7 @@ def test_captions_are_aligned_with_the_regions_given(demo: Captioner) -> None:
     assert [caption.region for caption in captions] == REGIONS
     for caption in captions:
         assert 0 < caption.score <= 1
-        assert caption.ids[-1] == demo.manifest.decoding.end_id
+        assert caption.ids[-1] == demo.manifest.decoding.eos_token_id
         assert len(caption.ids) <= demo.manifest.decoding.steps
 
 
@@ -81,7 +81,7 @@ def test_long_lists_of_images_are_encoded_in_parts(demo: Captioner, monkeypatch:
     monkeypatch.setattr(demo._bundle, "manifest", demo.manifest.model_copy(update={"architecture": seen}))
     parts = demo.encode(images)
     torch.testing.assert_close(parts.tokens, whole.tokens)
-    torch.testing.assert_close(parts.cls_scores, whole.cls_scores)
+    torch.testing.assert_close(parts.cls_attention_logits, whole.cls_attention_logits)
     assert parts.views == whole.views
 
 

@@ -48,8 +48,8 @@ def features(demo: Captioner) -> FeatureMap:
 
 
 @pytest.fixture(scope="module")
-def seen(checkpoint: Checkpoint) -> list[eager.Seen]:
-    return [eager.see(checkpoint.backbone, Image.fromarray(scene.image)) for scene in SCENES]
+def seen(checkpoint: Checkpoint) -> list[eager.EncodedImage]:
+    return [eager.encode_image(checkpoint.backbone, Image.fromarray(scene.image)) for scene in SCENES]
 
 
 @pytest.fixture(scope="module")
@@ -65,14 +65,14 @@ def each(*boxes: tuple[float, ...], **pooled: object) -> list[list[Box]]:
 
 @pytest.mark.parametrize("pool", ["mean", "gaussian", "attention"])
 def test_boxes_are_those_of_the_algorithm_written_plainly(
-    demo: Captioner, features: FeatureMap, seen: list[eager.Seen], pool: eager.Pool
+    demo: Captioner, features: FeatureMap, seen: list[eager.EncodedImage], pool: eager.Pool
 ) -> None:
     expected = [eager.box_vector(image, box, pool) for image in seen for box in BOXES]
     torch.testing.assert_close(demo.vectors(features, each(*BOXES, pool=pool)), torch.stack(expected), **CLOSE)
 
 
 def test_sets_and_traces_are_those_of_the_algorithm_written_plainly(
-    demo: Captioner, features: FeatureMap, seen: list[eager.Seen]
+    demo: Captioner, features: FeatureMap, seen: list[eager.EncodedImage]
 ) -> None:
     points = [(0.1, 0.2), (0.15, 0.2), (0.9, 0.5), (1.2, 0.5)]
     regions = [
@@ -98,7 +98,7 @@ def test_sets_and_traces_are_those_of_the_algorithm_written_plainly(
 def test_cleaned_boxes_are_those_of_the_algorithm_written_plainly(
     demo: Captioner,
     features: FeatureMap,
-    seen: list[eager.Seen],
+    seen: list[eager.EncodedImage],
     bank: torch.Tensor,
     clean: str,
     after: bool,
@@ -110,14 +110,14 @@ def test_cleaned_boxes_are_those_of_the_algorithm_written_plainly(
     expected = []
     for image in seen:
         shared = image.cls if common == "cls" else image.average_attention
-        cleaned = eager.cleaned(image, bank, clean, after, shared, alpha=0.7)
+        cleaned = eager.clean_patches(image, bank, clean, after, shared, alpha=0.7)
         expected += [eager.box_vector(cleaned, box) for box in BOXES]
     torch.testing.assert_close(vectors, torch.stack(expected), **CLOSE)
 
 
 @pytest.mark.parametrize("kind", ["mean", "cls"])
 def test_reencoded_boxes_are_those_of_the_algorithm_written_plainly(
-    demo: Captioner, features: FeatureMap, seen: list[eager.Seen], checkpoint: Checkpoint, kind: str
+    demo: Captioner, features: FeatureMap, seen: list[eager.EncodedImage], checkpoint: Checkpoint, kind: str
 ) -> None:
     block = checkpoint.backbone.blocks[-1]
     expected = [
@@ -129,7 +129,7 @@ def test_reencoded_boxes_are_those_of_the_algorithm_written_plainly(
 
 
 def test_gaussian_reencoding_is_a_gaussian_box_with_the_corners_rounded(demo: Captioner, features: FeatureMap) -> None:
-    # 9 + 9 = 18 reaches the second patch of 14; 9 and 9 rounded down by themselves do not
+    # 9 + 9 = 18 reaches the second patch of 14; 9 and 9 quantize_rows down by themselves do not
     reencoded = demo.vectors(features, each((9, 9, 9, 9)), reencode="gaussian")
     expected = demo.vectors(features, each((0, 0, 14, 14), pool="gaussian", variance=0.5))
     torch.testing.assert_close(reencoded, expected, **CLOSE)
@@ -138,7 +138,7 @@ def test_gaussian_reencoding_is_a_gaussian_box_with_the_corners_rounded(demo: Ca
 def test_the_decoder_is_that_of_the_algorithm_written_plainly(demo: Captioner, checkpoint: Checkpoint) -> None:
     vectors = torch.randn(6, demo.manifest.architecture.width, generator=torch.Generator().manual_seed(0))
     tokens, log_probabilities = eager.decode(checkpoint.decoder.state_dict(), vectors)
-    end = demo.manifest.decoding.end_id
+    end = demo.manifest.decoding.eos_token_id
     natural, reference = demo.decode(vectors), demo.decode(vectors, score="reference")
     for row, caption in enumerate(natural):
         chosen = tokens[row].tolist()
@@ -323,13 +323,13 @@ def test_every_kind_of_region_takes_several_images_at_once(demo: Captioner, feat
 def test_nothing_that_was_given_is_changed(demo: Captioner, features: FeatureMap) -> None:
     boxes = np.array(BOXES, np.float32)
     regions = [[BoxSet.published(boxes, pool="attention"), *each(*boxes, pool="attention")[0], Patch(0, 0)]] * 2
-    before = boxes.copy(), features.tokens.clone(), features.cls_scores.clone()
+    before = boxes.copy(), features.tokens.clone(), features.cls_attention_logits.clone()
     first = demo.vectors(features, regions)
     demo.describe(features, regions, clean="orthogonal", n_best=2)
     demo.describe(features, [own[:-1] for own in regions], reencode="mean", score="reference")
     np.testing.assert_array_equal(boxes, before[0])
     torch.testing.assert_close(features.tokens, before[1], rtol=0, atol=0)
-    torch.testing.assert_close(features.cls_scores, before[2], rtol=0, atol=0)
+    torch.testing.assert_close(features.cls_attention_logits, before[2], rtol=0, atol=0)
     torch.testing.assert_close(demo.vectors(features, regions), first, rtol=0, atol=0)
 
 

@@ -1,4 +1,4 @@
-"""Images that show how large a backbone's activations become."""
+"""Calibration images, which show how large a backbone's activations become."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ MOST_IMAGES = 128
 
 
 def read_calibration(folder: Path, checkpoint: Checkpoint) -> Tensor:
-    """The images of a folder, in order of their names, as the backbone takes them: (B, S, S, 3) uint8.
+    """Returns the images of a folder, in order of their names, as the backbone takes them: (B, S, S, 3) uint8.
 
-    Files with endings of other things are passed over.
+    Files with other endings are skipped.
 
     Raises:
         CheckpointError: no folder, or no image in it.
@@ -33,7 +33,7 @@ def read_calibration(folder: Path, checkpoint: Checkpoint) -> Tensor:
     images = []
     for file in files[:MOST_IMAGES]:
         try:
-            pixels, _ = prepare([open_image(file)], checkpoint.backbone.config.size, Fit.STRETCH, checkpoint.resize)
+            pixels, _ = prepare([open_image(file)], checkpoint.backbone.image_size, Fit.STRETCH)
         except ImageError as error:
             raise ImageError(f"--calibration: {error}") from None
         images.append(pixels)

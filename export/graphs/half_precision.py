@@ -21,9 +21,11 @@ import onnx_ir
 from onnx_ir import DataType
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-Narrow: TypeAlias = Literal["fp16", "bf16"]
+from runtime.bundle.graph_io import is_cache
 
-NARROW: dict[Narrow, DataType] = {"fp16": DataType.FLOAT16, "bf16": DataType.BFLOAT16}
+HalfPrecision: TypeAlias = Literal["fp16", "bf16"]
+
+DATA_TYPES: dict[HalfPrecision, DataType] = {"fp16": DataType.FLOAT16, "bf16": DataType.BFLOAT16}
 
 _LARGEST_IN_FP16 = 65504.0
 _MARGIN = 4.0
@@ -31,15 +33,17 @@ _MARGIN = 4.0
 _LARGEST_SCORE = 64.0
 """Of attention: float16 is right to 3% of its weight there, and fused kernels take its exponential in float32."""
 
-_PRODUCTS = frozenset({"MatMul", "Gemm", "Conv"})
-_BETWEEN = frozenset({"Gelu", "Sigmoid", "Add", "Mul"})
+_MATMUL_OPS = frozenset({"MatMul", "Gemm", "Conv"})
+_ELEMENTWISE_OPS = frozenset({"Gelu", "Sigmoid", "Add", "Mul"})
 """Narrow where they come from products and nothing else."""
-_MOVES = frozenset({"Transpose", "Reshape", "Slice", "Split", "Squeeze", "Unsqueeze", "Concat", "Gather", "Expand"})
+_LAYOUT_OPS = frozenset(
+    {"Transpose", "Reshape", "Slice", "Split", "Squeeze", "Unsqueeze", "Concat", "Gather", "Expand"}
+)
 """As narrow as what they move."""
 _ARRAYS = {DataType.FLOAT16: np.float16, DataType.BFLOAT16: ml_dtypes.bfloat16}
 
 
-def cast(model: onnx_ir.Model, to: Narrow, ranges: Mapping[str, float] | None = None) -> None:
+def convert_to_half(model: onnx_ir.Model, to: HalfPrecision, ranges: Mapping[str, float] | None = None) -> None:
     """Makes a float32 graph narrow, in place.
 
     Args:
@@ -47,9 +51,9 @@ def cast(model: onnx_ir.Model, to: Narrow, ranges: Mapping[str, float] | None = 
             only the operators decide.
     """
     graph = model.graph
-    dtypes = _Plan(graph, NARROW[to], ranges or {}).of_nodes()
+    dtypes = _DtypeAssignment(graph, DATA_TYPES[to], ranges or {}).of_nodes()
     for value in _cache(graph):
-        value.type = onnx_ir.TensorType(NARROW[to])
+        value.type = onnx_ir.TensorType(DATA_TYPES[to])
     for node, dtype in dtypes.items():
         for output in node.outputs:
             output.type = onnx_ir.TensorType(dtype)
@@ -57,15 +61,15 @@ def cast(model: onnx_ir.Model, to: Narrow, ranges: Mapping[str, float] | None = 
     for node in list(graph):
         if _is_of_floats(node):
             casts.fit(node, dtypes.get(node, DataType.FLOAT))
-    casts.fit_outputs(_cache(graph), NARROW[to])
+    casts.fit_outputs(_cache(graph), DATA_TYPES[to])
     RemoveUnusedNodesPass()(model)
     for initializer in list(graph.initializers.values()):
         if not initializer.uses():
             del graph.initializers[initializer.name]
 
 
-def emulated(model: onnx_ir.Model) -> onnx_ir.Model:
-    """The same graph where bfloat16 is float32 rounded to it: for runtimes on which bfloat16 does not run."""
+def emulate_bf16(model: onnx_ir.Model) -> onnx_ir.Model:
+    """Returns the same graph with bfloat16 emulated as float32 rounded to it, for runtimes without bfloat16."""
     copy = model.clone()
     graph = copy.graph
     for initializer in list(graph.initializers.values()):
@@ -98,7 +102,7 @@ def _round_after(graph: onnx_ir.Graph, node: onnx_ir.Node, output: onnx_ir.Value
 
 
 @dataclass
-class _Plan:
+class _DtypeAssignment:
     """Which nodes are narrow.
 
     Attributes:
@@ -122,18 +126,18 @@ class _Plan:
         return self._chosen
 
     def _dtype(self, node: onnx_ir.Node, cache: Collection[onnx_ir.Value]) -> DataType | None:
-        if node.op_type in _PRODUCTS:
+        if node.op_type in _MATMUL_OPS:
             if any(_leads_out(output, cache) for output in node.outputs):
                 return None
             return DataType.FLOAT16 if _is_vocabulary(node) else self.narrow
         floats = [value for value in _float_inputs(node) if value.const_value is None]
-        if node.op_type in _MOVES and not floats:  # of a weight: words of the tied vocabulary
+        if node.op_type in _LAYOUT_OPS and not floats:  # of a weight: words of the tied vocabulary
             return DataType.FLOAT16 if any(map(_is_tied, _float_inputs(node))) else None
         if not floats or not all(self._is_narrow(value, cache) for value in floats):
             return None
         is_narrow = (
-            node.op_type in _MOVES
-            or (node.op_type in _BETWEEN and not _is_scale_of_channels(node))
+            node.op_type in _LAYOUT_OPS
+            or (node.op_type in _ELEMENTWISE_OPS and not _is_scale_of_channels(node))
             or (node.op_type == "Softmax" and self._is_plain_attention(node))
         )
         return self._dtype_of(floats[0]) if is_narrow else None
@@ -232,7 +236,7 @@ _FLOATS = (DataType.FLOAT, DataType.FLOAT16, DataType.BFLOAT16)
 
 def _cache(graph: onnx_ir.Graph) -> list[onnx_ir.Value]:
     """The decoder's keys and values, in and out."""
-    return [value for value in (*graph.inputs, *graph.outputs) if str(value.name).startswith(("past_", "new_"))]
+    return [value for value in (*graph.inputs, *graph.outputs) if is_cache(str(value.name))]
 
 
 def _float_inputs(node: onnx_ir.Node) -> Iterator[onnx_ir.Value]:
@@ -274,5 +278,5 @@ def _leads_out(value: onnx_ir.Value, cache: Collection[onnx_ir.Value]) -> bool:
     """Whether a tensor goes out of the graph as it is, and not into the cache: scores of attention, region vectors."""
     if value.is_graph_output():
         return value not in cache
-    moves = [use.node for use in value.uses() if use.node.op_type in _MOVES]
+    moves = [use.node for use in value.uses() if use.node.op_type in _LAYOUT_OPS]
     return any(_leads_out(output, cache) for move in moves for output in move.outputs)

@@ -66,7 +66,7 @@ def _profile(text: str) -> dict[str, ShapeRange]:
     try:
         pairs = [part.split("=") for part in text.split(",")]
         shapes = {name: [tuple(map(int, shape.split("x"))) for shape in given.split(":")] for name, given in pairs}
-        return {name: ShapeRange(least=least, best=best, most=most) for name, (least, best, most) in shapes.items()}
+        return {name: ShapeRange(min=low, opt=best, max=high) for name, (low, best, high) in shapes.items()}
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"expected NAME=1x3:4x3:8x3,..., got {text!r}: {error}") from None
 

@@ -36,7 +36,7 @@ def _misfits(graph: onnx_ir.Graph, name: str, shapes: ShapeRange) -> Iterator[st
     if value is None:
         yield f"names {name}, which is no input"
         return
-    for shape in (shapes.least, shapes.best, shapes.most):
+    for shape in (shapes.min, shapes.opt, shapes.max):
         sizes = [size if isinstance(size, int) else None for size in value.shape]
         if len(shape) != len(sizes) or any(size not in (None, got) for size, got in zip(sizes, shape, strict=True)):
             yield f"{name} cannot be {shape}; the graph has {value.shape}"
@@ -45,7 +45,7 @@ def _misfits(graph: onnx_ir.Graph, name: str, shapes: ShapeRange) -> Iterator[st
 
 def _resolved(subject: Subject, place: str, profile: Mapping[str, ShapeRange]) -> Iterator[Finding]:
     """Names of dimensions have one size at each point, and every tensor's shape follows from them."""
-    for point in ("least", "best", "most"):
+    for point in ("min", "opt", "max"):
         sizes: dict[str, int] = {}
         for value in subject.graph.inputs:
             if value.name not in profile:

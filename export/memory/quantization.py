@@ -1,7 +1,7 @@
-"""Memory rows in fewer bits, and what that left of them.
+"""Stochastic rounding of memory rows to fewer bits, and the residual that rounding leaves.
 
-Numbers are rounded up or down at random, by how near they are to either: then errors have no direction, whatever the
-rows are (with many zeros, or all alike), and what a row's error does to its cosine with a vector is known by chance.
+Values are rounded up or down at random, by their distance to either: errors then have no direction, whatever the rows are
+(with many zeros, or all alike), and what a row's error does to its cosine with a vector is known by chance.
 
 Shapes: m rows, D width.
 """
@@ -13,62 +13,61 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from runtime.bundle import MemoryPrecision
+from runtime.bundle.dtypes import StoragePrecision
 
-STORED_AS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.int8}
-BEST = {"fp32": 0, "fp16": 256, "bf16": 1024, "int8": 4096}
-"""How many rows nearest to a region the runtime takes with what rounding left, the more the more that is."""
+REFINE_TOP_K: dict[StoragePrecision, int] = {"fp32": 0, "fp16": 256, "bf16": 1024, "int8": 4096}
+"""Rows refined with the residual per region; coarser storage needs more."""
 
-_MOST = 127  # of int8, on both sides of 0
-_SMALLEST_SCALE = 1e-30
+_MAX_INT8 = 127  # on both sides of 0
+_MIN_SCALE = 1e-30
 
 
 @dataclass(frozen=True, eq=False)
-class Rounded:
-    """m rows as they are stored: row i is stored[i] * scales[i], and closer with fine[i] * fine_scales[i] added.
+class QuantizedRows:
+    """m rows as stored: row i is stored[i] * scales[i], and closer with residual[i] * residual_scales[i] added.
 
     Attributes:
         stored: (m, D) float32, float16, bfloat16 or int8.
         scales: (m,) with int8 and float16.
-        fine: (m, D) int8, and
-        fine_scales: (m,), with all but float32.
-        largest_error: of a row without ``fine``, as a share of its length.
-        largest_left: of a row with it.
+        residual: (m, D) int8, with all but float32.
+        residual_scales: (m,), with all but float32.
+        max_error: the largest error of a row without its residual, relative to its length.
+        max_residual_error: the largest error of a row with its residual, relative to its length.
     """
 
     stored: Tensor
     scales: Tensor | None = None
-    fine: Tensor | None = None
-    fine_scales: Tensor | None = None
-    largest_error: float = 0.0
-    largest_left: float = 0.0
+    residual: Tensor | None = None
+    residual_scales: Tensor | None = None
+    max_error: float = 0.0
+    max_residual_error: float = 0.0
 
 
-def rounded(rows: Tensor, precision: MemoryPrecision, generator: torch.Generator) -> Rounded:
-    """Rows (m, D) float32, none of them zero, in a precision."""
+def quantize_rows(rows: Tensor, precision: StoragePrecision, generator: torch.Generator) -> QuantizedRows:
+    """Rounds rows (m, D) float32, none of them zero, to a precision."""
     if precision == "fp32":
-        return Rounded(rows)
+        return QuantizedRows(rows)
     scales = None
     if precision == "fp16":
-        scales = rows.abs().amax(dim=1).clamp_min(_SMALLEST_SCALE)  # so that no row leaves the range of float16
-        stored = _upper_bits(rows / scales[:, None], 13, generator).half()
+        scales = rows.abs().amax(dim=1).clamp_min(_MIN_SCALE)  # so that no row leaves the range of float16
+        stored = _drop_low_bits(rows / scales[:, None], 13, generator).half()
     elif precision == "bf16":
-        stored = _upper_bits(rows, 16, generator).bfloat16()
+        stored = _drop_low_bits(rows, 16, generator).bfloat16()
     else:
-        scales = (rows.abs().amax(dim=1) / _MOST).clamp_min(_SMALLEST_SCALE)
+        scales = (rows.abs().amax(dim=1) / _MAX_INT8).clamp_min(_MIN_SCALE)
         steps = torch.floor(rows / scales[:, None] + torch.rand(rows.shape, generator=generator))
-        stored = steps.clamp(-_MOST, _MOST).to(torch.int8)
-    left = rows - (stored.float() if scales is None else stored.float() * scales[:, None])
-    fine_scales = (left.abs().amax(dim=1) / _MOST).clamp_min(_SMALLEST_SCALE)
-    fine = torch.round(left / fine_scales[:, None]).to(torch.int8)
-    still_left = left - fine * fine_scales[:, None]
+        stored = steps.clamp(-_MAX_INT8, _MAX_INT8).to(torch.int8)
+    error = rows - (stored.float() if scales is None else stored.float() * scales[:, None])
+    residual_scales = (error.abs().amax(dim=1) / _MAX_INT8).clamp_min(_MIN_SCALE)
+    residual = torch.round(error / residual_scales[:, None]).to(torch.int8)
+    residual_error = error - residual * residual_scales[:, None]
     lengths = rows.norm(dim=1)
-    largest_error, largest_left = (float((error.norm(dim=1) / lengths).max()) for error in (left, still_left))
-    return Rounded(stored, scales, fine, fine_scales, largest_error, largest_left)
+    max_error, max_residual_error = (float((one.norm(dim=1) / lengths).max()) for one in (error, residual_error))
+    return QuantizedRows(stored, scales, residual, residual_scales, max_error, max_residual_error)
 
 
-def _upper_bits(rows: Tensor, dropped: int, generator: torch.Generator) -> Tensor:
-    """Rows in float32 without their lower bits: random ones, added, carry as often as they should."""
+def _drop_low_bits(rows: Tensor, dropped: int, generator: torch.Generator) -> Tensor:
+    """Returns rows in float32 without their low bits; adding random low bits first carries as often as it should."""
     bits = rows.contiguous().view(torch.int32)
     carried = bits + torch.randint(0, 2**dropped, bits.shape, generator=generator, dtype=torch.int32)
     return (carried & -(2**dropped)).view(torch.float32)

@@ -1,7 +1,7 @@
-"""DeCap's decoder as graphs of one step: last token and cache in, the next token or every token's log-probability out.
+"""DeCap's decoder as graphs of one step: last token and cache in, next token or every token's log-probability out.
 
-Module names are those of the published state dict (SPEC section 6), so it loads as it is.
-Shapes: R regions, D backbone width, E decoder width, H heads, d = E / H, P positions (the most steps), V vocabulary.
+Module names are those of the published state dict (published-system.md, section 6), so it loads as it is.
+Shapes: R regions, D vector width, E decoder width, H heads, d = E / H, P positions (the most steps), V vocabulary.
 """
 
 from __future__ import annotations
@@ -13,161 +13,127 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from export.models.base import BundleNumbers, DecoderModel
+from export.models.gpt2 import Gpt2Transformer, log_sum_exp
+from runtime.bundle import DecoderConfig
+
 PUBLISHED_HEADS = 4
 PUBLISHED_STEPS = 30
 
-_LARGEST_BLOCK = 512
-"""Of the vocabulary, in looking for the best word: about the square root of a published one."""
-
-_MASKED = -1e4  # finite, and far enough from any score to vanish in a softmax, in float16 too
+_MAX_BLOCK = 512
+"""Tokens of the vocabulary that are searched at once for the best: about the square root of a published one."""
 
 
 @dataclass(frozen=True)
-class DecoderConfig:
-    """The numbers of a decoder."""
+class DecapConfig:
+    """The numbers of a DeCap decoder.
+
+    Attributes:
+        text_vocab_size: ids from here on have no text; they are never chosen but count in the log-probabilities, as
+            published.
+    """
 
     prefix_width: int
-    width: int
-    layers: int
-    vocabulary: int
-    text_vocabulary: int
-    """Ids from here on have no text; they are never chosen but count in the log-probabilities, as published."""
-    heads: int = PUBLISHED_HEADS
-    steps: int = PUBLISHED_STEPS
+    embed_dim: int
+    num_layers: int
+    vocab_size: int
+    text_vocab_size: int
+    num_heads: int = PUBLISHED_HEADS
+    max_new_tokens: int = PUBLISHED_STEPS
 
     @property
-    def head_width(self) -> int:
-        return self.width // self.heads
-
-
-class Conv1D(nn.Module):
-    """A linear layer whose weight is (in, out), as GPT-2 stores it."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(inputs, outputs))
-        self.bias = nn.Parameter(torch.zeros(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.addmm(self.bias, x, self.weight)
-
-
-class Attention(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.c_attn = Conv1D(width, 3 * width)
-        self.c_proj = Conv1D(width, width)
-
-    def forward(self, x: Tensor, past_key: Tensor, past_value: Tensor, past: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """One position (R, E) over a cache (R, H, P, d) of which ``past`` (P,) bool is filled.
-
-        Returns the mixed values (R, E), and the position's own key and value (R, H, 1, d) for the cache.
-        """
-        query, key, value = self.c_attn(x).unflatten(-1, (3, self.heads, 1, -1)).unbind(1)
-        query = query * query.shape[-1] ** -0.5
-        # The cache is read where it lies: only the scores are joined, never the keys or values.
-        past_scores = torch.where(past, query @ past_key.transpose(-1, -2), _MASKED)
-        own_score = (query * key).sum(-1, keepdim=True)
-        shares = torch.softmax(torch.cat([past_scores, own_score], dim=-1), dim=-1)
-        mixed = shares[..., :-1] @ past_value + shares[..., -1:] * value
-        return self.c_proj(mixed.flatten(1)), key, value
-
-
-class Mlp(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.c_fc = Conv1D(width, 4 * width)
-        self.c_proj = Conv1D(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
-
-
-class Block(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.ln_1 = nn.LayerNorm(width, eps=1e-5)
-        self.attn = Attention(width, heads)
-        self.ln_2 = nn.LayerNorm(width, eps=1e-5)
-        self.mlp = Mlp(width)
-
-    def forward(self, x: Tensor, past_key: Tensor, past_value: Tensor, past: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        mixed, key, value = self.attn(self.ln_1(x), past_key, past_value, past)
-        x = x + mixed
-        return x + self.mlp(self.ln_2(x)), key, value
-
-
-class Transformer(nn.Module):
-    def __init__(self, config: DecoderConfig) -> None:
-        super().__init__()
-        self.wte = nn.Embedding(config.vocabulary, config.width)
-        self.wpe = nn.Embedding(config.steps, config.width)
-        self.h = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.layers))
-        self.ln_f = nn.LayerNorm(config.width, eps=1e-5)
+    def head_dim(self) -> int:
+        """Width of a head."""
+        return self.embed_dim // self.num_heads
 
 
 class ClipProject(nn.Module):
-    def __init__(self, config: DecoderConfig) -> None:
+    """The projection of a vector to the decoder's first input."""
+
+    def __init__(self, config: DecapConfig) -> None:
         super().__init__()
-        self.model = nn.Sequential(nn.Linear(config.prefix_width, config.width))
+        self.model = nn.Sequential(nn.Linear(config.prefix_width, config.embed_dim))
 
 
 class Gpt2(nn.Module):
     """GPT-2 with its head tied to the token embedding, which is therefore stored once."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecapConfig) -> None:
         super().__init__()
-        self.transformer = Transformer(config)
+        self.transformer = Gpt2Transformer(
+            config.embed_dim, config.num_layers, config.num_heads, config.vocab_size, config.max_new_tokens
+        )
 
 
-class DecoderStep(nn.Module):
-    """One step of the decoder for R regions.
+class DecapStep(DecoderModel):
+    """One greedy step of the decoder for R regions.
 
-    Position 0 takes the projected region vector; every later one the embedding of the token chosen before it.
+    Position 0 takes the projected vector; every later one the embedding of the token chosen before it.
     """
 
-    def __init__(self, config: DecoderConfig) -> None:
+    kind = "decap"
+
+    def __init__(self, config: DecapConfig) -> None:
         super().__init__()
         self.config = config
-        words = config.text_vocabulary
-        self.block = max(width for width in range(1, _LARGEST_BLOCK + 1) if words % width == 0)
+        words = config.text_vocab_size
+        self.block = max(width for width in range(1, _MAX_BLOCK + 1) if words % width == 0)
         self.decoder = Gpt2(config)
         self.clip_project = ClipProject(config)
 
-    def forward(self, vectors: Tensor, tokens: Tensor, step: Tensor, *cache: Tensor) -> tuple[Tensor, ...]:
+    @property
+    def prefix_width(self) -> int:
+        return self.config.prefix_width
+
+    def forward(self, vectors: Tensor, input_ids: Tensor, position: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
         """
         Args:
-            vectors: region vectors (R, D).
-            tokens: the ids chosen last (R,) int64; not read at step 0.
-            step: the position to compute (1,) int64, from 0.
-            cache: for each layer its past keys, then its past values, (R, H, P, d) each, filled below ``step``.
+            vectors: (R, D).
+            input_ids: the tokens chosen last (R,) int64; not read at position 0.
+            position: the position to compute (1,) int64, from 0.
+            past: for each layer its past keys, then its past values, (R, H, P, d) each, filled below ``position``.
 
         Returns:
-            next ids (R,) int64, their log-probabilities (R,), and for each layer the keys and values (R, H, 1, d)
-            that belong in the cache at ``step``.
+            next token ids (R,) int64, their log-probabilities (R,), and for each layer the key and value (R, H, 1, d)
+            that belong in the cache at ``position``.
         """
-        logits, entries = self.logits(vectors, tokens, step, cache)
-        ids, best = self._best(logits[:, : self.config.text_vocabulary])
-        return ids, best - log_sum_exp(logits), *entries
+        logits, present = self.logits(vectors, input_ids, position, past)
+        ids, best = self._best(logits[:, : self.config.text_vocab_size])
+        return ids, best - log_sum_exp(logits), *present
 
     def logits(
-        self, vectors: Tensor, tokens: Tensor, step: Tensor, cache: Sequence[Tensor]
+        self, vectors: Tensor, input_ids: Tensor, position: Tensor, past: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        """The scores (R, V) of the whole vocabulary, and the cache's new entries; arguments as in `forward`."""
+        """Returns the logits (R, V) of the whole vocabulary, and the new cache entries; arguments as in `forward`."""
         gpt = self.decoder.transformer
-        x = torch.where(step == 0, self.clip_project.model(vectors), gpt.wte(tokens)) + gpt.wpe(step)
-        past = torch.arange(self.config.steps) < step
-        entries: list[Tensor] = []
-        for number, block in enumerate(gpt.h):
-            x, key, value = block(x, cache[2 * number], cache[2 * number + 1], past)
-            entries += [key, value]
-        return F.linear(gpt.ln_f(x), gpt.wte.weight), entries
+        x = torch.where(position == 0, self.clip_project.model(vectors), gpt.wte(input_ids)) + gpt.wpe(position)
+        is_past = torch.arange(self.config.max_new_tokens) < position
+        present: list[Tensor] = []
+        for layer, block in enumerate(gpt.h):
+            x, key, value = block(x, past[2 * layer], past[2 * layer + 1], is_past)
+            present += [key, value]
+        return F.linear(gpt.ln_f(x), gpt.wte.weight), present
+
+    def manifest_entry(self, eos_token_id: int, numbers: BundleNumbers) -> DecoderConfig:
+        config = self.config
+        return DecoderConfig(
+            kind="decap",
+            text_space=numbers.text_space,
+            embed_dim=config.embed_dim,
+            num_layers=config.num_layers,
+            num_heads=config.num_heads,
+            head_dim=config.head_dim,
+            max_new_tokens=config.max_new_tokens,
+            vocab_size=config.vocab_size,
+            eos_token_id=eos_token_id,
+            cache_precision=numbers.precision if numbers.precision in ("fp16", "bf16") else "fp32",
+            batch_sizes=numbers.batch_sizes,
+        )
 
     def _best(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """The place (R,) and the value (R,) of the largest of ``logits`` (R, words), the first where several are.
+        """Returns the index (R,) and the value (R,) of the largest of ``logits`` (R, words), the first of equals.
 
-        In two steps, the best block and the best in it: runtimes reduce a long row well, but few find its place well
+        In two steps, the best block and the best in it: runtimes reduce a long row well, but few find its index well
         (OpenVINO takes 10 times as long for it as for the matrix product before it).
         """
         blocks = logits.unflatten(-1, (-1, self.block))
@@ -176,24 +142,18 @@ class DecoderStep(nn.Module):
         return block * self.block + inside.argmax(dim=-1), best
 
 
-class BeamDecoderStep(nn.Module):
-    """The same step with the same weights, for searches that weigh several next tokens."""
+class DecapBeamStep(nn.Module):
+    """The same step with the same weights, for searches that rank several next tokens."""
 
-    def __init__(self, decoder: DecoderStep) -> None:
+    def __init__(self, decoder: DecapStep) -> None:
         super().__init__()
         self.greedy = decoder
 
-    def forward(self, vectors: Tensor, tokens: Tensor, step: Tensor, *cache: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, vectors: Tensor, input_ids: Tensor, position: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
         """
         Returns:
-            the log-probability of each id that has text (R, text vocabulary), and the cache's new entries; arguments
-            and entries as in `DecoderStep.forward`.
+            the log-probability of each token that has text (R, text vocabulary), and the new cache entries; arguments
+            and entries as in `DecapStep.forward`.
         """
-        logits, entries = self.greedy.logits(vectors, tokens, step, cache)
-        return logits[:, : self.greedy.config.text_vocabulary] - log_sum_exp(logits)[:, None], *entries
-
-
-def log_sum_exp(logits: Tensor) -> Tensor:
-    """Over the last axis. Not torch.logsumexp, which becomes a chain of guards against infinities in ONNX."""
-    largest = logits.amax(dim=-1)
-    return largest + torch.log(torch.exp(logits - largest[:, None]).sum(dim=-1))
+        logits, present = self.greedy.logits(vectors, input_ids, position, past)
+        return logits[:, : self.greedy.config.text_vocab_size] - log_sum_exp(logits)[:, None], *present

@@ -1,190 +1,148 @@
-"""DINOv2 (with registers) as one graph: 8-bit pixels in, normed tokens and cls attention scores out.
+"""DINOv2 (with registers) as one graph: 8-bit pixels in, normed tokens and cls attention logits out.
 
-Module names are those of facebookresearch/dinov2, so a published state dict loads as it is (SPEC section 2).
-Shapes: B images, S input side, G = S / patch, N = G * G patches, T = 1 cls + registers + N tokens, D width, H heads.
+Module names are those of facebookresearch/dinov2, so a published state dict loads as it is (published-system.md, section 2).
+Shapes: B images, S input side, G = S / patch size, N = G * G patches, T = 1 cls + registers + N tokens, D width, H heads.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-HEAD_WIDTH = 64
-Rgb: TypeAlias = tuple[float, float, float]
+from export.models.base import BackboneModel, BundleNumbers
+from export.models.vit import PatchEmbed, VitBlock
+from runtime.bundle import BackboneConfig, Preprocessing, TokenLayout
+from runtime.bundle.manifest import Rgb
 
 IMAGENET_MEAN: Rgb = (0.485, 0.456, 0.406)
 IMAGENET_STD: Rgb = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
-class BackboneConfig:
-    """The numbers of a DINOv2 backbone at one input size."""
+class Dinov2Config:
+    """The numbers of a DINOv2 backbone at one input size.
 
-    width: int
+    Attributes:
+        num_registers: register tokens.
+        attention_heads: heads that the cls attention is split into, which the published system chooses by itself
+            (published-system.md, section 3).
+        swiglu_width: hidden width of gated feed-forward layers, which ViT-g has; None for plain ones.
+    """
+
+    embed_dim: int
     depth: int
-    registers: int
-    size: int
-    patch: int = 14
+    num_heads: int
+    num_registers: int
+    image_size: int
+    attention_heads: int
+    patch_size: int = 14
     swiglu_width: int | None = None
-    """Hidden width of gated feed-forward layers, which ViT-g has; None for plain ones."""
     mean: Rgb = IMAGENET_MEAN
     std: Rgb = IMAGENET_STD
 
     @property
-    def heads(self) -> int:
-        return self.width // HEAD_WIDTH
-
-    @property
-    def score_heads(self) -> int:
-        """Heads that the cls attention is split into: the published system takes 6 for ViT-S and 16 for every
-        other size, ViT-B with its 12 among them (SPEC section 3). Widths that were never published keep their own."""
-        published = {384: 6, 768: 16, 1024: 16, 1536: 16}
-        return published.get(self.width, self.heads)
+    def head_dim(self) -> int:
+        """Width of a head."""
+        return self.embed_dim // self.num_heads
 
     @property
     def grid(self) -> int:
-        return self.size // self.patch
+        """G, patches per side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def token_layout(self) -> TokenLayout:
+        """Which token is what."""
+        return TokenLayout(global_tokens=("cls", *["register"] * self.num_registers), grid=self.grid)
 
 
-_MASKED = -1e4
-
-
-class Attention(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(B, T, D) to (B, T, D), and the projected queries, keys and values (B, T, 3 * D).
-
-        Tokens that are not ``present`` (B, T) are not attended to.
-        """
-        qkv = self.qkv(x)
-        query, key, value = qkv.unflatten(-1, (3, -1, HEAD_WIDTH)).permute(2, 0, 3, 1, 4).unbind(0)
-        attended = None if present is None else present[:, None, None, :]
-        attend = _attend_in_steps if torch.compiler.is_exporting() else F.scaled_dot_product_attention
-        return self.proj(attend(query, key, value, attended).transpose(1, 2).flatten(2)), qkv
-
-
-def _attend_in_steps(query: Tensor, key: Tensor, value: Tensor, attended: Tensor | None) -> Tensor:
-    """Attention (B, H, T, d) in the few operators that runtimes know and fuse: the scale on the queries, and where
-    nothing is ``attended`` a score that is finite in float16 too."""
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-    if attended is not None:
-        scores = torch.where(attended, scores, _MASKED)
-    return torch.softmax(scores, dim=-1) @ value
-
-
-class LayerScale(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gamma
-
-
-class Mlp(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
-class SwiGlu(nn.Module):
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.w12 = nn.Linear(width, 2 * hidden)
-        self.w3 = nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, value = self.w12(x).chunk(2, dim=-1)
-        return self.w3(F.silu(gate) * value)
-
-
-class Block(nn.Module):
-    def __init__(self, width: int, swiglu_width: int | None) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = Attention(width)
-        self.ls1 = LayerScale(width)
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = Mlp(width) if swiglu_width is None else SwiGlu(width, swiglu_width)
-        self.ls2 = LayerScale(width)
-
-    def forward(self, x: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(B, T, D) to (B, T, D), and the attention's queries, keys and values (B, T, 3 * D)."""
-        mixed, qkv = self.attn(self.norm1(x), present)
-        x = x + self.ls1(mixed)
-        return x + self.ls2(self.mlp(self.norm2(x))), qkv
-
-
-class PatchEmbed(nn.Module):
-    def __init__(self, width: int, patch: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(3, width, kernel_size=patch, stride=patch)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) to (B, N, D)."""
-        return self.proj(images).flatten(2).transpose(1, 2)
-
-
-class Backbone(nn.Module):
+class Dinov2Backbone(BackboneModel):
     """A DINOv2 backbone for one input size; its position embedding is already of that size."""
 
+    family = "dinov2"
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: BackboneConfig) -> None:
+    def __init__(self, config: Dinov2Config) -> None:
         super().__init__()
         self.config = config
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.grid**2, config.width))
-        if config.registers:
-            self.register_tokens = nn.Parameter(torch.zeros(1, config.registers, config.width))
-        self.patch_embed = PatchEmbed(config.width, config.patch)
-        self.blocks = nn.ModuleList(Block(config.width, config.swiglu_width) for _ in range(config.depth))
-        self.norm = nn.LayerNorm(config.width, eps=1e-6)
+        width = config.embed_dim
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.grid**2, width))
+        if config.num_registers:
+            self.register_tokens = nn.Parameter(torch.zeros(1, config.num_registers, width))
+        self.patch_embed = PatchEmbed(width, config.patch_size)
+        self.blocks = nn.ModuleList(VitBlock(width, config.num_heads, config.swiglu_width) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(width, eps=1e-6)
         self.register_buffer("mean", torch.tensor(config.mean, device="cpu").reshape(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std, device="cpu").reshape(3, 1, 1), persistent=False)
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """RGB pixels (B, S, S, 3) uint8 to normed tokens (B, T, D) and cls attention scores (B, H, N).
+    @property
+    def image_size(self) -> int:
+        return self.config.image_size
 
-        The scores are the scaled products of the cls query with each patch key in the last block, before any softmax
-        (SPEC section 3).
+    @property
+    def output_dim(self) -> int:
+        return self.config.embed_dim
+
+    @property
+    def last_block(self) -> nn.Module:
+        return self.blocks[-1]
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """RGB pixels (B, S, S, 3) uint8 to normed tokens (B, T, D) and cls attention logits (B, H, N).
+
+        The logits are the scaled products of the cls query with each patch key in the last block, before any softmax
+        (published-system.md, section 3).
         """
         # Cast first: TensorRT takes uint8 at the input only, and refuses to move it.
-        images = (pixels.to(self.mean.dtype).permute(0, 3, 1, 2) / 255 - self.mean) / self.std
+        images = (pixel_values.to(self.mean.dtype).permute(0, 3, 1, 2) / 255 - self.mean) / self.std
         patches = self.patch_embed(images)
         cls = self.cls_token.expand(patches.shape[0], -1, -1)
         x = torch.cat([cls, patches], dim=1) + self.pos_embed
-        if self.config.registers:  # put in after the position embedding: registers have none
+        if self.config.num_registers:  # inserted after the position embedding: registers have none
             registers = self.register_tokens.expand(patches.shape[0], -1, -1)
             x = torch.cat([x[:, :1], registers, x[:, 1:]], dim=1)
         for block in self.blocks:
             x, qkv = block(x)
-        return self.norm(x), self._cls_scores(qkv)
+        return self.norm(x), self._cls_attention_logits(qkv)
 
-    def _cls_scores(self, qkv: Tensor) -> Tensor:
-        query, key, _ = qkv.unflatten(-1, (3, self.config.score_heads, -1)).unbind(2)
-        patch_keys = key[:, 1 + self.config.registers :]
-        scale = HEAD_WIDTH**-0.5  # whatever the split: the published system keeps 0.125
+    def manifest_entry(self, name: str, numbers: BundleNumbers) -> BackboneConfig:
+        config = self.config
+        return BackboneConfig(
+            family=self.family,
+            name=name,
+            text_space=numbers.text_space,
+            embed_dim=config.embed_dim,
+            output_dim=config.embed_dim,
+            depth=config.depth,
+            num_heads=config.num_heads,
+            patch_size=config.patch_size,
+            attention_heads=config.attention_heads,
+            max_batch_size=numbers.max_images,
+            tokens=config.token_layout,
+            preprocessing=Preprocessing(
+                image_size=config.image_size,
+                resize_short_side=numbers.resize_short_side,
+                mean=config.mean,
+                std=config.std,
+            ),
+        )
+
+    def _cls_attention_logits(self, qkv: Tensor) -> Tensor:
+        query, key, _ = qkv.unflatten(-1, (3, self.config.attention_heads, -1)).unbind(2)
+        patch_keys = key[:, 1 + self.config.num_registers :]
+        scale = self.config.head_dim**-0.5  # the blocks' own, whatever the split: as published
         return (patch_keys.permute(0, 2, 1, 3) @ (query[:, 0] * scale).unsqueeze(-1)).squeeze(-1)
 
 
 def resize_position_embedding(pos_embed: Tensor, grid: int, has_registers: bool) -> Tensor:
-    """A position embedding (1, 1 + g * g, D) for another grid: (1, 1 + grid * grid, D).
+    """Returns a position embedding (1, 1 + g * g, D) resized to another grid: (1, 1 + grid * grid, D).
 
-    Bicubic, by DINOv2's two rules (SPEC section 2): models with registers resize to the size with antialiasing, models
+    Bicubic, by DINOv2's two rules (published-system.md, section 2): models with registers resize to the grid with antialiasing, models
     without by a scale factor with an offset of 0.1 and without antialiasing.
     """
     trained = round((pos_embed.shape[1] - 1) ** 0.5)

@@ -1,5 +1,6 @@
-"""The backbone's last block by itself, for regions whose tokens pass it once more (SPEC section 4, "double DINO").
+"""The re-encoder ("double DINO"): the backbone's last block applied to a region's tokens alone.
 
+See published-system.md, section 4.
 Shapes: R regions, K tokens of the largest region, D width.
 """
 
@@ -7,21 +8,21 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from export.models.dinov2 import Backbone
+from export.models.base import BackboneModel
 
 
 class Reencoder(nn.Module):
-    """Regions of different sizes in one call: the smaller ones are padded with tokens that nothing attends to."""
+    """The last block for regions of different sizes in one call: the smaller ones are padded with masked tokens."""
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: BackboneModel) -> None:
         super().__init__()
-        self.block = backbone.blocks[-1]
-        self.width = backbone.config.width
+        self.block = backbone.last_block
+        self.width = backbone.output_dim
 
-    def forward(self, tokens: Tensor, present: Tensor, weights: Tensor) -> Tensor:
-        """Normed tokens (R, K, D), which of them are present (R, K) bool, and their weights (R, K) to vectors (R, D).
+    def forward(self, tokens: Tensor, token_mask: Tensor, token_weights: Tensor) -> Tensor:
+        """Normed tokens (R, K, D), their mask (R, K) bool and their weights (R, K) to vectors (R, D).
 
         No position embedding before and no norm after the block, as published.
         """
-        out, _ = self.block(tokens, present)
-        return (weights.unsqueeze(1) @ out).squeeze(1)
+        out, *_ = self.block(tokens, token_mask)
+        return (token_weights.unsqueeze(1) @ out).squeeze(1)

@@ -1,62 +1,94 @@
-"""The shapes that TensorRT plans of a bundle's graphs take: one profile for each way of using them.
+"""The shapes that TensorRT plans of a bundle's graphs take: one profile for each use.
 
-Shapes: B images, S input side, R regions, T tokens, D width, H heads, P positions, d head width.
+Inputs are those of `runtime.bundle.graph_io`; here their dynamic axes get sizes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
-from export.plans.builder import Profile
-from runtime.bundle import Architecture, DecoderSettings, Shape, ShapeRange
+from runtime.backends.tensorrt.build import Profile
+from runtime.bundle import EngineName, Manifest, Shape, ShapeRange
+from runtime.bundle.graph_io import (
+    BACKBONE,
+    IMAGES,
+    REENCODER,
+    REGION_TOKENS,
+    REGIONS,
+    GraphIo,
+    beam_decoder_step,
+    decoder_step,
+)
 
-BATCHES = (1, 4, 16, 64, 256)
+BATCH_SIZES = (1, 4, 16, 64, 256)
 """Numbers of captions that are worth a profile, and a captured graph, of their own."""
 
 
-def batches(max_regions: int) -> tuple[int, ...]:
-    """Those of them up to a largest one, which is always among them."""
-    return (*(rows for rows in BATCHES if rows < max_regions), max_regions)
+def batch_sizes(max_regions: int) -> tuple[int, ...]:
+    """Returns those of them below a largest one, and that one."""
+    return (*(rows for rows in BATCH_SIZES if rows < max_regions), max_regions)
 
 
-def of_backbone(seen: Architecture) -> list[Profile]:
-    """Single images, which video brings, and as many as go at once."""
-    one, most = ((count, seen.size, seen.size, 3) for count in (1, seen.images_at_once))
-    alone = {"pixels": _fixed(one)}
-    return [alone] if seen.images_at_once == 1 else [alone, {"pixels": ShapeRange(least=one, best=most, most=most)}]
+def profiles_of(manifest: Manifest) -> dict[EngineName, list[Profile]]:
+    """Returns the profiles of every engine of a bundle."""
+    profiles = {
+        "backbone": _backbone_profiles,
+        "decoder": _decoder_profiles,
+        "reencoder": _reencoder_profiles,
+        "beam_decoder": _beam_decoder_profiles,
+    }
+    return {name: profiles[name](manifest) for name in manifest.engines}
 
 
-def of_decoder(seen: Architecture, decoding: DecoderSettings) -> list[Profile]:
-    """A fixed shape for each batch: nothing is left to choose at run time."""
-    return [{name: _fixed(shape) for name, shape in _decoder_shapes(seen, decoding, rows)} for rows in decoding.batches]
+def _backbone_profiles(manifest: Manifest) -> list[Profile]:
+    """Single images, which video brings, and as many as run at once."""
+    most, sizes = manifest.backbone.max_batch_size, _fixed_sizes(manifest)
+    alone = _range(BACKBONE, sizes, {IMAGES: (1, 1, 1)})
+    return [alone] if most == 1 else [alone, _range(BACKBONE, sizes, {IMAGES: (1, most, most)})]
 
 
-def of_beam_decoder(seen: Architecture, decoding: DecoderSettings) -> list[Profile]:
+def _decoder_profiles(manifest: Manifest) -> list[Profile]:
+    """A fixed shape for each batch size: nothing is left to choose at run time."""
+    io = decoder_step(manifest.decoder.num_layers)
+    return [_range(io, _fixed_sizes(manifest), {REGIONS: (rows,) * 3}) for rows in manifest.decoder.batch_sizes]
+
+
+def _beam_decoder_profiles(manifest: Manifest) -> list[Profile]:
     """Any number of rows: beams leave as their regions are done."""
-    few, most = (dict(_decoder_shapes(seen, decoding, rows)) for rows in (1, decoding.batches[-1]))
-    return [{name: ShapeRange(least=few[name], best=most[name], most=most[name]) for name in few}]
+    most = manifest.decoder.batch_sizes[-1]
+    io = beam_decoder_step(manifest.decoder.num_layers)
+    return [_range(io, _fixed_sizes(manifest), {REGIONS: (1, most, most)})]
 
 
-def of_reencoder(seen: Architecture, decoding: DecoderSettings) -> list[Profile]:
-    """Any number of regions up to a batch, of any number of patches, and a cls token with them."""
-    tokens = 1 + (seen.size // seen.patch) ** 2
-    most = decoding.batches[-1]
-    best_rows, best_tokens = min(16, most), max(1, tokens // 4)
-
-    def shapes(*tail: int) -> ShapeRange:
-        return ShapeRange(least=(1, 1, *tail), best=(best_rows, best_tokens, *tail), most=(most, tokens, *tail))
-
-    return [{"tokens": shapes(seen.width), "present": shapes(), "weights": shapes()}]
+def _reencoder_profiles(manifest: Manifest) -> list[Profile]:
+    """Any number of regions up to a batch, of any number of patches, and the global tokens with them."""
+    most, most_tokens = manifest.decoder.batch_sizes[-1], manifest.backbone.tokens.num_tokens
+    axes = {REGIONS: (1, min(16, most), most), REGION_TOKENS: (1, max(1, most_tokens // 4), most_tokens)}
+    return [_range(REENCODER, _fixed_sizes(manifest), axes)]
 
 
-def _decoder_shapes(seen: Architecture, decoding: DecoderSettings, rows: int) -> Iterable[tuple[str, Shape]]:
-    """Of all inputs whose shapes are dynamic."""
-    yield "vectors", (rows, seen.width)
-    yield "tokens", (rows,)
-    for layer in range(decoding.layers):
-        for kind in ("key", "value"):
-            yield f"past_{kind}_{layer}", (rows, decoding.heads, decoding.steps, decoding.head_width)
+def _fixed_sizes(manifest: Manifest) -> dict[str, int]:
+    """Returns the sizes of the axes that a bundle fixes, by their names in `graph_io`."""
+    backbone, decoder = manifest.backbone, manifest.decoder
+    return {
+        "image_size": backbone.preprocessing.image_size,
+        "width": backbone.output_dim,
+        "heads": decoder.num_heads,
+        "positions": decoder.max_new_tokens,
+        "head_dim": decoder.head_dim,
+    }
 
 
-def _fixed(shape: Shape) -> ShapeRange:
-    return ShapeRange(least=shape, best=shape, most=shape)
+def _range(io: GraphIo, fixed: Mapping[str, int], dynamic: Mapping[str, tuple[int, int, int]]) -> Profile:
+    """Returns the shapes of all inputs with dynamic axes, for the min, opt and max sizes of those axes."""
+
+    def shape(axes: tuple[str | int, ...], point: int) -> Shape:
+        return tuple(
+            axis if isinstance(axis, int) else dynamic[axis][point] if axis in dynamic else fixed[axis] for axis in axes
+        )
+
+    return {
+        spec.name: ShapeRange(min=shape(spec.axes, 0), opt=shape(spec.axes, 1), max=shape(spec.axes, 2))
+        for spec in io.inputs
+        if any(axis in dynamic for axis in spec.axes)
+    }

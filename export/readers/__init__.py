@@ -1,13 +1,15 @@
-"""Readers: one file for each published format, each yielding a Checkpoint or a part of one."""
+"""Readers: one file for each published format, each returning a Checkpoint or a part of one."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from export.checkpoint import Checkpoint, CheckpointError
 from export.readers.dinov2 import ARCHITECTURES
-from export.readers.hub import Wanted, locate
+from export.readers.hub import FileRequest, resolve_files
 from export.readers.patchioner import CONFIG_FILE, Origin, read_patchioner
 from export.readers.seeded import PREFIX, read_seeded
 
@@ -20,9 +22,56 @@ _PUBLISHED_FILES = (
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
+@dataclass(frozen=True)
+class CheckpointReader:
+    """A way to name a checkpoint.
+
+    Attributes:
+        expects: what such a name is, for messages.
+        accepts: whether a name is one.
+        read: reads it, looking for its files in some folders before downloading any.
+    """
+
+    expects: str
+    accepts: Callable[[str], bool]
+    read: Callable[[str, tuple[Path, ...]], Checkpoint]
+
+
+def is_repository(name: str) -> bool:
+    """Returns whether a name is that of a repository on the hub and nothing on this machine."""
+    return _REPOSITORY.fullmatch(name) is not None and not Path(name).exists()
+
+
+def _read_repository(name: str, folders: tuple[Path, ...]) -> Checkpoint:
+    what = f"the configuration; it names other files, which are needed too: {_PUBLISHED_FILES}"
+    (config_file,) = resolve_files([FileRequest(what, (CONFIG_FILE,), ((name, CONFIG_FILE),))], folders, name)
+    return read_patchioner(config_file, Origin(name, folders, repository=name))
+
+
+CHECKPOINT_READERS: tuple[CheckpointReader, ...] = (
+    CheckpointReader(
+        "demo",
+        lambda name: name == "demo",
+        lambda name, folders: read_patchioner(DEMO_CONFIG, Origin(name, folders)),
+    ),
+    CheckpointReader(
+        f"{PREFIX}ARCHITECTURE (for example {PREFIX}dinov2_vits14_reg,size=224)",
+        lambda name: name.startswith(PREFIX),
+        lambda name, _: read_seeded(name),
+    ),
+    CheckpointReader(
+        "the path of a Patch-ioner .yaml",
+        lambda name: name.endswith((".yaml", ".yml")),
+        lambda name, folders: read_patchioner(Path(name), Origin(name, folders)),
+    ),
+    CheckpointReader("OWNER/NAME on the Hugging Face hub", is_repository, _read_repository),
+)
+"""All ways to name a checkpoint; the first that accepts a name reads it."""
+
+
 def read_checkpoint(name: str, folder: Path | None = None) -> Checkpoint:
-    """The checkpoint of a name: "demo", "seeded:ARCHITECTURE[,option=value...]", the path of a Patch-ioner YAML, or a
-    repository of the Hugging Face hub.
+    """Reads the checkpoint of a name: "demo", "seeded:ARCHITECTURE[,option=value...]", the path of a Patch-ioner YAML,
+    or a repository of the Hugging Face hub.
 
     Args:
         folder: where files that a configuration names are looked for too, before any is downloaded.
@@ -30,25 +79,10 @@ def read_checkpoint(name: str, folder: Path | None = None) -> Checkpoint:
     Raises:
         CheckpointError: no such checkpoint, or its files are not of the published layout.
     """
-    folders = () if folder is None else (folder,)
     if folder is not None and not folder.is_dir():
         raise CheckpointError(f"{folder}: expected a folder of checkpoint files")
-    if name == "demo":
-        return read_patchioner(DEMO_CONFIG, Origin(name, folders))
-    if name.startswith(PREFIX):
-        return read_seeded(name)
-    if name.endswith((".yaml", ".yml")):
-        return read_patchioner(Path(name), Origin(name, folders))
-    if is_repository(name):
-        what = f"the configuration; it names other files, which are wanted too: {_PUBLISHED_FILES}"
-        (config_file,) = locate([Wanted(what, (CONFIG_FILE,), ((name, CONFIG_FILE),))], folders, name)
-        return read_patchioner(config_file, Origin(name, folders, repository=name))
-    raise CheckpointError(
-        f"checkpoint {name!r}: expected demo, {PREFIX}ARCHITECTURE (for example {PREFIX}dinov2_vits14_reg,size=224), "
-        "the path of a Patch-ioner .yaml, or OWNER/NAME on the Hugging Face hub"
-    )
-
-
-def is_repository(name: str) -> bool:
-    """Whether a name is that of a repository on the hub and nothing on this machine."""
-    return _REPOSITORY.fullmatch(name) is not None and not Path(name).exists()
+    for reader in CHECKPOINT_READERS:
+        if reader.accepts(name):
+            return reader.read(name, () if folder is None else (folder,))
+    *first, last = (reader.expects for reader in CHECKPOINT_READERS)
+    raise CheckpointError(f"checkpoint {name!r}: expected {', '.join(first)}, or {last}")

@@ -1,4 +1,4 @@
-"""CLIP's byte-pair vocabulary, the words of the published decoders (SPEC section 6).
+"""CLIP's byte-pair vocabulary, that of the published decoders (published-system.md, section 6).
 
 Its merges (bpe_simple_vocab_16e6.txt.gz, MIT) come inside the open_clip_torch package, which is only looked into, never
 imported: `pip install --no-deps open_clip_torch` (its own dependencies would pull another torch).
@@ -25,7 +25,7 @@ _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 def read_clip_bpe(merges_file: Path | None = None) -> Tokenizer:
-    """CLIP's tokenizer from its merges; None looks for them in an installed open_clip_torch.
+    """Returns CLIP's tokenizer from its merges; None looks for them in an installed open_clip_torch.
 
     Raises:
         CheckpointError: the merges are nowhere to be found, or the file is another one.
@@ -44,7 +44,7 @@ def read_clip_bpe(merges_file: Path | None = None) -> Tokenizer:
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer in a tokenizer.json.
+    """Reads the tokenizer in a tokenizer.json.
 
     Raises:
         CheckpointError: it is none.
@@ -56,7 +56,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
 
 
 def find_merges() -> Path | None:
-    """The merges of an installed open_clip_torch, None if there is none."""
+    """Returns the merges of an installed open_clip_torch; None if there is none."""
     package = importlib.util.find_spec("open_clip")
     for folder in (package.submodule_search_locations or []) if package else []:
         path = Path(folder) / MERGES_FILE
@@ -79,11 +79,11 @@ def _tokenizer(merges: list[tuple[str, str]]) -> Tokenizer:
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    return with_ends(tokenizer)
+    return with_end_tokens(tokenizer)
 
 
-def with_ends(tokenizer: Tokenizer) -> Tokenizer:
-    """A byte-level tokenizer that puts CLIP's start and end tokens around every text, added if it has none."""
+def with_end_tokens(tokenizer: Tokenizer) -> Tokenizer:
+    """Makes a byte-level tokenizer put CLIP's start and end tokens around every text; adds them if it has none."""
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([START_TOKEN, END_TOKEN])
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -94,14 +94,18 @@ def with_ends(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def pad_tokens(tokenizer: Tokenizer, captions: Sequence[str]) -> Tensor:
-    """Token ids (m, longest) with start and end, padded with the end token: a text tower reads the first it finds."""
+    """Returns token ids (m, longest) with start and end, padded with the end token: text towers read the first one."""
     end = token_id(tokenizer, END_TOKEN)
     rows = [torch.tensor(encoding.ids) for encoding in tokenizer.encode_batch(list(captions))]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=end)
 
 
 def token_id(tokenizer: Tokenizer, token: str) -> int:
-    """The id of a token that the vocabulary must have."""
+    """Returns the id of a token that the vocabulary must have.
+
+    Raises:
+        CheckpointError: it has none.
+    """
     number = tokenizer.token_to_id(token)
     if number is None:
         raise CheckpointError(f"the tokenizer has no {token}")
@@ -109,7 +113,9 @@ def token_id(tokenizer: Tokenizer, token: str) -> int:
 
 
 def _byte_letters() -> list[str]:
-    """The letter that stands for each byte, in the order of the vocabulary's first 256 pieces: bytes that print as they
-    are come first, each of the others takes the next letter from 256 on."""
+    """Returns the letter that stands for each byte, in the order of the vocabulary's first 256 pieces.
+
+    Printable bytes come first as themselves; each of the others takes the next letter from 256 on.
+    """
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     return [chr(byte) for byte in printable] + [chr(256 + number) for number in range(256 - len(printable))]

@@ -1,4 +1,4 @@
-"""DeCap decoders: a small GPT-2 whose first input is the projected region vector (SPEC section 6)."""
+"""DeCap decoders: a small GPT-2 whose first input is the projected vector (published-system.md, section 6)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from export.checkpoint import CheckpointError, fill
-from export.models.decap_decoder import PUBLISHED_STEPS, DecoderConfig, DecoderStep
+from export.checkpoint import CheckpointError, load_weights
+from export.models.decap_decoder import PUBLISHED_STEPS, DecapConfig, DecapStep
 from export.readers.weight_files import read_pickle, weight
 
 _HEAD = "decoder.lm_head.weight"
@@ -16,13 +16,13 @@ _MASK_BUFFERS = re.compile(r"\.attn\.(masked_)?bias$")  # attention masks that o
 _WTE, _WPE = "decoder.transformer.wte.weight", "decoder.transformer.wpe.weight"
 
 
-def read_decap(path: Path, text_vocabulary: int) -> DecoderStep:
-    """The decoder in a .pt file; ids from ``text_vocabulary`` on have no text and are never chosen."""
-    return decoder_from_state(read_pickle(path), text_vocabulary, str(path))
+def read_decap(path: Path, text_vocab_size: int) -> DecapStep:
+    """Reads the decoder in a .pt file; ids from ``text_vocab_size`` on have no text and are never chosen."""
+    return decoder_from_state(read_pickle(path), text_vocab_size, str(path))
 
 
-def decoder_from_state(state: dict[str, Tensor], text_vocabulary: int, source: str) -> DecoderStep:
-    """The decoder of a state dict; its width, layers and vocabulary are read off the weights.
+def decoder_from_state(state: dict[str, Tensor], text_vocab_size: int, source: str) -> DecapStep:
+    """Returns the decoder of a state dict; its width, layers and vocabulary are read off the weights.
 
     Raises:
         CheckpointError: a weight is missing, unknown or wrongly shaped.
@@ -32,20 +32,20 @@ def decoder_from_state(state: dict[str, Tensor], text_vocabulary: int, source: s
     head = kept.pop(_HEAD, embedding)
     if head.shape != embedding.shape or not head.equal(embedding):
         raise CheckpointError(f"{source}: {_HEAD}: expected the values of {_WTE}, to which it is tied")
-    if embedding.shape[0] < text_vocabulary:
+    if embedding.shape[0] < text_vocab_size:
         raise CheckpointError(
-            f"{source}: {_WTE}: expected at least {text_vocabulary} rows, the tokenizer's tokens, got {len(embedding)}"
+            f"{source}: {_WTE}: expected at least {text_vocab_size} rows, the tokenizer's tokens, got {len(embedding)}"
         )
     positions = weight(kept, _WPE, source)
     kept[_WPE] = positions[:PUBLISHED_STEPS]
-    config = DecoderConfig(
+    config = DecapConfig(
         prefix_width=weight(kept, "clip_project.model.0.weight", source).shape[1],
-        width=embedding.shape[1],
-        layers=len({name.split(".")[3] for name in kept if name.startswith("decoder.transformer.h.")}),
-        vocabulary=embedding.shape[0],
-        text_vocabulary=text_vocabulary,
-        steps=min(PUBLISHED_STEPS, len(positions)),
+        embed_dim=embedding.shape[1],
+        num_layers=len({name.split(".")[3] for name in kept if name.startswith("decoder.transformer.h.")}),
+        vocab_size=embedding.shape[0],
+        text_vocab_size=text_vocab_size,
+        max_new_tokens=min(PUBLISHED_STEPS, len(positions)),
     )
-    decoder = DecoderStep(config)
-    fill(decoder, kept, source)
+    decoder = DecapStep(config)
+    load_weights(decoder, kept, source)
     return decoder

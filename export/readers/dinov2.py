@@ -1,126 +1,180 @@
-"""DINOv2 backbones, in the layout of facebookresearch/dinov2 or of transformers (SPEC section 2)."""
+"""DINOv2 backbones, in the layout of facebookresearch/dinov2 or of transformers (published-system.md, section 2)."""
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from export.checkpoint import CheckpointError, fill
-from export.models.dinov2 import HEAD_WIDTH, Backbone, BackboneConfig, resize_position_embedding
-from export.readers.dinov2_transformers import is_transformers_layout, to_hub_layout
+from export.checkpoint import CheckpointError, load_weights
+from export.models.dinov2 import Dinov2Backbone, Dinov2Config, resize_position_embedding
 from export.readers.weight_files import read_weights, weight
 
+_HEAD_DIM = 64
+"""Width of every DINOv2 head."""
+_PRETRAINED_GRID = 37
 _IGNORED = {"mask_token"}  # only training uses it
+
+_MARK = "embeddings.patch_embeddings.projection.weight"
+_NAMES = {
+    "embeddings.cls_token": "cls_token",
+    "embeddings.mask_token": "mask_token",
+    "embeddings.position_embeddings": "pos_embed",
+    "embeddings.register_tokens": "register_tokens",
+    "embeddings.patch_embeddings.projection.weight": "patch_embed.proj.weight",
+    "embeddings.patch_embeddings.projection.bias": "patch_embed.proj.bias",
+    "layernorm.weight": "norm.weight",
+    "layernorm.bias": "norm.bias",
+}
+_OF_LAYERS = {
+    "norm1": "norm1",
+    "norm2": "norm2",
+    "attention.output.dense": "attn.proj",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+    "mlp.weights_in": "mlp.w12",
+    "mlp.weights_out": "mlp.w3",
+}
+_SCALES = {"layer_scale1.lambda1": "ls1.gamma", "layer_scale2.lambda1": "ls2.gamma"}
+_LAYER = re.compile(r"encoder\.layer\.(\d+)\.(.+)")
+_THIRD = re.compile(r"attention\.attention\.(query|key|value)\.(weight|bias)")
 
 
 @dataclass(frozen=True)
-class Architecture:
+class Dinov2Architecture:
     """The numbers of a published backbone.
 
     Attributes:
+        attention_heads: heads that the published system splits the cls attention into: 6 for ViT-S and 16 for all others,
+            ViT-B with its 12 heads among them (published-system.md, section 3).
         swiglu_width: hidden width of its gated feed-forward layers; None for plain ones.
-        files: what the file is called that the DINOv2 hub publishes.
+        file: the name of the file that the DINOv2 hub publishes.
         repository: where transformers' layout of it is published.
     """
 
-    width: int
+    embed_dim: int
     depth: int
-    registers: int
+    num_registers: int
+    attention_heads: int
     swiglu_width: int | None
     file: str
     repository: str
 
 
 _SIZES = {
-    "s": (384, 12, None, "small"),
-    "b": (768, 12, None, "base"),
-    "l": (1024, 24, None, "large"),
-    "g": (1536, 40, 4096, "giant"),
+    "s": (384, 12, 6, None, "small"),
+    "b": (768, 12, 16, None, "base"),
+    "l": (1024, 24, 16, None, "large"),
+    "g": (1536, 40, 16, 4096, "giant"),
 }
 ARCHITECTURES = {
-    f"dinov2_vit{letter}14{suffix}": Architecture(
-        width,
+    f"dinov2_vit{letter}14{suffix}": Dinov2Architecture(
+        embed_dim,
         depth,
         registers,
+        attention_heads,
         swiglu_width,
         file=f"dinov2_vit{letter}14{suffix}{registers or ''}_pretrain.pth",
         repository=f"facebook/{family}-{size}",
     )
-    for letter, (width, depth, swiglu_width, size) in _SIZES.items()
+    for letter, (embed_dim, depth, attention_heads, swiglu_width, size) in _SIZES.items()
     for suffix, registers, family in (("", 0, "dinov2"), ("_reg", 4, "dinov2-with-registers"))
 }
-"""By their hub names."""
+"""The published backbones by their hub names."""
 
 
-def read_dinov2(path: Path, size: int, architecture: Architecture | None = None, attention: str = "qkv") -> Backbone:
-    """The backbone in a file (or folder) of weights, its position embedding resized for inputs of ``size`` pixels.
+def read_dinov2(
+    path: Path, image_size: int, architecture: Dinov2Architecture | None = None, attention: str = "qkv"
+) -> Dinov2Backbone:
+    """Reads a backbone from a file (or folder) of weights, its position embedding resized for the image size.
 
     Args:
+        image_size: side of the backbone's input, in pixels.
         architecture: what it is expected to be; None takes what is there.
-        attention: which thirds of the last block's projection queries, keys and values come from (SPEC section 2).
+        attention: which thirds of the last block's projection queries, keys and values come from
+            (published-system.md, section 2).
 
     Raises:
         CheckpointError: the file cannot be read, or is of another layout or architecture.
     """
-    state = read_weights(path)
-    if is_transformers_layout(state):
-        state = to_hub_layout(state, str(path))
-    return backbone_from_state(state, size, str(path), architecture, attention)
+    return backbone_from_state(read_weights(path), image_size, str(path), architecture, attention)
+
+
+def recognizes(state: dict[str, Tensor]) -> bool:
+    """Returns whether a state dict is that of a DINOv2, in either layout."""
+    return "patch_embed.proj.weight" in state or is_transformers_layout(state)
+
+
+def from_state(
+    state: dict[str, Tensor], image_size: int, source: str, name: str | None = None, attention: str = "qkv"
+) -> Dinov2Backbone:
+    """Returns `backbone_from_state`, of a published architecture by its name or of none."""
+    return backbone_from_state(state, image_size, source, ARCHITECTURES.get(name or ""), attention)
 
 
 def backbone_from_state(
     state: dict[str, Tensor],
-    size: int,
+    image_size: int,
     source: str,
-    architecture: Architecture | None = None,
+    architecture: Dinov2Architecture | None = None,
     attention: str = "qkv",
-) -> Backbone:
-    """The backbone of a state dict in the hub's layout; its width, depth and registers are read off the weights.
+) -> Dinov2Backbone:
+    """Returns the backbone of a state dict; its width, depth and registers are read off the weights.
 
     Raises:
-        CheckpointError: a weight is missing, unknown or wrongly shaped, or ``size`` is not a whole number of patches.
+        CheckpointError: a weight is missing, unknown or wrongly shaped, or the size is not a whole number of patches.
     """
-    config = _config(state, size, source)
+    if is_transformers_layout(state):
+        state = to_hub_layout(state, source)
+    config = _read_config(state, image_size, architecture, source)
     if architecture is not None:
-        _check(config, architecture, source)
+        _check_architecture(config, architecture, source)
     kept = {name: value for name, value in state.items() if name not in _IGNORED}
     pos_embed = weight(kept, "pos_embed", source).float()
     if pos_embed.ndim != 3 or round((pos_embed.shape[1] - 1) ** 0.5) ** 2 != pos_embed.shape[1] - 1:
         raise CheckpointError(f"{source}: pos_embed: expected (1, 1 + g * g, D), got {tuple(pos_embed.shape)}")
-    kept["pos_embed"] = resize_position_embedding(pos_embed, config.grid, has_registers=config.registers > 0)
+    kept["pos_embed"] = resize_position_embedding(pos_embed, config.grid, has_registers=config.num_registers > 0)
     if attention != "qkv":
-        kept |= _reordered(kept, config, attention, source)
+        kept |= _reorder_qkv(kept, config, attention, source)
     with torch.device("meta"):  # no memory before its weights are there: those of ViT-g are 4.2 GiB
-        backbone = Backbone(config)
-    fill(backbone, kept, source)
+        backbone = Dinov2Backbone(config)
+    load_weights(backbone, kept, source)
     return backbone
 
 
-def _config(state: dict[str, Tensor], size: int, source: str) -> BackboneConfig:
+def _read_config(
+    state: dict[str, Tensor], image_size: int, architecture: Dinov2Architecture | None, source: str
+) -> Dinov2Config:
     patches = weight(state, "patch_embed.proj.weight", source)
-    if patches.ndim != 4 or patches.shape[0] % HEAD_WIDTH:
+    if patches.ndim != 4 or patches.shape[0] % _HEAD_DIM:
         raise CheckpointError(
-            f"{source}: patch_embed.proj.weight: expected (D, 3, patch, patch) with D a multiple of {HEAD_WIDTH}, "
+            f"{source}: patch_embed.proj.weight: expected (D, 3, patch, patch) with D a multiple of {_HEAD_DIM}, "
             f"got {tuple(patches.shape)}"
         )
-    patch = patches.shape[-1]
-    if size <= 0 or size % patch:
-        raise CheckpointError(f"size {size}: expected a multiple of the patch size, {patch}")
-    return BackboneConfig(
-        width=patches.shape[0],
+    patch_size = patches.shape[-1]
+    if image_size <= 0 or image_size % patch_size:
+        raise CheckpointError(f"size {image_size}: expected a multiple of the patch size, {patch_size}")
+    num_heads = patches.shape[0] // _HEAD_DIM
+    return Dinov2Config(
+        embed_dim=patches.shape[0],
         depth=len({name.split(".")[1] for name in state if name.startswith("blocks.")}),
-        registers=_side(state, "register_tokens", 3, source) or 0,
-        size=size,
-        patch=patch,
-        swiglu_width=_side(state, "blocks.0.mlp.w3.weight", 2, source),
+        num_heads=num_heads,
+        num_registers=_second_size(state, "register_tokens", 3, source) or 0,
+        image_size=image_size,
+        attention_heads=num_heads if architecture is None else architecture.attention_heads,
+        patch_size=patch_size,
+        swiglu_width=_second_size(state, "blocks.0.mlp.w3.weight", 2, source),
     )
 
 
-def _side(state: dict[str, Tensor], name: str, axes: int, source: str) -> int | None:
-    """The second side of a weight, None where there is no such weight."""
+def _second_size(state: dict[str, Tensor], name: str, axes: int, source: str) -> int | None:
+    """Returns the size of a weight's second axis; None where there is no such weight."""
     if name not in state:
         return None
     if state[name].ndim != axes:
@@ -128,24 +182,127 @@ def _side(state: dict[str, Tensor], name: str, axes: int, source: str) -> int | 
     return state[name].shape[1]
 
 
-def _check(config: BackboneConfig, expected: Architecture, source: str) -> None:
-    for name in ("width", "depth", "registers", "swiglu_width"):
+def _check_architecture(config: Dinov2Config, expected: Dinov2Architecture, source: str) -> None:
+    for name in ("embed_dim", "depth", "num_registers", "swiglu_width"):
         wanted, got = getattr(expected, name), getattr(config, name)
         if got != wanted:
             kind = expected.file.removesuffix("_pretrain.pth")
             raise CheckpointError(f"{source}: expected {kind}, whose {name} is {wanted}, got {got}")
 
 
-def _reordered(state: dict[str, Tensor], config: BackboneConfig, attention: str, source: str) -> dict[str, Tensor]:
-    """The last block's projection with its thirds in another order: "kkv" takes queries from the keys' third."""
+def _reorder_qkv(state: dict[str, Tensor], config: Dinov2Config, attention: str, source: str) -> dict[str, Tensor]:
+    """Returns the last block's projection with its thirds in another order: "kkv" takes queries from the keys' third."""
     if len(attention) != 3 or not set(attention) <= set("qkv"):
         raise CheckpointError(f"attention_type: expected three of the letters q, k, v, such as kkv, got {attention!r}")
     names = [f"blocks.{config.depth - 1}.attn.qkv.{part}" for part in ("weight", "bias")]
     reordered = {}
     for name in names:
-        joined = weight(state, name, source)
-        if joined.ndim == 0 or len(joined) != 3 * config.width:
-            raise CheckpointError(f"{source}: {name}: expected {3 * config.width} rows, got {tuple(joined.shape)}")
-        thirds = dict(zip("qkv", joined.chunk(3), strict=True))
+        qkv = weight(state, name, source)
+        if qkv.ndim == 0 or len(qkv) != 3 * config.embed_dim:
+            raise CheckpointError(f"{source}: {name}: expected {3 * config.embed_dim} rows, got {tuple(qkv.shape)}")
+        thirds = dict(zip("qkv", qkv.chunk(3), strict=True))
         reordered[name] = torch.cat([thirds[letter] for letter in attention])
     return reordered
+
+
+def state_shapes(name: str) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of a published backbone's weights in the hub's layout, by name."""
+    architecture = ARCHITECTURES[name]
+    width, registers, gated = architecture.embed_dim, architecture.num_registers, architecture.swiglu_width
+    shapes: dict[str, tuple[int, ...]] = {
+        "cls_token": (1, 1, width),
+        "pos_embed": (1, 1 + _PRETRAINED_GRID**2, width),
+        **({"register_tokens": (1, registers, width)} if registers else {}),
+        "patch_embed.proj.weight": (width, 3, 14, 14),
+        "patch_embed.proj.bias": (width,),
+        "norm.weight": (width,),
+        "norm.bias": (width,),
+    }
+    block: dict[str, tuple[int, ...]] = {
+        "norm1.weight": (width,),
+        "norm1.bias": (width,),
+        "attn.qkv.weight": (3 * width, width),
+        "attn.qkv.bias": (3 * width,),
+        "attn.proj.weight": (width, width),
+        "attn.proj.bias": (width,),
+        "ls1.gamma": (width,),
+        "norm2.weight": (width,),
+        "norm2.bias": (width,),
+        "ls2.gamma": (width,),
+    }
+    if gated is None:
+        block |= _feed_forward_shapes("mlp.fc1", "mlp.fc2", width, 4 * width, 4 * width)
+    else:
+        block |= _feed_forward_shapes("mlp.w12", "mlp.w3", width, 2 * gated, gated)
+    return shapes | {
+        f"blocks.{layer}.{part}": shape for layer in range(architecture.depth) for part, shape in block.items()
+    }
+
+
+def _feed_forward_shapes(
+    first: str, second: str, width: int, first_out: int, second_in: int
+) -> dict[str, tuple[int, ...]]:
+    return {
+        f"{first}.weight": (first_out, width),
+        f"{first}.bias": (first_out,),
+        f"{second}.weight": (width, second_in),
+        f"{second}.bias": (width,),
+    }
+
+
+def seeded_weight(name: str, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Returns the made-up weight of a name, from standard normal numbers (published-system.md, section 8)."""
+    if name.endswith("gamma"):
+        return np.float32(0.2) + np.float32(0.05) * x
+    if "norm" in name and name.endswith("weight"):
+        return 1 + np.float32(0.1) * x
+    if name.endswith("bias"):
+        return np.float32(0.02) * x
+    if name in ("cls_token", "register_tokens", "mask_token"):
+        return np.float32(0.5) * x
+    if name == "pos_embed":
+        return np.float32(0.3) * x
+    return x / np.float32(math.sqrt(math.prod(x.shape[1:])))
+
+
+def is_transformers_layout(state: dict[str, Tensor]) -> bool:
+    """Returns whether weights are named as transformers does, with or without the prefix of a model for some task."""
+    return any(name.endswith(_MARK) for name in state)
+
+
+def to_hub_layout(state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Returns the same weights by the names of facebookresearch/dinov2, a layer's queries, keys and values in one.
+
+    Weights outside the backbone, those of a classifier's head for example, are left out.
+
+    Raises:
+        CheckpointError: a weight of the backbone that DINOv2 does not have, or a third of a projection missing.
+    """
+    prefix = next(name for name in state if name.endswith(_MARK)).removesuffix(_MARK)
+    renamed: dict[str, Tensor] = {}
+    thirds: dict[str, dict[str, Tensor]] = {}
+    for full_name, value in state.items():
+        if not full_name.startswith(prefix):
+            continue
+        name = full_name.removeprefix(prefix)
+        layer = _LAYER.fullmatch(name)
+        third = _THIRD.fullmatch(layer[2]) if layer else None
+        if layer and third:
+            thirds.setdefault(f"blocks.{layer[1]}.attn.qkv.{third[2]}", {})[third[1]] = value
+        elif hub_name := _NAMES.get(name) or (layer and _of_layer(layer[1], layer[2])):
+            renamed[hub_name] = value
+        elif prefix or name.split(".")[0] in ("embeddings", "encoder", "layernorm"):
+            raise CheckpointError(f"{source}: {full_name} is not a weight of DINOv2")
+    for name, parts in thirds.items():
+        missing = {"query", "key", "value"} - set(parts)
+        if missing:
+            raise CheckpointError(f"{source}: {name}: the {missing.pop()} of that layer is missing")
+        renamed[name] = torch.cat([parts["query"], parts["key"], parts["value"]])
+    return renamed
+
+
+def _of_layer(number: str, name: str) -> str | None:
+    if name in _SCALES:
+        return f"blocks.{number}.{_SCALES[name]}"
+    module, _, part = name.rpartition(".")
+    return f"blocks.{number}.{_OF_LAYERS[module]}.{part}" if module in _OF_LAYERS else None

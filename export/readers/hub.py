@@ -1,4 +1,4 @@
-"""Where the files of a checkpoint are: in folders of this machine, or in repositories of the Hugging Face hub."""
+"""Finds the files of a checkpoint in folders of this machine, or in repositories of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from export.checkpoint import CheckpointError
 
 
 @dataclass(frozen=True)
-class Wanted:
+class FileRequest:
     """A file that a checkpoint needs.
 
     Attributes:
-        what: what it is, for messages.
-        names: what it may be called in a folder, likeliest first; of a path the last part alone counts too.
-        sources: where it may be downloaded from, as (repository, file) each.
+        what: what the file is, for messages.
+        names: the names it may have in a folder, likeliest first; of a path the last part alone is tried too.
+        sources: (repository, file) pairs that it may be downloaded from.
     """
 
     what: str
@@ -27,21 +27,23 @@ class Wanted:
 _REMEDY = "put what is missing into one folder and name it with --checkpoint-dir"
 
 
-def locate(wanted: Sequence[Wanted], folders: Sequence[Path], source: str, remedy: str = _REMEDY) -> list[Path]:
-    """The path of every wanted file; what no folder has is downloaded.
+def resolve_files(
+    requests: Sequence[FileRequest], folders: Sequence[Path], source: str, remedy: str = _REMEDY
+) -> list[Path]:
+    """Returns the path of every requested file; what no folder has is downloaded.
 
     Raises:
         CheckpointError: one message that names all files that are nowhere, and what to do.
     """
     found, missing, reasons = [], [], []
-    for one in wanted:
-        path = find(one.names, folders)
+    for request in requests:
+        path = find_local(request.names, folders)
         if path is None:
-            path, reason = _download(one)
+            path, reason = _download(request)
             reasons += [reason] if reason else []
         found.append(path)
         if path is None:
-            missing.append(f"{Path(one.names[0]).name} ({one.what})")
+            missing.append(f"{Path(request.names[0]).name} ({request.what})")
     if missing:
         looked = [f"not in {' or '.join(map(str, dict.fromkeys(folders)))}"] if folders else []
         looked += [f"not to be downloaded ({reasons[0]})"] if reasons else []
@@ -49,8 +51,8 @@ def locate(wanted: Sequence[Wanted], folders: Sequence[Path], source: str, remed
     return [path for path in found if path is not None]
 
 
-def find(names: Sequence[str], folders: Sequence[Path]) -> Path | None:
-    """The first of the names that is in one of the folders, None if none is."""
+def find_local(names: Sequence[str], folders: Sequence[Path]) -> Path | None:
+    """Returns the first of the names that is in one of the folders; None if none is."""
     for name in names:
         for folder in folders:
             for path in (folder / name, folder / Path(name).name):
@@ -59,10 +61,10 @@ def find(names: Sequence[str], folders: Sequence[Path]) -> Path | None:
     return None
 
 
-def _download(wanted: Wanted) -> tuple[Path | None, str | None]:
-    """The file from the first source that has it, from the hub's cache where it is there already; else why not."""
+def _download(request: FileRequest) -> tuple[Path | None, str | None]:
+    """Returns the file from the first source that has it, from the hub's cache if it is there; else the reason."""
     reason = None
-    for repository, name in wanted.sources:
+    for repository, name in request.sources:
         from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
         try:

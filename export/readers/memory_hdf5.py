@@ -1,4 +1,4 @@
-"""Memory banks in HDF5, by their published dataset names (SPEC section 5)."""
+"""Memory banks in HDF5, by their published dataset names (published-system.md, section 5)."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ import h5py
 import numpy as np
 import torch
 
-from export.checkpoint import Block, CheckpointError, Memory
+from export.checkpoint import CaptionedRows, CheckpointError, MemorySource
 
 EMBEDDINGS, CAPTIONS = "-embeddings", "-text"
-"""What the names of the two datasets end in; before it both say what captions they are: "coco_captions-text"."""
+"""The endings of the two datasets' names; what precedes them says which captions they are: "coco_captions-text"."""
+TEXT_SPACE = "text_space"
+"""The file's attribute that names the space of its embeddings; published files have none."""
 
 _BLOCK_BYTES = 2**25
 
 
-def read_memory_bank(path: Path, width: int, normalize: bool) -> Memory:
-    """The bank in an HDF5 file, its embeddings (M, width) as float32; rows are read when they are asked for.
+def read_memory_bank(path: Path, width: int, normalize: bool) -> MemorySource:
+    """Opens the bank in an HDF5 file, with embeddings (M, width) as float32; rows are read when they are asked for.
 
     Raises:
         CheckpointError: not such a file, a dataset missing, embeddings of another width or captions of another number.
@@ -34,10 +36,13 @@ def read_memory_bank(path: Path, width: int, normalize: bool) -> Memory:
                 f"{path}: expected as many captions as embeddings, {embeddings.shape[0]}, got {captions.shape}"
             )
         source = f"{path}: {embeddings.name[1:]}"
-    return Memory(source, width, lambda: _blocks(path), normalize)
+        text_space = file.attrs.get(TEXT_SPACE)
+    return MemorySource(
+        source, width, lambda: _blocks(path), normalize, None if text_space is None else str(text_space)
+    )
 
 
-def _blocks(path: Path) -> Iterator[Block]:
+def _blocks(path: Path) -> Iterator[CaptionedRows]:
     with _open(path) as file:
         embeddings, captions = file[_name(file, path)], file[_name(file, path, CAPTIONS)]
         rows = max(1, _BLOCK_BYTES // (4 * embeddings.shape[1]))
@@ -62,7 +67,7 @@ def _open(path: Path) -> h5py.File:
 
 
 def _name(file: h5py.File, path: Path, end: str = EMBEDDINGS) -> str:
-    """The dataset of that end in the file's one pair of datasets."""
+    """Returns the name of the dataset with that ending in the file's one pair of datasets."""
     names = {name for name in file if isinstance(file[name], h5py.Dataset)}
     kinds = [name.removesuffix(EMBEDDINGS) for name in names if name.endswith(EMBEDDINGS)]
     pairs = [kind for kind in kinds if f"{kind}{CAPTIONS}" in names]

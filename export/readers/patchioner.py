@@ -1,7 +1,8 @@
-"""A Patch-ioner configuration (YAML) and the files it names (SPEC section 7)."""
+"""A Patch-ioner configuration (YAML) and the files it names (published-system.md, section 7)."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,19 @@ import yaml
 from tokenizers import Tokenizer
 
 from export.checkpoint import Checkpoint, CheckpointError
+from export.models import BackboneModel
 from export.readers.clip_bpe import MERGES_FILE, read_clip_bpe, read_tokenizer
-from export.readers.decap import read_decap
-from export.readers.dinov2 import ARCHITECTURES, Architecture, read_dinov2
-from export.readers.hub import Wanted, find, locate
+from export.readers.families import (
+    DECODER_READERS,
+    Architecture,
+    architecture_names,
+    find_architecture,
+    recognize_family,
+)
+from export.readers.hub import FileRequest, find_local, resolve_files
 from export.readers.memory_hdf5 import read_memory_bank
+from export.readers.talk2dino import read_talk2dino
+from export.readers.weight_files import read_weights
 
 CONFIG_FILE = "config.yaml"
 
@@ -28,9 +37,9 @@ _BANKS = {
     "vg": "vg_captions",
     "vg-test": "vg_dense_captions_test",
 }
-"""What a bank of these captions is called in its file and its datasets, by `projection_type`."""
+"""The name of a bank in its file and its datasets, by `projection_type`."""
 
-_READ = {
+_SUPPORTED = {
     "decap_weights",
     "prefix_size",
     "support_memory_size",
@@ -45,9 +54,11 @@ _READ = {
     "hf_repo_id",
     "tokenizer",
     "talk2dino_attn_type",
+    "talk2dino_weights",
+    "text_space",
 }
-_WITHOUT_EFFECT = {"linear_talk2dino", "use_talk2dino_project", "clip_model_name", "talk2dino_weights"}
-"""When false or, the last two, of use only to who makes a bank."""
+_WITHOUT_EFFECT = {"linear_talk2dino", "use_talk2dino_project", "clip_model_name"}
+"""Keys that are false here, or matter only to those who make a bank."""
 _OTHER_SYSTEMS = (
     "linear_talk2dino",
     "talk2dino_config",
@@ -62,7 +73,9 @@ _OTHER_SYSTEMS = (
     "proxyclip",
     "invite",
 )
-"""Beginnings of keys that, if set, make it another system than the one that is built here."""
+"""Prefixes of keys that, if set, make it another system than the one that is built here."""
+_PUBLISHED_TEXT_SPACES = {"dinov2_vitb14_reg": "t2d-dinov2-b-2024", "dinov2_vitb14": "t2d-dinov2-b-2024"}
+"""The spaces of the published banks and decoders, by the backbone that they were made for."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +94,11 @@ class Origin:
 
 
 def read_patchioner(config_file: Path, origin: Origin) -> Checkpoint:
-    """The checkpoint that a configuration describes.
+    """Reads the checkpoint that a configuration describes.
 
-    `dino_weights` (the backbone's file) and `tokenizer` (a tokenizer.json; without it CLIP's vocabulary) are this
-    project's own keys. Without `dino_weights` the backbone is looked for by the name that DINOv2's hub gives it.
+    `dino_weights` (the backbone's file), `tokenizer` (a tokenizer.json; without it CLIP's vocabulary) and `text_space`
+    (the identity of the space that decoder and bank share) are this project's own keys. Without `dino_weights` the
+    backbone is looked for by its published name.
 
     Raises:
         CheckpointError: files are missing or do not fit, or a setting asks for what is not done here.
@@ -94,31 +108,32 @@ def read_patchioner(config_file: Path, origin: Origin) -> Checkpoint:
     folders = (config_file.parent, *origin.folders)
     repository = origin.repository or settings.get("hf_repo_id")
     architecture = _architecture(settings, config_file)
-    wanted = [_decoder(settings, repository, config_file), _backbone(settings, architecture)]
+    requests = [_decoder_request(settings, repository, config_file), _backbone_request(settings, architecture)]
     memory_size = _whole_number(settings, "support_memory_size", 0, config_file, at_least=0)
     if memory_size:
-        wanted.append(_bank(settings, memory_size, repository, config_file))
-    decoder_file, backbone_file, *bank_file = locate(wanted, (*folders, _torch_hub_folder()), origin.source)
+        requests.append(_bank_request(settings, memory_size, repository, config_file))
+    decoder_file, backbone_file, *bank_file = resolve_files(requests, (*folders, _torch_hub_folder()), origin.source)
     size = _whole_number(settings, "crop_dim", _DEFAULT_SIZE, config_file)
     resize = _whole_number(settings, "resize_dim", size, config_file)
     tokenizer = _tokenizer(settings, folders, origin.source)
-    backbone = read_dinov2(backbone_file, size, architecture, _attention(settings))
-    width = backbone.config.width
-    decoder = read_decap(decoder_file, tokenizer.get_vocab_size())
+    backbone = _read_backbone(backbone_file, size, settings)
+    width = backbone.output_dim
+    decoder = DECODER_READERS["decap"](decoder_file, tokenizer.get_vocab_size())
     expected = _whole_number(settings, "prefix_size", width, config_file)
-    if not decoder.config.prefix_width == width == expected:
+    if not decoder.prefix_width == width == expected:
         raise CheckpointError(
             f"{decoder_file}: expected a decoder for vectors of width {width}, the backbone's, and {expected}, the "
-            f"configuration's prefix_size, got {decoder.config.prefix_width}"
+            f"configuration's prefix_size, got {decoder.prefix_width}"
         )
     return Checkpoint(
         source=origin.source,
         backbone_name=str(settings["dino_model"]),
+        text_space=_text_space(settings, folders),
         backbone=backbone,
         decoder=decoder,
         memory=read_memory_bank(bank_file[0], width, bool(settings.get("normalize", True))) if bank_file else None,
         tokenizer=tokenizer,
-        resize=None if resize == size else resize,
+        resize_short_side=None if resize == size else resize,
         notes=notes,
     )
 
@@ -136,51 +151,72 @@ def _read_settings(path: Path) -> dict[str, Any]:
 
 
 def _check_settings(settings: dict[str, Any], path: Path) -> tuple[str, ...]:
-    """Refuses what would make it another system; notes on settings that mean nothing here."""
+    """Refuses settings of other systems; returns notes on settings that have no effect here."""
     for key, value in settings.items():
         if value and str(key).startswith(_OTHER_SYSTEMS):
             raise CheckpointError(f"{path}: {key}: not supported; expected a DINOv2 backbone with a DeCap decoder")
-    ignored = [str(key) for key, value in settings.items() if value and key not in _READ | _WITHOUT_EFFECT]
+    ignored = [str(key) for key, value in settings.items() if value and key not in _SUPPORTED | _WITHOUT_EFFECT]
     return (f"settings without effect: {', '.join(ignored)}",) if ignored else ()
 
 
 def _architecture(settings: dict[str, Any], path: Path) -> Architecture | None:
-    """The published backbone that is named; None for another one, whose weights are named too."""
+    """Returns the published backbone that is named; None for another one, whose weights are named too."""
     name = _setting(settings, "dino_model", path)
-    if name not in ARCHITECTURES and "dino_weights" not in settings:
-        raise CheckpointError(f"{path}: dino_model: expected one of {', '.join(ARCHITECTURES)}, got {name!r}")
-    return ARCHITECTURES.get(name)
+    found = find_architecture(name) if isinstance(name, str) else None
+    if found is None and "dino_weights" not in settings:
+        raise CheckpointError(f"{path}: dino_model: expected one of {', '.join(architecture_names())}, got {name!r}")
+    return None if found is None else found[1]
 
 
-def _decoder(settings: dict[str, Any], repository: str | None, path: Path) -> Wanted:
+def _read_backbone(path: Path, size: int, settings: dict[str, Any]) -> BackboneModel:
+    state, name = read_weights(path), str(settings["dino_model"])
+    found = find_architecture(name)
+    family = recognize_family(state, str(path)) if found is None else found[0]
+    return family.from_state(state, size, str(path), name if found else None, _attention(settings))
+
+
+def _text_space(settings: dict[str, Any], folders: Sequence[Path]) -> str:
+    """Returns the space that decoder and bank share: as named, that of the Talk2DINO file, or of the published files."""
+    if "text_space" in settings:
+        return str(settings["text_space"])
+    projection = find_local((str(settings["talk2dino_weights"]),), folders) if "talk2dino_weights" in settings else None
+    if projection is not None:
+        return read_talk2dino(projection).text_space
+    name = str(settings["dino_model"])
+    return _PUBLISHED_TEXT_SPACES.get(name, f"t2d-{re.sub('[^A-Za-z0-9._-]', '-', name)}")
+
+
+def _decoder_request(settings: dict[str, Any], repository: str | None, path: Path) -> FileRequest:
     name = str(_setting(settings, "decap_weights", path))
-    return Wanted("decap_weights, the decoder", (name,), ((repository, Path(name).name),) if repository else ())
+    return FileRequest("decap_weights, the decoder", (name,), ((repository, Path(name).name),) if repository else ())
 
 
-def _backbone(settings: dict[str, Any], architecture: Architecture | None) -> Wanted:
+def _backbone_request(settings: dict[str, Any], architecture: Architecture | None) -> FileRequest:
     what = "dino_weights, the backbone"
     if "dino_weights" in settings:
-        return Wanted(what, (str(settings["dino_weights"]),))
+        return FileRequest(what, (str(settings["dino_weights"]),))
     assert architecture is not None  # one of the two is there
     folder = architecture.repository.split("/")[1]
     names = (architecture.file, folder, f"{folder}.safetensors")
-    return Wanted(f"{settings['dino_model']}, the backbone", names, ((architecture.repository, "model.safetensors"),))
+    return FileRequest(
+        f"{settings['dino_model']}, the backbone", names, ((architecture.repository, "model.safetensors"),)
+    )
 
 
-def _bank(settings: dict[str, Any], memory_size: int, repository: str | None, path: Path) -> Wanted:
-    """The bank's file: named itself, or by the captions in it (SPEC section 5)."""
+def _bank_request(settings: dict[str, Any], memory_size: int, repository: str | None, path: Path) -> FileRequest:
+    """Returns the request for the bank's file: named itself, or by the captions in it (published-system.md, section 5)."""
     named = str(settings.get("projection_type") or "coco")
     what = "the memory bank; export/build_memory_bank.py makes one of captions"
     if named.endswith((".h5", ".hdf5")):
-        return Wanted(what, (named,), ((repository, Path(named).name),) if repository else ())
+        return FileRequest(what, (named,), ((repository, Path(named).name),) if repository else ())
     attention = settings.get("talk2dino_attn_type", "qkv")
     middle = "" if attention == "qkv" else f"_{attention}"
     name = f"{_captions_of(named, path)}_text_embeddings{middle}-B16-ViT-B.16-{memory_size}.h5"
-    return Wanted(what, (name,), ((repository, name),) if repository else ())
+    return FileRequest(what, (name,), ((repository, name),) if repository else ())
 
 
 def _captions_of(projection_type: str, path: Path) -> str:
-    """What captions a bank is of; a path is that of their file on the machine where the bank was made."""
+    """Returns the name of a bank's captions; a path is that of their file on the machine where the bank was made."""
     if projection_type in _BANKS:
         return _BANKS[projection_type]
     if projection_type in _BANKS.values():
@@ -201,13 +237,13 @@ def _attention(settings: dict[str, Any]) -> str:
 
 def _tokenizer(settings: dict[str, Any], folders: Sequence[Path], source: str) -> Tokenizer:
     if "tokenizer" not in settings:
-        return read_clip_bpe(find((MERGES_FILE,), folders))
-    (path,) = locate([Wanted("tokenizer", (str(settings["tokenizer"]),))], folders, source)
+        return read_clip_bpe(find_local((MERGES_FILE,), folders))
+    (path,) = resolve_files([FileRequest("tokenizer", (str(settings["tokenizer"]),))], folders, source)
     return read_tokenizer(path)
 
 
 def _torch_hub_folder() -> Path:
-    """Where torch.hub keeps what it downloads; DINOv2's files are there if it was ever used that way."""
+    """Returns the folder of torch.hub's downloads, among which DINOv2's files may be."""
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 

@@ -1,4 +1,4 @@
-"""Made-up weights of any published size, the same wherever they are made (SPEC section 8): no download, no meaning.
+"""Random weights of any published size, reproducible by name (published-system.md, section 8): no download, no meaning.
 
 `seeded:dinov2_vits14_reg,size=224,memory=2000,salt=x`: for parity with recordings and for measuring speed.
 """
@@ -16,18 +16,18 @@ import torch
 from tokenizers import Tokenizer, decoders, models
 from torch import Tensor
 
-from export.checkpoint import END_TOKEN, Block, Checkpoint, CheckpointError, Memory
+from export.checkpoint import END_TOKEN, CaptionedRows, Checkpoint, CheckpointError, MemorySource
 from export.readers.clip_bpe import START_TOKEN, VOCABULARY, find_merges, read_clip_bpe
 from export.readers.decap import decoder_from_state
-from export.readers.dinov2 import ARCHITECTURES, Architecture, backbone_from_state
+from export.readers.families import architecture_names, find_architecture
 
 PREFIX = "seeded:"
-_PRETRAINED_GRID = 37
+TEXT_SPACE = "seeded"
 _DECODER_WIDTH, _DECODER_LAYERS, _DECODER_VOCABULARY, _DECODER_POSITIONS = 768, 4, 50257, 1024
 
 _BLOCK_ROWS = 2**14
 
-_WORDLESS = (
+_WITHOUT_VOCABULARY = (
     'captions will read "<17> <4>": CLIP\'s vocabulary is not installed (pip install --no-deps open_clip_torch); '
     "ids and scores are the same"
 )
@@ -37,7 +37,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class SeededOptions:
-    """What may follow the architecture."""
+    """The options that may follow the architecture."""
 
     salt: str = ""
     memory: int = 2000
@@ -47,39 +47,42 @@ class SeededOptions:
 
 
 def read_seeded(name: str) -> Checkpoint:
-    """The checkpoint that a ``seeded:`` name asks for.
+    """Makes the checkpoint that a ``seeded:`` name asks for.
 
     Raises:
         CheckpointError: an unknown architecture or option, or a value that is none.
     """
     hub_name, options = parse(name)
-    architecture = ARCHITECTURES[hub_name]
-    width = architecture.width
+    found = find_architecture(hub_name)
+    assert found is not None  # the name was checked
+    family, architecture = found
     merges = find_merges()
     backbone_state = {
-        part: _backbone_weight(f"{options.salt}{hub_name}/{part}", part, shape)
-        for part, shape in _backbone_shapes(architecture).items()
+        part: torch.from_numpy(family.seeded_weight(part, normal(f"{options.salt}{hub_name}/{part}", shape)))
+        for part, shape in family.state_shapes(hub_name).items()
     }
     decoder_state = {
         part: _decoder_weight(f"{options.salt}decap/{part}", part, shape)
-        for part, shape in _decoder_shapes(width).items()
+        for part, shape in _decoder_shapes(architecture.embed_dim).items()
     }
     return Checkpoint(
         source=name,
         backbone_name=hub_name,
-        backbone=backbone_from_state(backbone_state, options.size, name),
+        text_space=TEXT_SPACE,
+        backbone=family.from_state(backbone_state, options.size, name, hub_name, "qkv"),
         decoder=decoder_from_state(decoder_state, VOCABULARY, name),
-        memory=_memory(options, width, name) if options.memory else None,
-        tokenizer=_wordless_tokenizer() if merges is None else read_clip_bpe(merges),
-        notes=(_WORDLESS,) if merges is None else (),
+        memory=_memory(options, architecture.embed_dim, name) if options.memory else None,
+        tokenizer=_placeholder_tokenizer() if merges is None else read_clip_bpe(merges),
+        notes=(_WITHOUT_VOCABULARY,) if merges is None else (),
     )
 
 
 def parse(name: str) -> tuple[str, SeededOptions]:
-    """``seeded:ARCHITECTURE[,option=value...]`` to the architecture and its options."""
+    """Parses ``seeded:ARCHITECTURE[,option=value...]``."""
     architecture, *pairs = name.removeprefix(PREFIX).split(",")
-    if architecture not in ARCHITECTURES:
-        raise CheckpointError(f"{name}: expected an architecture of {', '.join(ARCHITECTURES)}, got {architecture!r}")
+    known = architecture_names()
+    if architecture not in known:
+        raise CheckpointError(f"{name}: expected an architecture of {', '.join(known)}, got {architecture!r}")
     values: dict[str, str] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
@@ -97,67 +100,9 @@ def parse(name: str) -> tuple[str, SeededOptions]:
 
 
 def normal(full_name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """Standard normal numbers that depend on nothing but their name."""
+    """Returns standard normal numbers that depend on nothing but their name."""
     generator = np.random.RandomState(zlib.crc32(full_name.encode()) & 0x7FFFFFFF)
     return generator.standard_normal(math.prod(shape)).astype(np.float32).reshape(shape)
-
-
-def _backbone_shapes(architecture: Architecture) -> Shapes:
-    width, registers, gated = architecture.width, architecture.registers, architecture.swiglu_width
-    shapes: Shapes = {
-        "cls_token": (1, 1, width),
-        "pos_embed": (1, 1 + _PRETRAINED_GRID**2, width),
-        **({"register_tokens": (1, registers, width)} if registers else {}),
-        "patch_embed.proj.weight": (width, 3, 14, 14),
-        "patch_embed.proj.bias": (width,),
-        "norm.weight": (width,),
-        "norm.bias": (width,),
-    }
-    block: Shapes = {
-        "norm1.weight": (width,),
-        "norm1.bias": (width,),
-        "attn.qkv.weight": (3 * width, width),
-        "attn.qkv.bias": (3 * width,),
-        "attn.proj.weight": (width, width),
-        "attn.proj.bias": (width,),
-        "ls1.gamma": (width,),
-        "norm2.weight": (width,),
-        "norm2.bias": (width,),
-        "ls2.gamma": (width,),
-    }
-    if gated is None:
-        block |= _feed_forward_shapes("mlp.fc1", "mlp.fc2", width, 4 * width, 4 * width)
-    else:
-        block |= _feed_forward_shapes("mlp.w12", "mlp.w3", width, 2 * gated, gated)
-    return shapes | {
-        f"blocks.{number}.{part}": shape for number in range(architecture.depth) for part, shape in block.items()
-    }
-
-
-def _feed_forward_shapes(first: str, second: str, width: int, first_out: int, second_in: int) -> Shapes:
-    return {
-        f"{first}.weight": (first_out, width),
-        f"{first}.bias": (first_out,),
-        f"{second}.weight": (width, second_in),
-        f"{second}.bias": (width,),
-    }
-
-
-def _backbone_weight(full_name: str, part: str, shape: tuple[int, ...]) -> Tensor:
-    x = normal(full_name, shape)
-    if part.endswith("gamma"):
-        x = np.float32(0.2) + np.float32(0.05) * x
-    elif "norm" in part and part.endswith("weight"):
-        x = 1 + np.float32(0.1) * x
-    elif part.endswith("bias"):
-        x = np.float32(0.02) * x
-    elif part in ("cls_token", "register_tokens", "mask_token"):
-        x = np.float32(0.5) * x
-    elif part == "pos_embed":
-        x = np.float32(0.3) * x
-    else:
-        x = x / np.float32(math.sqrt(math.prod(shape[1:])))
-    return torch.from_numpy(x)
 
 
 def _decoder_shapes(prefix_width: int) -> Shapes:
@@ -207,22 +152,24 @@ def _decoder_weight(full_name: str, part: str, shape: tuple[int, ...]) -> Tensor
     return torch.from_numpy(x)
 
 
-def _memory(options: SeededOptions, width: int, source: str) -> Memory:
+def _memory(options: SeededOptions, width: int, source: str) -> MemorySource:
     rows = normal(f"{options.salt}memory", (options.memory, width))
     rows *= 1 + np.float32(0.3) * np.abs(normal(f"{options.salt}memory_norms", (options.memory, 1)))
     rows[7::50] = 0
 
-    def blocks() -> Iterator[Block]:
+    def blocks() -> Iterator[CaptionedRows]:
         for start in range(0, len(rows), _BLOCK_ROWS):
             embeddings = torch.from_numpy(rows[start : start + _BLOCK_ROWS])
             yield embeddings, [f"memory caption {start + number}" for number in range(len(embeddings))]
 
-    return Memory(source, width, blocks, normalize=True)
+    return MemorySource(source, width, blocks, normalize=True)
 
 
-def _wordless_tokenizer() -> Tokenizer:
-    """A stand-in where CLIP's vocabulary is not installed: token 17 reads "<17>". Made-up weights say nothing anyway;
-    the checkpoint's notes say that it was used."""
+def _placeholder_tokenizer() -> Tokenizer:
+    """Returns a stand-in where CLIP's vocabulary is not installed: token 17 reads "<17>".
+
+    Random weights say nothing anyway; the checkpoint's notes say that it was used.
+    """
     names = [f"<{number}></w>" for number in range(VOCABULARY - 2)]
     vocabulary = {name: number for number, name in enumerate([*names, START_TOKEN, END_TOKEN])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=END_TOKEN))

@@ -1,4 +1,4 @@
-"""Opening the files that weights are published in."""
+"""Opens the files that weights are published in."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The state dict in a .safetensors file, a folder of one or of its parts (as transformers saves), or a pickle.
+    """Reads the state dict in a .safetensors file, a folder of one or of its parts (as transformers saves), or a pickle.
 
     Raises:
         CheckpointError: nothing of that kind is there.
@@ -51,7 +51,11 @@ def _read_parts(index: Path) -> dict[str, Tensor]:
 
 
 def read_pickle(path: Path) -> dict[str, Tensor]:
-    """A torch pickle of a state dict, its tensors in the dtype they were stored in; no code in it is run."""
+    """Reads a torch pickle of a state dict, its tensors in their stored dtype; runs no code in it.
+
+    Raises:
+        CheckpointError: the file is no state dict.
+    """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -65,7 +69,11 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
 
 
 def weight(state: dict[str, Tensor], name: str, path: object) -> Tensor:
-    """One weight of a state dict, by name."""
+    """Returns one weight of a state dict.
+
+    Raises:
+        CheckpointError: there is none of that name.
+    """
     if name not in state:
         raise CheckpointError(f"{path}: {name} is missing")
     return state[name]

@@ -1,23 +1,41 @@
-"""What executes engines: torch tensors in, torch tensors out, on a device that nothing else needs to know."""
+"""The backend interface: engines take and return torch tensors; only the backend knows the device."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from threading import Lock
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from runtime.backends.cuda.stream import Capture, Stream
+from runtime.backends.cuda.stream import CaptureMode, Stream
+from runtime.bundle import EngineFiles
+
+
+@dataclass(frozen=True)
+class EngineReport:
+    """What executes an engine, as its runtime reports it.
+
+    Attributes:
+        provider: what executes it: providers, and how many operators each took.
+        graph_fallbacks: for each input shape that a GPU keeps memory for, why it is not replayed as one CUDA graph;
+            None where it is.
+        fused_layers: the names of the layers that TensorRT fused it into; None on other backends.
+    """
+
+    provider: str
+    graph_fallbacks: tuple[str | None, ...] = ()
+    fused_layers: tuple[str, ...] | None = None
 
 
 class Engine(Protocol):
-    """One executable graph of a bundle."""
+    """One executable graph of a bundle. Its methods may be called from any thread."""
 
     @property
-    def runs_on(self) -> str:
-        """What executes it, as the runtime itself says: providers, and how many operators each took."""
+    def bindable(self) -> BindableEngine | None:
+        """The engine's interface to fixed memory; None where it has none."""
         ...
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -31,40 +49,43 @@ class Engine(Protocol):
         """
         ...
 
+    def report(self) -> EngineReport:
+        """Returns what executes the engine."""
+        ...
+
     def close(self) -> None:
-        """Gives back what the engine holds; it cannot run afterwards."""
+        """Releases what the engine holds; it cannot run afterwards."""
         ...
 
 
-class Bound(Protocol):
-    """A graph tied to the memory of its inputs and outputs: each run reads and writes the same."""
+class BoundRun(Protocol):
+    """A run of a graph over fixed memory: each run reads and writes the same inputs and outputs."""
 
     @property
-    def capture(self) -> Capture:
-        """Whether `run` may be part of a CUDA graph that is captured around it, or is one itself."""
+    def capture_mode(self) -> CaptureMode:
+        """Whether `run` may be captured as part of a CUDA graph, or is one already."""
         ...
 
     def run(self) -> None:
-        """Lines one execution up on the engine's stream, without waiting for its end.
+        """Enqueues one execution on the engine's stream; does not synchronize.
 
         Raises:
-            BackendError: it could not be lined up.
+            BackendError: it could not be enqueued.
         """
         ...
 
 
-@runtime_checkable
 class BindableEngine(Engine, Protocol):
-    """An engine that can read and write where it is told, so that results stay on the device for what comes next."""
+    """An engine that can read and write given memory, so that results stay on the device for what comes next."""
 
     stream: Stream
 
     def dtype(self, name: str) -> torch.dtype:
-        """Of an input or output."""
+        """Returns the dtype of an input or output."""
         ...
 
-    def bind(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> Bound:
-        """Ties the graph to memory, which must stay where it is for as long as the result is used.
+    def bind(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> BoundRun:
+        """Binds the graph to memory, which must stay in place for as long as the result is used.
 
         Args:
             inputs: every input by name, contiguous, on the backend's device.
@@ -81,19 +102,25 @@ class Backend(Protocol):
 
     @property
     def name(self) -> str:
-        """What runs the engines, for messages and results: "onnxruntime CPUExecutionProvider"."""
+        """Product, version and device, for messages and results: "onnxruntime 1.23.0 CPUExecutionProvider"."""
         ...
 
     @property
     def device(self) -> torch.device:
-        """Where inputs are expected and outputs lie."""
+        """Where inputs are expected and outputs are returned."""
         ...
 
-    def open(self, path: Path, callers: int = 1) -> Engine:
-        """Opens the graph in ``path``.
+    @property
+    def needs_warm_up(self) -> bool:
+        """Whether first runs choose kernels, allocate and capture, which should happen before the first request."""
+        ...
+
+    def open(self, files: EngineFiles, concurrency: int = 1) -> Engine:
+        """Opens an engine.
 
         Args:
-            callers: threads that will run it at once; on a CPU each gets its share of the cores.
+            concurrency: threads that will run it at the same time; on a CPU each gets its share of the cores, on a GPU
+                runs follow one another.
 
         Raises:
             BackendError: this backend cannot execute it.
@@ -101,6 +128,31 @@ class Backend(Protocol):
         ...
 
 
+class LazyEngine:
+    """An engine that is opened when it is first asked for.
+
+    Args:
+        open_engine: opens it; its errors are those of `get`.
+    """
+
+    def __init__(self, open_engine: Callable[[], Engine]) -> None:
+        self._open_engine = open_engine
+        self._engine: Engine | None = None
+        self._opening = Lock()
+
+    def get(self) -> Engine:
+        """Returns the engine, opened once for all threads."""
+        with self._opening:
+            if self._engine is None:
+                self._engine = self._open_engine()
+            return self._engine
+
+    def close(self) -> None:
+        """Closes the engine if it was opened."""
+        if self._engine is not None:
+            self._engine.close()
+
+
 def first_line(error: Exception) -> str:
-    """What an error of a runtime says, without the stack it may append."""
+    """Returns the first line of an error's message, without the stack trace that runtimes append."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runtime.backends.base import first_line
+from runtime.backends.base import BindableEngine, EngineReport, first_line
 from runtime.backends.cuda.device import current_gpu
-from runtime.backends.cuda.stream import Capture, Stream
-from runtime.bundle import EnginePrecision
+from runtime.backends.cuda.stream import CaptureMode, Stream
+from runtime.bundle import EngineFiles, EnginePrecision
 from runtime.errors import BackendError
 
 CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
@@ -27,14 +27,15 @@ _DTYPES = {
     "tensor(int64)": (torch.int64, 7),
     "tensor(bool)": (torch.bool, 9),
 }
-"""By ONNX Runtime's names: torch's dtype, and the number of it in ONNX."""
+"""Torch's dtype and the number that ONNX has for it, by ONNX Runtime's names."""
 
 _WITHOUT_GRAPH = "-1"
+"""The graph id with which ONNX Runtime neither captures nor replays."""
 
-_NARROW: dict[EnginePrecision, tuple[str, ...]] = {
+_HALF_PRECISIONS: dict[EnginePrecision, tuple[str, ...]] = {
     "fp32": (),
     "fp16": ("fp16",),
-    "bf16": ("fp16", "bf16"),  # the product with the vocabulary is fp16
+    "bf16": ("fp16", "bf16"),  # the vocabulary product is fp16
     "int8": ("fp16", "int8"),
     "fp8": (),
 }
@@ -44,10 +45,10 @@ class OrtGpuBackend:
     """Executes ONNX graphs with ONNX Runtime on a GPU; tensors never leave it.
 
     Args:
-        provider: `CUDA` or `TENSORRT`, which takes what it can and leaves the rest to CUDA.
+        provider: `CUDA` or `TENSORRT`; the latter leaves what it cannot execute to CUDA.
         device: the GPU; by default the current one.
         engine_cache: where the TensorRT provider keeps the engines it builds; by default it builds them at each start.
-        precision: of the graphs. The TensorRT provider must be told which narrow numbers it may compute in.
+        precision: of the graphs; the TensorRT provider must be told which reduced precisions it may compute in.
 
     Raises:
         BackendError: ONNX Runtime or torch has no GPU here.
@@ -87,7 +88,12 @@ class OrtGpuBackend:
     def device(self) -> torch.device:
         return self._device
 
-    def open(self, path: Path, callers: int = 1) -> OrtGpuEngine:  # noqa: ARG002
+    @property
+    def needs_warm_up(self) -> bool:
+        return True
+
+    def open(self, files: EngineFiles, concurrency: int = 1) -> OrtGpuEngine:  # noqa: ARG002  # runs follow one another
+        path = files.graph
         captures = self._provider == CUDA and self._device.type == "cuda"
         try:
             session = self._session(path, captures)
@@ -118,27 +124,27 @@ class OrtGpuBackend:
     def _providers(self, path: Path, captures: bool) -> list[tuple[str, dict[str, str]]]:
         if self._device.type == "cpu":
             return [(self._provider, {})]
-        of_all = {
+        common = {
             "device_id": str(self._device.index or 0),
             "has_user_compute_stream": "1",
             "user_compute_stream": str(self._stream.handle),
         }
         # float32 is float32: TF32 keeps 10 bits of it.
-        cuda = (CUDA, of_all | {"use_tf32": "0", "enable_cuda_graph": str(int(captures))})
+        cuda = (CUDA, common | {"use_tf32": "0", "enable_cuda_graph": str(int(captures))})
         if self._provider == CUDA:
             return [cuda]
-        kept = {f"trt_{narrow}_enable": "1" for narrow in _NARROW[self._precision]}
-        if kept:
-            kept["trt_layer_norm_fp32_fallback"] = "1"
+        options = {f"trt_{precision}_enable": "1" for precision in _HALF_PRECISIONS[self._precision]}
+        if options:
+            options["trt_layer_norm_fp32_fallback"] = "1"
         if self._engine_cache is not None:
-            kept |= {
+            options |= {
                 "trt_engine_cache_enable": "1",
                 "trt_engine_cache_path": str(self._engine_cache),
                 "trt_engine_cache_prefix": path.stem,
                 "trt_timing_cache_enable": "1",
                 "trt_timing_cache_path": str(self._engine_cache),
             }
-        return [(TENSORRT, of_all | kept), cuda]
+        return [(TENSORRT, common | options), cuda]
 
 
 class OrtGpuEngine:
@@ -154,30 +160,34 @@ class OrtGpuEngine:
         self._outputs = {one.name: one for one in session.get_outputs()}
 
     @property
-    def runs_on(self) -> str:
-        session = self._opened()
+    def bindable(self) -> BindableEngine:
+        return self
+
+    def report(self) -> EngineReport:
+        session = self._require_open()
         counts = {one: len(_operators(session, one)) for one in session.get_providers()}
-        return ", ".join(f"{one}{f' ({count} operators)' if count else ''}" for one, count in counts.items())
+        providers = (f"{one}{f' ({count} operators)' if count else ''}" for one, count in counts.items())
+        return EngineReport(", ".join(providers))
 
     def dtype(self, name: str) -> torch.dtype:
         return _DTYPES[(self._inputs | self._outputs)[name].type][0]
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        # On torch's stream, so that torch gives none of it to others before the work lined up here is done.
+        # On torch's stream, so that torch gives none of it to others before the work enqueued here is done.
         outputs = {name: self._empty_output(name, inputs) for name in self._outputs}
         with self.stream.active():
             self._bind(inputs, outputs, _WITHOUT_GRAPH).run()
         return outputs
 
-    def bind(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> OrtBound:
+    def bind(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> OrtBoundRun:
         self._graphs += 1
         return self._bind(inputs, outputs, str(self._graphs) if self._captures else _WITHOUT_GRAPH)
 
     def close(self) -> None:
         self._session = None
 
-    def _bind(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor], graph: str) -> OrtBound:
-        session = self._opened()
+    def _bind(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor], graph: str) -> OrtBoundRun:
+        session = self._require_open()
         binding = session.io_binding()
         for expected, given, bind in (
             (self._inputs, inputs, binding.bind_input),
@@ -196,9 +206,9 @@ class OrtGpuEngine:
         options = self._onnxruntime.RunOptions()
         options.add_run_config_entry("gpu_graph_id", graph)
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        return OrtBound(session, binding, options, self._path, "none" if graph == _WITHOUT_GRAPH else "within")
+        return OrtBoundRun(session, binding, options, self._path, "none" if graph == _WITHOUT_GRAPH else "within")
 
-    def _opened(self) -> Any:
+    def _require_open(self) -> Any:
         if self._session is None:
             raise BackendError(f"{self._path}: it was closed; load the bundle again")
         return self._session
@@ -211,12 +221,12 @@ class OrtGpuEngine:
         return torch.empty(shape, dtype=self.dtype(name), device=self._device)
 
 
-class OrtBound:
-    """One session's run over fixed memory."""
+class OrtBoundRun:
+    """A session's run over fixed memory."""
 
-    def __init__(self, session: Any, binding: Any, options: Any, path: Path, capture: Capture) -> None:
+    def __init__(self, session: Any, binding: Any, options: Any, path: Path, capture_mode: CaptureMode) -> None:
         self._session, self._binding, self._options, self._path = session, binding, options, path
-        self.capture = capture
+        self.capture_mode: CaptureMode = capture_mode
 
     def run(self) -> None:
         try:
@@ -225,26 +235,28 @@ class OrtBound:
             raise BackendError(f"{self._path}: ONNX Runtime cannot run it: {first_line(error)}") from error
 
 
-_HEAVY = frozenset({"MatMul", "Gemm", "Conv", "Softmax", "LayerNormalization", "Gelu", "FusedMatMul", "Attention"})
+_COMPUTE_OPERATORS = frozenset(
+    {"MatMul", "Gemm", "Conv", "Softmax", "LayerNormalization", "Gelu", "FusedMatMul", "Attention"}
+)
 
 
 def _check_placement(path: Path, session: Any) -> None:
-    """Raises if a heavy operator of a graph for a GPU was left to the CPU."""
-    left = sorted(_HEAVY & set(operators_on(session, CPU)))
-    if left and session.get_providers() != [CPU]:
+    """Raises if a compute operator of a graph for a GPU was left to the CPU."""
+    on_cpu = sorted(_COMPUTE_OPERATORS & set(operators_on(session, CPU)))
+    if on_cpu and session.get_providers() != [CPU]:
         raise BackendError(
-            f"{path}: ONNX Runtime would run {', '.join(left)} on the CPU: this build's provider does not have them in "
-            "the bundle's precision; build the bundle with --precision fp32 or fp16"
+            f"{path}: ONNX Runtime would run {', '.join(on_cpu)} on the CPU: this build's provider lacks them in the "
+            "bundle's precision; build the bundle with --precision fp32 or fp16"
         )
 
 
 def operators_on(session: Any, provider: str) -> Sequence[str]:
-    """The kinds of operators of a session that a provider executes, as the session itself says."""
+    """Returns the kinds of operators that a provider executes, as the session itself reports."""
     return sorted(set(_operators(session, provider)))
 
 
 def _operators(session: Any, provider: str) -> Sequence[str]:
-    """The kind of each operator that a provider executes; none where the session does not say."""
+    """Returns the kind of each operator that a provider executes; nothing where the session does not report it."""
     if not hasattr(session, "get_provider_graph_assignment_info"):  # ONNX Runtime before 1.24
         return []
     parts = [part for part in session.get_provider_graph_assignment_info() if part.ep_name == provider]

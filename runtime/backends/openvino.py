@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runtime.backends.base import first_line
-from runtime.backends.weight_pages import release_mapped
+from runtime.backends.base import BindableEngine, EngineReport, first_line
+from runtime.backends.weight_pages import release_weight_pages
+from runtime.bundle import EngineFiles
 from runtime.errors import BackendError
 from runtime.options import Precision
 
@@ -56,32 +57,38 @@ class OpenVinoBackend:
     def device(self) -> torch.device:
         return torch.device("cpu")
 
-    def open(self, path: Path, callers: int = 1) -> OpenVinoEngine:
-        settings = self._settings if callers == 1 else {**self._settings, "NUM_STREAMS": str(callers)}
+    @property
+    def needs_warm_up(self) -> bool:
+        return False
+
+    def open(self, files: EngineFiles, concurrency: int = 1) -> OpenVinoEngine:
+        path = files.graph
+        settings = self._settings if concurrency == 1 else {**self._settings, "NUM_STREAMS": str(concurrency)}
         try:
             model = self._core.compile_model(str(path), "CPU", settings)
         except Exception as error:  # OpenVINO raises RuntimeError and types of its own
             raise BackendError(f"{path}: OpenVINO cannot load it: {first_line(error)}") from error
-        release_mapped(path.parent)
-        return OpenVinoEngine(model, path, callers)
+        release_weight_pages(path.parent)
+        return OpenVinoEngine(model, path, concurrency)
 
 
 class OpenVinoEngine:
-    """A compiled graph and the requests that run it, each for one caller at a time."""
+    """A compiled graph and its infer requests, each of which serves one caller at a time."""
 
-    def __init__(self, model: Any, path: Path, callers: int = 1) -> None:
-        self._callers = callers
-        self._requests: SimpleQueue[Any] = SimpleQueue()  # that are free; None once it is closed
-        for _ in range(callers):
+    bindable: BindableEngine | None = None
+
+    def __init__(self, model: Any, path: Path, concurrency: int = 1) -> None:
+        self._concurrency = concurrency
+        self._requests: SimpleQueue[Any] = SimpleQueue()  # the free ones; None once the engine is closed
+        for _ in range(concurrency):
             self._requests.put(model.create_infer_request())
         devices, precision = model.get_property("EXECUTION_DEVICES"), model.get_property("INFERENCE_PRECISION_HINT")
-        self._runs_on = f"{', '.join(devices)} in {precision.get_type_name()}"
+        self._provider = f"{', '.join(devices)} in {precision.get_type_name()}"
         self._path = path
         self._outputs = [output.get_any_name() for output in model.outputs]
 
-    @property
-    def runs_on(self) -> str:
-        return self._runs_on
+    def report(self) -> EngineReport:
+        return EngineReport(self._provider)
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         feeds = {name: tensor.numpy() for name, tensor in inputs.items()}
@@ -101,7 +108,7 @@ class OpenVinoEngine:
             raise BackendError(f"{self._path}: OpenVINO cannot run it: {first_line(error)}") from error
 
     def close(self) -> None:
-        for _ in range(self._callers):
-            if self._requests.get() is None:  # it was closed before
+        for _ in range(self._concurrency):
+            if self._requests.get() is None:  # already closed
                 break
         self._requests.put(None)

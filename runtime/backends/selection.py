@@ -1,84 +1,132 @@
-"""What backend="auto" is: what was measured here to be fastest, or where nothing was, the first of a fixed order.
+"""Opens backends by name, and chooses the one that backend="auto" stands for.
 
-Measurements (`runtime.autotune`) lie in one small file in the user's cache folder. They hold for the bundle, the
-machine, the versions and the options they were made with; of anything else they say nothing.
+"auto" is the backend that was measured here to be fastest; where nothing was measured, the first of a fixed order.
+Measurements (`runtime.autotune`) are kept in one small file in the user's cache folder. They hold for the bundle, the
+machine, the versions and the options that they were made with, and for nothing else.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from runtime.bundle import MANIFEST, Bundle, sha256_of
+from runtime.backends.base import Backend
+from runtime.backends.registry import BACKEND_NAMES, BACKENDS, BackendName, BackendRequest
+from runtime.bundle import MANIFEST, Bundle, EnginePrecision, sha256_of
 from runtime.errors import BackendError
 from runtime.options import Precision
-from runtime.system.machine import cpu_name, usable_cores
+from runtime.system.files import write_atomically
+from runtime.system.machine import cpu_name, package_version, usable_cores
 from runtime.system.user_dirs import cache_folder
-
-BackendName: TypeAlias = Literal["cpu", "openvino", "ort-cuda", "ort-tensorrt", "tensorrt"]
 
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino")
 
 
 @dataclass(frozen=True)
-class Choice:
+class Selection:
     """The backend that "auto" stands for, and why."""
 
     backend: BackendName
     reason: str
 
 
-def choose(bundle: Bundle | None = None, precision: Precision = "fp32", threads: int | None = None) -> Choice:
-    """What "auto" is for a bundle; without one, nothing is looked up.
+def open_backend(
+    name: str, threads: int | None = None, precision: Precision = "fp32", bundle: Bundle | None = None
+) -> Backend:
+    """Opens a backend of `runtime.backends.registry`, or for "auto" the one that `select_backend` chooses.
 
-    A bundle for a GPU is opened with what it was built for, there or not. Where nothing was measured it is ONNX
-    Runtime, "cpu", also with OpenVINO installed: that may be faster, but rounds otherwise, and installing a package
-    should not change results. For bfloat16 it is OpenVINO, which alone has it.
+    Args:
+        precision: what it computes in: "fp32" for the precision of the bundle's graphs, or with OpenVINO "bf16".
+        bundle: what it will execute, if that is known: "auto" looks up what was measured for it.
+
+    Raises:
+        BackendError: no backend of that name, what it needs is not installed, or it does not have that precision.
+    """
+    if name not in BACKEND_NAMES:
+        raise BackendError(f"backend {name!r}: expected one of {', '.join(map(repr, BACKEND_NAMES))}")
+    known = select_backend(bundle, precision, threads).backend if name == "auto" else cast(BackendName, name)
+    _check_precision(known, precision, bundle)
+    return BACKENDS[known].open(BackendRequest(threads, precision, _graph_precision(bundle)))
+
+
+def _graph_precision(bundle: Bundle | None) -> EnginePrecision:
+    return "fp32" if bundle is None else bundle.manifest.engines["backbone"].precision
+
+
+def _check_precision(name: BackendName, precision: Precision, bundle: Bundle | None) -> None:
+    """Raises if a backend does not execute a bundle's graphs, or not in the precision asked for."""
+    spec, in_graphs = BACKENDS[name], _graph_precision(bundle)
+    if bundle is not None and in_graphs not in spec.graph_precisions:
+        raise BackendError(
+            f"{bundle.folder}: its graphs are {in_graphs}, which the backend {name!r} does not execute; expected "
+            f"{', '.join(spec.graph_precisions)}: build the bundle with such a --precision"
+        )
+    if bundle is not None and precision != "fp32" and in_graphs != "fp32":
+        raise BackendError(
+            f"precision {precision!r}: the graphs of {bundle.folder} are {in_graphs}, and both roundings together "
+            "change too many captions; use fp32, or a bundle built with --precision fp32"
+        )
+    if precision not in spec.compute_precisions:
+        able = [other.name for other in BACKENDS.values() if precision in other.compute_precisions]
+        fix = f"{', '.join(able)} has it" if able else f"expected {' or '.join(spec.compute_precisions)}"
+        raise BackendError(f"precision {precision!r}: the backend {name!r} computes in that of the graphs; {fix}")
+
+
+def select_backend(
+    bundle: Bundle | None = None, precision: Precision = "fp32", threads: int | None = None
+) -> Selection:
+    """Returns what "auto" is for a bundle; without one, nothing is looked up.
+
+    A bundle for a GPU is opened with the backend that it was built for, whether that is there or not. Where nothing was
+    measured it is ONNX Runtime, "cpu", also where OpenVINO is installed: that may be faster, but rounds differently,
+    and installing a package should not change results. For bfloat16 it is OpenVINO, which alone has it.
     """
     if bundle is not None and bundle.manifest.backend != "cpu":
-        return Choice(bundle.manifest.backend, "the bundle was built for it")
-    measured = None if bundle is None else _read().choices.get(_key(bundle, precision, threads))
+        return Selection(bundle.manifest.backend, "the bundle was built for it")
+    measured = None if bundle is None else _read().measurements.get(_key(bundle, precision, threads))
     if measured is not None:
-        return Choice(measured.backend, "measured on this machine")
+        return Selection(measured.backend, "measured on this machine")
     if precision == "bf16":
-        return Choice("openvino", "by order: it alone has bf16")
-    return Choice("cpu", "by order: not measured here")
+        return Selection("openvino", "by order: it alone has bf16")
+    return Selection("cpu", "by order: not measured here")
 
 
-def keep(
+def save_measurement(
     bundle: Bundle, precision: Precision, threads: int | None, milliseconds: Mapping[BackendName, float]
 ) -> BackendName:
-    """Writes down which backend took least time, from now on what "auto" is for this bundle; returns its name.
+    """Records the backend that took least time, from now on "auto" for this bundle; returns its name.
 
     Raises:
         BackendError: the file cannot be written.
     """
     fastest = min(milliseconds, key=lambda name: milliseconds[name])
-    record = _Record(backend=fastest, bundle=str(bundle.folder.absolute()), milliseconds=dict(milliseconds))
-    choices = _Choices(choices=_read().choices | {_key(bundle, precision, threads): record})
+    record = _Measurement(backend=fastest, bundle=str(bundle.folder.absolute()), milliseconds=dict(milliseconds))
+    kept = _Measurements(measurements=_read().measurements | {_key(bundle, precision, threads): record})
     try:
-        _write(choices_file(), choices.model_dump_json(indent=2) + "\n")
+        file = measurements_file()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with write_atomically(file) as part:
+            part.write_text(kept.model_dump_json(indent=2) + "\n", encoding="utf-8")
     except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home
-        raise BackendError(f"the choice of {fastest} cannot be kept: {error}; set XDG_CACHE_HOME to a folder") from None
+        raise BackendError(
+            f"the measurement of {fastest} cannot be saved: {error}; set XDG_CACHE_HOME to a folder"
+        ) from None
     return fastest
 
 
-def choices_file() -> Path:
-    """Where measurements are kept: $XDG_CACHE_HOME, or ~/.cache, /patchcaption/choices.json."""
-    return cache_folder() / "choices.json"
+def measurements_file() -> Path:
+    """Returns the file that measurements are kept in: $XDG_CACHE_HOME, or ~/.cache, /patchcaption/measurements.json."""
+    return cache_folder() / "measurements.json"
 
 
-class _Record(BaseModel):
-    """One measurement; only ``backend`` is read, the rest is for who looks into the file."""
+class _Measurement(BaseModel):
+    """One measurement; only ``backend`` is read, the rest is for whoever looks into the file."""
 
     model_config = ConfigDict(extra="forbid")
     backend: BackendName
@@ -86,49 +134,29 @@ class _Record(BaseModel):
     milliseconds: dict[BackendName, float]
 
 
-class _Choices(BaseModel):
+class _Measurements(BaseModel):
     """The file: measurements by `_key`."""
 
     model_config = ConfigDict(extra="forbid")
-    choices: dict[str, _Record]
+    measurements: dict[str, _Measurement]
 
 
-def _read() -> _Choices:
-    """What was measured; nothing if the file is missing or broken, which must not keep a bundle from opening."""
+def _read() -> _Measurements:
+    """Returns what was measured; nothing if the file is missing or broken: that must not keep a bundle from opening."""
     try:
-        return _Choices.model_validate_json(choices_file().read_bytes())
+        return _Measurements.model_validate_json(measurements_file().read_bytes())
     except (OSError, RuntimeError, ValidationError):
-        return _Choices(choices={})
+        return _Measurements(measurements={})
 
 
 def _key(bundle: Bundle, precision: Precision, threads: int | None) -> str:
-    """A hash of all that a measurement depends on."""
+    """Returns a hash of all that a measurement depends on."""
     parts = {
         "manifest": sha256_of(bundle.path(MANIFEST)),
         "precision": precision,
         "threads": threads,
         "cpu": cpu_name(),
         "cores": usable_cores(),
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": {name: package_version(name) for name in _PACKAGES},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    part = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Weights that a backend has mapped from a bundle's files."""
+"""Memory pages of weight files that a backend has mapped."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from pathlib import Path
 _MADV_DONTNEED = 4
 
 
-def release_mapped(folder: Path) -> None:
-    """Takes the pages of weight files out of this process's memory, where they are mapped and only read.
+def release_weight_pages(folder: Path) -> None:
+    """Drops the pages of weight files from this process's memory, where they are mapped and only read.
 
-    Backends pack most weights anew when they open a graph, and never read them again from the file: of ViT-B and the
-    published decoder that is 150 to 590 MiB. A page that is read all the same comes back from the file. On other
-    systems than Linux nothing happens.
+    Backends repack most weights when they open a graph and never read them from the file again: 150 to 590 MiB for
+    ViT-B and the published decoder. A page that is read after all is loaded again. Does nothing outside Linux.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -26,7 +25,7 @@ def release_mapped(folder: Path) -> None:
 
 
 def _mappings(folder: Path) -> Iterator[tuple[int, int]]:
-    """Addresses at which weight files of a folder are mapped, without mappings that somebody has written to."""
+    """Yields the address ranges at which weight files of a folder are mapped and were never written to."""
     addresses: str | None = None
     for line in Path("/proc/self/smaps").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
         key, *values = line.split(maxsplit=5)

@@ -6,140 +6,207 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-SCHEMA: Literal[1] = 1
+from runtime.bundle.dtypes import StoragePrecision
+
+SCHEMA: Literal[2] = 2
 MANIFEST = "manifest.json"
+
 PositiveInt = Annotated[int, Field(gt=0)]
 _NAME = "[A-Za-z0-9][A-Za-z0-9._-]*"
 FileName = Annotated[str, Field(pattern=f"^{_NAME}$")]
-"""A file right inside the bundle: no separators, so no path in a manifest leaves its folder."""
+"""A file directly inside the bundle: no separators, so no path in a manifest leaves its folder."""
+GraphFile = Annotated[str, Field(pattern=rf"^{_NAME}\.onnx$")]
+"""A graph's file. With another ending ONNX Runtime would take it for its own format, which is not checked."""
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+TextSpaceName = Annotated[str, Field(pattern=f"^{_NAME}$")]
+"""The identity of a space that vectors and text share: "t2d-dinov2-b-2024" is that of Talk2DINO's weights of 2024."""
 
-
-MemoryPrecision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8"]
 BundleBackend: TypeAlias = Literal["cpu", "ort-cuda", "ort-tensorrt", "tensorrt"]
-PlanHardware: TypeAlias = Literal["same", "same-capability", "ampere+"]
+EngineName: TypeAlias = Literal["backbone", "reencoder", "decoder", "beam_decoder"]
 EnginePrecision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class FileRecord(_Part):
-    """What a file must be."""
-
-    bytes: Annotated[int, Field(ge=0)]
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-GraphName = Annotated[str, Field(pattern=rf"^{_NAME}\.onnx$")]
-"""By another ending ONNX Runtime would take the file for its own format, in which nobody looks for what it reads."""
-
-
-class EngineRecord(_Part):
-    """One executable graph."""
-
-    file: GraphName
-    precision: EnginePrecision
-    """Of its products; norms, sums and what would suffer are float32."""
-    opset: PositiveInt
-    largest_difference: float
-    """Between the graph and the torch module it was made from, on random input: of the best log-probabilities as it is,
-    of all else relative to the largest value."""
-
-
+PlanHardware: TypeAlias = Literal["same", "same-capability", "ampere+"]
+Rgb: TypeAlias = tuple[float, float, float]
 Shape: TypeAlias = tuple[PositiveInt, ...]
 
 
-class ShapeRange(_Part):
-    """The shapes of an input that a plan takes: at least, at best and at most."""
+class Part(BaseModel):
+    """A part of the manifest: immutable, and without fields that this version does not know."""
 
-    least: Shape
-    best: Shape
-    most: Shape
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileRecord(Part):
+    """The size and hash that a file must have."""
+
+    bytes: Annotated[int, Field(ge=0)]
+    sha256: Sha256
+
+
+class EngineRecord(Part):
+    """One executable graph; `runtime.bundle.graph_io` has its inputs and outputs."""
+
+    file: GraphFile
+    precision: EnginePrecision
+    """The precision of its matrix products; norms, sums and what would suffer stay float32."""
+    opset: PositiveInt
+    max_error: float
+    """The largest difference between the graph and its torch module on random input: absolute for the best
+    log-probabilities, relative to the largest value for all other outputs."""
+
+
+class ShapeRange(Part):
+    """The shapes of one input that a TensorRT profile takes."""
+
+    min: Shape
+    opt: Shape
+    max: Shape
 
     @model_validator(mode="after")
-    def _rises(self) -> ShapeRange:
-        sizes = list(zip(self.least, self.best, self.most, strict=True))
+    def _check_order(self) -> ShapeRange:
+        sizes = list(zip(self.min, self.opt, self.max, strict=True))
         if not all(low <= best <= high for low, best, high in sizes):
-            raise ValueError(f"expected least <= best <= most, got {self.least}, {self.best}, {self.most}")
+            raise ValueError(f"expected min <= opt <= max, got {self.min}, {self.opt}, {self.max}")
         return self
 
 
-class PlanRecord(_Part):
-    """A graph as TensorRT has built it, for one kind of GPU."""
+class PlanRecord(Part):
+    """A graph as TensorRT built it, for one kind of GPU."""
 
-    graph: FileName
-    """What it was built from."""
+    graph: GraphFile
     file: FileName
-    key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    """A hash of all that it depends on: while that is the same it need not be built again."""
-    tensorrt: str
+    key: Sha256
+    """A hash of all that the plan depends on; while it is the same the plan is not built again."""
+    product: Literal["tensorrt"] = "tensorrt"
+    version: str
+    """The version of the product that built it."""
     gpu: str
     compute_capability: str
     hardware: PlanHardware
-    """What else may load it: no other GPU, those of the same compute capability, or all from Ampere on."""
+    """The GPUs that may load it: this model only, the same compute capability, or all from Ampere on."""
     version_compatible: bool
-    """Whether newer versions of the same major of TensorRT may load it."""
+    """Whether newer versions of the same major may load it."""
     profiles: tuple[dict[str, ShapeRange], ...]
-    """The shapes it takes, by input, for each way of using it."""
+    """The shapes it takes, by input, one profile for each use."""
 
 
-class Architecture(_Part):
-    """The backbone and its tokens: T = 1 cls + registers + (size / patch) ** 2 patches."""
+class TokenLayout(Part):
+    """The tokens of an image, T = global tokens + grid * grid: global tokens first, then patches row by row."""
 
-    name: str
-    width: PositiveInt
-    depth: PositiveInt
-    heads: PositiveInt
-    patch: PositiveInt
-    registers: Annotated[int, Field(ge=0)]
-    size: PositiveInt
+    global_tokens: tuple[Literal["cls", "pooled", "register"], ...]
+    """What each token before the patches is: ``cls``, a vector ``pooled`` by a head in its place, or a ``register``."""
+    grid: PositiveInt
+    """G, patches per side."""
+
+    @property
+    def cls_index(self) -> int | None:
+        """Returns the index of the token that stands for the whole image; None where there is none."""
+        return next((index for index, kind in enumerate(self.global_tokens) if kind in ("cls", "pooled")), None)
+
+    @property
+    def register_indices(self) -> tuple[int, ...]:
+        """Returns the indices of the register tokens."""
+        return tuple(index for index, kind in enumerate(self.global_tokens) if kind == "register")
+
+    @property
+    def num_global(self) -> int:
+        """Returns how many tokens come before the first patch."""
+        return len(self.global_tokens)
+
+    @property
+    def num_patches(self) -> int:
+        """Returns N."""
+        return self.grid**2
+
+    @property
+    def num_tokens(self) -> int:
+        """Returns T."""
+        return self.num_global + self.num_patches
+
+
+class Preprocessing(Part):
+    """How an image becomes the backbone's input."""
+
+    image_size: PositiveInt
     """Side of the square input, in pixels."""
-    resize: PositiveInt | None = None
-    """What fit="crop" makes of an image's short side before it cuts out the centre; None for `size`."""
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    images_at_once: PositiveInt = 8
-    """The most images that the backbone takes at once: its scratch memory grows with each, its speed hardly."""
+    resize_short_side: PositiveInt | None = None
+    """What fit="crop" makes of an image's short side before it cuts out the centre; None for `image_size`."""
+    resample: Literal["bicubic"] = "bicubic"
+    mean: Rgb
+    std: Rgb
 
 
-class DecoderSettings(_Part):
-    """The decoder: its cache is (regions, heads, steps, head_width) for the keys and the values of each layer."""
+class BackboneConfig(Part):
+    """The backbone's numbers and the tokens that it returns."""
 
-    width: PositiveInt
-    layers: PositiveInt
-    heads: PositiveInt
-    head_width: PositiveInt
-    steps: Annotated[int, Field(gt=0, le=4096)]
-    vocabulary: PositiveInt
-    end_id: Annotated[int, Field(ge=0)]
-    cache: Literal["fp32", "fp16", "bf16"] = "fp32"
-    """What the decoder's keys and values are in."""
-    batches: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 4, 16, 64, 256)
-    """How many captions are decoded at once, rising: more than the last are split; a GPU, which has memory and plans
-    for just these numbers, fills them up."""
+    family: str
+    """Which family of models it is of, "dinov2" for example."""
+    name: str
+    """Its published name, "dinov2_vitb14_reg" for example."""
+    text_space: TextSpaceName
+    embed_dim: PositiveInt
+    """Width of its blocks."""
+    output_dim: PositiveInt
+    """D, width of the tokens that it returns."""
+    depth: PositiveInt
+    num_heads: PositiveInt
+    patch_size: PositiveInt
+    attention_heads: PositiveInt
+    """H, heads of the cls token's attention logits."""
+    max_batch_size: PositiveInt = 8
+    """Images per run: workspace grows with each, speed hardly."""
+    tokens: TokenLayout
+    preprocessing: Preprocessing
+
+    @model_validator(mode="after")
+    def _check_grid(self) -> BackboneConfig:
+        if self.tokens.grid * self.patch_size != self.preprocessing.image_size:
+            raise ValueError(
+                f"expected grid * patch_size = image_size, got {self.tokens.grid} * {self.patch_size} and "
+                f"{self.preprocessing.image_size}"
+            )
+        return self
 
 
-class MemorySettings(_Part):
+class DecoderConfig(Part):
+    """The decoder's numbers; each layer's keys and values are (R, num_heads, max_new_tokens, head_dim)."""
+
+    kind: Literal["decap"]
+    """Which decoder it is: "decap" for one prefix position and a KV-cached step."""
+    text_space: TextSpaceName
+    embed_dim: PositiveInt
+    num_layers: PositiveInt
+    num_heads: PositiveInt
+    head_dim: PositiveInt
+    max_new_tokens: Annotated[int, Field(gt=0, le=4096)]
+    vocab_size: PositiveInt
+    eos_token_id: Annotated[int, Field(ge=0)]
+    cache_precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    batch_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 4, 16, 64, 256)
+    """How many captions are decoded at once, rising: larger batches are split by the last; a GPU, which has memory and
+    plans for exactly these numbers, pads to the next."""
+
+
+class MemoryConfig(Part):
     """The memory bank; a bundle for a noise-trained decoder has none."""
 
+    text_space: TextSpaceName
     embeddings: FileName
     captions: FileName
-    rows: PositiveInt
+    num_rows: PositiveInt
     temperature: Annotated[float, Field(gt=0)]
     normalize: bool
-    precision: MemoryPrecision = "fp32"
+    precision: StoragePrecision = "fp32"
     """What the embeddings are stored in."""
-    fine: FileName | None = None
-    """What rounding to it left, where that is felt."""
-    rounding: Annotated[float, Field(ge=0)] = 0.0
-    """The most that rounding took from a row, as a share of its length."""
-    best: Annotated[int, Field(ge=0)] = 0
-    """How many rows nearest to a region are always taken with what rounding left of them."""
+    residual: FileName | None = None
+    """The file with what rounding left of each row, where that matters."""
+    max_relative_error: Annotated[float, Field(ge=0)] = 0.0
+    """The largest rounding error of a row without its residual, relative to the row's length."""
+    refine_top_k: Annotated[int, Field(ge=0)] = 0
+    """How many of the nearest rows are refined by their residuals for each region."""
 
 
-class Build(_Part):
-    """Where a bundle came from."""
+class BuildInfo(Part):
+    """Where and when a bundle was built."""
 
     checkpoint: str
     built_at: str
@@ -147,41 +214,45 @@ class Build(_Part):
     versions: dict[str, str]
 
 
-class Manifest(_Part):
+class Manifest(Part):
     """All that the runtime must know of a bundle before it opens anything else."""
 
-    schema_version: Literal[1] = SCHEMA
+    schema_version: Literal[2] = SCHEMA
     backend: BundleBackend = "cpu"
-    """What it was built for, and "auto" opens it with."""
-    architecture: Architecture
-    backbone: EngineRecord
-    decoder: EngineRecord
-    reencoder: EngineRecord | None = None
-    """The backbone's last block by itself; bundles from before it existed have none."""
-    beam_decoder: EngineRecord | None = None
-    """The decoder for beam search, on the same weights; bundles from before it existed have none."""
+    """The backend that it was built for, which "auto" opens it with."""
+    backbone: BackboneConfig
+    decoder: DecoderConfig
+    memory: MemoryConfig | None
+    engines: dict[EngineName, EngineRecord]
     plans: tuple[PlanRecord, ...] = ()
-    """What TensorRT has built of the graphs; none in a bundle for other backends."""
-    decoding: DecoderSettings
-    memory: MemorySettings | None
+    """TensorRT's plans of the graphs; none in a bundle for other backends."""
     tokenizer: FileName
-    build: Build
+    build: BuildInfo
     files: dict[FileName, FileRecord]
 
-    @property
-    def engines(self) -> tuple[EngineRecord, ...]:
-        """All that it has."""
-        return tuple(
-            engine for engine in (self.backbone, self.decoder, self.reencoder, self.beam_decoder) if engine is not None
-        )
+    @model_validator(mode="after")
+    def _check_engines(self) -> Manifest:
+        for name in ("backbone", "decoder"):
+            if name not in self.engines:
+                raise ValueError(f"engines: {name} is missing")
+        return self
 
     @model_validator(mode="after")
-    def _lists_what_it_uses(self) -> Manifest:
-        used = [*(engine.file for engine in self.engines), self.tokenizer]
+    def _check_files(self) -> Manifest:
+        used = [*(engine.file for engine in self.engines.values()), self.tokenizer]
         used += [plan.file for plan in self.plans]
         used += [self.memory.embeddings, self.memory.captions] if self.memory else []
-        used += [self.memory.fine] if self.memory and self.memory.fine else []
+        used += [self.memory.residual] if self.memory and self.memory.residual else []
         for name in used:
             if name not in self.files:
                 raise ValueError(f"files: {name} is used but not listed")
+        return self
+
+    @model_validator(mode="after")
+    def _check_text_space(self) -> Manifest:
+        parts = {"backbone": self.backbone, "decoder": self.decoder, "memory": self.memory}
+        spaces = {name: part.text_space for name, part in parts.items() if part is not None}
+        if len(set(spaces.values())) > 1:
+            got = ", ".join(f"{name} {space!r}" for name, space in spaces.items())
+            raise ValueError(f"text_space: expected one for backbone, decoder and memory bank, got {got}")
         return self

@@ -5,17 +5,34 @@ from __future__ import annotations
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from runtime.bundle.manifest import MANIFEST, SCHEMA, Manifest
+from runtime.bundle.manifest import MANIFEST, SCHEMA, EngineName, EnginePrecision, Manifest, PlanRecord
 from runtime.bundle.onnx_scan import graph_contents
 from runtime.errors import BundleError
 
-_HASHED_AT_ONCE = 4
-_PROGRAM = "EPContext"
-"""The operator by which ONNX Runtime's providers keep what they have compiled; TensorRT's is an executable."""
+_HASHING_THREADS = 4
+_COMPILED_ENGINE = "EPContext"
+"""The operator in which ONNX Runtime's providers keep what they have compiled; TensorRT's is an executable."""
+_DESCRIPTIONS: dict[EngineName, str] = {"reencoder": "a re-encoder", "beam_decoder": "a decoder for beam search"}
+
+
+@dataclass(frozen=True)
+class EngineFiles:
+    """What a backend opens: a graph, and the TensorRT plan that was built of it, if one was.
+
+    Attributes:
+        graph: the ONNX file; its weights may lie beside it.
+        precision: of its matrix products.
+        plan: the plan's record and file.
+    """
+
+    graph: Path
+    precision: EnginePrecision = "fp32"
+    plan: tuple[PlanRecord, Path] | None = None
 
 
 class Bundle:
@@ -34,15 +51,35 @@ class Bundle:
         self.folder = Path(folder)
         self.manifest = _read_manifest(self.folder)
         self.check_files(contents=verify)
-        for engine in self.manifest.engines:
+        for engine in self.manifest.engines.values():
             self._check_graph(engine.file)
 
     def path(self, name: str) -> Path:
-        """Where a file that the manifest lists lies."""
+        """Returns the path of a file that the manifest lists."""
         return self.folder / name
 
+    def engine(self, name: EngineName) -> EngineFiles:
+        """Returns the files of an engine.
+
+        Raises:
+            BundleError: the bundle was built without it.
+        """
+        record = self.manifest.engines.get(name)
+        if record is None:
+            raise BundleError(
+                f"{self.folder}: it was built without {_DESCRIPTIONS.get(name, name)}; build the bundle again"
+            )
+        plan = next((plan for plan in self.manifest.plans if plan.graph == record.file), None)
+        return EngineFiles(
+            self.path(record.file), record.precision, None if plan is None else (plan, self.path(plan.file))
+        )
+
     def check_files(self, contents: bool = True) -> None:
-        """Compares every file with the manifest: presence and size, and with ``contents`` the sha256."""
+        """Compares every file with the manifest: presence and size, and with ``contents`` the sha256.
+
+        Raises:
+            BundleError: names the first file that is missing, truncated or altered.
+        """
         for name, record in self.manifest.files.items():
             path = self.path(name)
             if not path.is_file():
@@ -53,7 +90,7 @@ class Bundle:
                 raise BundleError(f"{path}: {kind}: expected {record.bytes} bytes, got {size}; build the bundle again")
         if not contents:
             return
-        with ThreadPoolExecutor(_HASHED_AT_ONCE) as threads:  # hashing lets other threads go on
+        with ThreadPoolExecutor(_HASHING_THREADS) as threads:  # hashing releases the interpreter's lock
             largest_first = sorted(self.manifest.files, key=lambda name: -self.manifest.files[name].bytes)
             for name, found in zip(largest_first, threads.map(sha256_of, map(self.path, largest_first)), strict=True):
                 if found != self.manifest.files[name].sha256:
@@ -67,14 +104,15 @@ class Bundle:
             raise BundleError(
                 f"{self.path(name)}: its weights are in {outside[0]!r}, which is no file of the bundle; build it again"
             )
-        if _PROGRAM in contents.operators:
+        if _COMPILED_ENGINE in contents.operators:
             raise BundleError(
-                f"{self.path(name)}: holds a compiled engine ({_PROGRAM}), which is a program and may do anything; "
-                "build the bundle from its checkpoint"
+                f"{self.path(name)}: holds a compiled engine ({_COMPILED_ENGINE}), which is a program and may do "
+                "anything; build the bundle from its checkpoint"
             )
 
 
 def sha256_of(path: Path) -> str:
+    """Returns the sha256 of a file's contents, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**20):
@@ -97,10 +135,10 @@ def _read_manifest(folder: Path) -> Manifest:
         return Manifest.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(step) for step in first["loc"]) or "the whole file"
+        where = ".".join(str(step) for step in first["loc"]) or "the whole file"
         if first["loc"] == ("schema_version",):
             raise BundleError(
                 f"{path}: schema {first['input']!r}, but this version reads schema {SCHEMA}; "
                 "update patchcaption or build the bundle again"
             ) from None
-        raise BundleError(f"{path}: {place}: {first['msg']}; build the bundle again") from None
+        raise BundleError(f"{path}: {where}: {first['msg']}; build the bundle again") from None

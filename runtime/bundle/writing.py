@@ -22,7 +22,7 @@ from runtime.errors import BundleError
 
 @contextmanager
 def new_bundle(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """A folder to write a bundle's files into; it becomes ``folder`` when the block ends, and is gone when it fails.
+    """Yields a folder for a bundle's files; it becomes ``folder`` when the block ends, and is removed on failure.
 
     Raises:
         BundleError: ``folder`` is something other than a bundle, or the disk is full.
@@ -52,25 +52,25 @@ def new_bundle(folder: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _remove_leftovers(target: Path) -> None:
-    """Removes what builds of ``target`` left that were killed."""
+    """Removes the folders that killed builds of ``target`` left."""
     for folder in target.parent.glob(f".{glob.escape(target.name)}.building-*"):
-        maker = folder.name.removeprefix(f".{target.name}.building-").split("-")[0]
-        if maker.isdecimal() and not _is_running(int(maker)):
+        process_id = folder.name.removeprefix(f".{target.name}.building-").split("-")[0]
+        if process_id.isdecimal() and not _is_running(int(process_id)):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _is_running(process: int) -> bool:
+def _is_running(process_id: int) -> bool:
     try:
-        os.kill(process, 0)
+        os.kill(process_id, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # it is another user's
+    except OSError:  # another user's process
         return True
     return True
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Writes the manifest and sees all files onto the disk, so that the rename that follows publishes whole ones."""
+    """Writes the manifest and syncs all files to disk, so that the rename that follows publishes whole files."""
     for name in manifest.files:
         _sync(folder / name)
     path = folder / MANIFEST
@@ -79,17 +79,17 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def record_files(folder: Path) -> dict[str, FileRecord]:
-    """The records of all files in a folder, by name."""
+    """Returns the record of every file in a folder, by name."""
     return {
         path.name: FileRecord(bytes=path.stat().st_size, sha256=sha256_of(path)) for path in sorted(folder.iterdir())
     }
 
 
 def _swap(work: Path, target: Path) -> None:
-    """Puts ``work`` where ``target`` is; what was there is left at ``work`` or removed."""
+    """Puts ``work`` in the place of ``target``; what was there is left at ``work`` or removed."""
     if not target.exists():
         work.rename(target)
-    elif not _exchange(work, target):  # then the old one steps aside, and comes back should the second rename fail
+    elif not _exchange(work, target):  # move the old one aside, and back should the second rename fail
         aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
         target.rename(aside / target.name)
         try:
@@ -102,16 +102,17 @@ def _swap(work: Path, target: Path) -> None:
 
 
 def _is_write_failure(error: Exception) -> bool:
-    """Whether a file could not be written. Libraries written in Rust have errors of their own for that, which end in
-    "(os error 28)"."""
+    """Returns whether a file could not be written. Libraries written in Rust report that as "... (os error 28)"."""
     return isinstance(error, OSError) or "(os error " in str(error)
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Swaps two folders in one step, so that there is no moment without a bundle; False where the system cannot."""
-    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)  # Linux; Python has no name for it
-    here, exchange = -100, 2
-    return renameat2 is not None and renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
+    """Swaps two folders atomically, so that there is no moment without a bundle; False where the system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)  # Linux; not in Python's os
+    current_folder, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return renameat2 is not None and (
+        renameat2(current_folder, os.fsencode(one), current_folder, os.fsencode(other), exchange) == 0
+    )
 
 
 def _sync(path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from runtime.backends import BACKENDS, choose
+from runtime.backends import BACKEND_NAMES, select_backend
 from runtime.bundle import Bundle
 from runtime.bundle.trust import trust
 from runtime.captioner import Captioner
@@ -17,14 +17,14 @@ def add_info(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run_info)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--json", action="store_true", help="the manifest as it is")
-    parser.add_argument("--backend", choices=BACKENDS, help="also open the engines, and say what executes them")
+    parser.add_argument("--backend", choices=BACKEND_NAMES, help="also open the engines, and say what executes them")
 
 
 def add_verify(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `verify`."""
     parser.set_defaults(run=run_verify)
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--backend", choices=BACKENDS, default="auto")
+    parser.add_argument("--backend", choices=BACKEND_NAMES, default="auto")
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
@@ -66,20 +66,21 @@ def run_trust(options: argparse.Namespace) -> int:
 
 
 def _summary(bundle: Bundle) -> dict[str, object]:
-    manifest, selection = bundle.manifest, choose(bundle)
-    architecture, memory = manifest.architecture, manifest.memory
-    grid = architecture.size // architecture.patch
-    reencoder = f", re-encoder {manifest.reencoder.precision}" if manifest.reencoder else ""
+    manifest, selection = bundle.manifest, select_backend(bundle)
+    backbone, decoder, memory, engines = manifest.backbone, manifest.decoder, manifest.memory, manifest.engines
+    size, grid = backbone.preprocessing.image_size, backbone.tokens.grid
+    reencoder = f", re-encoder {engines['reencoder'].precision}" if "reencoder" in engines else ""
     return {
         "bundle": bundle.folder,
         "checkpoint": f"{manifest.build.checkpoint}, built {manifest.build.built_at} on {manifest.build.machine}",
-        "backbone": f"{architecture.name}, width {architecture.width}, depth {architecture.depth}, "
-        f"{manifest.backbone.precision}{reencoder}",
-        "image": f"{architecture.size} x {architecture.size} pixels, {grid} x {grid} patches of {architecture.patch}, "
-        f"{architecture.registers} registers",
-        "memory": f"{memory.rows} captions" if memory else "none (vectors go to the decoder as they are)",
-        "decoder": f"{manifest.decoding.layers} layers of width {manifest.decoding.width}, at most "
-        f"{manifest.decoding.steps} tokens, {manifest.decoder.precision}",
+        "backbone": f"{backbone.name}, width {backbone.embed_dim}, depth {backbone.depth}, "
+        f"{engines['backbone'].precision}{reencoder}",
+        "image": f"{size} x {size} pixels, {grid} x {grid} patches of {backbone.patch_size}, "
+        f"{len(backbone.tokens.register_indices)} registers",
+        "text space": backbone.text_space,
+        "memory": f"{memory.num_rows} captions" if memory else "none (vectors go to the decoder as they are)",
+        "decoder": f"{decoder.num_layers} layers of width {decoder.embed_dim}, at most "
+        f"{decoder.max_new_tokens} tokens, {engines['decoder'].precision}",
         "backend": f"auto is {selection.backend} ({selection.reason})",
         "size": f"{sum(record.bytes for record in manifest.files.values()) / 2**20:.1f} MiB",
         "versions": ", ".join(f"{name} {version}" for name, version in manifest.build.versions.items()),

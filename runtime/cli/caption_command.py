@@ -6,18 +6,20 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from PIL import Image
 
 from runtime.cli import exits
 from runtime.cli.captioner_arguments import add_bundle_flag, add_captioner_flags, load_captioner
 from runtime.cli.region_arguments import add_region_flags, argument_type, regions_or_whole_image
-from runtime.decoding.beam_search import check_beams
 from runtime.errors import ImageError, PatchcaptionError
 from runtime.image import open_image
+from runtime.options import DecodingOptions, Mode
 from runtime.output.as_json import caption_as_json
 from runtime.output.drawing import draw_captions
 from runtime.results import Caption
+from runtime.system.files import write_atomically
 
 
 def add_caption(parser: argparse.ArgumentParser) -> None:
@@ -27,15 +29,24 @@ def add_caption(parser: argparse.ArgumentParser) -> None:
     add_bundle_flag(parser, "the bundle", required=True)
     add_region_flags(parser)
     parser.add_argument(
-        "--mode", choices=["decode", "nearest"], default="decode", help="the decoder's words, or the memory's nearest"
+        "--mode",
+        choices=get_args(Mode),
+        default=DecodingOptions.mode,
+        help="the decoder's caption, or the nearest of the memory bank",
     )
-    parser.add_argument("--n-best", type=int, default=0, metavar="N", help="also the N nearest captions of the memory")
+    parser.add_argument(
+        "--n-best",
+        type=int,
+        default=DecodingOptions.n_best,
+        metavar="N",
+        help="also the N nearest captions of the memory",
+    )
     parser.add_argument(
         "--beams",
         type=argument_type(_beams),
-        default=1,
+        default=DecodingOptions.beams,
         metavar="N",
-        help="beam search with N beams (default: 1, none)",
+        help="beam search with N beams (default: %(default)s, none)",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a caption, with ids, score and region")
     parser.add_argument("--save", type=Path, metavar="PICTURE", help="write the image with the captions drawn on it")
@@ -75,14 +86,11 @@ def _check_writable_picture(path: Path) -> None:
 
 def _save_picture(picture: Image.Image, path: Path) -> int:
     """Write a picture whole or not at all; return the exit code."""
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
-        picture.save(part)
-        part.replace(path)
+        with write_atomically(path) as part:
+            picture.save(part)
     except OSError as error:
         return exits.fail(f"{path}: cannot be written: {error}", exits.UNUSABLE)
-    finally:
-        part.unlink(missing_ok=True)
     return exits.DONE
 
 
@@ -91,5 +99,4 @@ def _beams(text: str) -> int:
         beams = int(text)
     except ValueError:
         raise PatchcaptionError(f"expected a whole number, got {text!r}") from None
-    check_beams(beams)
-    return beams
+    return DecodingOptions(beams=beams).beams

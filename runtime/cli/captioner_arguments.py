@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from runtime.backends import BACKENDS, PRECISIONS
+from runtime.backends import BACKEND_NAMES, PRECISIONS
 from runtime.captioner import Captioner
 from runtime.image import Fit
 
@@ -18,7 +18,7 @@ def add_bundle_flag(parser: argparse.ArgumentParser, help: str, required: bool =
 def add_captioner_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `load_captioner` but the bundle's."""
     parser.add_argument("--fit", choices=[fit.value for fit in Fit], default=Fit.STRETCH.value)
-    parser.add_argument("--backend", choices=BACKENDS, default="auto")
+    parser.add_argument("--backend", choices=BACKEND_NAMES, default="auto")
     parser.add_argument(
         "--precision", choices=PRECISIONS, default="fp32", help="bf16: with openvino, on CPUs that have it"
     )

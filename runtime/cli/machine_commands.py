@@ -8,9 +8,9 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from runtime.autotune import ROWS, measure, open_all
+from runtime.autotune import BATCH_SIZES, measure, open_all
 from runtime.backends import PRECISIONS
-from runtime.backends.selection import choices_file, keep
+from runtime.backends.selection import measurements_file, save_measurement
 from runtime.bundle import Bundle
 from runtime.cli import exits
 from runtime.cli.captioner_arguments import add_bundle_flag
@@ -38,12 +38,14 @@ def run_tune(options: argparse.Namespace) -> int:
     for reason in refused.values():
         print(f"left out: {reason}", file=sys.stderr)
     timings = measure(bundle, backends)
-    print(f"{'ms':<45}{'backbone':>10}" + "".join(f"{f'{rows} at once':>14}" for rows in ROWS))
+    print(f"{'ms':<45}{'backbone':>10}" + "".join(f"{f'{rows} at once':>14}" for rows in BATCH_SIZES))
     for timing in timings.values():
-        decoding = "".join(f"{timing.decoding[rows]:>14.1f}" for rows in ROWS)
+        decoding = "".join(f"{timing.decoding[rows]:>14.1f}" for rows in BATCH_SIZES)
         print(f"{timing.name:<45}{timing.backbone:>10.1f}{decoding}")
-    fastest = keep(bundle, options.precision, None, {name: timing.total for name, timing in timings.items()})
-    print(f"auto is {fastest} for {options.bundle} in {options.precision} from now on ({choices_file()})")
+    fastest = save_measurement(
+        bundle, options.precision, None, {name: timing.total for name, timing in timings.items()}
+    )
+    print(f"auto is {fastest} for {options.bundle} in {options.precision} from now on ({measurements_file()})")
     return exits.DONE
 
 

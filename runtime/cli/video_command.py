@@ -10,34 +10,46 @@ from pathlib import Path
 from runtime.cli import exits
 from runtime.cli.captioner_arguments import add_bundle_flag, add_captioner_flags, load_captioner
 from runtime.cli.region_arguments import add_region_flags, regions_or_whole_image
-from runtime.errors import PatchcaptionError
-from runtime.output.video_file import Recorder, json_lines, pictures
-from runtime.video.sources import VideoError
+from runtime.errors import PatchcaptionError, VideoError
+from runtime.options import DecodingOptions, StreamOptions
+from runtime.output.video_file import Recorder, annotated_video, json_lines
 from runtime.video.stream import CaptionStream, FrameCaptions
 
 
 def add_video(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.set_defaults(run=run_video)
-    parser.add_argument("source", help="a video file, a folder of images, a camera's number or an address (rtsp://...)")
+    parser.add_argument("source", help="a video file, a folder of images, a camera's number or a URL (rtsp://...)")
     add_bundle_flag(parser, "the bundle", required=True)
     add_region_flags(parser)
     parser.add_argument("--save", type=Path, metavar="VIDEO", help="write the frames with their captions drawn on them")
     parser.add_argument("--jsonl", type=Path, metavar="FILE", help="write one JSON object a frame")
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="look at each N-th frame (default: 1)")
+    parser.add_argument(
+        "--every",
+        type=int,
+        default=StreamOptions.every,
+        metavar="N",
+        help="each N-th frame only (default: %(default)s)",
+    )
     parser.add_argument(
         "--policy",
         choices=["drop", "block"],
-        help="what happens to frames that come too fast (default: drop of cameras and addresses, block of files)",
+        help="what happens to frames that arrive too fast (default: drop for cameras and URLs, block for files)",
     )
     parser.add_argument(
         "--reuse",
         type=float,
-        default=0.995,
+        default=StreamOptions.reuse,
         metavar="COSINE",
-        help="use a caption again while its region looks so much the same; 0 decodes each frame (default: 0.995)",
+        help="reuse a caption while its region looks so much the same; 0 decodes each frame (default: %(default)s)",
     )
-    parser.add_argument("--beams", type=int, default=1, metavar="N", help="beam search with N beams (default: 1, none)")
+    parser.add_argument(
+        "--beams",
+        type=int,
+        default=DecodingOptions.beams,
+        metavar="N",
+        help="beam search with N beams (default: %(default)s, none)",
+    )
     add_captioner_flags(parser)
 
 
@@ -70,14 +82,14 @@ def run_video(options: argparse.Namespace) -> int:
             if not options.jsonl:
                 _print_new_captions(described, tqdm.write)
             bar.update()
-            bar.set_postfix(dropped=stream.dropped, broken=stream.source.broken)
+            bar.set_postfix(dropped=stream.dropped, broken=stream.source.decode_errors)
     return exits.DONE
 
 
 def _open_recorders(options: argparse.Namespace, stack: ExitStack) -> list[Recorder]:
     if options.save and options.save.suffix.lower() not in (".mp4", ".mkv", ".mov", ".avi"):
         raise PatchcaptionError(f"{options.save}: expected a video's ending, .mp4 for example")
-    wanted = [(json_lines, options.jsonl), (pictures, options.save)]
+    wanted = [(json_lines, options.jsonl), (annotated_video, options.save)]
     return [stack.enter_context(open_recorder(path)) for open_recorder, path in wanted if path]
 
 

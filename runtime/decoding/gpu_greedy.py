@@ -1,7 +1,7 @@
 """Greedy decoding that stays on the device: vectors go in, captions come out, and no step waits for the host.
 
-Every buffer keeps its place from step to step, so that a step is one piece of work: the engine, and the few lines that
-put what it chose where the next step reads it.
+Every buffer keeps its place from step to step, so that a step is one captured piece of work: the engine, and the few
+operations that put what it chose where the next step reads it.
 
 Shapes: R captions at once, D vector width, P positions (the most steps), H heads, d head width.
 """
@@ -11,14 +11,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from runtime.backends.base import BindableEngine
-from runtime.bundle import DecoderSettings
+from runtime.backends import BindableEngine
+from runtime.bundle import DecoderConfig
+from runtime.bundle.graph_io import INPUT_IDS, LOG_PROBS, NEXT_TOKEN_IDS, POSITION, VECTORS
+from runtime.decoding.kv_cache import KvCache
 
-_LOOK_EVERY = 4
-"""Steps from one look at whether all captions have ended to the next; up to twice as many are done in vain."""
+_POLL_EVERY = 4
+"""Steps between two checks whether all captions have ended; up to twice as many are wasted."""
 
 
-class ResidentDecoder:
+class DeviceGreedyDecoder:
     """Decodes up to R captions at once, always in the same memory.
 
     Args:
@@ -29,85 +31,79 @@ class ResidentDecoder:
     """
 
     def __init__(
-        self, engine: BindableEngine, settings: DecoderSettings, rows: int, width: int, device: torch.device
+        self, engine: BindableEngine, config: DecoderConfig, rows: int, width: int, device: torch.device
     ) -> None:
-        self.rows, self._settings, self._stream = rows, settings, engine.stream
-        places = [f"{kind}_{layer}" for layer in range(settings.layers) for kind in ("key", "value")]
-        shape = (rows, settings.heads, settings.steps, settings.head_width)
+        self.rows, self._config, self._stream = rows, config, engine.stream
 
         def buffer(name: str, *shape: int) -> Tensor:
             return torch.zeros(shape, dtype=engine.dtype(name), device=device)
 
-        self._vectors = buffer("vectors", rows, width)
-        self._tokens, self._step = buffer("tokens", rows), buffer("step", 1)
-        self._past = [buffer(f"past_{place}", *shape) for place in places]
-        self._new = [buffer(f"new_{place}", rows, settings.heads, 1, settings.head_width) for place in places]
-        self._next, self._chances = buffer("next_tokens", rows), buffer("log_probabilities", rows)
-        self._ids = torch.full((rows, settings.steps), settings.end_id, dtype=torch.int64, device=device)
+        self._vectors = buffer(VECTORS, rows, width)
+        self._tokens, self._position = buffer(INPUT_IDS, rows), buffer(POSITION, 1)
+        self._next_tokens, self._log_probs = buffer(NEXT_TOKEN_IDS, rows), buffer(LOG_PROBS, rows)
+        self._cache = KvCache(config, rows, device)
+        self._present = self._cache.present_buffers()
+        self._ids = torch.full((rows, config.max_new_tokens), config.eos_token_id, dtype=torch.int64, device=device)
         self._sums = torch.zeros(rows, device=device)
         self._ended = torch.zeros(rows, dtype=torch.bool, device=device)
-        self._stops = torch.ones(1, dtype=torch.bool, device=device)
+        self._stops_at_eos = torch.ones(1, dtype=torch.bool, device=device)
         self._all_ended = torch.zeros(1, dtype=torch.bool, device=device)
-        inputs = {"vectors": self._vectors, "tokens": self._tokens, "step": self._step}
-        outputs = {"next_tokens": self._next, "log_probabilities": self._chances}
-        self._bound = engine.bind(
-            inputs | {f"past_{place}": entries for place, entries in zip(places, self._past, strict=True)},
-            outputs | {f"new_{place}": entries for place, entries in zip(places, self._new, strict=True)},
-        )
+        inputs = {VECTORS: self._vectors, INPUT_IDS: self._tokens, POSITION: self._position}
+        outputs = {NEXT_TOKEN_IDS: self._next_tokens, LOG_PROBS: self._log_probs}
+        self._step_run = engine.bind(inputs | self._cache.inputs(), outputs | self._present)
         with torch.inference_mode():
-            self.step_work = self._stream.piece(self._advance, self._bound.capture)
+            self.step_work = self._stream.capture(self._advance, self._step_run.capture_mode)
 
     @torch.inference_mode()
-    def decode(self, vectors: Tensor, past_end: bool, steps: int) -> tuple[Tensor, Tensor]:
-        """The tokens (R, steps), filled up with end tokens, and the sums of log-probabilities (R,).
+    def decode(self, vectors: Tensor, ignore_eos: bool, steps: int) -> tuple[Tensor, Tensor]:
+        """Returns the tokens (R, steps), padded with end tokens, and the sums of log-probabilities (R,).
 
         Args:
             vectors: (r, D), no more of them than R.
-            past_end: count what comes after the end of a caption too.
+            ignore_eos: count what comes after the end of a caption too.
             steps: at most P.
         """
         rows = len(vectors)
         with self._stream.active():
-            self._begin(vectors, past_end)
-            looks: list[_Look] = []
+            self._reset(vectors, ignore_eos)
+            pending: list[_FlagReadback] = []
             for step in range(steps):
                 self.step_work.run()
-                if past_end or (step + 1) % _LOOK_EVERY:
+                if ignore_eos or (step + 1) % _POLL_EVERY:
                     continue
-                # The look before this one: the steps in between keep the device busy while the host waits for it.
-                if looks and looks[-1].all_ended():
+                # The readback before this one: the steps in between keep the device busy while the host waits for it.
+                if pending and pending[-1].wait():
                     break
-                looks.append(_Look(self._all_ended))
+                pending.append(_FlagReadback(self._all_ended))
             return self._ids[:rows, :steps].clone(), self._sums[:rows].clone()
 
-    def _begin(self, vectors: Tensor, past_end: bool) -> None:
-        """The state before the first step. What is left in the cache is finite, and no step reads beyond its own."""
+    def _reset(self, vectors: Tensor, ignore_eos: bool) -> None:
+        """Sets the state before the first step. Old cache entries are finite, and no step reads beyond its own."""
         rows = len(vectors)
         self._vectors[:rows] = vectors
         self._vectors[rows:] = 0
-        self._step.zero_()
-        self._ids.fill_(self._settings.end_id)
+        self._position.zero_()
+        self._ids.fill_(self._config.eos_token_id)
         self._sums.zero_()
         self._ended[:rows] = False
         self._ended[rows:] = True
-        self._stops.fill_(not past_end)
+        self._stops_at_eos.fill_(not ignore_eos)
 
     def _advance(self) -> None:
-        """One step, in the memory that all steps use."""
-        self._bound.run()
-        for past, new in zip(self._past, self._new, strict=True):
-            past.index_copy_(2, self._step, new)
-        self._tokens.copy_(self._next)
-        chosen = self._tokens.masked_fill(self._ended, self._settings.end_id)
-        self._ids.index_copy_(1, self._step, chosen[:, None])
-        self._sums.add_(self._chances.masked_fill(self._ended, 0.0))
-        self._ended.logical_or_((self._tokens == self._settings.end_id) & self._stops)
+        """Does one step, in the memory that all steps use."""
+        self._step_run.run()
+        self._cache.write(self._present, self._position)
+        self._tokens.copy_(self._next_tokens)
+        chosen = self._tokens.masked_fill(self._ended, self._config.eos_token_id)
+        self._ids.index_copy_(1, self._position, chosen[:, None])
+        self._sums.add_(self._log_probs.masked_fill(self._ended, 0.0))
+        self._ended.logical_or_((self._tokens == self._config.eos_token_id) & self._stops_at_eos)
         torch.all(self._ended, dim=0, keepdim=True, out=self._all_ended)
-        self._step.add_(1)
+        self._position.add_(1)
 
 
-class _Look:
-    """A copy of a flag on its way to the host."""
+class _FlagReadback:
+    """An asynchronous copy of a flag to the host."""
 
     def __init__(self, flag: Tensor) -> None:
         self._arrived: torch.cuda.Event | None = None
@@ -117,8 +113,8 @@ class _Look:
             self._arrived = torch.cuda.Event()
             self._arrived.record()
 
-    def all_ended(self) -> bool:
-        """Waits until the copy is there."""
+    def wait(self) -> bool:
+        """Returns the flag, once the copy has arrived."""
         if self._arrived is not None:
             self._arrived.synchronize()
         return bool(self._copy)

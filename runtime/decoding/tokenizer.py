@@ -1,4 +1,4 @@
-"""Token ids to text (SPEC section 6)."""
+"""Token ids to text (published-system.md, section 6)."""
 
 from __future__ import annotations
 
@@ -9,29 +9,32 @@ from tokenizers import Tokenizer
 
 from runtime.errors import BundleError
 
+_END_OF_WORD = "</w>"
+"""CLIP's vocabulary marks the end of a word in its tokens; others leave nothing of this to replace."""
+
 
 class CaptionTokenizer:
-    """A CLIP-style byte-pair vocabulary, read from a `tokenizer.json`.
+    """A byte-pair vocabulary, read from a `tokenizer.json`.
 
     Args:
         file: the vocabulary.
-        end_id: the token that ends a caption.
+        eos_token_id: the token that ends a caption.
 
     Raises:
         BundleError: the file is not a tokenizer.
     """
 
-    def __init__(self, file: Path, end_id: int) -> None:
+    def __init__(self, file: Path, eos_token_id: int) -> None:
         try:
             self._tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises bare Exception
             raise BundleError(f"{file}: not a tokenizer: {error}") from None
-        self._end_id = end_id
+        self._eos_token_id = eos_token_id
 
     def text(self, ids: Sequence[int]) -> str:
-        """The text of ids up to the first end token, without spaces around it."""
-        spoken = list(ids)
-        if self._end_id in spoken:
-            spoken = spoken[: spoken.index(self._end_id)]
-        pieces = self._tokenizer.decode(spoken, skip_special_tokens=True)
-        return str(pieces).replace("</w>", " ").strip()
+        """Returns the text of ids up to the first end token, without spaces around it."""
+        kept = list(ids)
+        if self._eos_token_id in kept:
+            kept = kept[: kept.index(self._eos_token_id)]
+        text = self._tokenizer.decode(kept, skip_special_tokens=True)
+        return str(text).replace(_END_OF_WORD, " ").strip()

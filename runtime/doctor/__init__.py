@@ -13,13 +13,13 @@ from runtime.doctor.machine import on_machine
 __all__ = ["Finding", "examine"]
 
 
-def examine(engines: Path | None = None) -> Iterator[Finding]:
-    """Looks at the machine, at each backend with a small graph, and at a bundle if one is named, one by one.
+def examine(bundle: Path | None = None) -> Iterator[Finding]:
+    """Checks the machine, each backend with a small graph, and a bundle if one is named, one by one.
 
     Args:
-        engines: a bundle to run on every backend that works here, against ONNX Runtime on the CPU.
+        bundle: a folder to run on every backend that works here, against ONNX Runtime on the CPU.
     """
     yield from on_machine()
     yield from on_backends()
-    if engines is not None:
-        yield from on_bundle(engines)
+    if bundle is not None:
+        yield from on_bundle(bundle)

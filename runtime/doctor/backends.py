@@ -1,4 +1,4 @@
-"""Each backend with a small graph: whether it opens it, runs it and is right."""
+"""Checks each backend with a small graph: whether it opens it, runs it and is right."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from runtime.backends import Backend, OpenVinoBackend, OrtBackend
+from runtime.backends import BACKENDS, Backend
 from runtime.backends.cuda.device import current_gpu
 from runtime.backends.cuda.stream import Stream
-from runtime.backends.cuda.workspace import Scratch
-from runtime.backends.onnxruntime_gpu import CUDA, TENSORRT, OrtGpuBackend
-from runtime.backends.tensorrt.api import TensorRt, open_tensorrt
+from runtime.backends.cuda.workspace import Workspace
+from runtime.backends.registry import BackendRequest, BackendSpec
+from runtime.backends.tensorrt.api import TensorRtApi, open_tensorrt
+from runtime.backends.tensorrt.build import build_plan_bytes
 from runtime.backends.tensorrt.engine import TrtEngine
+from runtime.bundle import EngineFiles, ShapeRange
 from runtime.doctor.finding import Finding
 from runtime.errors import BackendError
 
@@ -29,74 +31,64 @@ SMALL_GRAPH = base64.b64decode(
     "YD8AAIA/AACQPwAAoD8AALA/AADAPwAA0D8AAOA/AADwP1oXCgF4EhIKEAgBEgwKBhIEcm93cwoCCARiFwoBeRISChAIARIMCgYSBHJvd3MKAggE"
     "QgQKABAU"
 )
-"""ONNX: y = relu(x @ w), x (rows, 4), w (4, 4) = 0, 1, 2, ... 15 eighths."""
+"""An ONNX graph: y = relu(x @ w), x (rows, 4), w (4, 4) = 0, 1, 2, ... 15 eighths."""
 
 _ROWS = 3
+_REINSTALL = "reinstall the package, in the version that fits the driver; report it with `doctor --json` if it stays"
 
 
 def on_backends() -> Iterator[Finding]:
-    """A finding for each backend. One that is not installed, or has no GPU, is "not here"."""
-    yield _tried("backend cpu", OrtBackend)
-    yield _tried("backend openvino", OpenVinoBackend)
-    yield _tried("backend openvino bf16", lambda: OpenVinoBackend(precision="bf16"))
-    yield _tried("backend ort-cuda", lambda: OrtGpuBackend(CUDA))
-    yield _tried("backend ort-tensorrt", lambda: OrtGpuBackend(TENSORRT))
-    yield _on_tensorrt()
+    """Yields a finding for each backend and precision. One that is not installed, or has no GPU, is "unavailable"."""
+    for spec in BACKENDS.values():
+        if spec.needs_plans:
+            yield _try_tensorrt()
+            continue
+        for precision in spec.compute_precisions:
+            subject = f"backend {spec.name}" + ("" if precision == "fp32" else f" {precision}")
+            yield _try_backend(subject, _opener(spec, BackendRequest(precision=precision)))
 
 
-def _tried(subject: str, start: Callable[[], Backend]) -> Finding:
+def _opener(spec: BackendSpec, request: BackendRequest) -> Callable[[], Backend]:
+    return lambda: spec.open(request)
+
+
+def _try_backend(subject: str, open_backend: Callable[[], Backend]) -> Finding:
     try:
-        backend = start()
+        backend = open_backend()
     except BackendError as error:
-        return Finding(subject, "not here", str(error))
+        return Finding(subject, "unavailable", str(error))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "small.onnx"
         path.write_bytes(SMALL_GRAPH)
         try:
-            outputs = backend.open(path).run({"x": _input().to(backend.device)})
+            outputs = backend.open(EngineFiles(path)).run({"x": _input().to(backend.device)})
         except BackendError as error:
             return Finding(subject, "fail", f"{backend.name}: {error}", _REINSTALL)
-    return _compared(subject, backend.name, outputs["y"])
+    return _compare_output(subject, backend.name, outputs["y"])
 
 
-def _on_tensorrt() -> Finding:
+def _try_tensorrt() -> Finding:
     try:
-        trt, device = open_tensorrt(), current_gpu()
+        api, device = open_tensorrt(), current_gpu()
     except BackendError as error:
-        return Finding("backend tensorrt", "not here", str(error))
-    stream = Stream(device)
+        return Finding("backend tensorrt", "unavailable", str(error))
     try:
-        engine = TrtEngine(trt, _built(trt), Path("small.plan"), device, stream, Scratch(device))
+        engine = TrtEngine(api, _build_small_engine(api), Path("small.plan"), device, Stream(device), Workspace(device))
         y = engine.run({"x": _input().to(device)})["y"]
     except BackendError as error:
         return Finding("backend tensorrt", "fail", str(error), _REINSTALL)
-    return _compared("backend tensorrt", f"tensorrt {trt.version}", y)
+    return _compare_output("backend tensorrt", f"tensorrt {api.version}", y)
 
 
-_REINSTALL = (
-    "install the package again, in the version that fits the driver; report it with `doctor --json` if it stays"
-)
+def _build_small_engine(api: TensorRtApi) -> tensorrt.ICudaEngine:
+    """Builds and loads a plan of the small graph."""
+    rows = ShapeRange(min=(1, 4), opt=(_ROWS, 4), max=(_ROWS, 4))
+    plan = build_plan_bytes(api, lambda parser: parser.parse(SMALL_GRAPH), [{"x": rows}], "a small graph")
+    runtime = api.require(api.module.Runtime(api.logger), "starting its runtime")
+    return api.require(runtime.deserialize_cuda_engine(plan), "loading a small plan")
 
 
-def _built(trt: TensorRt) -> tensorrt.ICudaEngine:
-    """A plan of the small graph, built and loaded."""
-    import tensorrt
-
-    builder = trt.checked(tensorrt.Builder(trt.logger), "starting a builder")
-    typed = 1 << int(tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-    network = trt.checked(builder.create_network(typed), "making a network")
-    parser = tensorrt.OnnxParser(network, trt.logger)
-    trt.checked(parser.parse(SMALL_GRAPH), "reading a small graph")
-    config = trt.checked(builder.create_builder_config(), "making a configuration")
-    profile = builder.create_optimization_profile()
-    profile.set_shape("x", (1, 4), (_ROWS, 4), (_ROWS, 4))
-    trt.checked(config.add_optimization_profile(profile) >= 0, "adding a profile")
-    plan = trt.checked(builder.build_serialized_network(network, config), "building a small plan")
-    runtime = trt.checked(tensorrt.Runtime(trt.logger), "starting its runtime")
-    return trt.checked(runtime.deserialize_cuda_engine(bytes(plan)), "loading a small plan")
-
-
-def _compared(subject: str, name: str, y: Tensor) -> Finding:
+def _compare_output(subject: str, name: str, y: Tensor) -> Finding:
     weights = torch.arange(16, dtype=torch.float32).reshape(4, 4) / 8
     difference = float((y.cpu().float() - torch.relu(_input() @ weights)).abs().max())
     if difference <= 1e-2:  # sums below 10, in bfloat16 too: the numbers are eighths

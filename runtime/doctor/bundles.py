@@ -1,4 +1,4 @@
-"""A bundle on every backend that can open it: parity with the CPU, fusion, capture, memory and speed."""
+"""Checks a bundle on every backend that can open it: parity with the CPU, fusion, capture, memory and speed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from runtime.backends import BACKENDS, open_backend
+from runtime.backends import BACKENDS, BackendName, open_backend
 from runtime.bundle import Bundle
 from runtime.captioner import Captioner
 from runtime.doctor.finding import Finding
@@ -21,50 +21,48 @@ from runtime.results import Caption
 
 _IMAGE_WH = (640, 480)
 _REGIONS: list[Region] = [Box(40, 40, 300, 260), Box(320, 200, 600, 460), Box(10, 200, 200, 470), WholeImage()]
-_LEAST_COSINE = {"fp32": 0.999}
-_LEAST_COSINE_ROUNDED = 0.98
+_MIN_COSINE = {"fp32": 0.999}
+_MIN_COSINE_HALF_PRECISION = 0.98
 _RUNS = 3
 
 
 def on_bundle(folder: Path) -> Iterator[Finding]:
-    """Findings of a bundle, backend by backend; ONNX Runtime on the CPU is what the others are compared with."""
+    """Yields findings of a bundle, backend by backend, compared with ONNX Runtime on the CPU."""
     try:
-        reference = _Answers.of(folder, "cpu")
+        reference = _BackendOutputs.of(folder, "cpu")
     except PatchcaptionError as error:
         yield Finding(f"{folder.name} on cpu", "fail", str(error), "build the bundle again")
         return
     for name in BACKENDS:
-        if name == "auto":
-            continue
         subject = f"{folder.name} on {name}"
-        why_not = _why_not_here(Bundle(folder, verify=False), name)
-        if why_not:
-            yield Finding(subject, "not here", why_not)
+        reason = _unavailable_reason(Bundle(folder, verify=False), name)
+        if reason is not None:
+            yield Finding(subject, "unavailable", reason)
             continue
         try:
-            answers = reference if name == "cpu" else _Answers.of(folder, name)
+            outputs = reference if name == "cpu" else _BackendOutputs.of(folder, name)
         except BackendError as error:
             yield Finding(subject, "fail", str(error), "build the bundle again here; report it with --json if it stays")
             continue
-        yield from answers.findings(subject, reference)
+        yield from outputs.findings(subject, reference)
 
 
-def _why_not_here(bundle: Bundle, backend: str) -> str:
-    """Why nobody can expect a bundle to run on a backend; "" where it should."""
-    if backend == "tensorrt" and not bundle.manifest.plans:
+def _unavailable_reason(bundle: Bundle, backend: BackendName) -> str | None:
+    """Returns why nobody can expect a bundle to run on a backend; None where it should."""
+    if BACKENDS[backend].needs_plans and not bundle.manifest.plans:
         return f"no plans were built of it: python export/build_plans.py {bundle.folder}"
     try:
         open_backend(backend, bundle=bundle)
     except BackendError as error:
         return str(error)
-    return ""
+    return None
 
 
-class _Answers:
-    """What a backend made of one image, and how."""
+class _BackendOutputs:
+    """What a backend computed for one image, how fast, and by which engines."""
 
     def __init__(self, captioner: Captioner, features: FeatureMap, captions: list[Caption]) -> None:
-        self._name, self._precision = captioner.backend.name, captioner.manifest.backbone.precision
+        self._name, self._precision = captioner.backend.name, captioner.manifest.engines["backbone"].precision
         self._tokens, self._texts = features.tokens.float().cpu(), [caption.text for caption in captions]
         self._encode_ms = _best_ms(lambda: captioner.encode(_image()).tokens.cpu())
         self._describe_ms = _best_ms(lambda: captioner.describe(features, _REGIONS))
@@ -73,12 +71,12 @@ class _Answers:
         self._gpu_mib = torch.cuda.max_memory_allocated() / 2**20 if self._is_on_gpu else 0.0
 
     @classmethod
-    def of(cls, folder: Path, backend: str) -> _Answers:
+    def of(cls, folder: Path, backend: str) -> _BackendOutputs:
         with Captioner.load(folder, backend) as captioner:
             features = captioner.encode(_image())
             return cls(captioner, features, captioner.describe(features, _REGIONS))
 
-    def findings(self, subject: str, reference: _Answers) -> Iterator[Finding]:
+    def findings(self, subject: str, reference: _BackendOutputs) -> Iterator[Finding]:
         yield self._parity(subject, reference)
         yield Finding(
             f"{subject}: speed", "pass", f"encode {self._encode_ms:.1f} ms, 4 regions {self._describe_ms:.1f} ms"
@@ -91,18 +89,18 @@ class _Answers:
         if self._layers is not None:
             yield self._fusion(subject)
 
-    def _parity(self, subject: str, reference: _Answers) -> Finding:
+    def _parity(self, subject: str, reference: _BackendOutputs) -> Finding:
         cosine = float(F.cosine_similarity(self._tokens, reference._tokens, dim=-1).min())
         same = sum(ours == theirs for ours, theirs in zip(self._texts, reference._texts, strict=True))
         detail = f"{self._name}: tokens' cosine at least {cosine:.5f}, {same} of {len(self._texts)} captions the same"
-        if cosine >= _LEAST_COSINE.get(self._precision, _LEAST_COSINE_ROUNDED):
+        if cosine >= _MIN_COSINE.get(self._precision, _MIN_COSINE_HALF_PRECISION):
             return Finding(f"{subject}: parity", "pass", detail)
         return Finding(f"{subject}: parity", "fail", detail, "build the bundle with --precision fp32, and report it")
 
     def _capture(self, subject: str) -> Finding:
-        reasons = [reason for pieces in self._captured.values() for reason in pieces if reason]
+        reasons = [reason for of_engine in self._captured.values() for reason in of_engine if reason]
         if not reasons:
-            counts = ", ".join(f"{len(pieces)} of the {name}" for name, pieces in self._captured.items())
+            counts = ", ".join(f"{len(of_engine)} of the {name}" for name, of_engine in self._captured.items())
             return Finding(f"{subject}: graph capture", "pass", f"CUDA graphs: {counts}")
         return Finding(f"{subject}: graph capture", "fail", reasons[0], "it runs without; report it with --json")
 
@@ -121,9 +119,9 @@ def _image() -> torch.Tensor:
 
 
 def _best_ms(call: Callable[[], object]) -> float:
-    taken = []
+    durations = []
     for _ in range(_RUNS):
         start = time.perf_counter()
         call()
-        taken.append(time.perf_counter() - start)
-    return 1000 * min(taken)
+        durations.append(time.perf_counter() - start)
+    return 1000 * min(durations)

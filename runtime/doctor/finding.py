@@ -1,21 +1,21 @@
-"""One line of an examination."""
+"""One finding of the doctor."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-State: TypeAlias = Literal["pass", "fail", "not here"]
+State: TypeAlias = Literal["pass", "fail", "unavailable"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was looked at, and what was found.
+    """One thing that was checked, and the result.
 
     Attributes:
-        subject: what was looked at.
-        state: it works, it does not, or there is none and nothing asked for it.
-        detail: what was found, with its numbers.
+        subject: what was checked.
+        state: it works, it does not, or it is not on this machine and nothing asked for it.
+        detail: the result, with its numbers.
         fix: what to do about it; of failures only.
     """
 
@@ -26,4 +26,4 @@ class Finding:
 
     def __str__(self) -> str:
         fix = f"; fix: {self.fix}" if self.fix else ""
-        return f"{self.state:<9} {self.subject:<28} {self.detail}{fix}"
+        return f"{self.state:<11} {self.subject:<28} {self.detail}{fix}"

@@ -1,5 +1,7 @@
 """Stage 4: region vectors -> text space, as weighted sums of the caption embeddings near them."""
 
-from runtime.memory.bank import MemoryBank, MemoryMatch
+from runtime.memory.bank import MemoryBank
+from runtime.memory.match import MemoryMatch
+from runtime.memory.projector import Projector, load_projector
 
-__all__ = ["MemoryBank", "MemoryMatch"]
+__all__ = ["MemoryBank", "MemoryMatch", "Projector", "load_projector"]

@@ -1,7 +1,5 @@
 """The memory bank: carries a region vector into text space, as a weighted sum of the caption embeddings near it.
 
-On the CPU the native kernels do it where they were built (`make native`), else torch does the same, more slowly.
-
 Shapes: R regions, M memory rows, D width, m rows of a block.
 """
 
@@ -12,76 +10,57 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from runtime.bundle import Bundle, MemorySettings
+from runtime.bundle import Bundle, MemoryConfig
 from runtime.errors import BundleError
-from runtime.memory import native_kernels as native
-from runtime.memory import torch_kernels as torch_projection
 from runtime.memory.blocks import blocks
+from runtime.memory.kernels import ProjectionKernels, projection_kernels
+from runtime.memory.match import MemoryMatch
 from runtime.memory.rows import StoredRows
 
-_ALLOWED_ROUNDING = 1e-3
-"""Of a projected vector of length 1."""
+_MAX_ERROR = 1e-3
+"""Largest error allowed in a projected unit vector."""
 _DEVIATIONS = 4
-"""How many standard deviations of a cosine's rounding are reckoned with: of 16,000 rows one rounds worse."""
+"""Standard deviations of a cosine's rounding that are allowed for: one of 16,000 rows rounds worse."""
 _SAMPLE_ROWS = 2**14
-"""Rows that show how wide the softmax of a region is, before all are looked at."""
-_SAMPLE_TRUST = 4
-"""By how many times the sample may miss."""
+"""Rows that show how wide the softmax of a region is, before all rows are read."""
+_SAMPLE_TOLERANCE = 4
+"""The factor by which the sample may be wrong."""
 _REGIONS_AT_ONCE = 256
-"""Their sums stay in a core's second cache while the rows pass by."""
-
-
-@dataclass(frozen=True)
-class MemoryMatch:
-    """A caption of the memory bank near a region.
-
-    Attributes:
-        text: the caption.
-        similarity: the cosine of its embedding and the region's vector, in -1..1.
-
-    Example:
-        >>> match = captioner.caption(scene, [Box(276, 174, 507, 399)], n_best=3)[0].nearest[0]
-        >>> match.text, round(match.similarity, 2)
-        ('a large striped red triangle', 0.82)
-    """
-
-    text: str
-    similarity: float
+"""Their sums stay in a core's second-level cache while the rows pass by."""
 
 
 @dataclass(frozen=True, eq=False)
 class MemoryBank:
-    """M caption embeddings of width D, as they came (not normalised), and how vectors are projected onto them.
+    """M caption embeddings of width D, as published (not normalised), and how vectors are projected onto them.
 
     Attributes:
         rows: the embeddings.
-        settings: of the bundle: temperature, normalisation, how the embeddings were rounded.
+        config: the bundle's: temperature, normalisation, how the embeddings were rounded.
         captions_file: the captions, a JSON string a line, row by row.
     """
 
     rows: StoredRows
-    settings: MemorySettings
+    config: MemoryConfig
     captions_file: Path
 
     @classmethod
-    def load(cls, bundle: Bundle, settings: MemorySettings, device: torch.device) -> MemoryBank:
+    def load(cls, bundle: Bundle, config: MemoryConfig, device: torch.device) -> MemoryBank:
         """Maps a bundle's bank into memory.
 
         Raises:
             BundleError: its files are not what they should be.
         """
-        file, width = bundle.path(settings.embeddings), bundle.manifest.architecture.width
-        rows = StoredRows.load(file, None if settings.fine is None else bundle.path(settings.fine), device)
-        if rows.stored.shape != (settings.rows, width):
+        file, width = bundle.path(config.embeddings), bundle.manifest.backbone.output_dim
+        rows = StoredRows.load(file, None if config.residual is None else bundle.path(config.residual), device)
+        if rows.stored.shape != (config.num_rows, width):
             got = tuple(rows.stored.shape)
-            raise BundleError(f"{file}: expected embeddings ({settings.rows}, {width}), got {got}; build it again")
-        return cls(rows, settings, bundle.path(settings.captions))
+            raise BundleError(f"{file}: expected embeddings ({config.num_rows}, {width}), got {got}; build it again")
+        return cls(rows, config, bundle.path(config.captions))
 
     @cached_property
     def captions(self) -> list[str]:
@@ -102,79 +81,68 @@ class MemoryBank:
         return captions
 
     def project(self, vectors: Tensor) -> Tensor:
-        """Region vectors (R, D) into text space (R, D): softmax(cosine / temperature) @ embeddings (SPEC section 5).
+        """Carries region vectors (R, D) into text space (R, D): softmax(cosine / temperature) @ embeddings.
 
-        However the rows are stored, a projected unit vector differs by less than 1e-3 from that of float32 rows.
+        However the rows are stored, a projected unit vector differs by less than 1e-3 from that of float32 rows
+        (published-system.md, section 5).
         """
         if len(vectors) == 0:
             return vectors
-        kernels = _kernels(vectors.device)
-        mixed = torch.cat([self._mix(kernels, part) for part in F.normalize(vectors, dim=-1).split(_REGIONS_AT_ONCE)])
-        return F.normalize(mixed, dim=-1) if self.settings.normalize else mixed
+        kernels = projection_kernels(vectors.device)
+        parts = F.normalize(vectors, dim=-1).split(_REGIONS_AT_ONCE)
+        sums = torch.cat([self._weighted_sum(kernels, part) for part in parts])
+        return F.normalize(sums, dim=-1) if self.config.normalize else sums
 
     def nearest(self, vectors: Tensor, count: int) -> list[tuple[MemoryMatch, ...]]:
-        """For each of the vectors (R, D) its ``count`` nearest captions, the nearest first."""
-        directions = F.normalize(vectors, dim=-1)
-        cosines, places = directions.new_empty((len(vectors), 0)), torch.empty((len(vectors), 0), dtype=torch.int64)
+        """Returns for each of the vectors (R, D) its ``count`` nearest captions, the nearest first."""
+        unit_queries = F.normalize(vectors, dim=-1)
+        cosines, indices = unit_queries.new_empty((len(vectors), 0)), torch.empty((len(vectors), 0), dtype=torch.int64)
         for block in blocks(self.rows, len(vectors)):
-            of_block = block.products(directions) * block.inverse_norms
-            best = of_block.topk(min(count, of_block.shape[1]), dim=-1)
-            cosines = torch.cat([cosines, best.values], dim=1)
-            places = torch.cat([places, best.indices.cpu() + block.start], dim=1)
+            block_cosines = block.products(unit_queries) * block.inverse_norms
+            top = block_cosines.topk(min(count, block_cosines.shape[1]), dim=-1)
+            cosines = torch.cat([cosines, top.values], dim=1)
+            indices = torch.cat([indices, top.indices.cpu() + block.start], dim=1)
             cosines, kept = cosines.topk(min(count, cosines.shape[1]), dim=-1)
-            places = places.gather(1, kept.cpu())
+            indices = indices.gather(1, kept.cpu())
         return [
-            tuple(MemoryMatch(self.captions[place], cosine) for place, cosine in zip(*found, strict=True))
-            for found in zip(places.tolist(), cosines.clamp(-1, 1).tolist(), strict=True)
+            tuple(MemoryMatch(self.captions[index], cosine) for index, cosine in zip(*found, strict=True))
+            for found in zip(indices.tolist(), cosines.clamp(-1, 1).tolist(), strict=True)
         ]
 
-    def _mix(self, kernels: _Kernels, directions: Tensor) -> Tensor:
-        """softmax @ rows (R, D).
+    def _weighted_sum(self, kernels: ProjectionKernels, unit_queries: Tensor) -> Tensor:
+        """Returns softmax @ rows (R, D).
 
-        Where few rows have the weight: from the rows as stored, the best of them again with what rounding left. Else,
-        and where the weight of the others turns out too large to neglect their rounding, from all that is known of all.
+        Where few rows have the weight, from the rows as stored, the top ones refined by their residuals. Otherwise, and
+        where the unrefined rows turn out to weigh too much for their rounding to be neglected, from all rows refined.
         """
-        rows, temperature, best = self.rows, self.settings.temperature, self.settings.best
-        has_best = rows.fine is not None and best > 0
-        # Only the native kernels read what rounding left of single rows from its file.
-        if not has_best or (kernels is torch_projection and not rows.fine_in_memory):
-            return kernels.project(rows, directions, temperature)
-        mixed = torch.empty_like(directions)
-        is_wide = self._is_wide(kernels, directions)
+        rows, temperature, top_k = self.rows, self.config.temperature, self.config.refine_top_k
+        can_refine = rows.residual is not None and top_k > 0
+        if not can_refine or not (rows.has_residual_in_memory or kernels.reads_residual_from_file):
+            return kernels.project(rows, unit_queries, temperature)
+        sums = torch.empty_like(unit_queries)
+        is_wide = self._is_wide(kernels, unit_queries)
         narrow = torch.nonzero(~is_wide)[:, 0]
         if len(narrow):
-            mixed[narrow], tail = kernels.project_best(rows, directions[narrow], temperature, best)
-            is_wide[narrow] = ~(tail * self._rounding <= _ALLOWED_ROUNDING)
+            queries = unit_queries[narrow]
+            sums[narrow], unrefined = kernels.project_with_refinement(rows, queries, temperature, top_k)
+            is_wide[narrow] = ~(unrefined * self._max_error_per_mass <= _MAX_ERROR)
         if is_wide.any():
-            mixed[is_wide] = kernels.project(rows, directions[is_wide], temperature)
-        return mixed
+            sums[is_wide] = kernels.project(rows, unit_queries[is_wide], temperature)
+        return sums
 
-    def _is_wide(self, kernels: _Kernels, directions: Tensor) -> Tensor:
-        """Whether the best rows will hardly have enough of the weight, by a sample: (R,) bool."""
+    def _is_wide(self, kernels: ProjectionKernels, unit_queries: Tensor) -> Tensor:
+        """Returns whether the top rows are unlikely to have enough of the weight, judged by a sample: (R,) bool."""
         sample = self.rows.head(_SAMPLE_ROWS)
-        best = max(1, self.settings.best * len(sample) // len(self.rows))
-        _, tail = kernels.project_best(sample, directions, self.settings.temperature, best)
-        return tail * self._rounding > _SAMPLE_TRUST * _ALLOWED_ROUNDING
+        top_k = max(1, self.config.refine_top_k * len(sample) // len(self.rows))
+        _, unrefined = kernels.project_with_refinement(sample, unit_queries, self.config.temperature, top_k)
+        return unrefined * self._max_error_per_mass > _SAMPLE_TOLERANCE * _MAX_ERROR
 
     @property
-    def _rounding(self) -> float:
-        """The most that rounding can do to the part of a projected vector that is of rows as stored, as a share of it:
-        to their weights through their cosines, and so to the sum of weights, and to the rows themselves."""
+    def _max_error_per_mass(self) -> float:
+        """The most that rounding can change the unrefined part of a projected vector, relative to that part.
+
+        It changes the rows' weights through their cosines, and so the sum of weights too, and the rows themselves.
+        """
         width = self.rows.stored.shape[1]
-        of_weights = _DEVIATIONS / (math.sqrt(width) * self.settings.temperature)
-        return self.settings.rounding * (2 * of_weights + 1)
-
-
-class _Kernels(Protocol):
-    """What projects: the native kernels, or torch. See `torch_projection` for what each returns."""
-
-    def project(self, rows: StoredRows, directions: Tensor, temperature: float) -> Tensor: ...
-
-    def project_best(
-        self, rows: StoredRows, directions: Tensor, temperature: float, best: int
-    ) -> tuple[Tensor, Tensor]: ...
-
-
-def _kernels(device: torch.device) -> _Kernels:
-    library = native.library() if device.type == "cpu" else None
-    return library or torch_projection
+        weight_error = _DEVIATIONS / (math.sqrt(width) * self.config.temperature)
+        return self.config.max_relative_error * (2 * weight_error + 1)

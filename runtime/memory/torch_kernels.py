@@ -1,9 +1,9 @@
 """Projection onto stored rows with torch's operators: on GPUs, and on CPUs without the native kernels.
 
-The same two ways as `native.Library` has. Products of many regions with many rows are bound by reading the rows, which
-torch's own matrix products do at the memory's speed; what is in between is small.
+Reading the rows dominates the products of many queries with many rows, and torch's own matrix products read them at the
+memory's speed; intermediate results are small.
 
-Shapes: R regions, M memory rows, D width, K best rows of a region, m rows of a block.
+Shapes: R queries, M memory rows, D width, K refined rows of a query, m rows of a block.
 """
 
 from __future__ import annotations
@@ -14,64 +14,62 @@ import torch
 from torch import Tensor
 
 from runtime.memory.blocks import blocks, stored_blocks
-from runtime.memory.rows import FineRows, StoredRows
+from runtime.memory.rows import ResidualRows, StoredRows
 
-_LOGITS_AT_ONCE = 2**26
-"""Regions x rows whose logits are kept: 256 MiB of float32."""
+_MAX_LOGITS = 2**26
+"""Queries x rows whose logits are kept: 256 MiB of float32."""
 _ROWS_AT_ONCE = 2**17
 
 
-def project(rows: StoredRows, directions: Tensor, temperature: float) -> Tensor:
-    """softmax(cosine / temperature) @ rows (R, D) for directions (R, D) of length 1, by all that is known of the rows.
+class TorchKernels:
+    """Implements `runtime.memory.kernels.ProjectionKernels`; residuals must be in memory to refine single rows."""
 
-    One pass with a running softmax.
-    """
-    largest = directions.new_full((len(directions), 1), -math.inf)
-    total, mixed = torch.zeros_like(largest), torch.zeros_like(directions)
-    for block in blocks(rows, len(directions)):
-        logits = block.products(directions) * (block.inverse_norms / temperature)
-        now = torch.maximum(largest, logits.amax(dim=1, keepdim=True))
-        weights, shrink = torch.exp(logits - now), torch.exp(largest - now)
-        total = total * shrink + weights.sum(dim=1, keepdim=True)
-        mixed = mixed * shrink + block.mixed(weights)
-        largest = now
-    return mixed / total
+    reads_residual_from_file = False
 
+    def project(self, rows: StoredRows, unit_queries: Tensor, temperature: float) -> Tensor:
+        """Projects in one pass over the rows, with a running softmax."""
+        largest = unit_queries.new_full((len(unit_queries), 1), -math.inf)
+        total, sums = torch.zeros_like(largest), torch.zeros_like(unit_queries)
+        for block in blocks(rows, len(unit_queries)):
+            logits = block.products(unit_queries) * (block.inverse_norms / temperature)
+            new_largest = torch.maximum(largest, logits.amax(dim=1, keepdim=True))
+            weights, shrink = torch.exp(logits - new_largest), torch.exp(largest - new_largest)
+            total = total * shrink + weights.sum(dim=1, keepdim=True)
+            sums = sums * shrink + block.weighted_sum(weights)
+            largest = new_largest
+        return sums / total
 
-def project_best(rows: StoredRows, directions: Tensor, temperature: float, best: int) -> tuple[Tensor, Tensor]:
-    """The same from the rows as stored, but for the ``best`` of each region, to which what rounding left is added.
-
-    Of ``rows.fine``, which must be in memory, only those are read.
-
-    Returns:
-        the sums (R, D), and how much of each is of rows as stored (R,): the sum of weight times row length over the
-        other rows, as a share of the sum's length.
-    """
-    parts = directions.split(max(1, _LOGITS_AT_ONCE // len(rows)))
-    mixed, tails = zip(*(_project_best(rows, part, temperature, best) for part in parts), strict=True)
-    return torch.cat(mixed), torch.cat(tails)
+    def project_with_refinement(
+        self, rows: StoredRows, unit_queries: Tensor, temperature: float, refine_top_k: int
+    ) -> tuple[Tensor, Tensor]:
+        """Projects in two passes, logits and weighted sum; reads the residuals of refined rows only."""
+        parts = unit_queries.split(max(1, _MAX_LOGITS // len(rows)))
+        sums, masses = zip(*(_project_part(rows, part, temperature, refine_top_k) for part in parts), strict=True)
+        return torch.cat(sums), torch.cat(masses)
 
 
-def _project_best(rows: StoredRows, directions: Tensor, temperature: float, best: int) -> tuple[Tensor, Tensor]:
-    assert rows.fine is not None
-    of_rows = rows.inverse_norms / temperature
+def _project_part(
+    rows: StoredRows, unit_queries: Tensor, temperature: float, refine_top_k: int
+) -> tuple[Tensor, Tensor]:
+    assert rows.residual is not None
+    logit_scales = rows.inverse_norms / temperature
     coarse = StoredRows(rows.stored, rows.inverse_norms, rows.scales)
-    logits = torch.cat([block.products(directions) for block in stored_blocks(coarse, _ROWS_AT_ONCE)], dim=1)
-    logits *= of_rows
-    places = logits.topk(min(best, len(rows)), dim=1).indices
-    left = _left_of(rows.fine, places)
-    nearer = logits.gather(1, places) + torch.einsum("rkd,rd->rk", left, directions) * of_rows[places]
-    logits.scatter_(1, places, nearer)
+    logits = torch.cat([block.products(unit_queries) for block in stored_blocks(coarse, _ROWS_AT_ONCE)], dim=1)
+    logits *= logit_scales
+    indices = logits.topk(min(refine_top_k, len(rows)), dim=1).indices
+    residuals = _gather_residuals(rows.residual, indices)
+    corrections = torch.einsum("rkd,rd->rk", residuals, unit_queries) * logit_scales[indices]
+    logits.scatter_(1, indices, logits.gather(1, indices) + corrections)
     weights = torch.softmax(logits, dim=1, out=logits)
-    of_best = weights.gather(1, places)
-    mixed = torch.einsum("rk,rkd->rd", of_best, left)
+    top_weights = weights.gather(1, indices)
+    sums = torch.einsum("rk,rkd->rd", top_weights, residuals)
     for block in stored_blocks(coarse, _ROWS_AT_ONCE):
-        mixed += block.mixed(weights[:, block.start : block.start + len(block.inverse_norms)])
-    lengths = (weights / rows.inverse_norms).sum(dim=1) - (of_best / rows.inverse_norms[places]).sum(dim=1)
-    return mixed, lengths.clamp(min=0) / mixed.norm(dim=1)
+        sums += block.weighted_sum(weights[:, block.start : block.start + len(block.inverse_norms)])
+    lengths = (weights / rows.inverse_norms).sum(dim=1) - (top_weights / rows.inverse_norms[indices]).sum(dim=1)
+    return sums, lengths.clamp(min=0) / sums.norm(dim=1)
 
 
-def _left_of(fine: FineRows, places: Tensor) -> Tensor:
-    """What rounding left of rows, by their numbers (R, K): (R, K, D) float32."""
-    assert fine.numbers is not None
-    return fine.numbers[places].float() * fine.scales[places][..., None]
+def _gather_residuals(residual: ResidualRows, indices: Tensor) -> Tensor:
+    """Returns the residuals (R, K, D) float32 of the rows at ``indices`` (R, K)."""
+    assert residual.values is not None
+    return residual.values[indices].float() * residual.scales[indices][..., None]

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from runtime.bundle import TokenLayout
 from runtime.errors import RegionError
 from runtime.image import View
 
@@ -20,41 +21,70 @@ Array: TypeAlias = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Canvas:
-    """One image as regions see it: how it lies on the input, how the backbone cuts it into tokens and where cls looks.
+    """One image as regions see it: its geometry on the backbone's input, its tokens, and the attention of cls.
 
     Attributes:
-        cls_scores: the cls query's products with each patch key (H, N); None where no region asks for attention.
+        view: how the image lies on the input.
+        layout: which token is what.
+        cls_attention_logits: the cls query's products with each patch key (H, N); None where no region asks for
+            attention.
     """
 
     view: View
-    patch: int
-    registers: int
-    cls_scores: Tensor | None = None
+    layout: TokenLayout
+    cls_attention_logits: Tensor | None = None
 
     @property
     def grid(self) -> int:
         """G, patches per side."""
-        return self.view.size // self.patch
+        return self.layout.grid
+
+    @property
+    def patch(self) -> int:
+        """Side of a patch, in input pixels."""
+        return self.view.size // self.layout.grid
 
     @cached_property
     def attention(self) -> Array:
-        """How much cls attends to each patch (G, G), summing to 1 (SPEC section 3); fetched when first asked for."""
-        return cls_attention(self._scores()).numpy().reshape(self.grid, self.grid)
+        """How much cls attends to each patch (G, G), summing to 1 (published-system.md, section 3).
+
+        Copied from the device when first asked for.
+        """
+        return cls_attention(self._logits()).numpy().reshape(self.grid, self.grid)
 
     @cached_property
     def head_attention(self) -> Array:
         """The same for each head by itself (H, G, G)."""
-        return torch.softmax(self._scores(), dim=-1).numpy().reshape(-1, self.grid, self.grid)
+        return torch.softmax(self._logits(), dim=-1).numpy().reshape(-1, self.grid, self.grid)
 
-    def token(self, number: int) -> Array:
-        """The row (T,) of one token alone."""
-        weights = np.zeros(1 + self.registers + self.grid**2)
-        weights[number] = 1
+    def token(self, index: int) -> Array:
+        """Returns the row of weights (T,) of one token alone."""
+        weights = np.zeros(self.layout.num_tokens)
+        weights[index] = 1
         return weights
 
+    def cls(self) -> Array:
+        """Returns the row of weights (T,) of the token that stands for the whole image.
+
+        Raises:
+            RegionError: the backbone has no such token.
+        """
+        return self.token(self.require_cls(self.layout))
+
+    @staticmethod
+    def require_cls(layout: TokenLayout) -> int:
+        """Returns the index of the token that stands for the whole image.
+
+        Raises:
+            RegionError: the backbone has no such token.
+        """
+        if layout.cls_index is None:
+            raise RegionError('the backbone has no cls token; use WholeImage(pool="mean")')
+        return layout.cls_index
+
     def row(self, patches: Array) -> Array:
-        """The row (T,) of patch weights (G, G) as they are."""
-        return np.concatenate([np.zeros(1 + self.registers), patches.ravel()])
+        """Returns the row of weights (T,) of patch weights (G, G), as they are."""
+        return np.concatenate([np.zeros(self.layout.num_global), patches.ravel()])
 
     def from_patches(self, shares: Array) -> Array:
         """The row (T,) of shares (G, G) of a region, made to sum to 1.
@@ -89,10 +119,10 @@ class Canvas:
         np.add.at(counts, tuple(cells.T), 1)
         return counts
 
-    def _scores(self) -> Tensor:
-        if self.cls_scores is None:
+    def _logits(self) -> Tensor:
+        if self.cls_attention_logits is None:
             raise RegionError("it asks for the attention of cls, which was not given")
-        return self.cls_scores.detach().cpu().double()
+        return self.cls_attention_logits.detach().cpu().double()
 
 
 @runtime_checkable
@@ -135,10 +165,12 @@ def is_of_patches(region: Region) -> bool:
     return bool(getattr(region, "is_of_patches", True))
 
 
-def cls_attention(cls_scores: Tensor) -> Tensor:
-    """Scores of the heads (..., H, N) to one distribution over the patches (..., N): softmax of the heads' mean (SPEC
-    section 3)."""
-    return torch.softmax(cls_scores.mean(dim=-2), dim=-1)
+def cls_attention(logits: Tensor) -> Tensor:
+    """Return a distribution over the patches (..., N) for logits of the heads (..., H, N): softmax of their mean.
+
+    See published-system.md, section 3.
+    """
+    return torch.softmax(logits.mean(dim=-2), dim=-1)
 
 
 def gaussian(rows: Array, columns: Array, variance: float) -> Array:
@@ -161,7 +193,7 @@ def weight_rows(regions: Sequence[Region], canvas: Canvas) -> Tensor:
     Raises:
         RegionError: names the first region that has no place on the image, by its number.
     """
-    rows = np.zeros((len(regions), 1 + canvas.registers + canvas.grid**2), np.float32)
+    rows = np.zeros((len(regions), canvas.layout.num_tokens), np.float32)
     for number, region in enumerate(regions):
         if not isinstance(region, Region):
             kind = type(region).__name__

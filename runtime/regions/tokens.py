@@ -41,7 +41,7 @@ class WholeImage:
 
     def weights(self, canvas: Canvas) -> Array:
         if self.pool == "cls":
-            return canvas.token(0)
+            return canvas.cls()
         if self.pool == "attention":
             return canvas.row(canvas.attention / canvas.grid**2)
         if self.pool == "mean" or self.variance >= _UNIFORM_VARIANCE:
@@ -67,9 +67,10 @@ class Register:
         object.__setattr__(self, "index", checks.whole_number("Register index", self.index))
 
     def weights(self, canvas: Canvas) -> Array:
-        if self.index >= canvas.registers:
-            raise RegionError(f"{self}: the backbone has {canvas.registers} registers, numbered from 0")
-        return canvas.token(1 + self.index)
+        indices = canvas.layout.register_indices
+        if self.index >= len(indices):
+            raise RegionError(f"{self}: the backbone has {len(indices)} registers, numbered from 0")
+        return canvas.token(indices[self.index])
 
 
 @dataclass(frozen=True)
@@ -114,4 +115,4 @@ class Patch:
     def weights(self, canvas: Canvas) -> Array:
         if max(self.row, self.column) >= canvas.grid:
             raise RegionError(f"{self}: the grid has {canvas.grid} x {canvas.grid} patches, numbered from 0")
-        return canvas.token(1 + canvas.registers + self.row * canvas.grid + self.column)
+        return canvas.token(canvas.layout.num_global + self.row * canvas.grid + self.column)

@@ -15,8 +15,8 @@ from torch import Tensor
 from runtime import BackendError, Captioner, autotune
 from runtime.backends import open_backend
 from runtime.backends import selection as choice
-from runtime.backends.selection import Choice, choices_file, choose, keep
-from runtime.bundle import MANIFEST, Bundle, DecoderSettings
+from runtime.backends.selection import Choice, keep, measurements_file, select_backend
+from runtime.bundle import MANIFEST, Bundle, DecoderConfig
 from runtime.cli.main import main
 
 UNMEASURED = Choice("cpu", "by order: not measured here")
@@ -36,17 +36,17 @@ def bundle(demo_bundle: Path) -> Bundle:
 
 
 def test_where_nothing_was_measured_auto_follows_a_fixed_order(bundle: Bundle) -> None:
-    assert choose(bundle) == choose() == UNMEASURED
-    assert choose(bundle, "bf16") == Choice("openvino", "by order: it alone has bf16")
+    assert select_backend(bundle) == select_backend() == UNMEASURED
+    assert select_backend(bundle, "bf16") == Choice("openvino", "by order: it alone has bf16")
     assert open_backend("auto", bundle=bundle).name.startswith("onnxruntime ")
 
 
 def test_what_was_measured_is_what_auto_takes(bundle: Bundle, cache: Path) -> None:
     assert keep(bundle, "fp32", None, {"cpu": 2.0, "openvino": 1.0}) == "openvino"
-    assert choose(bundle) == MEASURED
+    assert select_backend(bundle) == MEASURED
     assert [path.name for path in (cache / "patchcaption").iterdir()] == ["choices.json"]
     assert keep(bundle, "fp32", None, {"cpu": 1.0, "openvino": 2.0}) == "cpu"
-    assert choose(bundle) == Choice("cpu", "measured on this machine")
+    assert select_backend(bundle) == Choice("cpu", "measured on this machine")
 
 
 def test_auto_opens_the_measured_backend(demo_bundle: Path, bundle: Bundle) -> None:
@@ -64,7 +64,7 @@ def other_bundle(bundle: Bundle, _: pytest.MonkeyPatch) -> None:
 
 
 def other_versions(_: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "_version", lambda package: "0.1" if package == "openvino" else "0.2")
+    monkeypatch.setattr(choice, "package_version", lambda name: "0.1" if name == "openvino" else "0.2")
 
 
 def other_cpu(_: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,51 +83,51 @@ def test_a_measurement_does_not_hold_for_another(
 ) -> None:
     bundle = Bundle(bundle_copy(), verify=False)
     keep(bundle, "fp32", None, {"cpu": 2.0, "openvino": 1.0})
-    assert choose(bundle) == MEASURED
+    assert select_backend(bundle) == MEASURED
     change(bundle, monkeypatch)
-    assert choose(bundle) == UNMEASURED
+    assert select_backend(bundle) == UNMEASURED
 
 
 def test_nor_for_other_options(bundle: Bundle) -> None:
     keep(bundle, "fp32", 2, {"cpu": 2.0, "openvino": 1.0})
-    assert choose(bundle, threads=2) == MEASURED
-    assert choose(bundle) == choose(bundle, threads=1) == UNMEASURED
-    assert choose(bundle, "bf16", threads=2).reason.startswith("by order")
+    assert select_backend(bundle, threads=2) == MEASURED
+    assert select_backend(bundle) == select_backend(bundle, threads=1) == UNMEASURED
+    assert select_backend(bundle, "bf16", threads=2).reason.startswith("by order")
 
 
 def test_several_measurements_are_kept_together(bundle: Bundle) -> None:
     for threads in (1, 2):
         keep(bundle, "fp32", threads, {"cpu": 2.0, "openvino": 1.0})
-    assert choose(bundle, threads=1) == choose(bundle, threads=2) == MEASURED
+    assert select_backend(bundle, threads=1) == select_backend(bundle, threads=2) == MEASURED
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"choices": {"key": {"backend": "tpu"}}}', "\udcff"])
 def test_a_broken_file_is_as_good_as_none_and_is_replaced(bundle: Bundle, text: str) -> None:
-    choices_file().parent.mkdir(parents=True)
-    choices_file().write_bytes(text.encode("utf-8", "surrogateescape"))
-    assert choose(bundle) == UNMEASURED
+    measurements_file().parent.mkdir(parents=True)
+    measurements_file().write_bytes(text.encode("utf-8", "surrogateescape"))
+    assert select_backend(bundle) == UNMEASURED
     keep(bundle, "fp32", None, {"cpu": 2.0, "openvino": 1.0})
-    assert choose(bundle) == MEASURED
+    assert select_backend(bundle) == MEASURED
 
 
 def test_a_backend_that_is_not_known_is_not_taken_from_the_file(bundle: Bundle) -> None:
     keep(bundle, "fp32", None, {"cpu": 2.0, "openvino": 1.0})
-    choices_file().write_text(choices_file().read_text().replace('"backend": "openvino"', '"backend": "tpu"'))
-    assert choose(bundle) == UNMEASURED
+    measurements_file().write_text(measurements_file().read_text().replace('"backend": "openvino"', '"backend": "tpu"'))
+    assert select_backend(bundle) == UNMEASURED
 
 
 def test_a_cache_that_cannot_be_written_is_one_line_and_loads_as_before(bundle: Bundle, cache: Path) -> None:
     cache.write_text("a file where the folder should be")
     with pytest.raises(BackendError, match="the choice of openvino cannot be kept: .*; set XDG_CACHE_HOME to a folder"):
         keep(bundle, "fp32", None, {"cpu": 2.0, "openvino": 1.0})
-    assert choose(bundle) == UNMEASURED
+    assert select_backend(bundle) == UNMEASURED
 
 
 def test_without_the_variable_the_file_lies_in_the_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     for value in ("", "not/absolute"):
         monkeypatch.setenv("XDG_CACHE_HOME", value)
-        assert choices_file() == tmp_path / ".cache" / "patchcaption" / "choices.json"
+        assert measurements_file() == tmp_path / ".cache" / "patchcaption" / "choices.json"
 
 
 @dataclass
@@ -146,7 +146,7 @@ class FakeBackend:
 
     name: str
     clock: Clock
-    settings: DecoderSettings
+    settings: DecoderConfig
     seconds: Mapping[str, float]
     open_engines: list[FakeEngine] = field(default_factory=list)
     device = torch.device("cpu")
@@ -213,9 +213,9 @@ def test_tune_keeps_the_faster_backend_and_says_so(
     lines = out.splitlines()
     assert lines[1].split() == ["one", "500.0", "120.0", "120.0"]
     assert lines[2].split() == ["other", "250.0", "240.0", "240.0"]
-    assert lines[3] == f"auto is openvino for {bundle.folder} in fp32 from now on ({choices_file()})"
-    assert choose(bundle) == MEASURED
-    (kept,) = json.loads(choices_file().read_text())["choices"].values()
+    assert lines[3] == f"auto is openvino for {bundle.folder} in fp32 from now on ({measurements_file()})"
+    assert select_backend(bundle) == MEASURED
+    (kept,) = json.loads(measurements_file().read_text())["choices"].values()
     assert kept["milliseconds"] == {"cpu": pytest.approx(740), "openvino": pytest.approx(730)}
     assert main(["info", str(bundle.folder)]) == 0
     assert "backend     auto is openvino (measured on this machine)\n" in capsys.readouterr().out

@@ -16,17 +16,17 @@ import torch
 from onnx import TensorProto
 
 from export import build_engines, build_plans
-from export.plans.builder import PlanOptions, Profile, build_plan, last_bundle, timing_cache_file
+from export.plans.builder import PlanOptions, Profile, build_plan, open_previous_bundle, timing_cache_file
 from export.plans.bundle_plans import open_for
 from export.plans.profiles import batches, of_backbone, of_beam_decoder, of_decoder, of_reencoder
 from runtime import BackendError, Box, Captioner, Point, WholeImage
-from runtime.backends import choose, open_backend
+from runtime.backends import open_backend, select_backend
 from runtime.backends.cuda.device import Gpu
-from runtime.backends.tensorrt.api import TensorRt, may_load, open_tensorrt
-from runtime.backends.tensorrt.engine import TrtBackend, TrtBound, TrtEngine
+from runtime.backends.tensorrt.api import TensorRtApi, is_compatible, open_tensorrt
+from runtime.backends.tensorrt.engine import TrtBackend, TrtBoundRun, TrtEngine
 from runtime.bundle import Bundle, PlanRecord, ShapeRange
 from runtime.cli.main import main
-from runtime.decoding.gpu_greedy import ResidentDecoder
+from runtime.decoding.gpu_greedy import DeviceGreedyDecoder
 from runtime.decoding.greedy import GreedyDecoder
 from tests.conftest import build_once
 from tests.tensorrt_double import ContractError, Double, Faults, tensorrt_double
@@ -107,7 +107,7 @@ def test_a_step_takes_one_call_of_tensorrt_in_memory_that_stays(
     assert greedy.decode(vectors, past_end=True).ids == first.ids
     assert double.state.times("create_execution_context") == 1, "the second call makes nothing anew"
     resident = greedy._resident[6]
-    assert isinstance(resident._bound, TrtBound)
+    assert isinstance(resident._bound, TrtBoundRun)
     assert resident._bound.capture == "around"
 
 
@@ -120,7 +120,7 @@ def test_a_plan_has_a_profile_for_each_use(trt_bundle: Bundle) -> None:
     assert [profile["vectors"].least[0] for profile in plans["decoder.onnx"].profiles] == [1, 4, 6]
     for plan in plans.values():
         assert plan.file in manifest.files
-    assert choose(trt_bundle).reason == "the bundle was built for it"
+    assert select_backend(trt_bundle).reason == "the bundle was built for it"
 
 
 def test_plans_that_nothing_has_changed_for_are_not_built_again(
@@ -276,7 +276,7 @@ def profiles(demo_bundle: Path) -> list[Profile]:
 
 
 def build(
-    trt: TensorRt, work: Path, profiles: list[Profile], options: PlanOptions = AS_DEFAULT, gpu: str = "cpu"
+    trt: TensorRtApi, work: Path, profiles: list[Profile], options: PlanOptions = AS_DEFAULT, gpu: str = "cpu"
 ) -> PlanRecord:
     here, told = Gpu(gpu, "8.7"), list[tuple[str, int, int]]()
     cache = timing_cache_file(trt, here)
@@ -393,7 +393,7 @@ def test_a_run_that_fails_says_which_call_and_what_tensorrt_said(
 
     def step() -> None:
         engine = opened(work, demo_bundle, record)
-        ResidentDecoder(engine, manifest.decoding, 4, manifest.architecture.width, CPU).step_work.run()
+        DeviceGreedyDecoder(engine, manifest.decoding, 4, manifest.architecture.width, CPU).step_work.run()
 
     with pytest.raises(BackendError, match=message):
         step()
@@ -409,13 +409,13 @@ def test_inputs_of_other_names_dtypes_or_shapes_are_one_message(
     with pytest.raises(BackendError, match="expected .*'past_key_0'.*, got .'vectors'"):
         engine.run({"vectors": torch.zeros(1, width)})
     with pytest.raises(BackendError, match="built for other shapes than .*vectors .5, .*; .* larger --max-images or"):
-        ResidentDecoder(engine, settings, 5, width, CPU)
+        DeviceGreedyDecoder(engine, settings, 5, width, CPU)
     half = {name: torch.zeros(4, dtype=torch.float16) for name in ("vectors",)}
     with pytest.raises(BackendError, match="expected .* got "):
         engine.bind(half, {})
     engine.close()
     with pytest.raises(BackendError, match="it was closed"):
-        ResidentDecoder(engine, settings, 4, width, CPU)
+        DeviceGreedyDecoder(engine, settings, 4, width, CPU)
 
 
 @pytest.mark.parametrize(
@@ -450,9 +450,9 @@ def test_a_plan_is_loaded_only_where_it_holds(
 
 
 def test_versions_are_compared_by_their_numbers() -> None:
-    assert may_load("10.3.0.30", "10.13.3.9", version_compatible=True)
-    assert not may_load("10.13.3.9", "10.3.0.30", version_compatible=True)
-    assert not may_load("10.3.0.30", "10.3.0.31", version_compatible=False)
+    assert is_compatible("10.3.0.30", "10.13.3.9", version_compatible=True)
+    assert not is_compatible("10.13.3.9", "10.3.0.30", version_compatible=True)
+    assert not is_compatible("10.3.0.30", "10.3.0.31", version_compatible=False)
 
 
 def test_without_tensorrt_or_with_one_too_old_the_message_says_what_to_do(
@@ -489,7 +489,7 @@ def test_profiles_have_the_shapes_that_the_runtime_asks_for(demo_bundle: Path) -
 
 
 def test_a_folder_without_a_bundle_has_no_plans_to_take(tmp_path: Path) -> None:
-    assert last_bundle(tmp_path) is None
+    assert open_previous_bundle(tmp_path) is None
 
 
 # The double itself.

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from runtime.backends import open_backend
-from runtime.backends.weight_pages import release_mapped
+from runtime.backends.weight_pages import release_weight_pages
 from runtime.bundle import Bundle
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/smaps")
@@ -46,7 +46,7 @@ def mapped(request: pytest.FixtureRequest, weights: Path) -> Iterator[mmap.mmap]
 
 def test_pages_that_were_only_read_leave_and_come_back(mapped: mmap.mmap, weights: Path) -> None:
     assert resident_kib(weights) == 1024
-    release_mapped(weights.parent)
+    release_weight_pages(weights.parent)
     assert resident_kib(weights) == 0
     assert mapped[:] == weights.read_bytes()
 
@@ -55,20 +55,20 @@ def test_a_mapping_that_was_written_to_keeps_what_was_written(weights: Path) -> 
     with weights.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapping:
         mapping[5000] = 7
         sum(mapping[::4096])
-        release_mapped(weights.parent)
+        release_weight_pages(weights.parent)
         assert mapping[5000] == 7
         assert resident_kib(weights) == 1024
 
 
 @pytest.mark.usefixtures("mapped")
 def test_other_files_stay(weights: Path, tmp_path: Path) -> None:
-    release_mapped(tmp_path / "elsewhere")
+    release_weight_pages(tmp_path / "elsewhere")
     assert resident_kib(weights) == 1024
     memory = tmp_path / "memory.safetensors"
     memory.write_bytes(weights.read_bytes())
     with memory.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping:
         sum(mapping[::4096])
-        release_mapped(tmp_path)
+        release_weight_pages(tmp_path)
         assert resident_kib(memory) == 1024
 
 
@@ -79,7 +79,7 @@ def test_a_folder_of_any_name(tmp_path: Path) -> None:
     path.write_bytes(bytes(MIB))
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping:
         sum(mapping[::4096])
-        release_mapped(folder)
+        release_weight_pages(folder)
         assert resident_kib(path) == 0
 
 

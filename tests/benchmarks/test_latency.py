@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,10 +17,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import latency
-from benchmarks.timing import machine, tables
-from benchmarks.timing.compare import COMPARED, Published
-from benchmarks.timing.measure import WARM_UP
-from benchmarks.timing.report import BundleFacts, Limits, Report, Row, Times, write_whole
+from benchmarks.timing import machine_limits, tables
+from benchmarks.timing.eager_comparison import COMPARED, PublishedSystem
+from benchmarks.timing.report import BundleFacts, Limits, Report, Row, Times
+from benchmarks.timing.stage_rows import WARM_UP
 from benchmarks.timing.stages import (
     REGION_STAGES,
     STAGES,
@@ -33,7 +32,7 @@ from benchmarks.timing.stages import (
     total_ms,
     write_sample,
 )
-from benchmarks.timing.work import Work, backbone_work, decoding_work, pooling_work, projection_work
+from benchmarks.timing.work_estimate import WorkEstimate, backbone_work, decoding_work, pooling_work, projection_work
 from export.readers import read_checkpoint
 from runtime import Captioner, Fit, PatchcaptionError
 from runtime.bundle import Architecture, DecoderSettings, sha256_of
@@ -65,7 +64,7 @@ def quick_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 def measured(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Report:
     """What the command writes for the demo bundle, with its comparison and its picture."""
     folder = tmp_path_factory.mktemp("latency")
-    quick = partial(machine.measure_limits, side=64, seconds=0)
+    quick = partial(machine_limits.measure_limits, side=64, seconds=0)
     command = [str(demo_bundle), "--runs", "2", "--regions", "2", "1", "--compare", "eager", "--compare-runs", "1"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(latency, "measure_limits", quick)
@@ -84,7 +83,7 @@ def test_the_work_of_a_backbone_is_as_worked_out_by_hand() -> None:
     # Products: embedding 4 x 588 x 8; 2 blocks of 6 x 12 x 64 and 2 x 6 x 6 x 8; cls scores 4 x 8.
     assert backbone_work(TINY).flop == 2 * (18816 + 2 * (4608 + 576) + 32)
     assert backbone_work(TINY).bytes == 4 * (4704 + 2 * 768)
-    assert backbone_work(TINY, weight_bytes=2) == Work(58432, 2 * 6240, narrow=True)
+    assert backbone_work(TINY, weight_bytes=2) == WorkEstimate(58432, 2 * 6240, reduced_precision=True)
 
 
 def test_the_work_of_a_backbone_is_what_torch_counts(demo_bundle: Path) -> None:
@@ -96,13 +95,15 @@ def test_the_work_of_a_backbone_is_what_torch_counts(demo_bundle: Path) -> None:
 
 
 def test_the_work_of_pooling_is_one_product() -> None:
-    assert pooling_work(TINY, regions=3) == Work(2 * 3 * 6 * 8, 4 * (3 * 6 + 6 * 8))
+    assert pooling_work(TINY, regions=3) == WorkEstimate(2 * 3 * 6 * 8, 4 * (3 * 6 + 6 * 8))
 
 
-@pytest.mark.parametrize(("memory_bytes", "narrow"), [(4 * 10 * 8, False), (2 * 10 * 8, True)])
-def test_the_work_of_a_projection_reads_the_bank_once_as_it_is_stored(memory_bytes: int, narrow: bool) -> None:
+@pytest.mark.parametrize(("memory_bytes", "reduced_precision"), [(4 * 10 * 8, False), (2 * 10 * 8, True)])
+def test_the_work_of_a_projection_reads_the_bank_once_as_it_is_stored(
+    memory_bytes: int, reduced_precision: bool
+) -> None:
     found = projection_work(width=8, regions=2, memory_rows=10, memory_bytes=memory_bytes)
-    assert found == Work(2 * (2 * 10 * 8 + 2 * 10 * 8), memory_bytes, narrow)
+    assert found == WorkEstimate(2 * (2 * 10 * 8 + 2 * 10 * 8), memory_bytes, reduced_precision)
 
 
 def test_the_work_of_decoding_reads_the_weights_at_each_step() -> None:
@@ -112,18 +113,18 @@ def test_the_work_of_decoding_reads_the_weights_at_each_step() -> None:
     assert found.flop == 2 * 3 * (3 * 232 + 32 + 6 * 2 * 4)
     assert found.bytes == 4 * (3 * 232 + 32) + 4 * 3 * (3 * 2 * 4)
     half = decoding_work(TINY_DECODER, width=8, regions=3, steps=3, weight_bytes=2)
-    assert half == Work(found.flop, 2 * 728 + 4 * 72, narrow=True)
+    assert half == WorkEstimate(found.flop, 2 * 728 + 4 * 72, reduced_precision=True)
 
 
 @pytest.mark.parametrize(
     ("work", "limit_ms"),
     [
-        (Work(flop=10**9, bytes=10**6), 10.0),  # 1 of 100 GFLOP/s against 0.001 of 20 GB/s
-        (Work(flop=10**9, bytes=10**6, narrow=True), 1.0),
-        (Work(flop=10**6, bytes=10**9), 50.0),
+        (WorkEstimate(flop=10**9, bytes=10**6), 10.0),  # 1 of 100 GFLOP/s against 0.001 of 20 GB/s
+        (WorkEstimate(flop=10**9, bytes=10**6, reduced_precision=True), 1.0),
+        (WorkEstimate(flop=10**6, bytes=10**9), 50.0),
     ],
 )
-def test_the_limit_is_the_slower_of_memory_and_arithmetic(work: Work, limit_ms: float) -> None:
+def test_the_limit_is_the_slower_of_memory_and_arithmetic(work: WorkEstimate, limit_ms: float) -> None:
     assert work.limit_ms(LIMITS) == pytest.approx(limit_ms)
 
 
@@ -302,40 +303,19 @@ def test_a_bundle_of_another_architecture_is_not_compared(
     assert "here architecture.size 224, there 518; memory_rows 2520, there 7" in error
 
 
-def test_a_file_that_fails_halfway_leaves_what_was_there(tmp_path: Path) -> None:
-    path = tmp_path / "run.json"
-    path.write_text("before")
-
-    def half(part: Path) -> None:
-        part.write_text("half")
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(PatchcaptionError, match="run.json: cannot be written: No space left on device"):
-        write_whole(path, half)
-    assert path.read_text() == "before"
-    assert list(tmp_path.iterdir()) == [path]
-
-
 # The machine
 
 
-def test_a_power_mode_is_what_nvpmodel_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    assert machine.describe_machine().power_mode is None
-    (tmp_path / "nvpmodel").write_text('#!/bin/sh\n[ "$1" = -q ] && printf "NV Power Mode: 15W\\n2\\n"\n')
-    (tmp_path / "nvpmodel").chmod(0o755)
-    assert machine.describe_machine().power_mode == "NV Power Mode: 15W 2"
-
-
 def test_every_rate_of_the_machine_is_measured() -> None:
-    limits = machine.measure_limits(torch.device("cpu"), copied_bytes=2**16, side=16, seconds=0)
+    limits = machine_limits.measure_limits(torch.device("cpu"), copied_bytes=2**16, side=16, seconds=0)
     assert limits.gigabytes_per_s == max(limits.copy_gb_per_s, limits.read_gb_per_s)
 
 
 def test_the_measured_process_holds_neither_the_exporter_nor_the_plotter() -> None:
-    code = "import sys, benchmarks.latency; print(*sorted({'export', 'onnx', 'matplotlib'} & set(sys.modules)))"
-    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == ""
+    heavy = ("export.bundle_builder", "export.graphs", "export.models", "export.readers", "onnx", "matplotlib")
+    code = f"import sys, benchmarks.latency; print(*sorted(set({heavy}) & set(sys.modules)))"
+    finished = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert finished.stdout.strip() == ""
 
 
 # Mistakes in the command
@@ -362,11 +342,11 @@ def test_a_mistake_is_one_line(
     demo_bundle: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
     assert latency.main([str(demo_bundle), *options]) == 1
-    told: Any = capsys.readouterr()
-    assert message in told.err
-    assert told.err.startswith("error: ")
-    assert told.err.count("\n") == 1
-    assert told.out == ""
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
 
 
 @pytest.mark.usefixtures("quick_limits")
@@ -385,7 +365,7 @@ def test_another_checkpoint_than_the_bundles_is_refused(demo: Captioner) -> None
     with pytest.raises(
         PatchcaptionError, match="of 518 px with 2520 rows of memory, got dinov2_vitdemo14_reg of 224 px"
     ):
-        Published.read(manifest, name=None, folder=None, device=torch.device("cpu"))
+        PublishedSystem.read(manifest, name=None, folder=None, device=torch.device("cpu"))
 
 
 def test_a_missing_plotter_is_named_before_anything_is_measured(
@@ -399,7 +379,7 @@ def test_a_missing_plotter_is_named_before_anything_is_measured(
 def test_a_stream_is_timed_beside_the_same_work_in_turn(
     demo_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("benchmarks.timing.video._FRAMES", 6)
+    monkeypatch.setattr("benchmarks.timing.stream_throughput._FRAMES", 6)
     assert latency.main([str(demo_bundle), "--video", "--regions", "1", "2", "--compare-runs", "1"]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(rows) == 4

@@ -1,4 +1,4 @@
-"""Seeded weights at full size against what the published system computed with them (SPEC section 8).
+"""Seeded weights at full size against what the published system computed with them (published-system.md, section 8).
 
 The recordings in benchmarks/recordings hold the tokens of their photographs, so all but the backbone is compared here;
 `python benchmarks/parity.py --images FOLDER` compares the backbone too.
@@ -101,7 +101,7 @@ def test_the_algorithm_written_plainly_is_the_recorded_one(seeded: Captioner) ->
     assert seeded._memory is not None
     bank, arrays = seeded._memory.rows.stored, {name: torch.from_numpy(array) for name, array in SMALL.arrays.items()}
     images = [
-        eager.Seen(cls, registers, patches.reshape(7, 7, -1), scores)
+        eager.EncodedImage(cls, registers, patches.reshape(7, 7, -1), scores)
         for cls, registers, patches, scores in zip(
             *(arrays[name] for name in ("cls", "registers", "patches", "self_attn_heads")), strict=True
         )
@@ -125,7 +125,7 @@ def test_the_algorithm_written_plainly_is_the_recorded_one(seeded: Captioner) ->
     ]
     for kind, name in (("orthogonal", "orthogonal_projection"), ("contrastive", "contrastive_mask")):
         for after, when in ((True, "after"), (False, "before")):
-            cleaned = [eager.cleaned(seen, bank, kind, after, seen.cls) for seen in images]
+            cleaned = [eager.clean_patches(seen, bank, kind, after, seen.cls) for seen in images]
             made[f"boxes_clean_{name}_{when}"] = [
                 eager.box_vector(seen, box) for seen, own in zip(cleaned, boxes, strict=True) for box in own
             ]

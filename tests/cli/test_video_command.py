@@ -11,7 +11,7 @@ import pytest
 
 from runtime import Captioner, FrameCaptions, PatchcaptionError, VideoError
 from runtime.cli.main import main
-from runtime.output.video_file import json_lines, pictures
+from runtime.output.video_file import annotated_video, json_lines
 from runtime.video.stream import CaptionStream
 from tests.conftest import write_clip
 from tests.video.test_stream import FRAMES, WH, picture
@@ -143,7 +143,7 @@ def test_a_full_disk_leaves_the_old_file(demo: Captioner, clip: Path, tmp_path: 
 
 def test_frames_without_a_time_or_of_odd_size_are_written_too(demo: Captioner, tmp_path: Path) -> None:
     images = [picture(number).resize((161, 121)) for number in range(3)]
-    with pictures(tmp_path / "out.mp4") as recorder:
+    with annotated_video(tmp_path / "out.mp4") as recorder:
         for described in demo.stream(images, []):
             recorder.add(described)
     drawn = frames_of(tmp_path / "out.mp4")

@@ -17,10 +17,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from export.bundle_builder import decoder_settings
 from export.graphs.exporter import ExportError, export_beam_decoder, export_decoder
-from export.models.decap_decoder import BeamDecoderStep, DecoderConfig, DecoderStep
+from export.models.decap_decoder import DecapBeamStep, DecapStep, DecoderConfig
 from runtime import BackendError, Box, BundleError, Caption, Captioner, PatchcaptionError, Point, WholeImage
 from runtime.backends import Backend, Engine, OpenVinoBackend, OrtBackend
-from runtime.bundle import DecoderSettings
+from runtime.bundle import DecoderConfig
 from runtime.cli.main import main
 from runtime.decoding.beam_search import beam_search
 from runtime.decoding.greedy import Decoded
@@ -34,8 +34,8 @@ WITHOUT_TEXT = list(range(TEXT_VOCABULARY, VOCABULARY))
 class TorchEngine:
     """A decoder's step as an engine, without a graph; notes how many rows each call has."""
 
-    def __init__(self, step: DecoderStep) -> None:
-        self.module = BeamDecoderStep(step)
+    def __init__(self, step: DecapStep) -> None:
+        self.module = DecapBeamStep(step)
         self.places = [f"{kind}_{layer}" for layer in range(step.config.layers) for kind in ("key", "value")]
         self.rows = list[int]()
 
@@ -57,8 +57,8 @@ class Model:
     """A seeded GPT-2, theirs and ours on the same weights, and vectors for it."""
 
     theirs: GPT2LMHeadModel
-    ours: DecoderStep
-    settings: DecoderSettings
+    ours: DecapStep
+    settings: DecoderConfig
     vectors: Tensor
 
     def search(self, beams: int, length_penalty: float = 1.0, engine: Engine | None = None) -> Decoded:
@@ -110,7 +110,7 @@ def model(seed: int, end_scale: float = 3.0, regions: int = 8) -> Model:
             parameter.add_(normal(*parameter.shape) * 0.3)
         theirs.transformer.wte.weight[TEXT_VOCABULARY:] *= 2  # likely, so that leaving them out matters
         theirs.transformer.wte.weight[END] *= end_scale
-    ours = DecoderStep(
+    ours = DecapStep(
         DecoderConfig(
             prefix_width=24, width=WIDTH, layers=2, vocabulary=VOCABULARY, text_vocabulary=TEXT_VOCABULARY, steps=STEPS
         )
@@ -233,7 +233,7 @@ def test_weights_are_stored_once(models: list[Model], exported: Path) -> None:
     ]
     initializers = onnx_ir.load(exported / "beam_decoder.onnx").graph.initializers
     weights = {name: value.const_value for name, value in initializers.items()}
-    for name, parameter in BeamDecoderStep(models[1].ours).named_parameters():
+    for name, parameter in DecapBeamStep(models[1].ours).named_parameters():
         weight = weights.pop(name)
         assert weight.numpy().tobytes() == parameter.detach().numpy().tobytes()
         assert weight.nbytes < 256 or weight.location == "decoder.onnx.data"

@@ -13,11 +13,11 @@ from torch import Tensor
 from runtime import BackendError, Captioner
 from runtime.backends.base import BindableEngine
 from runtime.backends.cuda import graph_replay as replay_module
-from runtime.backends.cuda.graph_replay import ReplayedEngine
+from runtime.backends.cuda.graph_replay import CudaGraphEngine
 from runtime.backends.cuda.stream import Stream
 from runtime.backends.onnxruntime_gpu import CPU, CUDA, TENSORRT, OrtGpuBackend, OrtGpuEngine, operators_on
-from runtime.bundle import Bundle, DecoderSettings, EnginePrecision
-from runtime.decoding.gpu_greedy import ResidentDecoder
+from runtime.bundle import Bundle, DecoderConfig, EnginePrecision
+from runtime.decoding.gpu_greedy import DeviceGreedyDecoder
 from runtime.decoding.greedy import Decoded, GreedyDecoder
 
 DEVICE = torch.device("cpu")
@@ -43,7 +43,7 @@ def engine(bundle: Bundle, backend: OrtGpuBackend) -> Iterator[OrtGpuEngine]:
 
 
 @pytest.fixture(scope="module")
-def settings(bundle: Bundle) -> DecoderSettings:
+def settings(bundle: Bundle) -> DecoderConfig:
     return bundle.manifest.decoding
 
 
@@ -53,7 +53,7 @@ def vectors(bundle: Bundle) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def whole(demo: Captioner, settings: DecoderSettings, vectors: Tensor) -> Decoded:
+def whole(demo: Captioner, settings: DecoderConfig, vectors: Tensor) -> Decoded:
     return GreedyDecoder(demo._decoder, settings).decode(vectors)
 
 
@@ -64,7 +64,7 @@ def same(one: Decoded, other: Decoded) -> bool:
 
 @pytest.mark.parametrize("count", [1, 3, 4, 5, 16, 40])
 def test_any_number_of_rows_gives_the_captions_of_the_plain_loop(
-    engine: OrtGpuEngine, settings: DecoderSettings, vectors: Tensor, whole: Decoded, count: int
+    engine: OrtGpuEngine, settings: DecoderConfig, vectors: Tensor, whole: Decoded, count: int
 ) -> None:
     assert isinstance(engine, BindableEngine)
     got = GreedyDecoder(engine, settings).decode(vectors[:count])
@@ -72,7 +72,7 @@ def test_any_number_of_rows_gives_the_captions_of_the_plain_loop(
 
 
 def test_memory_is_made_once_for_each_number_of_rows_and_nothing_of_the_last_call_is_left_in_it(
-    engine: OrtGpuEngine, settings: DecoderSettings, vectors: Tensor, whole: Decoded
+    engine: OrtGpuEngine, settings: DecoderConfig, vectors: Tensor, whole: Decoded
 ) -> None:
     decoder = GreedyDecoder(engine, settings)
     for rows in (range(16), range(16, 32), range(5), range(20, 29), range(16)):
@@ -82,7 +82,7 @@ def test_memory_is_made_once_for_each_number_of_rows_and_nothing_of_the_last_cal
 
 
 def test_what_comes_past_the_end_counts_where_it_is_asked_for(
-    engine: OrtGpuEngine, demo: Captioner, settings: DecoderSettings, vectors: Tensor
+    engine: OrtGpuEngine, demo: Captioner, settings: DecoderConfig, vectors: Tensor
 ) -> None:
     plain, resident = GreedyDecoder(demo._decoder, settings), GreedyDecoder(engine, settings)
     assert same(resident.decode(vectors, past_end=True), plain.decode(vectors, past_end=True))
@@ -91,7 +91,7 @@ def test_what_comes_past_the_end_counts_where_it_is_asked_for(
 
 
 def test_more_rows_than_the_largest_batch_are_split(
-    engine: OrtGpuEngine, settings: DecoderSettings, vectors: Tensor, whole: Decoded
+    engine: OrtGpuEngine, settings: DecoderConfig, vectors: Tensor, whole: Decoded
 ) -> None:
     decoder = GreedyDecoder(engine, settings.model_copy(update={"batches": (2, 16)}))
     assert same(decoder.decode(vectors), whole)
@@ -99,9 +99,9 @@ def test_more_rows_than_the_largest_batch_are_split(
 
 
 def test_steps_stop_soon_after_all_captions_have_ended(
-    engine: OrtGpuEngine, settings: DecoderSettings, vectors: Tensor, whole: Decoded
+    engine: OrtGpuEngine, settings: DecoderConfig, vectors: Tensor, whole: Decoded
 ) -> None:
-    resident = ResidentDecoder(engine, settings, 16, vectors.shape[1], DEVICE)
+    resident = DeviceGreedyDecoder(engine, settings, 16, vectors.shape[1], DEVICE)
     steps = 0
     line_up = resident.step_work.run
 
@@ -133,7 +133,7 @@ def test_every_engine_of_a_bundle_gives_what_it_gives_elsewhere(bundle: Bundle, 
 
 def test_shapes_that_come_again_are_run_in_memory_that_stays(bundle: Bundle, backend: OrtGpuBackend) -> None:
     engine = backend.open(bundle.path("backbone.onnx"))
-    replay, size = ReplayedEngine(engine), bundle.manifest.architecture.size
+    replay, size = CudaGraphEngine(engine), bundle.manifest.architecture.size
     images = torch.randint(0, 256, (3, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     expected = engine.run({"pixels": images})["tokens"]
     with torch.inference_mode():
@@ -153,7 +153,7 @@ def test_shapes_that_come_again_are_run_in_memory_that_stays(bundle: Bundle, bac
 
 def test_only_a_few_shapes_are_kept(bundle: Bundle, backend: OrtGpuBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replay_module, "_MOST_SHAPES", 1)
-    replay, size = ReplayedEngine(backend.open(bundle.path("backbone.onnx"))), bundle.manifest.architecture.size
+    replay, size = CudaGraphEngine(backend.open(bundle.path("backbone.onnx"))), bundle.manifest.architecture.size
     images = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     outputs = [replay.run({"pixels": images[:count]})["tokens"] for count in (1, 1, 2, 2, 2)]
     assert [len(one) for one in outputs] == [1, 1, 2, 2, 2]
@@ -170,7 +170,7 @@ def test_a_backend_that_binds_is_warm_when_it_is_loaded(
         assert captioner.runs_on()["backbone"].startswith(provider)
 
 
-def decoder_memory(engine: OrtGpuEngine, settings: DecoderSettings, width: int) -> tuple[dict[str, Tensor], ...]:
+def decoder_memory(engine: OrtGpuEngine, settings: DecoderConfig, width: int) -> tuple[dict[str, Tensor], ...]:
     cache = (2, settings.heads, settings.steps, settings.head_width)
     places = [f"{kind}_{layer}" for layer in range(settings.layers) for kind in ("key", "value")]
     inputs = {"vectors": torch.zeros(2, width), "tokens": torch.zeros(2, dtype=torch.int64)}
@@ -188,7 +188,7 @@ def decoder_memory(engine: OrtGpuEngine, settings: DecoderSettings, width: int) 
 )
 def test_memory_that_does_not_fit_is_one_message(
     engine: OrtGpuEngine,
-    settings: DecoderSettings,
+    settings: DecoderConfig,
     vectors: Tensor,
     name: str,
     tensor: Tensor | None,

@@ -11,7 +11,7 @@ from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel, GP
 
 from export.bundle_builder import decoder_settings
 from export.graphs.exporter import ExportError, compare, export_backbone, export_decoder
-from export.models.decap_decoder import DecoderStep
+from export.models.decap_decoder import DecapStep
 from export.models.dinov2 import IMAGENET_MEAN, IMAGENET_STD, Backbone, BackboneConfig, resize_position_embedding
 from export.readers.decap import decoder_from_state
 from export.readers.dinov2 import backbone_from_state
@@ -121,7 +121,7 @@ def their_gpt2() -> GPT2LMHeadModel:
 
 
 @pytest.fixture(scope="module")
-def decoder(their_gpt2: GPT2LMHeadModel) -> DecoderStep:
+def decoder(their_gpt2: GPT2LMHeadModel) -> DecapStep:
     generator = torch.Generator().manual_seed(3)
     state = {f"decoder.{name}": value for name, value in their_gpt2.state_dict().items()}
     state["clip_project.model.0.weight"] = torch.randn(64, 48, generator=generator)
@@ -136,13 +136,13 @@ def vectors() -> Tensor:
     return torch.randn(40, 48, generator=torch.Generator().manual_seed(4))
 
 
-def decoded_by_engine(decoder: DecoderStep, vectors: Tensor, folder: Path) -> Decoded:
+def decoded_by_engine(decoder: DecapStep, vectors: Tensor, folder: Path) -> Decoded:
     export_decoder(decoder, folder)
     settings = decoder_settings(decoder.config, END)
     return decode(OrtBackend().open(folder / "decoder.onnx"), settings, vectors)
 
 
-def decoded_from_scratch(model: GPT2LMHeadModel, decoder: DecoderStep, vectors: Tensor) -> Decoded:
+def decoded_from_scratch(model: GPT2LMHeadModel, decoder: DecapStep, vectors: Tensor) -> Decoded:
     """Greedy decoding the long way: each step runs the whole sequence again, a caption at a time, without a cache."""
     all_ids, sums = [], []
     with torch.inference_mode():
@@ -159,7 +159,7 @@ def decoded_from_scratch(model: GPT2LMHeadModel, decoder: DecoderStep, vectors: 
 
 
 def test_cached_decoding_is_decoding_from_scratch_with_transformers_gpt2(
-    their_gpt2: GPT2LMHeadModel, decoder: DecoderStep, vectors: Tensor, tmp_path: Path
+    their_gpt2: GPT2LMHeadModel, decoder: DecapStep, vectors: Tensor, tmp_path: Path
 ) -> None:
     got = decoded_by_engine(decoder, vectors, tmp_path)
     expected = decoded_from_scratch(their_gpt2, decoder, vectors)
@@ -171,7 +171,7 @@ def test_cached_decoding_is_decoding_from_scratch_with_transformers_gpt2(
 
 
 def test_ids_without_text_are_never_chosen_however_likely(
-    their_gpt2: GPT2LMHeadModel, decoder: DecoderStep, vectors: Tensor, tmp_path: Path
+    their_gpt2: GPT2LMHeadModel, decoder: DecapStep, vectors: Tensor, tmp_path: Path
 ) -> None:
     """The published code fails on the whole batch when one of them is chosen (SPEC section 6)."""
     with torch.inference_mode():
@@ -196,20 +196,20 @@ class CountingEngine:
 
 
 @pytest.fixture(scope="module")
-def counting(decoder: DecoderStep, tmp_path_factory: pytest.TempPathFactory) -> CountingEngine:
+def counting(decoder: DecapStep, tmp_path_factory: pytest.TempPathFactory) -> CountingEngine:
     folder = tmp_path_factory.mktemp("decoder")
     export_decoder(decoder, folder)
     return CountingEngine(OrtBackend().open(folder / "decoder.onnx"))
 
 
 @pytest.fixture(scope="module")
-def whole(decoder: DecoderStep, counting: CountingEngine, vectors: Tensor) -> Decoded:
+def whole(decoder: DecapStep, counting: CountingEngine, vectors: Tensor) -> Decoded:
     """What all vectors decode to at once."""
     return decode(counting, decoder_settings(decoder.config, END), vectors)
 
 
 def test_decoding_stops_when_every_row_has_ended(
-    decoder: DecoderStep, counting: CountingEngine, vectors: Tensor, whole: Decoded
+    decoder: DecapStep, counting: CountingEngine, vectors: Tensor, whole: Decoded
 ) -> None:
     shortest = min(range(len(vectors)), key=lambda row: len(whole.ids[row]))
     counting.rows.clear()
@@ -219,7 +219,7 @@ def test_decoding_stops_when_every_row_has_ended(
 
 
 def test_rows_that_have_ended_leave_the_batch(
-    decoder: DecoderStep, counting: CountingEngine, vectors: Tensor, whole: Decoded, monkeypatch: pytest.MonkeyPatch
+    decoder: DecapStep, counting: CountingEngine, vectors: Tensor, whole: Decoded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = decoder_settings(decoder.config, END)
     for share in (0.0, 0.25, 2.0):  # at once; when they are many; never
@@ -238,7 +238,7 @@ def test_rows_that_have_ended_leave_the_batch(
 
 
 def test_many_rows_are_decoded_in_batches_with_progress(
-    decoder: DecoderStep, counting: CountingEngine, vectors: Tensor, whole: Decoded
+    decoder: DecapStep, counting: CountingEngine, vectors: Tensor, whole: Decoded
 ) -> None:
     settings = decoder_settings(decoder.config, END).model_copy(update={"batches": (4, 16)})
     counting.rows.clear()
@@ -255,7 +255,7 @@ def test_many_rows_are_decoded_in_batches_with_progress(
 
 
 def test_equal_vectors_are_decoded_once(
-    decoder: DecoderStep, counting: CountingEngine, vectors: Tensor, whole: Decoded
+    decoder: DecapStep, counting: CountingEngine, vectors: Tensor, whole: Decoded
 ) -> None:
     counting.rows.clear()
     order = [3, 1, 3, 3, 0, 1]
@@ -266,13 +266,13 @@ def test_equal_vectors_are_decoded_once(
 
 
 def test_decoding_may_stop_after_fewer_steps(
-    decoder: DecoderStep, counting: CountingEngine, vectors: Tensor, whole: Decoded
+    decoder: DecapStep, counting: CountingEngine, vectors: Tensor, whole: Decoded
 ) -> None:
     got = decode(counting, decoder_settings(decoder.config, END), vectors, at_most=4)
     assert got.ids == [ids[:4] for ids in whole.ids]
 
 
-def test_the_token_embedding_is_stored_once(decoder: DecoderStep, tmp_path: Path) -> None:
+def test_the_token_embedding_is_stored_once(decoder: DecapStep, tmp_path: Path) -> None:
     export_decoder(decoder, tmp_path)
     parameters = sum(parameter.numel() * 4 for parameter in decoder.parameters())
     assert (tmp_path / "decoder.onnx.data").stat().st_size < parameters * 1.05

@@ -13,13 +13,13 @@ import pytest
 import torch
 from onnx_ir import DataType
 
-from benchmarks.scoring.scenes import questions
+from benchmarks.scoring.demo_scenes import evaluation_cases
 from export.demo import scenes
 from export.graphs import half_precision as narrowing
 from export.graphs.exporter import export_backbone, export_beam_decoder, export_decoder, export_reencoder
-from export.graphs.half_precision import NARROW, Narrow, cast, emulated
+from export.graphs.half_precision import DATA_TYPES, HalfPrecision, cast, emulate_bf16
 from export.graphs.value_ranges import measure_ranges
-from export.models.decap_decoder import DecoderConfig, DecoderStep
+from export.models.decap_decoder import DecapStep, DecoderConfig
 from export.models.dinov2 import Backbone, BackboneConfig
 from runtime import BackendError, Captioner
 from runtime.bundle import Bundle
@@ -41,8 +41,8 @@ def backbone() -> Backbone:
 
 
 @pytest.fixture(scope="module")
-def decoder() -> DecoderStep:
-    module = DecoderStep(DecoderConfig(prefix_width=32, width=64, layers=LAYERS, vocabulary=100, text_vocabulary=90))
+def decoder() -> DecapStep:
+    module = DecapStep(DecoderConfig(prefix_width=32, width=64, layers=LAYERS, vocabulary=100, text_vocabulary=90))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -59,9 +59,11 @@ def dtypes(graph: onnx_ir.Graph, *kinds: str) -> Counter[tuple[str, DataType | N
 
 
 @pytest.mark.parametrize("to", ["fp16", "bf16"])
-def test_products_are_narrow_and_what_would_suffer_is_not(backbone: Backbone, tmp_path: Path, to: Narrow) -> None:
+def test_products_are_narrow_and_what_would_suffer_is_not(
+    backbone: Backbone, tmp_path: Path, to: HalfPrecision
+) -> None:
     assert export_backbone(backbone, tmp_path, to).precision == to
-    graph, narrow = graph_of(tmp_path / "backbone.onnx"), NARROW[to]
+    graph, narrow = graph_of(tmp_path / "backbone.onnx"), DATA_TYPES[to]
     found = dtypes(graph, "MatMul", "Gelu", "Softmax", "LayerNormalization", "Conv")
     assert found["MatMul", narrow] == 6 * DEPTH
     assert found["MatMul", DataType.FLOAT] == 1, "the scores of attention that go out"
@@ -75,7 +77,7 @@ def test_products_are_narrow_and_what_would_suffer_is_not(backbone: Backbone, tm
 
 
 @pytest.mark.parametrize("to", ["fp16", "bf16"])
-def test_there_are_no_more_casts_than_borders(backbone: Backbone, tmp_path: Path, to: Narrow) -> None:
+def test_there_are_no_more_casts_than_borders(backbone: Backbone, tmp_path: Path, to: HalfPrecision) -> None:
     export_backbone(backbone, tmp_path, to)
     graph = graph_of(tmp_path / "backbone.onnx")
     casts = [node for node in graph if node.op_type == "Cast"]
@@ -86,14 +88,14 @@ def test_there_are_no_more_casts_than_borders(backbone: Backbone, tmp_path: Path
 
 
 @pytest.mark.parametrize("to", ["fp16", "bf16"])
-def test_a_decoder_has_a_narrow_cache_and_one_vocabulary(decoder: DecoderStep, tmp_path: Path, to: Narrow) -> None:
+def test_a_decoder_has_a_narrow_cache_and_one_vocabulary(decoder: DecapStep, tmp_path: Path, to: HalfPrecision) -> None:
     export_decoder(decoder, tmp_path, to)
     export_beam_decoder(decoder, tmp_path, to)
     assert not (tmp_path / "beam_decoder.onnx.data").exists(), "it reads the decoder's weights"
     for name in ("decoder.onnx", "beam_decoder.onnx"):
         graph = graph_of(tmp_path / name)
         cache = [value for value in (*graph.inputs, *graph.outputs) if value.name.startswith(("past_", "new_"))]
-        assert {value.dtype for value in cache} == {NARROW[to]}
+        assert {value.dtype for value in cache} == {DATA_TYPES[to]}
         assert len(cache) == 4 * LAYERS
         others = [value for value in (*graph.inputs, *graph.outputs) if value not in cache]
         assert {value.dtype for value in others} == {DataType.FLOAT, DataType.INT64}
@@ -178,18 +180,18 @@ def test_massive_activations_of_the_residual_stream_do_no_harm(backbone: Backbon
         module.pos_embed[..., 3] = 30_000.0
         module.blocks[0].ls2.gamma[7] = 50_000.0
     record = export_backbone(module, tmp_path, "fp16")
-    assert record.largest_difference < 0.02
+    assert record.max_error < 0.02
 
 
 def test_emulated_bfloat16_has_values_of_bfloat16_in_float32(wide: Path) -> None:
     model = loaded(wide)
     cast(model, "bf16")
-    copy = emulated(model)
+    copy = emulate_bf16(model)
     assert not [node for node in copy.graph if node.op_type == "MatMul" and node.outputs[0].dtype != DataType.FLOAT]
     assert [node for node in model.graph if node.op_type == "MatMul" and node.outputs[0].dtype == DataType.BFLOAT16]
     gelu = next(node for node in copy.graph if node.op_type == "Gelu")
-    (rounded,) = [use.node for use in gelu.outputs[0].uses()]
-    (back,) = [use.node for use in rounded.outputs[0].uses()]
+    (quantize_rows,) = [use.node for use in gelu.outputs[0].uses()]
+    (back,) = [use.node for use in quantize_rows.outputs[0].uses()]
     back.outputs[0].name = "gelu_as_seen"
     copy.graph.outputs.append(back.outputs[0])
     options = onnxruntime.SessionOptions()
@@ -210,7 +212,7 @@ def test_an_operator_is_narrow_only_where_its_opset_has_it() -> None:
 
 SEEDS = range(scenes.HELD_OUT_SEED, scenes.HELD_OUT_SEED + 40)
 SCENES = [scenes.draw_scene(seed) for seed in SEEDS]
-REGIONS = [[question.region for question in questions(scene, seed)] for scene, seed in zip(SCENES, SEEDS, strict=True)]
+REGIONS = [[case.region for case in evaluation_cases(scene, seed)] for scene, seed in zip(SCENES, SEEDS, strict=True)]
 
 
 def test_fp16_says_the_same_in_99_of_100_captions(tmp_path_factory: pytest.TempPathFactory, demo: Captioner) -> None:

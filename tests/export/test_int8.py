@@ -1,4 +1,4 @@
-"""Products in int8: what is rounded, by how much, and what captions lose by it."""
+"""Products in int8: what is quantize_rows, by how much, and what captions lose by it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.scoring.scenes import questions
+from benchmarks.scoring.demo_scenes import evaluation_cases
 from export.demo import scenes
 from export.graphs import exporter as onnx_export
 from export.graphs.attention_fusion import fuse_attention
@@ -26,7 +26,7 @@ from export.graphs.exporter import (
     export_decoder,
     export_reencoder,
 )
-from export.models.decap_decoder import DecoderConfig, DecoderStep
+from export.models.decap_decoder import DecapStep, DecoderConfig
 from export.models.dinov2 import Backbone, BackboneConfig
 from runtime import BackendError, Captioner, WholeImage
 from runtime.backends import open_backend
@@ -131,7 +131,7 @@ def test_a_graph_that_is_wrong_is_refused_in_int8_too(graph: Path) -> None:
 
 def test_beam_search_needs_a_decoder_of_its_own_precision(tmp_path: Path) -> None:
     config = DecoderConfig(prefix_width=32, width=64, layers=1, vocabulary=100, text_vocabulary=90)
-    decoder = DecoderStep(config).eval()
+    decoder = DecapStep(config).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in decoder.parameters():
@@ -162,7 +162,7 @@ def test_attention_without_a_mask_becomes_one_node_of_the_same_results(tmp_path:
 
 SEEDS = range(scenes.HELD_OUT_SEED, scenes.HELD_OUT_SEED + 40)
 SCENES = [scenes.draw_scene(seed) for seed in SEEDS]
-REGIONS = [[question.region for question in questions(scene, seed)] for scene, seed in zip(SCENES, SEEDS, strict=True)]
+REGIONS = [[case.region for case in evaluation_cases(scene, seed)] for scene, seed in zip(SCENES, SEEDS, strict=True)]
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +175,7 @@ def test_the_manifest_says_int8_and_how_far_it_is_from_the_module(int8_bundle: P
     assert len(manifest.engines) == 4
     for record in manifest.engines:
         assert record.precision == "int8"
-        assert 1e-3 < record.largest_difference < 0.2
+        assert 1e-3 < record.max_error < 0.2
     for name in ("backbone.onnx.data", "decoder.onnx.data", "reencoder.onnx.data"):
         assert (int8_bundle / name).stat().st_size < 0.3 * (demo_bundle / name).stat().st_size
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 from export import build_engines
-from export.command_line import shown
+from export.command_line import show_progress
 from export.graphs.exporter import export_backbone
 from export.graphs.model_optimizer import ModelOpt, ModelOptError
 from export.lint import lint
@@ -168,7 +168,7 @@ def test_the_real_one_quantizes_the_demo(
 
 def test_a_build_shows_its_steps_and_what_tensorrt_does_within_them() -> None:
     out = io.StringIO()
-    with shown(Console(file=out, force_terminal=True, width=80), 11) as progress:
+    with show_progress(Console(file=out, force_terminal=True, width=80), 11) as progress:
         progress.step("backbone.onnx to a TensorRT plan")
         progress.phase("Building", 3, 10)
         progress.phase("Tactics", 1, 2)

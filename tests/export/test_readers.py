@@ -80,8 +80,8 @@ def test_seeded_checkpoints_need_no_vocabulary_and_say_so(monkeypatch: pytest.Mo
     checkpoint = read_checkpoint("seeded:dinov2_vits14,size=28,memory=3")
     assert "CLIP's vocabulary is not installed" in checkpoint.notes[0]
     checkpoint.tokenizer.save(str(tmp_path / "tokenizer.json"))
-    tokenizer = CaptionTokenizer(tmp_path / "tokenizer.json", checkpoint.end_id)
-    assert tokenizer.text([17, 49406, 4, checkpoint.end_id, 5]) == "<17> <4>"
+    tokenizer = CaptionTokenizer(tmp_path / "tokenizer.json", checkpoint.eos_token_id)
+    assert tokenizer.text([17, 49406, 4, checkpoint.eos_token_id, 5]) == "<17> <4>"
 
 
 def rewrite(path: Path, **changes: torch.Tensor | None) -> None:

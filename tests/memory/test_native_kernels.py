@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from export.memory.quantization import rounded
+from export.memory.quantization import quantize_rows
 from runtime.bundle import MemoryPrecision
 from runtime.errors import BackendError, BundleError
 from runtime.memory import native_kernels as native
 from runtime.memory import torch_kernels as torch_projection
-from runtime.memory.rows import FineRows, StoredRows
+from runtime.memory.rows import ResidualRows, StoredRows
 
 LIBRARY = native.library()
 VARIANTS = LIBRARY.variants if LIBRARY else ("not built",)
@@ -38,8 +38,8 @@ def random_rows(count: int, width: int, seed: int = 0) -> Tensor:
 
 
 def stored(rows: Tensor, precision: MemoryPrecision) -> StoredRows:
-    made = rounded(rows, precision, torch.Generator().manual_seed(1))
-    fine = None if made.fine_scales is None else FineRows(made.fine_scales, made.fine)
+    made = quantize_rows(rows, precision, torch.Generator().manual_seed(1))
+    fine = None if made.fine_scales is None else ResidualRows(made.fine_scales, made.fine)
     return StoredRows(made.stored, 1 / rows.norm(dim=1), made.scales, fine)
 
 
@@ -86,9 +86,9 @@ def test_the_best_rows_are_summed_as_near_as_known_and_the_others_as_stored(
     rows = random_rows(20_000, 96)
     bank, directions = stored(rows, precision), directions_near(rows, 20, noise=2)
     if variant == "torch":
-        mixed, tail = torch_projection.project_best(bank, directions, TEMPERATURE, best)
+        mixed, tail = torch_projection.project_with_refinement(bank, directions, TEMPERATURE, best)
     else:
-        mixed, tail = kernels().project_best(bank, directions, TEMPERATURE, best, variant)
+        mixed, tail = kernels().project_with_refinement(bank, directions, TEMPERATURE, best, variant)
     coarse = StoredRows(bank.stored, bank.inverse_norms, bank.scales).floats(0, len(rows)).double()
     cosines = (directions.double() @ coarse.T) * bank.inverse_norms.double()
     chosen = cosines.topk(min(best, len(rows)), dim=1).indices
@@ -113,13 +113,13 @@ def test_fine_rows_are_the_same_from_their_file_as_from_memory(variant: str) -> 
     with tempfile.TemporaryFile(buffering=0) as file:
         file.write(b"before" + bank.fine.numbers.numpy().tobytes())
         file.seek(3)  # where it stands is of no account
-        fine = FineRows(bank.fine.scales, file=file, offset=len(b"before"))
+        fine = ResidualRows(bank.fine.scales, file=file, offset=len(b"before"))
         from_file = StoredRows(bank.stored, bank.inverse_norms, bank.scales, fine)
-        best, _ = kernels().project_best(from_file, directions, TEMPERATURE, 100, variant)
+        best, _ = kernels().project_with_refinement(from_file, directions, TEMPERATURE, 100, variant)
         whole = kernels().project(from_file, directions, TEMPERATURE, variant)
         torch.testing.assert_close(from_file.floats(7, 99), bank.floats(7, 99), rtol=0, atol=0)
         torch.testing.assert_close(from_file.head(90).floats(7, 99), bank.floats(7, 90), rtol=0, atol=0)
-    same, _ = kernels().project_best(bank, directions, TEMPERATURE, 100, variant)
+    same, _ = kernels().project_with_refinement(bank, directions, TEMPERATURE, 100, variant)
     torch.testing.assert_close(best, same, rtol=0, atol=0)
     torch.testing.assert_close(whole, kernels().project(bank, directions, TEMPERATURE, variant), rtol=0, atol=0)
 
@@ -132,9 +132,9 @@ def test_a_file_of_fine_rows_that_is_too_short_is_an_error(tmp_path: Path) -> No
     path = tmp_path / "short"
     path.write_bytes(b"x")
     with path.open("rb") as file:
-        broken = StoredRows(bank.stored, bank.inverse_norms, bank.scales, FineRows(bank.fine.scales, file=file))
+        broken = StoredRows(bank.stored, bank.inverse_norms, bank.scales, ResidualRows(bank.fine.scales, file=file))
         with pytest.raises(BackendError, match="native kernels: the bank's file cannot be read"):
-            kernels().project_best(broken, F.normalize(rows[:2], dim=1), TEMPERATURE, 10)
+            kernels().project_with_refinement(broken, F.normalize(rows[:2], dim=1), TEMPERATURE, 10)
         with pytest.raises(BundleError, match="short: truncated"):
             broken.floats(0, 10)
 
@@ -179,7 +179,7 @@ def test_a_file_that_is_not_the_library_is_named_with_the_fix(tmp_path: Path) ->
 
 
 def test_the_kernels_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(native.PLACE_VARIABLE, "off")
+    monkeypatch.setenv(native.PATH_VARIABLE, "off")
     native.library.cache_clear()
     try:
         assert native.library() is None

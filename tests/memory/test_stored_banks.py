@@ -16,15 +16,15 @@ from torch import Tensor
 
 from export.checkpoint import CheckpointError, Memory
 from export.memory.bank_file import write_memory
-from export.memory.quantization import rounded
-from runtime.bundle import MemoryPrecision, MemorySettings
+from export.memory.quantization import quantize_rows
+from runtime.bundle import MemoryConfig, MemoryPrecision
 from runtime.memory import bank as memory
 from runtime.memory import native_kernels as native
 from runtime.memory import rows as stored_rows
 from runtime.memory import torch_kernels as torch_projection
 from runtime.memory.bank import MemoryBank
 from runtime.memory.blocks import Block, stored_blocks
-from runtime.memory.rows import FineRows, StoredRows
+from runtime.memory.rows import ResidualRows, StoredRows
 
 PRECISIONS = get_args(MemoryPrecision)
 TEMPERATURE = 0.01
@@ -84,10 +84,10 @@ def all_different() -> Tensor:
     return normal(20_000, 256)
 
 
-def fine_in_memory(path: Path, _shape: torch.Size, _device: torch.device) -> FineRows:
+def fine_in_memory(path: Path, _shape: torch.Size, _device: torch.device) -> ResidualRows:
     """As a GPU has it."""
     tensors = load_file(path)
-    return FineRows(tensors["scales"], tensors["fine"])
+    return ResidualRows(tensors["scales"], tensors["fine"])
 
 
 def few_stored_blocks(rows: StoredRows, regions: int) -> Iterator[Block]:
@@ -196,7 +196,7 @@ def test_a_bank_says_the_most_that_rounding_took_from_a_row(
 def test_equal_rows_round_differently_and_are_right_on_average() -> None:
     row = normal(1, 64)
     for precision in ("fp16", "bf16", "int8"):
-        made = rounded(row.repeat(4000, 1), precision, torch.Generator().manual_seed(0))
+        made = quantize_rows(row.repeat(4000, 1), precision, torch.Generator().manual_seed(0))
         values = made.stored.float() * (1 if made.scales is None else made.scales[:, None])
         errors = values - row
         assert len(torch.unique(values, dim=0)) > 3000
@@ -232,7 +232,7 @@ def test_a_bank_is_mapped_and_never_whole_in_the_memory_of_its_process(
             tmp_path / "memory_fine.safetensors" if precision != "fp32" else None,
             torch.device("cpu"),
         ),
-        MemorySettings(embeddings="memory.safetensors", captions="c", rows=len(rows), temperature=0.1, normalize=True),
+        MemoryConfig(embeddings="memory.safetensors", captions="c", rows=len(rows), temperature=0.1, normalize=True),
         tmp_path,
     )
     bank.project(rows[:4])

@@ -256,11 +256,11 @@ def test_published_traces_are_those_of_the_algorithm_written_plainly(
     torch.testing.assert_close(vector, expected, rtol=1e-4, atol=1e-6)
 
 
-def plainly_seen(seed: int) -> tuple[eager.Seen, Canvas]:
+def plainly_seen(seed: int) -> tuple[eager.EncodedImage, Canvas]:
     """An image of 10 x 10 patches of 14 as the oracle and as the runtime have it."""
     noise = torch.Generator().manual_seed(seed)
     patches, scores = torch.randn(10, 10, 8, generator=noise), torch.randn(HEADS, 100, generator=noise)
-    seen = eager.Seen(torch.zeros(8), torch.zeros(REGISTERS, 8), patches, scores)
+    seen = eager.EncodedImage(torch.zeros(8), torch.zeros(REGISTERS, 8), patches, scores)
     return seen, Canvas(View.of((140, 140), 140, Fit.STRETCH), 14, REGISTERS, scores)
 
 

@@ -37,7 +37,7 @@ _CANVAS = Canvas(View.of((64, 48), 56, Fit.STRETCH), 14, 4, torch.zeros(2, 16))
 _FOLDER = Path(tempfile.mkdtemp(prefix="patchcaption-fuzz-"))
 
 
-_ENGINE = {"file": "backbone.onnx", "precision": "fp32", "opset": 20, "largest_difference": 1e-6}
+_ENGINE = {"file": "backbone.onnx", "precision": "fp32", "opset": 20, "max_error": 1e-6}
 _MANIFEST: dict[str, Any] = {
     "schema_version": SCHEMA,
     "backend": "tensorrt",
@@ -55,7 +55,7 @@ _MANIFEST: dict[str, Any] = {
         }
     ],
     "decoding": {
-        **{"width": 8, "layers": 1, "heads": 2, "head_width": 4, "steps": 30, "vocabulary": 9, "end_id": 8},
+        **{"width": 8, "layers": 1, "heads": 2, "head_width": 4, "steps": 30, "vocabulary": 9, "eos_token_id": 8},
         **{"cache": "fp16", "batches": [1, 4]},
     },
     "memory": {

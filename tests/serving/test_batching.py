@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from runtime.wording import DecodingOptions
 from torch import Tensor
 
 from runtime import (
@@ -29,7 +30,6 @@ from runtime.backends.onnxruntime_gpu import CPU, OrtGpuBackend
 from runtime.bundle import Bundle
 from runtime.image import Fit
 from runtime.serving.batching import Batching
-from runtime.wording import Wording
 
 PIXELS = torch.randint(0, 256, (3, 240, 320), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 REGIONS: list[list[Region]] = [
@@ -142,13 +142,15 @@ def test_one_callers_mistake_harms_no_other(
     """What cannot be laid on the image, has no such option, or breaks in the middle of a batch."""
     words, poison = Captioner.words, 7.0
 
-    def breaking(self: Captioner, vectors: Tensor, wording: Wording, **_: object) -> list[Caption]:
+    def breaking(self: Captioner, vectors: Tensor, wording: DecodingOptions, **_: object) -> list[Caption]:
         if (vectors == poison).all(dim=1).any():
             raise BundleError("broken in the middle")
         return words(self, vectors, wording)
 
     monkeypatch.setattr(Captioner, "words", breaking)
-    poisoned = FeatureMap(torch.full_like(features.tokens, poison), features.cls_scores, features.views, 14, 4)
+    poisoned = FeatureMap(
+        torch.full_like(features.tokens, poison), features.cls_attention_logits, features.views, 14, 4
+    )
     expected = texts(demo.describe(features, REGIONS[0]))
     with demo.batching(max_wait_ms=LONG_MS, max_regions=7) as batching:
 
@@ -176,7 +178,7 @@ def test_a_timeout_gives_up_and_harms_no_other(
 ) -> None:
     words, may_go, began = Captioner.words, Event(), Event()
 
-    def slow(self: Captioner, vectors: Tensor, wording: Wording) -> list[Caption]:
+    def slow(self: Captioner, vectors: Tensor, wording: DecodingOptions) -> list[Caption]:
         began.set()
         may_go.wait()
         return words(self, vectors, wording)

@@ -11,14 +11,14 @@ from runtime.errors import BackendError
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU as plans know it."""
+    """A GPU as TensorRT plans identify it."""
 
     name: str
     compute_capability: str
 
     @classmethod
-    def here(cls) -> Gpu:
-        """The current one.
+    def current(cls) -> Gpu:
+        """Returns the GPU that torch works on.
 
         Raises:
             BackendError: torch finds none.
@@ -27,6 +27,7 @@ class Gpu:
 
     @classmethod
     def of(cls, device: torch.device) -> Gpu:
+        """Returns the identity of a device; that of a CPU, which only tests ask for, has capability 0.0."""
         if device.type != "cuda":
             return cls(device.type, "0.0")
         major, minor = torch.cuda.get_device_capability(device)
@@ -34,7 +35,7 @@ class Gpu:
 
 
 def current_gpu() -> torch.device:
-    """The GPU that torch works on.
+    """Returns the GPU that torch works on.
 
     Raises:
         BackendError: torch finds none.

@@ -1,56 +1,52 @@
-"""The stream that a backend lines its work up on, and pieces of that work as one."""
+"""A backend's CUDA stream, and capture of its work as CUDA graphs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 
 _RUNS_BEFORE_CAPTURE = 2
-"""The first calls of a library allocate and choose, which cannot be captured."""
+"""The first calls of a library allocate and choose kernels, which cannot be captured."""
 
-Work = Callable[[], None]
-Capture = Literal["around", "within", "none"]
+Work: TypeAlias = Callable[[], None]
+CaptureMode: TypeAlias = Literal["around", "within", "none"]
 """Whether a CUDA graph can be captured around a run, is captured within it by its own library, or neither."""
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Work that is lined up by one call.
+class CapturedWork:
+    """Work that one call enqueues.
 
     Attributes:
-        run: lines it up.
-        is_captured: as one CUDA graph, at least what the engine does of it; else call by call.
-        why_not: why it is not, or what the device said.
+        run: enqueues it.
+        fallback_reason: why it is enqueued call by call; None where at least the engine's part is one CUDA graph.
     """
 
     run: Work
-    is_captured: bool
-    why_not: str = ""
+    fallback_reason: str | None = None
 
 
 class Stream:
-    """A stream of its own on a CUDA device; on a CPU, where each call waits for its end, nothing.
-
-    Args:
-        device: whose.
-    """
+    """A backend's own stream on a CUDA device; does nothing on a CPU, where every call is synchronous."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     @property
     def handle(self) -> int:
-        """Of the stream, as libraries take it; never 0, which is the default stream."""
+        """The stream as libraries take it; never 0, which is the default stream."""
         return 1 if self._stream is None else int(self._stream.cuda_stream)
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Lines up what torch does on this stream: after all of the stream outside so far, and before all that follows
-        there. The host waits for neither."""
+        """Makes this torch's current stream: after all work enqueued outside so far, and before all that follows there.
+
+        The host waits for neither.
+        """
         if self._stream is None:
             yield
             return
@@ -60,19 +56,18 @@ class Stream:
             yield
         outside.wait_stream(self._stream)
 
-    def piece(self, work: Work, capture: Capture = "around") -> Piece:
-        """``work`` as one CUDA graph where the device takes it so; it is run a few times for that.
+    def capture(self, work: Work, mode: CaptureMode = "around") -> CapturedWork:
+        """Returns ``work`` as one CUDA graph where the device accepts it; runs it a few times to find out.
 
         Args:
-            work: calls that always read and write the same memory and never ask for results. Exceptions of its own
-                first run are passed on.
-            capture: of the engine's run that is part of it.
+            work: calls that always read and write the same memory and never wait for results. Exceptions of its first
+                run are passed on.
+            mode: how the engine's run within the work can be captured.
         """
         if self._stream is None:
-            return Piece(work, is_captured=False, why_not="not on a CUDA device")
-        if capture != "around":
-            is_captured = capture == "within"
-            return Piece(work, is_captured, "" if is_captured else "this backend's runs cannot be captured")
+            return CapturedWork(work, "not on a CUDA device")
+        if mode != "around":
+            return CapturedWork(work, None if mode == "within" else "this backend's runs cannot be captured")
         with self.active():
             for _ in range(_RUNS_BEFORE_CAPTURE):
                 work()
@@ -83,5 +78,5 @@ class Stream:
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 work()
         except RuntimeError as error:
-            return Piece(work, is_captured=False, why_not=str(error).splitlines()[0])
-        return Piece(graph.replay, is_captured=True)
+            return CapturedWork(work, str(error).splitlines()[0])
+        return CapturedWork(graph.replay)

@@ -1,22 +1,25 @@
-"""Memory for what is in between, on a device."""
+"""Device workspace shared by execution contexts that never run concurrently."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-_ALIGNMENT = 256
+_ALIGNMENT_BYTES = 256
 
 
-class Scratch:
-    """Memory for what is in between, shared by contexts that never run at once."""
+class Workspace:
+    """Memory for activations, shared by execution contexts that never run concurrently."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._memory: Tensor | None = None
 
-    def of(self, size: int) -> tuple[Tensor, int]:
-        """At least ``size`` bytes, and where they begin. What was given out before stays valid while it is held."""
-        if self._memory is None or len(self._memory) < size + _ALIGNMENT:
-            self._memory = torch.empty(size + _ALIGNMENT, dtype=torch.uint8, device=self._device)
-        return self._memory, -(-self._memory.data_ptr() // _ALIGNMENT) * _ALIGNMENT
+    def reserve(self, size_bytes: int) -> tuple[Tensor, int]:
+        """Returns memory of at least so many bytes, and its aligned address.
+
+        What was returned before stays valid while it is held.
+        """
+        if self._memory is None or len(self._memory) < size_bytes + _ALIGNMENT_BYTES:
+            self._memory = torch.empty(size_bytes + _ALIGNMENT_BYTES, dtype=torch.uint8, device=self._device)
+        return self._memory, -(-self._memory.data_ptr() // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES

@@ -1,13 +1,13 @@
-"""TensorRT's Python package, 10.3 to 11: importing it, hearing what it says, and who may load what it built.
+"""TensorRT's Python package, 10.3 to 11: import, error logging, and plan compatibility.
 
-It tells of failures by False or None, and says why to a logger: `checked` makes both one exception.
+TensorRT returns False or None on failure and logs the reason; `TensorRtApi.require` makes both one exception.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 from runtime.errors import BackendError
 
@@ -15,48 +15,68 @@ if TYPE_CHECKING:
     import tensorrt
 
 OLDEST = (10, 3)
-"""JetPack 6's. From here on networks can be strongly typed, so that one way of building serves all."""
+"""JetPack 6's version. From here on networks can be strongly typed, so that one way of building serves all."""
 
 T = TypeVar("T")
 
 
+class TensorRtModule(Protocol):
+    """The names of the package `tensorrt` that this project uses, with the types of the stub."""
+
+    Builder: type[tensorrt.Builder]
+    BuilderFlag: type[tensorrt.BuilderFlag]
+    DeviceType: type[tensorrt.DeviceType]
+    ExecutionContextAllocationStrategy: type[tensorrt.ExecutionContextAllocationStrategy]
+    HardwareCompatibilityLevel: type[tensorrt.HardwareCompatibilityLevel]
+    IProgressMonitor: type[tensorrt.IProgressMonitor]
+    LayerInformationFormat: type[tensorrt.LayerInformationFormat]
+    MemoryPoolType: type[tensorrt.MemoryPoolType]
+    NetworkDefinitionCreationFlag: type[tensorrt.NetworkDefinitionCreationFlag]
+    OnnxParser: type[tensorrt.OnnxParser]
+    ProfilingVerbosity: type[tensorrt.ProfilingVerbosity]
+    Runtime: type[tensorrt.Runtime]
+    TensorIOMode: type[tensorrt.TensorIOMode]
+
+
 @dataclass(frozen=True, eq=False)
-class TensorRt:
-    """Which TensorRT is here, and a logger that remembers. Having one, `import tensorrt` succeeds.
+class TensorRtApi:
+    """An imported TensorRT, with a logger that keeps its errors.
 
     Attributes:
-        version: all of its numbers.
+        module: the package `tensorrt`.
+        version: its full version.
         logger: lives as long as anything made with it.
-        said: its last errors.
+        errors: its latest errors.
     """
 
+    module: TensorRtModule
     version: str
     logger: tensorrt.ILogger
-    said: deque[str] = field(default_factory=deque)
+    errors: deque[str] = field(default_factory=deque)
 
     @property
     def release(self) -> tuple[int, int]:
-        """Its first two numbers."""
-        major, minor = _numbers(self.version)[:2]
+        """The first two numbers of its version."""
+        major, minor = version_numbers(self.version)[:2]
         return major, minor
 
-    def checked(self, result: T | None, what: str) -> T:
-        """``result``, unless it is None or False.
+    def require(self, result: T | None, action: str) -> T:
+        """Returns ``result``, unless it is None or False.
 
         Args:
-            what: was done, and to what, for the message.
+            action: what was done, and to what, for the message.
 
         Raises:
-            BackendError: with what TensorRT said since the last error.
+            BackendError: with the errors that TensorRT has logged since the last one.
         """
         if result is None or result is False:
-            reasons = "; ".join(self.said) or "it gave no reason"
-            self.said.clear()
-            raise BackendError(f"{what}: TensorRT {self.version} refused: {reasons}")
+            reasons = "; ".join(self.errors) or "it gave no reason"
+            self.errors.clear()
+            raise BackendError(f"{action}: TensorRT {self.version} refused: {reasons}")
         return result
 
 
-def open_tensorrt() -> TensorRt:
+def open_tensorrt() -> TensorRtApi:
     """Imports TensorRT.
 
     Raises:
@@ -70,34 +90,32 @@ def open_tensorrt() -> TensorRt:
             "(python3 -m venv --system-site-packages)"
         ) from None
     version = str(tensorrt.__version__)
-    if _numbers(version)[:2] < OLDEST:
+    if version_numbers(version)[:2] < OLDEST:
         raise BackendError(f"TensorRT {version}: expected {'.'.join(map(str, OLDEST))} or newer")
-    said: deque[str] = deque(maxlen=8)
-    return TensorRt(version, _remembering_logger(said), said)
+    errors: deque[str] = deque(maxlen=8)
 
-
-def may_load(built_with: str, here: str, version_compatible: bool) -> bool:
-    """Whether a plan of one version of TensorRT can be loaded by another: of the same alone, or if it was built to be
-    compatible, by newer ones of the same major."""
-    if not version_compatible:
-        return built_with == here
-    built, now = _numbers(built_with), _numbers(here)
-    return built[0] == now[0] and built <= now
-
-
-def _remembering_logger(said: deque[str]) -> tensorrt.ILogger:
-    import tensorrt
-
-    class Logger(tensorrt.ILogger):
+    class ErrorLogger(tensorrt.ILogger):
         def __init__(self) -> None:
             tensorrt.ILogger.__init__(self)
 
         def log(self, severity: tensorrt.ILogger.Severity, msg: str) -> None:
             if severity in (tensorrt.ILogger.Severity.INTERNAL_ERROR, tensorrt.ILogger.Severity.ERROR):
-                said.append(" ".join(msg.split()))
+                errors.append(" ".join(msg.split()))
 
-    return Logger()
+    return TensorRtApi(cast(TensorRtModule, tensorrt), version, ErrorLogger(), errors)
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def is_compatible(built_with: str, here: str, version_compatible: bool) -> bool:
+    """Returns whether one version of TensorRT loads a plan of another.
+
+    It loads its own, and of plans that were built to be version compatible those of older versions of its major.
+    """
+    if not version_compatible:
+        return built_with == here
+    built, now = version_numbers(built_with), version_numbers(here)
+    return built[0] == now[0] and built <= now
+
+
+def version_numbers(version: str) -> tuple[int, ...]:
+    """Returns the numbers of a version, in order."""
     return tuple(int(part) for part in version.split(".") if part.isdigit())

@@ -1,7 +1,7 @@
 """TensorRT: plans that were built for this GPU, run on torch's memory.
 
-Shapes of a plan lie within one of its profiles; each profile that is used has an execution context of its own. Contexts
-have no scratch memory of their own: they run one after another on one stream and share one piece of it.
+The shapes of a run lie within one of the plan's profiles; each profile in use has an execution context. Contexts have
+no workspace of their own: they run one after another on one stream and share one.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -16,11 +17,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from runtime.backends.base import BindableEngine, EngineReport
 from runtime.backends.cuda.device import Gpu, current_gpu
-from runtime.backends.cuda.stream import Capture, Stream
-from runtime.backends.cuda.workspace import Scratch
-from runtime.backends.tensorrt.api import TensorRt, may_load, open_tensorrt
-from runtime.bundle import Bundle, PlanRecord
+from runtime.backends.cuda.stream import CaptureMode, Stream
+from runtime.backends.cuda.workspace import Workspace
+from runtime.backends.tensorrt.api import TensorRtApi, is_compatible, open_tensorrt
+from runtime.bundle import EngineFiles, PlanRecord
 from runtime.bundle.trust import check_trusted
 from runtime.errors import BackendError
 
@@ -37,60 +39,58 @@ _DTYPES = {
     "UINT8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""By TensorRT's names: the numbers behind them differ between its versions."""
+"""Torch's dtypes by TensorRT's names: the numbers behind the names differ between its versions."""
 
 
 class TrtBackend:
     """Executes a bundle's TensorRT plans.
 
     Args:
-        bundle: built with --backend tensorrt.
         device: the GPU; by default the current one.
 
     Raises:
         BackendError: TensorRT is not there, or torch has no GPU.
     """
 
-    def __init__(self, bundle: Bundle, device: torch.device | None = None) -> None:
-        self._bundle = bundle
-        self._trt = open_tensorrt()
-        import tensorrt
-
+    def __init__(self, device: torch.device | None = None) -> None:
+        self._api = open_tensorrt()
         self._device = device or current_gpu()
         self._gpu = Gpu.of(self._device)
         self._stream = Stream(self._device)
-        self._scratch = Scratch(self._device)
-        self._runtime = self._trt.checked(tensorrt.Runtime(self._trt.logger), "starting its runtime")
+        self._workspace = Workspace(self._device)
+        self._runtime = self._api.require(self._api.module.Runtime(self._api.logger), "starting its runtime")
 
     @property
     def name(self) -> str:
-        return f"tensorrt {self._trt.version} {self._gpu.name}"
+        return f"tensorrt {self._api.version} {self._gpu.name}"
 
     @property
     def device(self) -> torch.device:
         return self._device
 
-    def open(self, path: Path, callers: int = 1) -> TrtEngine:  # noqa: ARG002
-        record = next((plan for plan in self._bundle.manifest.plans if plan.graph == path.name), None)
-        if record is None:
+    @property
+    def needs_warm_up(self) -> bool:
+        return True
+
+    def open(self, files: EngineFiles, concurrency: int = 1) -> TrtEngine:  # noqa: ARG002  # runs follow one another
+        if files.plan is None:
             raise BackendError(
-                f"{path}: no TensorRT plan was built of it: python export/build_plans.py {self._bundle.folder}"
+                f"{files.graph}: no TensorRT plan was built of it: python export/build_plans.py {files.graph.parent}"
             )
-        self._check(record)
-        plan = self._bundle.path(record.file)
+        record, plan = files.plan
+        self._check_fits(record, plan)
         contents = plan.read_bytes()
         check_trusted(plan, hashlib.sha256(contents).hexdigest())
         if record.version_compatible:  # such plans carry code of their own
             self._runtime.engine_host_code_allowed = True
-        engine = self._trt.checked(self._runtime.deserialize_cuda_engine(contents), f"{plan}: loading it")
-        return TrtEngine(self._trt, engine, plan, self._device, self._stream, self._scratch)
+        engine = self._api.require(self._runtime.deserialize_cuda_engine(contents), f"{plan}: loading it")
+        return TrtEngine(self._api, engine, plan, self._device, self._stream, self._workspace)
 
-    def _check(self, record: PlanRecord) -> None:
+    def _check_fits(self, record: PlanRecord, plan: Path) -> None:
         """Raises if a plan was built for another TensorRT or GPU: loading it would fail without saying which."""
-        plan = self._bundle.path(record.file)
-        if not may_load(record.tensorrt, self._trt.version, record.version_compatible):
+        if not is_compatible(record.version, self._api.version, record.version_compatible):
             raise BackendError(
-                f"{plan}: built by TensorRT {record.tensorrt}, here is {self._trt.version}; build the bundle again here"
+                f"{plan}: built by TensorRT {record.version}, here is {self._api.version}; build the bundle again here"
             )
         fits = {
             "same": record.gpu == self._gpu.name,
@@ -104,91 +104,117 @@ class TrtBackend:
             )
 
 
+@dataclass(frozen=True, eq=False)
+class _PlanIo:
+    """A plan's inputs and outputs, for its engine and its contexts.
+
+    Attributes:
+        plan: the plan's file, for messages.
+        dtypes: of every input and output.
+    """
+
+    api: TensorRtApi
+    plan: Path
+    device: torch.device
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    dtypes: Mapping[str, torch.dtype]
+
+    @classmethod
+    def of(cls, api: TensorRtApi, engine: tensorrt.ICudaEngine, plan: Path, device: torch.device) -> _PlanIo:
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        is_input = {name: engine.get_tensor_mode(name) == api.module.TensorIOMode.INPUT for name in names}
+        return cls(
+            api,
+            plan,
+            device,
+            inputs=tuple(name for name in names if is_input[name]),
+            outputs=tuple(name for name in names if not is_input[name]),
+            dtypes={name: _DTYPES[engine.get_tensor_dtype(name).name] for name in names},
+        )
+
+
 class TrtEngine:
     """A plan, deserialized."""
 
     def __init__(
         self,
-        trt: TensorRt,
+        api: TensorRtApi,
         engine: tensorrt.ICudaEngine,
         plan: Path,
         device: torch.device,
         stream: Stream,
-        scratch: Scratch,
+        workspace: Workspace,
     ) -> None:
-        import tensorrt
-
         self.stream = stream
-        self._trt, self._plan, self._device, self._scratch = trt, plan, device, scratch
+        self._api, self._plan, self._device, self._workspace = api, plan, device, workspace
         self._engine: tensorrt.ICudaEngine | None = engine
-        names = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
-        is_input = {name: engine.get_tensor_mode(name) == tensorrt.TensorIOMode.INPUT for name in names}
-        self._inputs = [name for name in names if is_input[name]]
-        self._outputs = [name for name in names if not is_input[name]]
-        self._dtypes = {name: _DTYPES[engine.get_tensor_dtype(name).name] for name in names}
+        self._io = _PlanIo.of(api, engine, plan, device)
         self._contexts: dict[int, _Context] = {}
         self._running = Lock()
 
     @property
-    def runs_on(self) -> str:
-        return f"TensorRT {self._trt.version} ({len(self.layers())} layers)"
+    def bindable(self) -> BindableEngine:
+        return self
+
+    def report(self) -> EngineReport:
+        layers = self._layers()
+        return EngineReport(f"TensorRT {self._api.version} ({len(layers)} layers)", fused_layers=layers)
 
     def dtype(self, name: str) -> torch.dtype:
-        return self._dtypes[name]
+        return self._io.dtypes[name]
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with self._running:  # a context has one set of addresses
             return self._run(inputs)
 
     def _run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        profile = self._profile(inputs)
+        profile = self._profile_for(inputs)
         if profile not in self._contexts:
             self._contexts[profile] = self._new_context(profile)
         context = self._contexts[profile]
-        shapes = context.shapes_of_outputs(inputs)
-        # On torch's stream, so that torch gives none of it to others before the work lined up here is done.
+        shapes = context.infer_output_shapes(inputs)
+        # On torch's stream, so that torch gives none of it to others before the work enqueued here is done.
         outputs = {
-            name: torch.empty(shape, dtype=self._dtypes[name], device=self._device) for name, shape in shapes.items()
+            name: torch.empty(shape, dtype=self._io.dtypes[name], device=self._device) for name, shape in shapes.items()
         }
         with self.stream.active():
-            context.tie({**inputs, **outputs})
+            context.set_addresses({**inputs, **outputs})
             context.run()
         return outputs
 
-    def bind(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> TrtBound:
-        context = self._new_context(self._profile(inputs))  # of its own: a captured graph keeps it as it is
-        shapes = context.shapes_of_outputs(inputs)
+    def bind(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> TrtBoundRun:
+        context = self._new_context(self._profile_for(inputs))  # of its own: a captured graph needs it unchanged
+        shapes = context.infer_output_shapes(inputs)
         for name, shape in shapes.items():
             if name not in outputs or tuple(outputs[name].shape) != shape:
                 got = tuple(outputs[name].shape) if name in outputs else "nothing"
                 raise BackendError(f"{self._plan}: {name}: expected memory for {shape}, got {got}")
-        context.tie({**inputs, **outputs})
-        return TrtBound(context)
-
-    def layers(self) -> list[str]:
-        """The names of the plan's layers, which show what TensorRT has fused."""
-        import tensorrt
-
-        inspector = self._trt.checked(self._opened().create_engine_inspector(), f"{self._plan}: inspecting it")
-        said = json.loads(inspector.get_engine_information(tensorrt.LayerInformationFormat.JSON))
-        return [layer if isinstance(layer, str) else layer["Name"] for layer in said["Layers"]]
+        context.set_addresses({**inputs, **outputs})
+        return TrtBoundRun(context)
 
     def close(self) -> None:
         self._contexts.clear()
         self._engine = None
 
-    def _profile(self, inputs: Mapping[str, Tensor]) -> int:
-        """The first profile that has these shapes.
+    def _layers(self) -> tuple[str, ...]:
+        """Returns the names of the plan's layers, which show what TensorRT has fused."""
+        inspector = self._api.require(self._require_open().create_engine_inspector(), f"{self._plan}: inspecting it")
+        information = json.loads(inspector.get_engine_information(self._api.module.LayerInformationFormat.JSON))
+        return tuple(layer if isinstance(layer, str) else layer["Name"] for layer in information["Layers"])
+
+    def _profile_for(self, inputs: Mapping[str, Tensor]) -> int:
+        """Returns the first profile that has these shapes.
 
         Raises:
-            BackendError: none has; or names, dtypes or places are wrong.
+            BackendError: none has them, or the names are wrong.
         """
-        engine = self._opened()
-        if set(inputs) != set(self._inputs):
-            raise BackendError(f"{self._plan}: expected {sorted(self._inputs)}, got {sorted(inputs)}")
-        for number in range(engine.num_optimization_profiles):
-            if all(_fits(engine, number, name, tensor.shape) for name, tensor in inputs.items()):
-                return number
+        engine = self._require_open()
+        if set(inputs) != set(self._io.inputs):
+            raise BackendError(f"{self._plan}: expected {sorted(self._io.inputs)}, got {sorted(inputs)}")
+        for profile in range(engine.num_optimization_profiles):
+            if all(_fits(engine, profile, name, tensor.shape) for name, tensor in inputs.items()):
+                return profile
         shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in inputs.items())
         raise BackendError(
             f"{self._plan}: built for other shapes than {shapes}; build the bundle again with a larger --max-images or "
@@ -196,77 +222,76 @@ class TrtEngine:
         )
 
     def _new_context(self, profile: int) -> _Context:
-        import tensorrt
-
-        strategy = tensorrt.ExecutionContextAllocationStrategy.USER_MANAGED
-        engine = self._opened()
-        made = engine.create_execution_context(strategy)
-        context = self._trt.checked(made, f"{self._plan}: making an execution context")
-        size = engine.get_device_memory_size_for_profile_v2(profile)
+        engine = self._require_open()
+        strategy = self._api.module.ExecutionContextAllocationStrategy.USER_MANAGED
+        context = self._api.require(
+            engine.create_execution_context(strategy), f"{self._plan}: making an execution context"
+        )
+        size_bytes = engine.get_device_memory_size_for_profile_v2(profile)
         with self.stream.active():
-            chosen = context.set_optimization_profile_async(profile, self.stream.handle)
-        self._trt.checked(chosen, f"{self._plan}: choosing profile {profile}")
-        memory, address = self._scratch.of(size)
-        context.set_device_memory(address, size)
-        return _Context(self, context, memory)
+            is_set = context.set_optimization_profile_async(profile, self.stream.handle)
+        self._api.require(is_set, f"{self._plan}: choosing profile {profile}")
+        memory, address = self._workspace.reserve(size_bytes)
+        context.set_device_memory(address, size_bytes)
+        return _Context(self._io, context, self.stream, memory)
 
-    def _opened(self) -> tensorrt.ICudaEngine:
+    def _require_open(self) -> tensorrt.ICudaEngine:
         if self._engine is None:
             raise BackendError(f"{self._plan}: it was closed; load the bundle again")
         return self._engine
 
 
 class _Context:
-    """One execution context: shapes and addresses, and its scratch memory held for as long as it is."""
+    """One execution context with its shapes and addresses. Holds its workspace for as long as it lives."""
 
-    def __init__(self, engine: TrtEngine, context: tensorrt.IExecutionContext, scratch: Tensor) -> None:
-        self._of, self._context, self._scratch = engine, context, scratch
-        self._tied: dict[str, Tensor] = {}
+    def __init__(self, io: _PlanIo, context: tensorrt.IExecutionContext, stream: Stream, workspace: Tensor) -> None:
+        self._io, self._context, self._stream, self._workspace = io, context, stream, workspace
+        self._bindings: dict[str, Tensor] = {}
 
-    def shapes_of_outputs(self, inputs: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    def infer_output_shapes(self, inputs: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
         """Sets the shapes of the inputs; returns those that the outputs then have."""
-        engine = self._of
         for name, tensor in inputs.items():
             is_set = self._context.set_input_shape(name, tuple(tensor.shape))
-            engine._trt.checked(is_set, f"{engine._plan}: {name} of shape {tuple(tensor.shape)}")
+            self._io.api.require(is_set, f"{self._io.plan}: {name} of shape {tuple(tensor.shape)}")
         missing = self._context.infer_shapes()
         if missing:
-            raise BackendError(f"{engine._plan}: shapes of {', '.join(missing)} are not known")
-        return {name: tuple(self._context.get_tensor_shape(name)) for name in engine._outputs}
+            raise BackendError(f"{self._io.plan}: shapes of {', '.join(missing)} are not known")
+        return {name: tuple(self._context.get_tensor_shape(name)) for name in self._io.outputs}
 
-    def tie(self, tensors: Mapping[str, Tensor]) -> None:
-        engine = self._of
+    def set_addresses(self, tensors: Mapping[str, Tensor]) -> None:
+        """Makes later runs read and write these tensors, and keeps them alive."""
+        io = self._io
         for name, tensor in tensors.items():
-            dtype = engine._dtypes[name]
-            if tensor.dtype != dtype or tensor.device != engine._device or not tensor.is_contiguous():
+            dtype = io.dtypes[name]
+            if tensor.dtype != dtype or tensor.device != io.device or not tensor.is_contiguous():
                 raise BackendError(
-                    f"{engine._plan}: {name}: expected contiguous {dtype} on {engine._device}, got {tensor.dtype} on "
+                    f"{io.plan}: {name}: expected contiguous {dtype} on {io.device}, got {tensor.dtype} on "
                     f"{tensor.device}"
                 )
             is_set = self._context.set_tensor_address(name, tensor.data_ptr())
-            engine._trt.checked(is_set, f"{engine._plan}: {name} at its address")
-        self._tied = dict(tensors)
+            io.api.require(is_set, f"{io.plan}: {name} at its address")
+        self._bindings = dict(tensors)
 
     def run(self) -> None:
-        engine = self._of
-        is_lined_up = self._context.execute_async_v3(engine.stream.handle)
-        engine._trt.checked(is_lined_up, f"{engine._plan}: running it")
+        """Enqueues one execution."""
+        is_enqueued = self._context.execute_async_v3(self._stream.handle)
+        self._io.api.require(is_enqueued, f"{self._io.plan}: running it")
 
 
-def _fits(engine: tensorrt.ICudaEngine, profile: int, name: str, shape: torch.Size) -> bool:
-    least, _, most = engine.get_tensor_profile_shape(name, profile)
-    return len(least) == len(shape) and all(
-        low <= size <= high for low, size, high in zip(least, shape, most, strict=True)
-    )
+class TrtBoundRun:
+    """An execution context over fixed memory."""
 
-
-class TrtBound:
-    """A context over fixed memory."""
-
-    capture: Capture = "around"
+    capture_mode: CaptureMode = "around"
 
     def __init__(self, context: _Context) -> None:
         self._context = context
 
     def run(self) -> None:
         self._context.run()
+
+
+def _fits(engine: tensorrt.ICudaEngine, profile: int, name: str, shape: torch.Size) -> bool:
+    smallest, _, largest = engine.get_tensor_profile_shape(name, profile)
+    return len(smallest) == len(shape) and all(
+        low <= size <= high for low, size, high in zip(smallest, shape, largest, strict=True)
+    )

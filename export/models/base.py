@@ -1,0 +1,78 @@
+"""What the exporter and the bundle builder need of a model, whatever its family."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from runtime.bundle import BackboneConfig, DecoderConfig, EnginePrecision
+
+
+@dataclass(frozen=True)
+class BundleNumbers:
+    """The numbers of a bundle that its user chooses, and the text space that its parts share.
+
+    Attributes:
+        resize_short_side: what fit="crop" makes of an image's short side, where it is not the backbone's size.
+        precision: of the decoder's graphs, and so of its cache.
+    """
+
+    text_space: str
+    max_images: int
+    batch_sizes: tuple[int, ...]
+    precision: EnginePrecision
+    resize_short_side: int | None = None
+
+
+class BackboneModel(nn.Module):
+    """A backbone for one input size: uint8 RGB pixels (B, S, S, 3) to tokens (B, T, D) and cls logits (B, H, N).
+
+    Attributes:
+        family: its name in the manifest.
+    """
+
+    family: ClassVar[str]
+
+    @property
+    def image_size(self) -> int:
+        """S, the side of the square input in pixels."""
+        raise NotImplementedError
+
+    @property
+    def output_dim(self) -> int:
+        """D, the width of the tokens."""
+        raise NotImplementedError
+
+    @property
+    def last_block(self) -> nn.Module:
+        """The block that regions pass once more when they are re-encoded: (x, token_mask) to (x, ...)."""
+        raise NotImplementedError
+
+    def manifest_entry(self, name: str, numbers: BundleNumbers) -> BackboneConfig:
+        """Returns what the manifest says of the backbone.
+
+        Args:
+            name: its published name.
+        """
+        raise NotImplementedError
+
+
+class DecoderModel(nn.Module):
+    """A decoder of one kind, as the modules that its graphs are made of.
+
+    Attributes:
+        kind: its name in the manifest.
+    """
+
+    kind: ClassVar[str]
+
+    @property
+    def prefix_width(self) -> int:
+        """D, the width of the vectors that it decodes."""
+        raise NotImplementedError
+
+    def manifest_entry(self, eos_token_id: int, numbers: BundleNumbers) -> DecoderConfig:
+        """Returns what the manifest says of the decoder."""
+        raise NotImplementedError

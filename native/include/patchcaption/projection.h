@@ -1,0 +1,106 @@
+/* Projection of query vectors onto a memory bank: softmax(cosine / temperature) @ rows, on the CPU.
+ *
+ * Shapes: R queries, M memory rows, D width. All arrays are dense, row-major and aligned as their elements are.
+ *
+ *     const float rows[] = {3, 0, 0, 2};                     // M = 2, D = 2
+ *     const float inverse_norms[] = {1 / 3.0f, 1 / 2.0f};
+ *     const float unit_query[] = {0.6f, 0.8f};               // R = 1
+ *     float weighted_sum[2];                                 // will be {0.358, 1.762}
+ *     patchcaption_bank bank = {.rows = rows, .inverse_norms = inverse_norms, .row_count = 2, .width = 2,
+ *                               .storage = PATCHCAPTION_FP32, .residual_fd = -1};
+ *     int32_t status = patchcaption_project(&bank, unit_query, 1, 0.1f, 0, NULL, weighted_sum);
+ *     if (status != PATCHCAPTION_OK) fprintf(stderr, "projection failed: status %d\n", status);
+ *
+ * Memory: the caller owns all arrays and the file descriptor, and keeps them valid and unchanged during a call. Only
+ * the results are written, and no pointer is kept. What a call allocates, about 4 * R * (D + 4 * refine_top_k) bytes
+ * per thread, it frees before it returns.
+ *
+ * Threads: every function may be called from any number of threads at once, also on the same bank. Each call starts and
+ * joins its own threads.
+ *
+ * Errors: both projections return an enum patchcaption_status; unless it is PATCHCAPTION_OK the results are
+ * unspecified. Values are not checked: queries and rows must be finite.
+ */
+#ifndef PATCHCAPTION_PROJECTION_H
+#define PATCHCAPTION_PROJECTION_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define PATCHCAPTION_ABI_VERSION 2
+#define PATCHCAPTION_API __attribute__((visibility("default")))
+
+enum patchcaption_storage {
+    PATCHCAPTION_FP32 = 0,
+    PATCHCAPTION_FP16 = 1,
+    PATCHCAPTION_BF16 = 2,
+    PATCHCAPTION_INT8 = 3
+};
+
+enum patchcaption_status {
+    PATCHCAPTION_OK = 0,
+    PATCHCAPTION_INVALID_ARGUMENT = 1, /* a pointer is NULL, or a number is out of range */
+    PATCHCAPTION_OUT_OF_MEMORY = 2,
+    PATCHCAPTION_UNSUPPORTED_VARIANT = 3, /* an unknown name, or a variant that this CPU does not support */
+    PATCHCAPTION_UNREADABLE_FILE = 4      /* the residual's file is truncated or cannot be read */
+};
+
+/* A memory bank. Row m is rows[m] * scales[m] + residual[m] * residual_scales[m]. */
+typedef struct patchcaption_bank {
+    const void *rows;             /* (M, D) in `storage` */
+    const float *scales;          /* (M,), or NULL for ones */
+    const int8_t *residual;       /* (M, D) quantization error of `rows`, or NULL: read from `residual_fd`, or none */
+    const float *residual_scales; /* (M,), or NULL if the bank has no residual */
+    const float *inverse_norms;   /* (M,) 1 / length of each row */
+    int64_t row_count;            /* M, 1 to 2**32 - 1 */
+    int64_t width;                /* D, at least 1 */
+    int32_t storage;              /* enum patchcaption_storage */
+    int32_t residual_fd;          /* file descriptor to read the residual from on demand, which keeps it out of memory;
+                                     -1 for none. Its position is neither used nor moved. */
+    int64_t residual_offset;      /* byte offset of the residual in that file */
+} patchcaption_bank;
+
+/* Returns the PATCHCAPTION_ABI_VERSION that the library was built with: compare it with the header's before any other
+ * call. This function stays the same in every version.
+ */
+PATCHCAPTION_API int32_t patchcaption_abi(void);
+
+/* Returns the name of a kernel variant that this CPU supports, or NULL if there are no more. Index 0 is the fastest.
+ * Names are "amx", "avx512", "avx2" and "baseline" on x86-64, "neon" on 64-bit Arm; the strings are static.
+ */
+PATCHCAPTION_API const char *patchcaption_variant(int32_t index);
+
+/* Projects with the residual added to every row, in one pass over the bank.
+ *
+ * unit_queries (R, D): vectors of length 1. A zero vector gives the mean of the rows.
+ * query_count: R, at least 0.
+ * temperature: above 0.
+ * threads: the most threads to use; 0 or less for one per hardware thread.
+ * variant: a name from patchcaption_variant, or NULL for the fastest one for so many queries.
+ * weighted_sum (R, D): the result, softmax(cosine / temperature) @ rows.
+ */
+PATCHCAPTION_API int32_t patchcaption_project(const patchcaption_bank *bank, const float *unit_queries,
+                                              int64_t query_count, float temperature, int32_t threads,
+                                              const char *variant, float *weighted_sum);
+
+/* Projects with the residual added to the `refine_top_k` rows of highest cosine only, per query; the other rows are
+ * used as stored. Reads the residual of no other row. Arguments as above, and:
+ *
+ * refine_top_k: at least 0.
+ * unrefined_mass (R,): the sum of softmax weight * row length over the rows that were not refined, divided by the
+ * length of the weighted sum. Quantization changes the result by at most this times the relative error of a row plus
+ * that of its softmax weight.
+ */
+PATCHCAPTION_API int32_t patchcaption_project_with_refinement(const patchcaption_bank *bank, const float *unit_queries,
+                                                              int64_t query_count, float temperature,
+                                                              int64_t refine_top_k, int32_t threads,
+                                                              const char *variant, float *weighted_sum,
+                                                              float *unrefined_mass);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

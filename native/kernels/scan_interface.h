@@ -1,0 +1,78 @@
+// The interface of a scan over the rows of a bank. Every variant implements it, compiled for its own instruction set.
+//
+// Define no functions here that the linker could merge: the copy it keeps may use instructions that this CPU lacks.
+//
+// Shapes: R queries, M memory rows, D width; "padded" means rounded up to the constants below.
+#pragma once
+
+#include <cstdint>
+
+#include "patchcaption/projection.h"
+
+namespace patchcaption {
+
+constexpr int64_t kQueryPadding = 16;  // for R: the lanes of the widest vector, and the columns of an AMX tile
+constexpr int64_t kWidthPadding = 32;  // for D: the bfloat16 elements that one AMX instruction sums over
+constexpr int64_t kBlock = 64;         // rows processed together: unpacked, they stay in the L2 cache
+
+// The queries of one call.
+struct QueryBatch {
+    const float *unit_queries;  // (padded R, padded D), zero where padded
+    int64_t count;              // R
+    int64_t padded_count;
+    int64_t padded_width;
+    float inverse_temperature;
+    bool with_residual;  // whether the scan adds the residual to the rows
+};
+
+struct Candidate {
+    float logit;
+    uint32_t row;
+};
+
+// The running softmax of every query over the rows that one thread has scanned, and the rows that may be refined.
+struct Partial {
+    float *max_logits;                           // (padded R,)
+    float *denominators;                         // (padded R,) sum of exp(logit - max_logit)
+    float *weighted_norms;                       // (padded R,) sum of exp(logit - max_logit) * row length
+    float *weighted_sum;                         // (padded R, padded D) sum of exp(logit - max_logit) * row
+    float *thresholds;                           // (padded R,) a row is no candidate unless its logit is above this
+    Candidate *candidates;                       // (R, candidate_capacity)
+    int64_t *candidate_counts;                   // (R,)
+    int64_t candidate_capacity;                  // 0 if no rows will be refined
+    void (*keep_top)(Partial &, int64_t query);  // discards the lower half of a query's candidates
+};
+
+// The residual of the rows that are being scanned.
+class ResidualSource {
+  public:
+    virtual const int8_t *block(int64_t start, int64_t rows) = 0;  // (rows, D), or NULL if the residual is not used
+
+  protected:
+    ~ResidualSource() = default;
+};
+
+using Scan = void (*)(const patchcaption_bank &, const QueryBatch &, int64_t begin, int64_t end, ResidualSource &,
+                      Partial &, void *scratch);
+
+struct Variant {
+    const char *name;
+    int64_t min_queries;  // fewer do not repay its preparation of rows and queries
+    bool (*is_supported)();
+    int64_t (*scratch_bytes)(const patchcaption_bank &, const QueryBatch &);
+    // Adds rows [begin, end) to the running softmax of every query.
+    Scan scan;
+    // logits (count,) of one query for the first `count` rows of a bank.
+    void (*logits)(const patchcaption_bank &, const QueryBatch &, int64_t query, int64_t count, bool with_residual,
+                   float *logits, void *scratch);
+    // weighted_sum (padded D,) += weights (count,) @ the first `count` rows of a bank.
+    void (*accumulate)(const patchcaption_bank &, const QueryBatch &, int64_t count, bool with_residual,
+                       const float *weights, float *weighted_sum, void *scratch);
+};
+
+extern const Variant kBaseline;
+#if defined(__x86_64__)
+extern const Variant kAvx2, kAvx512, kAmx;
+#endif
+
+}  // namespace patchcaption

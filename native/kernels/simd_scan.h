@@ -1,0 +1,327 @@
+// The scan in vectors of LANES floats. A variant defines LANES and, if it has instructions for them, LOAD_FP16 and
+// LOAD_INT8, then includes this file once. Everything is local to the including file: the linker must not merge
+// functions that were compiled for different instruction sets.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "scan_interface.h"
+
+namespace patchcaption {
+namespace {
+
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+typedef int8_t Int8s __attribute__((vector_size(LANES)));
+typedef uint16_t Uint16s __attribute__((vector_size(2 * LANES)));
+
+template <typename Vector, typename Element>
+inline Vector load(const Element *from) {
+    Vector values;
+    std::memcpy(&values, from, sizeof values);
+    return values;
+}
+
+inline Floats load_floats(const float *from) { return load<Floats>(from); }
+
+inline void store(float *to, Floats values) { std::memcpy(to, &values, sizeof values); }
+
+inline Floats broadcast(float value) { return value - Floats{}; }
+
+inline Floats max(Floats a, Floats b) { return a > b ? a : b; }
+
+inline float horizontal_sum(Floats values) {
+    float total = 0;
+    for (int lane = 0; lane < LANES; ++lane) total += values[lane];
+    return total;
+}
+
+// exp(x) for x <= 0, within 2 ulp; x below -87 counts as -87.
+inline Floats fast_exp(Floats x) {
+    x = max(x, broadcast(-87.0f));
+    const Floats magic = broadcast(12582912.0f);  // 1.5 * 2**23: adding it rounds to integers
+    const Floats exponent = (x * 1.44269504f + magic) - magic;
+    const Floats remainder = (x - exponent * 0.693359375f) + exponent * 2.12194440e-4f;
+    Floats result = broadcast(1.9875691500e-4f);
+    result = result * remainder + 1.3981999507e-3f;
+    result = result * remainder + 8.3334519073e-3f;
+    result = result * remainder + 4.1665795894e-2f;
+    result = result * remainder + 1.6666665459e-1f;
+    result = result * remainder + 5.0000001201e-1f;
+    result = result * remainder * remainder + remainder + 1.0f;
+    const Ints power_bits = (__builtin_convertvector(exponent, Ints) + 127) << 23;
+    return result * load<Floats>(reinterpret_cast<const float *>(&power_bits));
+}
+
+inline Floats load_int8(const int8_t *from) {
+#ifdef LOAD_INT8
+    return LOAD_INT8(from);
+#else
+    return __builtin_convertvector(__builtin_convertvector(load<Int8s>(from), Ints), Floats);
+#endif
+}
+
+inline Floats load_bf16(const uint16_t *from) {
+    const Ints bits = __builtin_convertvector(load<Uint16s>(from), Ints) << 16;
+    return load<Floats>(reinterpret_cast<const float *>(&bits));
+}
+
+// Without an instruction: shifts exponent and fraction into their float32 positions, then corrects the exponent's bias
+// by a multiplication, which handles subnormal values too.
+inline Floats load_fp16(const uint16_t *from) {
+#ifdef LOAD_FP16
+    return LOAD_FP16(from);
+#else
+    const Ints bits = __builtin_convertvector(load<Uint16s>(from), Ints);
+    const Ints shifted = (bits & 0x7fff) << 13;
+    const Floats magnitude = load<Floats>(reinterpret_cast<const float *>(&shifted)) * 5.192296858534828e33f;  // 2**112
+    return (bits & 0x8000) != 0 ? -magnitude : magnitude;
+#endif
+}
+
+inline Floats load_stored(const patchcaption_bank &bank, int64_t offset) {
+    switch (bank.storage) {
+        case PATCHCAPTION_FP16: return load_fp16(static_cast<const uint16_t *>(bank.rows) + offset);
+        case PATCHCAPTION_BF16: return load_bf16(static_cast<const uint16_t *>(bank.rows) + offset);
+        case PATCHCAPTION_INT8: return load_int8(static_cast<const int8_t *>(bank.rows) + offset);
+        default: return load_floats(static_cast<const float *>(bank.rows) + offset);
+    }
+}
+
+inline float load_one_stored(const patchcaption_bank &bank, int64_t offset) {
+    Floats values{};
+    uint16_t half[LANES] = {};
+    int8_t byte[LANES] = {};
+    switch (bank.storage) {
+        case PATCHCAPTION_FP16:
+            half[0] = static_cast<const uint16_t *>(bank.rows)[offset];
+            values = load_fp16(half);
+            break;
+        case PATCHCAPTION_BF16:
+            half[0] = static_cast<const uint16_t *>(bank.rows)[offset];
+            values = load_bf16(half);
+            break;
+        case PATCHCAPTION_INT8:
+            byte[0] = static_cast<const int8_t *>(bank.rows)[offset];
+            values = load_int8(byte);
+            break;
+        default: return static_cast<const float *>(bank.rows)[offset];
+    }
+    return values[0];
+}
+
+// Writes one row as floats to `out` (padded D,), zero where padded, with `residual` (D,) added unless that is NULL.
+void unpack_row(const patchcaption_bank &bank, int64_t row, const int8_t *residual, int64_t padded_width, float *out) {
+    const float scale = bank.scales ? bank.scales[row] : 1.0f;
+    const float residual_scale = residual ? bank.residual_scales[row] : 0.0f;
+    const int64_t offset = row * bank.width;
+    int64_t d = 0;
+    for (; d + LANES <= bank.width; d += LANES) {
+        Floats values = load_stored(bank, offset + d) * scale;
+        if (residual) values += load_int8(residual + d) * residual_scale;
+        store(out + d, values);
+    }
+    for (; d < bank.width; ++d) {
+        out[d] = load_one_stored(bank, offset + d) * scale;
+        if (residual) out[d] += static_cast<float>(residual[d]) * residual_scale;
+    }
+    for (; d < padded_width; ++d) out[d] = 0;
+}
+
+// Adds the rows of a block whose logits are above the threshold to the candidates of 16 queries from `first_query` on.
+// logits (kBlock, 16), block_max (16,).
+void collect_candidates(int64_t first_row, int64_t rows, int64_t first_query, int64_t query_count, const float *logits,
+                        const Floats *block_max, Partial &partial) {
+    for (int64_t lane = 0; lane < kQueryPadding && first_query + lane < query_count; ++lane) {
+        const int64_t query = first_query + lane;
+        if (!(block_max[lane / LANES][lane % LANES] > partial.thresholds[query])) continue;
+        for (int64_t row = 0; row < rows; ++row) {
+            const float logit = logits[row * kQueryPadding + lane];
+            if (!(logit > partial.thresholds[query])) continue;
+            if (partial.candidate_counts[query] == partial.candidate_capacity) partial.keep_top(partial, query);
+            Candidate *candidates = partial.candidates + query * partial.candidate_capacity;
+            candidates[partial.candidate_counts[query]++] = {logit, static_cast<uint32_t>(first_row + row)};
+        }
+    }
+}
+
+// Updates the running softmax of 16 queries from `first_query` on by one block of rows, all but the block's share of
+// the weighted sum. Replaces logits (kBlock, 16) by weights, exp(logit - max_logit); those of rows past the last are
+// zero.
+void update_softmax(const patchcaption_bank &bank, const QueryBatch &batch, int64_t first_row, int64_t rows,
+                    int64_t first_query, float *logits, Partial &partial) {
+    constexpr int64_t kVectors = kQueryPadding / LANES;
+    Floats block_max[kVectors];
+    for (int64_t v = 0; v < kVectors; ++v) {
+        Floats so_far = broadcast(-INFINITY);
+        for (int64_t row = 0; row < rows; ++row) {
+            so_far = max(so_far, load_floats(logits + row * kQueryPadding + v * LANES));
+        }
+        block_max[v] = so_far;
+    }
+    if (partial.candidate_capacity) {
+        collect_candidates(first_row, rows, first_query, batch.count, logits, block_max, partial);
+    }
+    for (int64_t v = 0; v < kVectors; ++v) {
+        const int64_t query = first_query + v * LANES;
+        const Floats old_max = load_floats(partial.max_logits + query);
+        const Floats new_max = max(old_max, block_max[v]);
+        const Floats rescale = fast_exp(old_max - new_max);
+        for (int64_t lane = 0; lane < LANES; ++lane) {
+            if (!(new_max[lane] > old_max[lane])) continue;
+            float *weighted_sum = partial.weighted_sum + (query + lane) * batch.padded_width;
+            const Floats factor = broadcast(rescale[lane]);
+            for (int64_t d = 0; d < batch.padded_width; d += LANES) {
+                store(weighted_sum + d, load_floats(weighted_sum + d) * factor);
+            }
+        }
+        Floats denominator = load_floats(partial.denominators + query) * rescale;
+        Floats weighted_norm = load_floats(partial.weighted_norms + query) * rescale;
+        for (int64_t row = 0; row < rows; ++row) {
+            float *row_logits = logits + row * kQueryPadding + v * LANES;
+            const Floats weight = fast_exp(load_floats(row_logits) - new_max);
+            store(row_logits, weight);
+            denominator += weight;
+            weighted_norm += weight / bank.inverse_norms[first_row + row];
+        }
+        store(partial.max_logits + query, new_max);
+        store(partial.denominators + query, denominator);
+        store(partial.weighted_norms + query, weighted_norm);
+    }
+    for (int64_t row = rows; row < kBlock; ++row) std::memset(logits + row * kQueryPadding, 0, 4 * kQueryPadding);
+}
+
+// Logits (kBlock, 16) of a block of rows (kBlock, padded D) for kQueries of 16 queries, from `column` on. kRows x
+// kQueries sums stay in registers.
+template <int kRows, int kQueries>
+void logits_tile(const patchcaption_bank &bank, const QueryBatch &batch, int64_t first_row, int64_t rows,
+                 int64_t first_query, int64_t column, const float *block, float *logits) {
+    const int64_t width = batch.padded_width;
+    const float *unit_queries = batch.unit_queries + (first_query + column) * width;
+    for (int64_t row = 0; row < rows; row += kRows) {
+        Floats sums[kRows][kQueries] = {};
+        for (int64_t d = 0; d < width; d += LANES) {
+            Floats query_values[kQueries];
+            for (int q = 0; q < kQueries; ++q) query_values[q] = load_floats(unit_queries + q * width + d);
+            for (int m = 0; m < kRows; ++m) {
+                const Floats row_values = load_floats(block + (row + m) * width + d);
+                for (int q = 0; q < kQueries; ++q) sums[m][q] += row_values * query_values[q];
+            }
+        }
+        for (int m = 0; m < kRows; ++m) {
+            const float factor =
+                row + m < rows ? bank.inverse_norms[first_row + row + m] * batch.inverse_temperature : 0;
+            for (int q = 0; q < kQueries; ++q) {
+                logits[(row + m) * kQueryPadding + column + q] = horizontal_sum(sums[m][q]) * factor;
+            }
+        }
+    }
+}
+
+void block_logits(const patchcaption_bank &bank, const QueryBatch &batch, int64_t first_row, int64_t rows,
+                  int64_t first_query, const float *block, float *logits) {
+    constexpr int kRows = LANES == 8 ? 2 : 4, kQueries = 4;  // AVX2 has 16 vector registers, AVX-512 and NEON have 32
+    std::memset(logits, 0, sizeof(float) * kBlock * kQueryPadding);
+    const int64_t queries = batch.count - first_query < kQueryPadding ? batch.count - first_query : kQueryPadding;
+    if (queries == 1) return logits_tile<8, 1>(bank, batch, first_row, rows, first_query, 0, block, logits);
+    for (int64_t column = 0; column < queries; column += kQueries) {
+        logits_tile<kRows, kQueries>(bank, batch, first_row, rows, first_query, column, block, logits);
+    }
+}
+
+// weighted_sum (kQueries, padded D) += the transpose of weights (kBlock, kQueries of 16) @ a block of rows (kBlock,
+// padded D). kQueries x kVectors sums stay in registers.
+template <int kQueries, int kVectors>
+void accumulate_tile(const QueryBatch &batch, const float *weights, const float *block, float *weighted_sum) {
+    const int64_t width = batch.padded_width;
+    for (int64_t d = 0; d < width; d += kVectors * LANES) {
+        Floats sums[kQueries][kVectors];
+        for (int q = 0; q < kQueries; ++q) {
+            for (int v = 0; v < kVectors; ++v) sums[q][v] = load_floats(weighted_sum + q * width + d + v * LANES);
+        }
+        for (int64_t row = 0; row < kBlock; ++row) {
+            const float *row_weights = weights + row * kQueryPadding;
+            const float *row_values = block + row * width + d;
+            for (int q = 0; q < kQueries; ++q) {
+                for (int v = 0; v < kVectors; ++v) sums[q][v] += load_floats(row_values + v * LANES) * row_weights[q];
+            }
+        }
+        for (int q = 0; q < kQueries; ++q) {
+            for (int v = 0; v < kVectors; ++v) store(weighted_sum + q * width + d + v * LANES, sums[q][v]);
+        }
+    }
+}
+
+void accumulate_block(const QueryBatch &batch, int64_t first_query, const float *weights, const float *block,
+                      float *weighted_sum) {
+    constexpr int kQueries = LANES == 16 ? 8 : 4, kVectors = 2;  // for 32 vector registers, or 16
+    if (batch.count - first_query == 1) {
+        return accumulate_tile<1, 32 / LANES>(batch, weights, block, weighted_sum);
+    }
+    for (int64_t column = 0; column < kQueryPadding && first_query + column < batch.count; column += kQueries) {
+        accumulate_tile<kQueries, kVectors>(batch, weights + column, block, weighted_sum + column * batch.padded_width);
+    }
+}
+
+[[maybe_unused]] int64_t simd_scratch_bytes(const patchcaption_bank &, const QueryBatch &batch) {
+    return 4 * kBlock * (batch.padded_width + kQueryPadding);
+}
+
+[[maybe_unused]] void simd_scan(const patchcaption_bank &bank, const QueryBatch &batch, int64_t begin, int64_t end,
+                                ResidualSource &residual_source, Partial &partial, void *scratch) {
+    float *unpacked = static_cast<float *>(scratch);
+    float *logits = unpacked + kBlock * batch.padded_width;
+    const bool needs_no_unpacking =
+        bank.storage == PATCHCAPTION_FP32 && !bank.scales && !batch.with_residual && bank.width == batch.padded_width;
+    for (int64_t start = begin; start < end; start += kBlock) {
+        const int64_t rows = end - start < kBlock ? end - start : kBlock;
+        const float *block = unpacked;
+        if (needs_no_unpacking && rows == kBlock) {
+            block = static_cast<const float *>(bank.rows) + start * bank.width;
+        } else {
+            const int8_t *residual = residual_source.block(start, rows);
+            for (int64_t row = 0; row < rows; ++row) {
+                const int8_t *row_residual = residual ? residual + row * bank.width : nullptr;
+                unpack_row(bank, start + row, row_residual, batch.padded_width, unpacked + row * batch.padded_width);
+            }
+            std::memset(unpacked + rows * batch.padded_width, 0, 4 * (kBlock - rows) * batch.padded_width);
+        }
+        for (int64_t first_query = 0; first_query < batch.count; first_query += kQueryPadding) {
+            block_logits(bank, batch, start, rows, first_query, block, logits);
+            update_softmax(bank, batch, start, rows, first_query, logits, partial);
+            accumulate_block(batch, first_query, logits, block,
+                             partial.weighted_sum + first_query * batch.padded_width);
+        }
+    }
+}
+
+void simd_logits(const patchcaption_bank &bank, const QueryBatch &batch, int64_t query, int64_t count,
+                 bool with_residual, float *logits, void *scratch) {
+    float *values = static_cast<float *>(scratch);
+    const float *unit_query = batch.unit_queries + query * batch.padded_width;
+    for (int64_t row = 0; row < count; ++row) {
+        unpack_row(bank, row, with_residual ? bank.residual + row * bank.width : nullptr, batch.padded_width, values);
+        Floats sums{};
+        for (int64_t d = 0; d < batch.padded_width; d += LANES) {
+            sums += load_floats(values + d) * load_floats(unit_query + d);
+        }
+        logits[row] = horizontal_sum(sums) * bank.inverse_norms[row] * batch.inverse_temperature;
+    }
+}
+
+void simd_accumulate(const patchcaption_bank &bank, const QueryBatch &batch, int64_t count, bool with_residual,
+                     const float *weights, float *weighted_sum, void *scratch) {
+    float *values = static_cast<float *>(scratch);
+    for (int64_t row = 0; row < count; ++row) {
+        unpack_row(bank, row, with_residual ? bank.residual + row * bank.width : nullptr, batch.padded_width, values);
+        const Floats weight = broadcast(weights[row]);
+        for (int64_t d = 0; d < batch.padded_width; d += LANES) {
+            store(weighted_sum + d, load_floats(weighted_sum + d) + weight * load_floats(values + d));
+        }
+    }
+}
+
+}  // namespace
+}  // namespace patchcaption

@@ -1,0 +1,89 @@
+"""The backends, one line each: device, precisions, and how each is opened.
+
+To add one: a file with its `Backend` and `Engine` (`runtime.backends.base`), its name in `BackendName`, a line here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from runtime.backends.base import Backend
+from runtime.backends.onnxruntime_cpu import OrtBackend
+from runtime.backends.onnxruntime_gpu import CUDA, TENSORRT, OrtGpuBackend
+from runtime.backends.openvino import OpenVinoBackend
+from runtime.backends.tensorrt.engine import TrtBackend
+from runtime.bundle import EnginePrecision
+from runtime.options import Precision
+from runtime.system.user_dirs import cache_folder
+
+BackendName: TypeAlias = Literal["cpu", "openvino", "ort-cuda", "ort-tensorrt", "tensorrt"]
+
+
+@dataclass(frozen=True)
+class BackendRequest:
+    """How a backend is asked for.
+
+    Attributes:
+        threads: CPU threads that an engine may use; None leaves it to the backend.
+        precision: what it computes in: "fp32" for the precision of the graphs, or "bf16" for graphs in fp32.
+        graph_precision: of the bundle's graphs.
+    """
+
+    threads: int | None = None
+    precision: Precision = "fp32"
+    graph_precision: EnginePrecision = "fp32"
+
+
+@dataclass(frozen=True)
+class BackendSpec:
+    """One backend.
+
+    Attributes:
+        graph_precisions: precisions of graphs that it executes.
+        compute_precisions: what it can be asked to compute in: "fp32" for the precision of the graphs.
+        needs_plans: whether it executes plans that are built for one GPU, and not the graphs themselves.
+        open: opens it; raises BackendError where it cannot be used.
+    """
+
+    name: BackendName
+    device: Literal["cpu", "cuda"]
+    graph_precisions: tuple[EnginePrecision, ...]
+    compute_precisions: tuple[Precision, ...]
+    needs_plans: bool
+    open: Callable[[BackendRequest], Backend]
+
+
+def _open_ort_gpu(provider: str) -> Callable[[BackendRequest], Backend]:
+    return lambda asked: OrtGpuBackend(provider, engine_cache=_engine_cache(), precision=asked.graph_precision)
+
+
+def _engine_cache() -> Path | None:
+    """Returns the folder for engines that are built at a first start; None where nothing can be written."""
+    try:
+        folder = cache_folder() / "ort-tensorrt"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # RuntimeError: the user has no home
+        return None
+    return folder
+
+
+_SPECS = (
+    BackendSpec("cpu", "cpu", ("fp32", "fp16", "int8"), ("fp32",), False, lambda asked: OrtBackend(asked.threads)),
+    BackendSpec(
+        *("openvino", "cpu", ("fp32", "fp16", "int8"), ("fp32", "bf16"), False),
+        lambda asked: OpenVinoBackend(asked.threads, asked.precision),
+    ),
+    BackendSpec("ort-cuda", "cuda", ("fp32", "fp16", "bf16"), ("fp32",), False, _open_ort_gpu(CUDA)),
+    BackendSpec("ort-tensorrt", "cuda", ("fp32", "fp16", "bf16", "int8"), ("fp32",), False, _open_ort_gpu(TENSORRT)),
+    BackendSpec(
+        *("tensorrt", "cuda", ("fp32", "fp16", "bf16", "int8", "fp8"), ("fp32",), True), lambda _: TrtBackend()
+    ),
+)
+
+BACKENDS: Mapping[BackendName, BackendSpec] = {spec.name: spec for spec in _SPECS}
+BACKEND_NAMES: tuple[str, ...] = ("auto", *BACKENDS)
+"""What users may ask for."""
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")

@@ -1,0 +1,127 @@
+"""The contract of every graph in a bundle: names, dtypes and axes of its inputs and outputs.
+
+Exporter, TensorRT profiles, backends' users and the documents read it here; nothing else spells these names.
+
+The cache of a decoder with L layers is `past_key_values.i.key` and `.value` for i in 0..L-1, (R, H, P, d) each: R
+regions, H heads, P positions, d head width. A step returns `present.i.key` and `.value`, the entries of its own
+position only, (R, H, 1, d); the runtime writes them into the cache, so that no step copies it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+TensorDtype: TypeAlias = Literal["bool", "uint8", "int64", "float32", "cache"]
+"""``cache`` is the precision that the manifest gives for the decoder's cache."""
+
+PIXEL_VALUES, TOKENS, CLS_ATTENTION_LOGITS = "pixel_values", "tokens", "cls_attention_logits"
+TOKEN_MASK, TOKEN_WEIGHTS, VECTORS = "token_mask", "token_weights", "vectors"
+INPUT_IDS, POSITION = "input_ids", "position"
+NEXT_TOKEN_IDS, LOG_PROBS, ALL_LOG_PROBS = "next_token_ids", "log_probs", "all_log_probs"
+
+IMAGES, REGIONS, REGION_TOKENS = "images", "regions", "region_tokens"
+"""The axes whose sizes are chosen at run time, by their names in the graphs."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a graph.
+
+    Attributes:
+        axes: what each axis counts; a number for an axis of fixed size.
+    """
+
+    name: str
+    dtype: TensorDtype
+    axes: tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class GraphIo:
+    """The inputs and outputs of one graph, in order."""
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @property
+    def file(self) -> str:
+        """The graph's file in a bundle."""
+        return f"{self.name}.onnx"
+
+    @property
+    def input_names(self) -> list[str]:
+        """Returns the names of the inputs, in order."""
+        return [spec.name for spec in self.inputs]
+
+    @property
+    def output_names(self) -> list[str]:
+        """Returns the names of the outputs, in order."""
+        return [spec.name for spec in self.outputs]
+
+
+BACKBONE = GraphIo(
+    "backbone",
+    inputs=(TensorSpec(PIXEL_VALUES, "uint8", (IMAGES, "image_size", "image_size", 3)),),
+    outputs=(
+        TensorSpec(TOKENS, "float32", (IMAGES, "tokens", "width")),
+        TensorSpec(CLS_ATTENTION_LOGITS, "float32", (IMAGES, "attention_heads", "patches")),
+    ),
+)
+
+REENCODER = GraphIo(
+    "reencoder",
+    inputs=(
+        TensorSpec(TOKENS, "float32", (REGIONS, REGION_TOKENS, "width")),
+        TensorSpec(TOKEN_MASK, "bool", (REGIONS, REGION_TOKENS)),
+        TensorSpec(TOKEN_WEIGHTS, "float32", (REGIONS, REGION_TOKENS)),
+    ),
+    outputs=(TensorSpec(VECTORS, "float32", (REGIONS, "width")),),
+)
+
+
+def decoder_step(num_layers: int) -> GraphIo:
+    """Returns the contract of one greedy step: the likeliest next token and its log-probability."""
+    chosen = (TensorSpec(NEXT_TOKEN_IDS, "int64", (REGIONS,)), TensorSpec(LOG_PROBS, "float32", (REGIONS,)))
+    return _step("decoder", num_layers, chosen)
+
+
+def beam_decoder_step(num_layers: int) -> GraphIo:
+    """Returns the contract of one step that gives the log-probability of every token that has text."""
+    return _step("beam_decoder", num_layers, (TensorSpec(ALL_LOG_PROBS, "float32", (REGIONS, "vocabulary")),))
+
+
+def past_names(num_layers: int) -> list[str]:
+    """Returns the names of the cache's inputs: keys, then values, layer by layer."""
+    return [f"past_key_values.{entry}" for entry in _cache_entries(num_layers)]
+
+
+def present_names(num_layers: int) -> list[str]:
+    """Returns the names of the cache entries that a step returns, in the order of `past_names`."""
+    return [f"present.{entry}" for entry in _cache_entries(num_layers)]
+
+
+def is_cache(name: str) -> bool:
+    """Returns whether an input or output is part of a decoder's cache."""
+    return name.startswith(("past_key_values.", "present."))
+
+
+def _cache_entries(num_layers: int) -> Iterator[str]:
+    return (f"{layer}.{kind}" for layer in range(num_layers) for kind in ("key", "value"))
+
+
+def _step(name: str, num_layers: int, first_outputs: tuple[TensorSpec, ...]) -> GraphIo:
+    past = (TensorSpec(one, "cache", (REGIONS, "heads", "positions", "head_dim")) for one in past_names(num_layers))
+    present = (TensorSpec(one, "cache", (REGIONS, "heads", 1, "head_dim")) for one in present_names(num_layers))
+    return GraphIo(
+        name,
+        inputs=(
+            TensorSpec(VECTORS, "float32", (REGIONS, "width")),
+            TensorSpec(INPUT_IDS, "int64", (REGIONS,)),
+            TensorSpec(POSITION, "int64", (1,)),
+            *past,
+        ),
+        outputs=(*first_outputs, *present),
+    )

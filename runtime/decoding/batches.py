@@ -1,0 +1,60 @@
+"""Decoding of many vectors in batches: equal vectors once, and their captions in the order asked for.
+
+Shapes: R regions, D vector width, P positions (the most steps).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from runtime.bundle import DecoderConfig
+from runtime.options import ProgressCallback
+
+
+@dataclass(frozen=True, eq=False)
+class TokenSequences:
+    """The tokens of R captions.
+
+    Attributes:
+        ids: the chosen tokens of each caption, its end token included where it was reached within the steps.
+        log_probs: the sum over a caption's tokens, its end token included; or over all steps, as asked.
+    """
+
+    ids: list[list[int]]
+    log_probs: list[float]
+
+
+def decode_in_batches(
+    decode_batch: Callable[[Tensor], tuple[Tensor, Tensor]],
+    vectors: Tensor,
+    config: DecoderConfig,
+    rows_per_vector: int = 1,
+    progress: ProgressCallback | None = None,
+) -> TokenSequences:
+    """Decodes vectors (R, D), equal ones once.
+
+    Args:
+        decode_batch: vectors to tokens (R, P), padded with end tokens, and sums of log-probabilities (R,).
+        rows_per_vector: rows that the engine gets for one vector.
+        progress: called after each batch with how many of R captions are done.
+    """
+    if len(vectors) == 0:
+        return TokenSequences([], [])
+    unique_vectors, inverse = torch.unique(vectors, dim=0, return_inverse=True)
+    parts: list[tuple[Tensor, Tensor]] = []
+    done = 0
+    for batch in unique_vectors.split(max(1, config.batch_sizes[-1] // rows_per_vector)):
+        parts.append(decode_batch(batch))
+        done += len(batch)
+        if progress is not None:
+            progress(int((inverse < done).sum()), len(vectors))
+    ids, sums = (torch.cat(tensors)[inverse].tolist() for tensors in zip(*parts, strict=True))
+    return TokenSequences([_truncate_at(row, config.eos_token_id) for row in ids], sums)
+
+
+def _truncate_at(ids: list[int], eos_token_id: int) -> list[int]:
+    return ids[: ids.index(eos_token_id) + 1] if eos_token_id in ids else ids

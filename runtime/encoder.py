@@ -1,0 +1,121 @@
+"""Stage 2: pixels -> feature map, by the backbone engine and its copies for several callers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from threading import Lock
+from typing import TypeAlias, cast
+
+import torch
+from torch import Tensor
+
+from runtime.backends import Backend, Engine, EngineReport
+from runtime.backends.cuda.graph_replay import with_cuda_graphs
+from runtime.bundle import Bundle
+from runtime.bundle.graph_io import CLS_ATTENTION_LOGITS, PIXEL_VALUES, TOKENS
+from runtime.errors import ImageError, PatchcaptionError
+from runtime.features import FeatureMap
+from runtime.image import Fit, ImageSource, OpenImage, View, open_on, prepare
+
+Images: TypeAlias = "ImageSource | Sequence[ImageSource]"
+EncodeFunction: TypeAlias = Callable[[Images], FeatureMap]
+
+
+class Encoder:
+    """Runs the backbone over images.
+
+    Args:
+        fit: how images are brought to the backbone's square input.
+    """
+
+    def __init__(self, bundle: Bundle, backend: Backend, fit: Fit) -> None:
+        self._bundle, self._backend, self._fit = bundle, backend, fit
+        self._config = bundle.manifest.backbone
+        self._engine = with_cuda_graphs(backend.open(bundle.engine("backbone")))
+        self._shared_engines: dict[int, Engine] = {}  # by number of callers
+        self._opening = Lock()
+
+    def __call__(self, images: Images) -> FeatureMap:
+        """Encodes one image or a list of them.
+
+        Raises:
+            ImageError: an image cannot be read or has a wrong type or shape; in a list, by its number.
+        """
+        return self._encode_sources(self._engine, images)
+
+    def for_callers(self, callers: int) -> EncodeFunction:
+        """Returns a function like `__call__` for so many threads at once, each with its share of a CPU's cores.
+
+        Raises:
+            PatchcaptionError: fewer than one caller.
+        """
+        if callers < 1:
+            raise PatchcaptionError(f"callers: expected at least 1, got {callers}")
+        if callers == 1 or self._backend.device.type != "cpu":
+            return self
+        with self._opening:
+            if callers not in self._shared_engines:
+                self._shared_engines[callers] = self._backend.open(self._bundle.engine("backbone"), callers)
+            return partial(self._encode_sources, self._shared_engines[callers])
+
+    def encode_crops(self, images: Sequence[OpenImage]) -> Tensor:
+        """Returns the cls tokens (R, D) of images that are each stretched to the backbone's input."""
+        return self._run(self._engine, *self.preprocess(images, Fit.STRETCH)).cls
+
+    def preprocess(self, images: Sequence[OpenImage], fit: Fit | None = None) -> tuple[Tensor, tuple[View, ...]]:
+        """Returns the backbone's input (B, S, S, 3) uint8, and how each image lies on it.
+
+        Args:
+            fit: how images are brought to the square; None for the encoder's own.
+        """
+        numbers = self._config.preprocessing
+        return prepare(images, numbers.image_size, fit or self._fit, numbers.resize_short_side, self._backend.device)
+
+    def run(self, pixel_values: Tensor, views: tuple[View, ...]) -> FeatureMap:
+        """Runs the backbone over preprocessed images."""
+        return self._run(self._engine, pixel_values, views)
+
+    def report(self) -> EngineReport:
+        """Returns what executes the backbone."""
+        return self._engine.report()
+
+    def close(self) -> None:
+        """Releases what the engines hold."""
+        for engine in (self._engine, *self._shared_engines.values()):
+            engine.close()
+
+    def _encode_sources(self, engine: Engine, images: Images) -> FeatureMap:
+        device = self._backend.device
+        if isinstance(images, (list, tuple)):
+            opened = [_open_numbered(number, image, device) for number, image in enumerate(images)]
+        else:
+            opened = [open_on(cast(ImageSource, images), device)]
+        return replace(self._run(engine, *self.preprocess(opened)), images=tuple(opened))
+
+    def _run(self, engine: Engine, pixel_values: Tensor, views: tuple[View, ...]) -> FeatureMap:
+        config, layout, device = self._config, self._config.tokens, self._backend.device
+        batches = pixel_values.split(config.max_batch_size) if views else ()
+        outputs = [engine.run({PIXEL_VALUES: batch}) for batch in batches]
+        no_tokens = torch.empty((0, layout.num_tokens, config.output_dim), device=device)
+        no_logits = torch.empty((0, config.attention_heads, layout.num_patches), device=device)
+        return FeatureMap(
+            tokens=_concat([output[TOKENS] for output in outputs], no_tokens),
+            cls_attention_logits=_concat([output[CLS_ATTENTION_LOGITS] for output in outputs], no_logits),
+            views=views,
+            layout=layout,
+        )
+
+
+def _open_numbered(number: int, image: ImageSource, device: torch.device) -> OpenImage:
+    try:
+        return open_on(image, device)
+    except ImageError as error:
+        raise ImageError(f"image {number}: {error}") from None
+
+
+def _concat(parts: Sequence[Tensor], empty: Tensor) -> Tensor:
+    if not parts:
+        return empty
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))

@@ -1,0 +1,24 @@
+"""Objects that are closed at the end of a `with` block."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TypeVar
+
+Self_ = TypeVar("Self_", bound="Closeable")
+
+
+class Closeable:
+    """Makes a class with `close` a context manager."""
+
+    def close(self) -> None:
+        """Releases what the object holds."""
+        raise NotImplementedError
+
+    def __enter__(self: Self_) -> Self_:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,82 @@
+"""A bounded queue between two threads, which may drop its oldest items."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Condition
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class BoundedQueue(Generic[T]):
+    """Holds at most ``capacity`` items between two threads.
+
+    Args:
+        drops: whether the oldest item is dropped where the queue is full; else the producer waits.
+    """
+
+    def __init__(self, capacity: int, drops: bool) -> None:
+        self._capacity, self._drops = capacity, drops
+        self._items: deque[T] = deque()
+        self._changed = Condition()
+        self._has_ended, self._is_stopped = False, False
+        self._error: Exception | None = None
+        self.dropped = 0
+        self.dropped_at_get = 0
+
+    def put(self, item: T) -> bool:
+        """Adds an item; returns False once the consumer has stopped."""
+        with self._changed:
+            while len(self._items) >= self._capacity and not self._is_stopped:
+                if self._drops:
+                    self._items.popleft()
+                    self.dropped += 1
+                else:
+                    self._changed.wait()
+            if not self._is_stopped:
+                self._items.append(item)
+                self._changed.notify_all()
+            return not self._is_stopped
+
+    def end(self, error: Exception | None = None) -> None:
+        """Marks the end of the items; ``error`` is raised after those that are there."""
+        with self._changed:
+            self._has_ended, self._error = True, error
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Discards all items: the consumer takes no more."""
+        with self._changed:
+            self._is_stopped = True
+            self._items.clear()
+            self._changed.notify_all()
+
+    def get(self) -> T | None:
+        """Waits for the oldest item and returns it; None when there are no more."""
+        with self._changed:
+            while not self._items and not self._has_ended and not self._is_stopped:
+                self._changed.wait()
+            self.dropped_at_get = self.dropped
+            if self._items:
+                item = self._items.popleft()
+                self._changed.notify_all()
+                return item
+            error, self._error = self._error, None
+            if error is not None:
+                raise error
+            return None
+
+
+@contextmanager
+def propagate_end(upstream: BoundedQueue[Any], downstream: BoundedQueue[Any]) -> Iterator[None]:
+    """Ends the downstream queue when a stage ends, with the stage's error, and stops the upstream one."""
+    try:
+        yield
+        downstream.end()
+    except Exception as error:
+        downstream.end(error)
+    finally:
+        upstream.stop()
