@@ -44,7 +44,7 @@ class GraphContents:
 
 
 def graph_contents(path: Path) -> GraphContents:
-    """Reads a graph's file.
+    """Read a graph's file.
 
     Raises:
         BundleError: it cannot be read, or is no ONNX graph.

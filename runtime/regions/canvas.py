@@ -58,13 +58,13 @@ class Canvas:
         return torch.softmax(self._logits(), dim=-1).numpy().reshape(-1, self.grid, self.grid)
 
     def token(self, index: int) -> Array:
-        """Returns the row of weights (T,) of one token alone."""
+        """Return the row of weights (T,) of one token alone."""
         weights = np.zeros(self.layout.num_tokens)
         weights[index] = 1
         return weights
 
     def cls(self) -> Array:
-        """Returns the row of weights (T,) of the token that stands for the whole image.
+        """Return the row of weights (T,) of the token that stands for the whole image.
 
         Raises:
             RegionError: the backbone has no such token.
@@ -73,7 +73,7 @@ class Canvas:
 
     @staticmethod
     def require_cls(layout: TokenLayout) -> int:
-        """Returns the index of the token that stands for the whole image.
+        """Return the index of the token that stands for the whole image.
 
         Raises:
             RegionError: the backbone has no such token.
@@ -83,7 +83,7 @@ class Canvas:
         return layout.cls_index
 
     def row(self, patches: Array) -> Array:
-        """Returns the row of weights (T,) of patch weights (G, G), as they are."""
+        """Return the row of weights (T,) of patch weights (G, G), as they are."""
         return np.concatenate([np.zeros(self.layout.num_global), patches.ravel()])
 
     def from_patches(self, shares: Array) -> Array:

@@ -43,7 +43,7 @@ def point(owner: str, value: Sequence[float] | Mapping[str, float]) -> tuple[flo
 
 
 def one_of(owner: str, name: str, value: object, choices: Sequence[str]) -> None:
-    """Refuses a word that is not among the choices."""
+    """Refuse a word that is not among the choices."""
     if value not in choices:
         listed = " or ".join(f'"{choice}"' for choice in choices)
         raise RegionError(f"{owner}: expected {name} {listed}, got {value!r}")
