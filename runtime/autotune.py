@@ -71,7 +71,7 @@ def open_all(
 def measure(
     bundle: Bundle, backends: Mapping[BackendName, Backend], clock: Clock = time.perf_counter
 ) -> dict[BackendName, BackendTiming]:
-    """Times the backbone and the decoder of a bundle on each backend, in turn, for about five seconds.
+    """Time the backbone and the decoder of a bundle on each backend, in turn, for about five seconds.
 
     Args:
         clock: returns seconds.

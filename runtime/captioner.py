@@ -123,7 +123,7 @@ class Captioner(Closeable):
         regions: Regions | RegionsOfImages,
         **options: Unpack[DescribeKeywords],
     ) -> list[Caption] | list[list[Caption]]:
-        """Encode and describes in one call: `describe(encode(images), regions, **options)`.
+        """Encode and describe in one call: `describe(encode(images), regions, **options)`.
 
         Example:
             >>> [caption.text for caption in captioner.caption(scene, [Box(276, 174, 507, 399), Point(350, 330)])]
@@ -196,7 +196,7 @@ class Captioner(Closeable):
         progress: ProgressCallback | None = None,
         **options: Unpack[DescribeKeywords],
     ) -> list[Caption] | list[list[Caption]]:
-        """Captions regions of images that were encoded before; the backbone runs again for a `Crop` only.
+        """Caption regions of images that were encoded before; the backbone runs again for a `Crop` only.
 
         Args:
             features: from `encode`.
@@ -317,7 +317,7 @@ class Captioner(Closeable):
     async def acaption(
         self, images: ImageSource, regions: Regions, **options: Unpack[DescribeKeywords]
     ) -> list[Caption]:
-        """Captions one image in asyncio: the event loop stays free.
+        """Caption regions of one image in asyncio: the event loop stays free.
 
         Cancelling it gives up the captions; work that has begun is finished. `batching` suits many requests better.
 

@@ -50,13 +50,13 @@ class Pipeline:
         decoding: DecodingOptions,
         progress: ProgressCallback | None = None,
     ) -> list[Caption]:
-        """Captions regions of encoded images; see `Captioner.describe`."""
+        """Caption regions of encoded images; see `Captioner.describe`."""
         return self.describe_vectors(self.pooler(features, regions.by_image, pooling), decoding, progress)
 
     def describe_vectors(
         self, vectors: RegionVectors, options: DecodingOptions, progress: ProgressCallback | None = None
     ) -> list[Caption]:
-        """Captions region vectors: projects and decodes them, and looks up their nearest captions.
+        """Caption region vectors: project and decode them, and look up their nearest captions.
 
         Raises:
             PatchcaptionError: a memory bank is asked for that the bundle does not have.

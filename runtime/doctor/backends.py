@@ -81,7 +81,7 @@ def _try_tensorrt() -> Finding:
 
 
 def _build_small_engine(api: TensorRtApi) -> tensorrt.ICudaEngine:
-    """Build and loads a plan of the small graph."""
+    """Build and load a plan of the small graph."""
     rows = ShapeRange(min=(1, 4), opt=(_ROWS, 4), max=(_ROWS, 4))
     plan = build_plan_bytes(api, lambda parser: parser.parse(SMALL_GRAPH), [{"x": rows}], "a small graph")
     runtime = api.require(api.module.Runtime(api.logger), "starting its runtime")

@@ -10,7 +10,7 @@ exception is `Crop`, which is not of the image's tokens: it is cut out and encod
 """
 
 from runtime.regions.boxes import Box, BoxSet, Crop
-from runtime.regions.canvas import Canvas, Region, cls_attention, weight_rows
+from runtime.regions.canvas import Canvas, Region, cls_attention, is_of_patches, weight_rows
 from runtime.regions.published import PublishedBox, PublishedTrace
 from runtime.regions.serialization import from_dict, regions_from_json, regions_from_list, to_dict
 from runtime.regions.shapes import Mask, Point, Polygon, Trace
@@ -34,6 +34,7 @@ __all__ = [
     "WholeImage",
     "cls_attention",
     "from_dict",
+    "is_of_patches",
     "regions_from_json",
     "regions_from_list",
     "to_dict",

@@ -57,7 +57,7 @@ class Box:
     def from_xywh(
         cls, x: float, y: float, width: float, height: float, pool: Pool = "mean", variance: float = 0.5
     ) -> Box:
-        """A box by its top left corner and its size.
+        """Return a box by its top left corner and its size.
 
         Example:
             >>> Box.from_xywh(276, 174, 231, 225) == Box(276, 174, 507, 399)
@@ -75,10 +75,13 @@ class Box:
         variance: float = 0.5,
         frame: Literal["crop", "image"] = "crop",
     ) -> PublishedBox:
-        """A box in pixels of the backbone's input, rounded to patches exactly as published (SPEC section 4).
+        """Return a box in pixels of the backbone's input, rounded to patches as published.
+
+        The rules are in published-system.md, section 4.
 
         Args:
-            frame: "image" if the pixels are the image's; they then go through the published rule (SPEC section 1).
+            frame: "image" if the pixels are the image's; they then go through the published rule
+                (published-system.md, section 1).
 
         Example:
             >>> captioner.caption(scene, [Box.published(95, 60, 80, 78)])[0].text
@@ -103,7 +106,7 @@ class Box:
 
 @dataclass(frozen=True)
 class BoxSet:
-    """Several boxes under one caption; each counts the same, whatever its size (SPEC section 4, region set).
+    """Several boxes under one caption; each counts the same, whatever its size (published-system.md, section 4).
 
     Args:
         boxes: each a `Box`, or its corners (x1, y1, x2, y2).
@@ -138,7 +141,7 @@ class BoxSet:
         variance: float = 0.5,
         frame: Literal["crop", "image"] = "crop",
     ) -> BoxSet:
-        """Boxes (x, y, width, height) as `Box.published` takes them; sums below 0 mark padding.
+        """Return boxes (x, y, width, height) as `Box.published` takes them; sums below 0 mark padding.
 
         Example:
             >>> len(BoxSet.published([(31, 145, 80, 78), (156, 155, 45, 46), (-1, -1, -1, -1)]).boxes)
@@ -159,7 +162,8 @@ class BoxSet:
 class Crop:
     """A box in image pixels, cut from the image and encoded by itself: one more pass of the backbone for each.
 
-    It is rounded to whole pixels, stretched to the backbone's square, and its cls token is captioned (SPEC section 4).
+    It is rounded to whole pixels and stretched to the backbone's square; its cls token is captioned
+    (published-system.md, section 4).
 
     Example:
         >>> captioner.vectors(captioner.encode(scene), [Crop(250, 150, 530, 420)]).shape
@@ -177,7 +181,7 @@ class Crop:
         _check_corners(self)
 
     def cut(self, image: OpenImage) -> OpenImage:
-        """The part of the image, where the image is.
+        """Return the part of the image, where the image is.
 
         Raises:
             RegionError: no pixel of it lies on the image.
@@ -197,7 +201,7 @@ class Crop:
         return image[:, top:bottom, left:right]
 
     def weights(self, canvas: Canvas) -> Array:
-        """No token of the image (T,): the vector comes from the cut."""
+        """Return no token of the image (T,): the vector comes from the cut."""
         return np.zeros_like(canvas.token(0))
 
     def outline(self, _image_wh: tuple[int, int]) -> BoxesOutline:
@@ -205,7 +209,7 @@ class Crop:
 
 
 def _places(canvas: Canvas, edges: Array) -> Array:
-    """Where the middle of each patch (G,) lies along a box from ``edges[0]`` to ``edges[1]`` in input pixels.
+    """Return where the middle of each patch (G,) lies along a box from ``edges[0]`` to ``edges[1]`` in input pixels.
 
     The middles of a box's first and last whole patch are -1 and 1, so that a box of whole patches is the published one.
     """

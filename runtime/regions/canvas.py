@@ -87,7 +87,7 @@ class Canvas:
         return np.concatenate([np.zeros(self.layout.num_global), patches.ravel()])
 
     def from_patches(self, shares: Array) -> Array:
-        """The row (T,) of shares (G, G) of a region, made to sum to 1.
+        """Return the row (T,) of shares (G, G) of a region, made to sum to 1.
 
         Raises:
             RegionError: the region covers nothing of what the backbone sees.
@@ -101,20 +101,20 @@ class Canvas:
         return self.row(shares / total)
 
     def overlap(self, edges: Array) -> Array:
-        """How much of each patch, along x or y, lies between consecutive ``edges`` (K + 1,) in input pixels: (G, K)."""
+        """Return how much of each patch, along x or y, lies between consecutive ``edges`` (K + 1,) in pixels: (G, K)."""
         limits = np.arange(self.grid + 1) * float(self.patch)
         low = np.maximum(limits[:-1, None], edges[None, :-1])
         high = np.minimum(limits[1:, None], edges[None, 1:])
         return np.maximum(high - low, 0) / self.patch
 
     def cells(self, points: Array) -> npt.NDArray[np.intp]:
-        """The patches (K, 2) as (row, column) that hold the points (P, 2); points the view cuts off are left out."""
+        """Return the patches (K, 2) as (row, column) of the points (P, 2); points the view cuts off are left out."""
         xy = self.view.to_input(points)
         shown = xy[((xy >= 0) & (xy <= self.view.size)).all(axis=1)]
         return np.minimum(shown // self.patch, self.grid - 1).astype(np.intp)[:, ::-1]
 
     def counts(self, cells: npt.NDArray[np.intp]) -> Array:
-        """How often each patch (G, G) comes among ``cells`` (K, 2) as (row, column)."""
+        """Return how often each patch (G, G) comes among ``cells`` (K, 2) as (row, column)."""
         counts = np.zeros((self.grid, self.grid))
         np.add.at(counts, tuple(cells.T), 1)
         return counts
@@ -143,7 +143,7 @@ class Region(Protocol):
     """
 
     def weights(self, canvas: Canvas) -> Array:
-        """The region's row of weights (T,).
+        """Return the region's row of weights (T,).
 
         Raises:
             RegionError: the region has no place on this image.
@@ -174,7 +174,7 @@ def cls_attention(logits: Tensor) -> Tensor:
 
 
 def gaussian(rows: Array, columns: Array, variance: float) -> Array:
-    """exp(-(x^2 + y^2) / variance) over coordinates ``rows`` (K,) and ``columns`` (L,), up to a factor: (K, L).
+    """Return exp(-(x^2 + y^2) / variance) over coordinates ``rows`` (K,) and ``columns`` (L,), up to a factor: (K, L).
 
     At variance 0 it is the one place nearest to the origin, the lower one where two are as near.
     """
@@ -188,7 +188,7 @@ def gaussian(rows: Array, columns: Array, variance: float) -> Array:
 
 
 def weight_rows(regions: Sequence[Region], canvas: Canvas) -> Tensor:
-    """Rows of weights (R, T), float32 on the CPU, for the regions of one image.
+    """Return rows of weights (R, T), float32 on the CPU, for the regions of one image.
 
     Raises:
         RegionError: names the first region that has no place on the image, by its number.

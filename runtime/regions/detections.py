@@ -27,7 +27,7 @@ RegionsLike: TypeAlias = "Sequence[Region] | Detections"
 
 
 def as_regions(found: RegionsLike, image_wh: tuple[int, int]) -> list[Region]:
-    """The regions of one image: as they are, or the masks or boxes of detections, row by row.
+    """Return the regions of one image: as they are, or the masks or boxes of detections, row by row.
 
     Boxes are cut off at the image's edges, beyond which detectors often reach. Rows and regions keep their places.
 
@@ -62,5 +62,5 @@ def _boxes(xyxy: np.ndarray[Any, Any], image_wh: tuple[int, int]) -> list[Region
 
 
 def _as_numpy(values: Any) -> np.ndarray[Any, Any]:
-    """Of arrays, lists and tensors, on a GPU too."""
+    """Return an array of an array, a list or a tensor, on a GPU too."""
     return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)

@@ -1,4 +1,4 @@
-"""Boxes and traces by the published system's own coordinates and rounding (SPEC section 4), for published numbers."""
+"""Boxes and traces in the published system's coordinates and rounding (published-system.md, section 4)."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class PublishedBox:
 class PublishedTrace:
     """`Trace.published`: points in 0..1 of the backbone's input; the sum of their patches over N.
 
-    That scale matters to a decoder without a memory (SPEC section 5).
+    That scale matters to a decoder without a memory (published-system.md, section 5).
     """
 
     points: tuple[tuple[float, float], ...]

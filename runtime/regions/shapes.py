@@ -126,7 +126,7 @@ class Trace:
         points: Iterable[Sequence[float] | Mapping[str, float]],
         pool: Literal["count", "attention"] = "count",
     ) -> Trace:
-        """A trace in shares of the image: (0, 0) its top left, (1, 1) its bottom right corner.
+        """Return a trace in shares of the image: (0, 0) its top left, (1, 1) its bottom right corner.
 
         Example:
             >>> Trace.normalized([(0.5, 0.25)]).pixels((640, 480))
@@ -139,7 +139,9 @@ class Trace:
         points: Iterable[Sequence[float] | Mapping[str, float]],
         pool: Literal["count", "attention"] = "count",
     ) -> PublishedTrace:
-        """A trace in shares of the backbone's input, counted and scaled exactly as published (SPEC section 4).
+        """Return a trace in shares of the backbone's input, counted and scaled as published.
+
+        The rules are in published-system.md, section 4.
 
         Example:
             >>> captioner.caption(scene, [Trace.published([(0.23, 0.12), (0.24, 0.18), (0.30, 0.20)])])[0].text
@@ -148,7 +150,7 @@ class Trace:
         return PublishedTrace(points, pool)
 
     def pixels(self, image_wh: tuple[int, int]) -> Array:
-        """The points (P, 2) as (x, y) in pixels of an image of that size.
+        """Return the points (P, 2) as (x, y) in pixels of an image of that size.
 
         Example:
             >>> Trace([(3, 4)]).pixels((640, 480))
@@ -196,7 +198,7 @@ class Point:
 
 
 def _areas_below(points: Array, limits: Array) -> Array:
-    """The signed area of a polygon (P, 2) in x < limits[j], y < limits[i], for all i and j: (K, K) for K limits.
+    """Return the signed area of a polygon (P, 2) in x < limits[j], y < limits[i], for all i and j: (K, K) for K limits.
 
     By Green's theorem it is the integral of min(y, limits[i]) dx along the edges, each cut off at x = limits[j].
     """
@@ -210,7 +212,7 @@ def _areas_below(points: Array, limits: Array) -> Array:
 
 
 def _mean_of_min(start: Array, end: Array, limit: float) -> Array:
-    """The mean of min(y, limit) over y from ``start`` to ``end``."""
+    """Return the mean of min(y, limit) over y from ``start`` to ``end``."""
     above_start, above_end = np.maximum(start - limit, 0), np.maximum(end - limit, 0)
     above = np.maximum(above_start, above_end)
     with np.errstate(over="ignore"):  # of ends that are all but equal; it is no more than half of what is above

@@ -22,7 +22,7 @@ class WholeImage:
     Args:
         pool: "cls" for the cls token; "mean" of the patches; "gaussian" for patches by their nearness to the middle;
             "attention" for patches by how much cls attends to them, divided by N as published: that scale matters to a
-            decoder without a memory (SPEC section 5).
+            decoder without a memory (published-system.md, section 5).
         variance: of the Gaussian, with the image reaching from -1 to 1; 0 is the one patch in the middle.
 
     Example:
