@@ -1,4 +1,4 @@
-"""What regions are laid on: the geometry and attention of an image, and the rows of weights that regions become."""
+"""The canvas that regions are laid on (geometry, tokens and attention of an image), and the rows they become on it."""
 
 from __future__ import annotations
 
@@ -174,17 +174,17 @@ def cls_attention(logits: Tensor) -> Tensor:
 
 
 def gaussian(rows: Array, columns: Array, variance: float) -> Array:
-    """Return exp(-(x^2 + y^2) / variance) over coordinates ``rows`` (K,) and ``columns`` (L,), up to a factor: (K, L).
+    """Return exp(-(x^2 + y^2) / variance) for coordinates ``rows`` (K,) and ``columns`` (L,), up to a factor: (K, L).
 
-    At variance 0 it is the one place nearest to the origin, the lower one where two are as near.
+    At variance 0 only the point nearest to the origin counts, of two equally near ones the lower.
     """
     if variance == 0:
-        places = np.zeros((len(rows), len(columns)))
+        nearest = np.zeros((len(rows), len(columns)))
         # Rounded: the two middle coordinates of an even number may differ in their last bit.
-        places[np.abs(rows).round(9).argmin(), np.abs(columns).round(9).argmin()] = 1
-        return places
+        nearest[np.abs(rows).round(9).argmin(), np.abs(columns).round(9).argmin()] = 1
+        return nearest
     squares = rows[:, None] ** 2 + columns[None] ** 2
-    return np.exp(-(squares - squares.min()) / variance)  # the nearest place keeps 1 however small the variance
+    return np.exp(-(squares - squares.min()) / variance)  # the nearest point keeps 1 however small the variance
 
 
 def weight_rows(regions: Sequence[Region], canvas: Canvas) -> Tensor:

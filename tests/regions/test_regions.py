@@ -172,7 +172,7 @@ def test_a_crop_cuts_whole_pixels_of_the_image(crop: Crop, box: tuple[int, int, 
     assert crop.cut(image).tobytes() == image.crop(box).tobytes()
 
 
-# published form: SPEC section 4, on the input of 40 x 40 pixels, whatever the image
+# The published form (published-system.md, section 4) is on the input of 40 x 40 pixels, whatever the image.
 @pytest.mark.parametrize(
     ("region", "shares"),
     [
