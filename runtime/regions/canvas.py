@@ -101,7 +101,7 @@ class Canvas:
         return self.row(shares / total)
 
     def overlap(self, edges: Array) -> Array:
-        """Return how much of each patch, along x or y, lies between consecutive ``edges`` (K + 1,) in pixels: (G, K)."""
+        """Return how much of each patch, along x or y, lies between consecutive ``edges`` (K + 1,): (G, K)."""
         limits = np.arange(self.grid + 1) * float(self.patch)
         low = np.maximum(limits[:-1, None], edges[None, :-1])
         high = np.minimum(limits[1:, None], edges[None, 1:])
