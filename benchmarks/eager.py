@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from export.models.dinov2 import Backbone, Block
+from export.models.dinov2 import Dinov2Backbone
+from export.models.vit import VitBlock
 
 STEPS = 30
 _DECODER_HEADS = 4
@@ -64,17 +65,17 @@ class EncodedImage:
 
 
 @torch.inference_mode()
-def encode_image(backbone: Backbone, image: Image.Image) -> EncodedImage:
+def encode_image(backbone: Dinov2Backbone, image: Image.Image) -> EncodedImage:
     """Resize the short side to the backbone's size and encode the centre (published-system.md, sections 1 and 2)."""
-    size, (width, height) = backbone.config.size, image.size
+    size, (width, height) = backbone.config.image_size, image.size
     resized = (size, int(size * height / width)) if width <= height else (int(size * width / height), size)
     left, top = (round((side - size) / 2) for side in resized)
     square = image.convert("RGB").resize(resized, Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
     pixels = torch.from_numpy(np.array(square))[None].to(next(backbone.parameters()).device)
     tokens, scores = backbone(pixels)
-    first, grid = 1 + backbone.config.registers, backbone.config.grid
+    first, grid = 1 + backbone.config.num_registers, backbone.config.grid
     patches = tokens[0, first:].unflatten(0, (grid, grid))
-    return EncodedImage(tokens[0, 0], tokens[0, 1:first], patches, scores[0], backbone.config.patch)
+    return EncodedImage(tokens[0, 0], tokens[0, 1:first], patches, scores[0], backbone.config.patch_size)
 
 
 def gaussian(height: int, width: int, variance: float) -> Tensor:
@@ -123,7 +124,9 @@ def trace_vector(image: EncodedImage, points: Sequence[Coordinates], with_attent
 
 
 @torch.inference_mode()
-def reencoded_vector(image: EncodedImage, block: Block, corners: Coordinates, kind: Literal["mean", "cls"]) -> Tensor:
+def reencoded_vector(
+    image: EncodedImage, block: VitBlock, corners: Coordinates, kind: Literal["mean", "cls"]
+) -> Tensor:
     """Return the vector (D,) of a box (x1, y1, x2, y2) whose patches pass the last block once more."""
     x1, y1, x2, y2 = (int(value // image.patch) for value in corners)
     inside = image.patches[y1 : y2 + 1, x1 : x2 + 1].flatten(0, 1)
