@@ -18,7 +18,8 @@ from runtime.errors import RegionError
 from runtime.features import FeatureMap, RegionVectors
 from runtime.image import OpenImage
 from runtime.options import PoolingOptions, Reencode
-from runtime.regions import AttentionHead, Box, Canvas, Crop, PublishedBox, Region, Register, WholeImage, weight_rows
+from runtime.regions import Box, Canvas, Crop, PublishedBox, Region, weight_rows
+from runtime.regions.canvas import is_of_patches
 
 _REENCODED_VARIANCE = 0.5
 """Of the Gaussian that the published re-encoding weights boxes by."""
@@ -150,7 +151,7 @@ def _adapt_region(region: Region, kind: Reencode, features: FeatureMap, image: i
         region = replace(region, rounding="corners")
     if isinstance(region, (Box, PublishedBox)):
         return replace(region, pool="gaussian" if kind == "gaussian" else "mean", variance=_REENCODED_VARIANCE)
-    if isinstance(region, (AttentionHead, Crop, Register, WholeImage)) or kind == "gaussian":
+    if not is_of_patches(region) or kind == "gaussian":
         kinds = "boxes" if kind == "gaussian" else "regions of patches"
         raise _with_location(features, image, number, f'{region}: reencode="{kind}" takes {kinds} only')
     return region
