@@ -21,7 +21,7 @@ import atheris
 with atheris.instrument_imports(include=["runtime"]):
     import numpy as np
 
-    from runtime.bundle import MANIFEST, SCHEMA, Bundle
+    from runtime.bundle import MANIFEST, SCHEMA, Bundle, TokenLayout
     from runtime.bundle.onnx_scan import graph_contents
     from runtime.cli.region_arguments import _mask, _polygon, _trace, _trace_pixels
     from runtime.errors import PatchcaptionError
