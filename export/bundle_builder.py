@@ -1,4 +1,7 @@
-"""Builds a bundle from a checkpoint: graphs, memory bank, tokenizer, plans and manifest, in a folder whole or not there."""
+"""Builds a bundle from a checkpoint: graphs, memory bank, tokenizer, plans and manifest.
+
+The folder appears when all of it is complete, or not at all.
+"""
 
 from __future__ import annotations
 
@@ -50,10 +53,10 @@ class BuildOptions:
     Attributes:
         checkpoint_dir: where the checkpoint's files are looked for before they are downloaded.
         backend: the backend that it is for.
-        precision: of the graphs' matrix products.
-        memory_precision: what the memory bank is stored in.
-        max_images: images that the backbone takes at once.
-        max_regions: captions that are decoded at once.
+        precision: the precision of the graphs' matrix products.
+        memory_precision: the precision that the memory bank is stored in.
+        max_images: the most images that the backbone takes at once.
+        max_regions: the most captions that are decoded at once.
         plans: how TensorRT builds; None for a bundle that gets its plans elsewhere, by build_plans.py.
         calibration: a folder of images that show how large activations become; None for a pattern and noise, which is
             not enough for fp8 and int8 of TensorRT.
@@ -72,7 +75,7 @@ class BuildOptions:
 
     @property
     def quantizes_for_gpu(self) -> bool:
-        """Whether Model Optimizer quantizes the backbone, and the other graphs are fp16."""
+        """Whether Model Optimizer quantizes the backbone while the other graphs are fp16."""
         return self.precision not in _FLOATS and BACKENDS[self.backend].device == "cuda"
 
     @property
@@ -87,7 +90,7 @@ class BuildOptions:
 
     @property
     def steps(self) -> int:
-        """How many steps a build reports by `BuildProgress.step`."""
+        """The number of steps that a build reports by `BuildProgress.step`."""
         return 11 if self.has_plans else 7
 
 
@@ -101,8 +104,8 @@ def build(name: str, out: Path, progress: BuildProgress, options: BuildOptions =
         PatchcaptionError: the checkpoint cannot be read, a graph is not what its module is, ``out`` cannot be written,
             TensorRT is asked for and is not there or refuses a graph.
     """
-    # First, so that what is missing is reported before the minutes that an export takes.
-    _check(options)
+    # Checked first, so that what is missing is reported before the minutes that an export takes.
+    _check_options(options)
     api = open_for(options.precision) if options.has_plans else None
     with new_bundle(out) as folder:
         progress.step(f"reading {name}")
@@ -124,7 +127,7 @@ def build(name: str, out: Path, progress: BuildProgress, options: BuildOptions =
         write_manifest(folder, Manifest.model_validate(dict(manifest) | {"files": record_files(folder)}))
 
 
-def _check(options: BuildOptions) -> None:
+def _check_options(options: BuildOptions) -> None:
     """Raises if a backend does not have a precision, or what the precision needs was not given."""
     backend, precision = options.backend, options.precision
     quantized = (one for one in BACKENDS[backend].graph_precisions if one not in _FLOATS)
@@ -187,7 +190,7 @@ def _decap(decoder: DecoderModel) -> tuple[GraphSpec, GraphSpec]:
 
 
 _DECODER_SPECS: Mapping[str, Callable[[DecoderModel], tuple[GraphSpec, GraphSpec]]] = {DecapStep.kind: _decap}
-"""The graphs of a decoder by its kind."""
+"""How to make the graphs of a decoder, by its kind: the greedy step's and the beam step's."""
 
 
 def _manifest(

@@ -28,11 +28,13 @@ MAX_ERROR = 1e-3
 def write_memory(
     memory: MemorySource, folder: Path, text_space: str, precision: StoragePrecision = "fp32"
 ) -> MemoryConfig:
-    """Writes memory.safetensors (embeddings (M, D), inverse_norms (M,), scales (M,) where there are) and captions.jsonl;
-    where rounding leaves something, memory_residual.safetensors (residual (M, D), scales (M,)) too.
+    """Writes a bank's embeddings, captions and, in less than float32, residuals.
+
+    memory.safetensors has embeddings (M, D), inverse_norms (M,) and, with int8 and float16, scales (M,);
+    memory_residual.safetensors has residual (M, D) and scales (M,); captions.jsonl has one caption a line.
 
     Raises:
-        CheckpointError: the bank cannot be read, or would lose more than `MAX_ERROR` in that precision.
+        CheckpointError: the bank cannot be read, or projected vectors would differ by more than `MAX_ERROR`.
     """
     generator = torch.Generator().manual_seed(0)
     top_k, max_error, count = REFINE_TOP_K[precision], 0.0, 0
