@@ -28,7 +28,7 @@ def read_clip_bpe(merges_file: Path | None = None) -> Tokenizer:
     """Returns CLIP's tokenizer from its merges; None looks for them in an installed open_clip_torch.
 
     Raises:
-        CheckpointError: the merges are nowhere to be found, or the file is another one.
+        CheckpointError: the merges are not found, or the file holds something else.
     """
     path = merges_file or find_merges()
     if path is None:
@@ -47,7 +47,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
     """Reads the tokenizer in a tokenizer.json.
 
     Raises:
-        CheckpointError: it is none.
+        CheckpointError: the file is no tokenizer.
     """
     try:
         return Tokenizer.from_file(str(path))

@@ -32,8 +32,12 @@ def resolve_files(
 ) -> list[Path]:
     """Returns the path of every requested file; what no folder has is downloaded.
 
+    Args:
+        source: the checkpoint that needs them, for messages.
+        remedy: what the user should do about missing files, for messages.
+
     Raises:
-        CheckpointError: one message that names all files that are nowhere, and what to do.
+        CheckpointError: files are missing; one message names all of them.
     """
     found, missing, reasons = [], [], []
     for request in requests:

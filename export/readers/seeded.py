@@ -37,20 +37,24 @@ Shapes = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class SeededOptions:
-    """The options that may follow the architecture."""
+    """The options that may follow the architecture.
+
+    Attributes:
+        salt: text before every weight's name, which makes other weights.
+        memory: rows of the memory bank; 0 for none.
+        size: side of the backbone's input in pixels.
+    """
 
     salt: str = ""
     memory: int = 2000
-    """Rows of the memory bank; 0 for none."""
     size: int = 518
-    """Side of the backbone's input in pixels."""
 
 
 def read_seeded(name: str) -> Checkpoint:
     """Makes the checkpoint that a ``seeded:`` name asks for.
 
     Raises:
-        CheckpointError: an unknown architecture or option, or a value that is none.
+        CheckpointError: an architecture or option is unknown, or a value is not a number.
     """
     hub_name, options = parse(name)
     found = find_architecture(hub_name)
