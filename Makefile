@@ -14,7 +14,7 @@ demo: $(VENV)/.demo
 	$(BIN)/python export/build_engines.py demo --out engines/demo
 	@mkdir -p out
 	xargs -a export/demo/sample/regions.txt $(BIN)/python -m runtime caption export/demo/sample/scene.jpg \
-		--engines engines/demo --save out/demo.png
+		--bundle engines/demo --save out/demo.png
 	@echo "the picture with its captions: out/demo.png"
 
 # The native kernels, runtime/memory/libpatchcaption.so: optional, torch does the same without them. NATIVE_OPTIONS go to CMake.

@@ -1,7 +1,7 @@
-"""How long a bundle should take on a board that is not here: `python benchmarks/estimate.py engines/demo`.
+"""Estimate how long a bundle takes on a board that is not here: `python benchmarks/estimate.py engines/demo`.
 
-Worked out, not measured: the least work of each stage (`benchmarks/timing/work.py`) at the published peak of a board,
-of which a stage reaches a share. A run of `benchmarks/latency.py` on the board is what counts.
+Worked out, not measured: the least work of each stage (`benchmarks/timing/work_estimate.py`) at a share of the board's
+published peak. A run of `benchmarks/latency.py` on the board is what counts.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich import box
@@ -17,11 +18,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.timing.stages import TYPICAL_TOKENS
-from benchmarks.timing.work import Work, backbone_work, decoding_work, projection_work
+from benchmarks.timing.work_estimate import WorkEstimate, backbone_work, decoding_work, projection_work
+from export.command_line import run_command
 from runtime import PatchcaptionError
 from runtime.bundle import Bundle, Manifest
-
-BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
+from runtime.bundle.dtypes import NUMBER_FORMATS, StoragePrecision
 
 
 @dataclass(frozen=True)
@@ -45,62 +46,66 @@ BOARDS = {
     "AGX Orin 64 GB, MAXN": Board(204.8, 42.5, 5.3),
     "AGX Thor 128 GB": Board(273.0, 259.0, 8.1),
 }
-"""A published figure of INT8 with sparsity, of the GPU alone, is four times that of float16 without."""
+"""The boards by name. A published figure of INT8 with sparsity, of the GPU alone, is four times float16 without."""
 
-_READS_OF_THE_BANK = 2
-"""Once for the similarities and once for the sum: it is larger than any cache."""
+_BANK_READS = 2
+"""One for the similarities and one for the weighted sum: the bank is larger than any cache."""
 
 SHARES = {"backbone": 0.6, "projection": 0.8, "decoding": 0.7}
-"""Of the peak that bounds a stage. What well-made kernels reach; small models, with less to do at once, reach less."""
+"""Shares of a board's peak that well-made kernels reach; small models, which keep a GPU less busy, reach less."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(description="Work out how long a bundle should take on Jetson boards.")
-    parser.add_argument("engines", type=Path, help="a bundle")
+    parser.add_argument("bundle", type=Path)
     parser.add_argument("--regions", type=int, nargs="+", default=[1, 16, 64], help="default: 1 16 64")
-    parser.add_argument("--precision", choices=("fp32", "fp16", "bf16"), default="fp16", help="default: fp16")
-    parser.add_argument("--memory-precision", choices=BYTES, default="fp16", help="default: fp16")
-    options = parser.parse_args(arguments)
-    try:
-        manifest = Bundle(options.engines, verify=False).manifest
-        if min(options.regions) < 1:
-            raise PatchcaptionError(f"--regions: expected at least 1, got {min(options.regions)}")
-    except PatchcaptionError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    parser.add_argument("--precision", choices=("fp32", "fp16", "bf16"), default="fp16", help="default: %(default)s")
+    parser.add_argument("--memory-precision", choices=NUMBER_FORMATS, default="fp16", help="default: %(default)s")
+    return run_command(partial(_run, parser.parse_args(arguments)))
+
+
+def _run(options: argparse.Namespace) -> None:
+    manifest = Bundle(options.bundle, verify=False).manifest
+    if min(options.regions) < 1:
+        raise PatchcaptionError(f"--regions: expected at least 1, got {min(options.regions)}")
     Console(width=120).print(_table(manifest, options.regions, options.precision, options.memory_precision))
-    return 0
 
 
-def estimate_ms(work: Work, stage: str, board: Board) -> float:
-    """The longer of arithmetic and traffic, at the share of the peak that the stage reaches."""
-    tflop_per_s = board.fp16_tflop_per_s if work.narrow else board.fp32_tflop_per_s
+def estimate_ms(work: WorkEstimate, stage: str, board: Board) -> float:
+    """Return the longer of arithmetic and traffic, at the share of the peak that the stage reaches."""
+    tflop_per_s = board.fp16_tflop_per_s if work.reduced_precision else board.fp32_tflop_per_s
     return max(work.flop / tflop_per_s / 1e9, work.bytes / board.gigabytes_per_s / 1e6) / SHARES[stage]
 
 
-def works(manifest: Manifest, regions: int, precision: str, memory_precision: str) -> dict[str, Work]:
-    """Of an image and some regions of it, with captions of a typical length."""
-    seen, weight_bytes = manifest.architecture, BYTES[precision]
-    rows = manifest.memory.rows if manifest.memory else 0
-    bank_bytes = _READS_OF_THE_BANK * rows * seen.width * BYTES[memory_precision]
+def stage_works(
+    manifest: Manifest, regions: int, precision: StoragePrecision, memory_precision: StoragePrecision
+) -> dict[str, WorkEstimate]:
+    """Return the work of each stage for an image and some regions of it, with captions of a typical length."""
+    backbone, weight_bytes = manifest.backbone, NUMBER_FORMATS[precision].bytes
+    width, rows = backbone.output_dim, manifest.memory.num_rows if manifest.memory else 0
+    bank_bytes = _BANK_READS * rows * width * NUMBER_FORMATS[memory_precision].bytes
     return {
-        "backbone": backbone_work(seen, weight_bytes),
-        "projection": projection_work(seen.width, regions, rows, bank_bytes),
-        "decoding": decoding_work(manifest.decoding, seen.width, regions, TYPICAL_TOKENS, weight_bytes),
+        "backbone": backbone_work(backbone, weight_bytes),
+        "projection": projection_work(width, regions, rows, bank_bytes),
+        "decoding": decoding_work(manifest.decoder, width, regions, TYPICAL_TOKENS, weight_bytes),
     }
 
 
-def _table(manifest: Manifest, counts: Sequence[int], precision: str, memory_precision: str) -> Table:
-    seen = manifest.architecture
-    title = f"estimates, ms: {seen.name}, {seen.size} px, {precision}, memory bank in {memory_precision}"
+def _table(
+    manifest: Manifest, counts: Sequence[int], precision: StoragePrecision, memory_precision: StoragePrecision
+) -> Table:
+    backbone = manifest.backbone
+    size = backbone.preprocessing.image_size
+    title = f"estimates, ms: {backbone.name}, {size} px, {precision}, memory bank in {memory_precision}"
     table = Table(title=title, box=box.MARKDOWN)
     for heading in ("board", "regions", *SHARES, "together"):
         table.add_column(heading, justify="left" if heading == "board" else "right")
     for name, board in BOARDS.items():
         for count in counts:
-            of_stages = works(manifest, count, precision, memory_precision)
-            taken = [estimate_ms(of_stages[stage], stage, board) for stage in SHARES]
-            table.add_row(name, str(count), *(f"{one:.1f}" for one in (*taken, sum(taken))))
+            works = stage_works(manifest, count, precision, memory_precision)
+            estimates_ms = [estimate_ms(works[stage], stage, board) for stage in SHARES]
+            table.add_row(name, str(count), *(f"{ms:.1f}" for ms in (*estimates_ms, sum(estimates_ms))))
     return table
 
 

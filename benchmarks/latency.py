@@ -1,7 +1,7 @@
-"""How long a bundle takes, stage by stage: `python benchmarks/latency.py engines/demo --regions 1 16 64`.
+"""Time a bundle, stage by stage: `python benchmarks/latency.py engines/demo --regions 1 16 64`.
 
-Beside each stage stands how near it comes to what the machine can do, measured in the same run. With `--compare eager`
-the published algorithm is timed on the same weights and the same image, run by run in turn:
+Beside each stage stands its share of the machine's best rates, measured in the same run. With `--compare eager` the
+published algorithm is timed on the same weights and the same image, in turns:
 
     python benchmarks/latency.py BUNDLE --compare eager --json out/now.json --plot out/now.png
     python benchmarks/latency.py BUNDLE --against out/before.json
@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime, timezone
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -24,11 +25,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.timing import measure, tables
-from benchmarks.timing.machine import describe_machine, measure_limits
+from benchmarks.timing import stage_rows, tables
+from benchmarks.timing.machine_limits import describe_machine, measure_limits
 from benchmarks.timing.plot import check_plotting, plot
 from benchmarks.timing.report import BundleFacts, Comparison, Report, Settings
-from benchmarks.timing.stages import Stages, caption_lengths, sample_boxes, write_sample
+from benchmarks.timing.stages import PipelineStages, caption_lengths, sample_boxes, write_sample
+from export.command_line import run_command
 from runtime import Captioner, Fit, PatchcaptionError
 from runtime.backends import BACKENDS, PRECISIONS
 
@@ -36,34 +38,26 @@ _TABLE_WIDTH = 160
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
-    try:
-        _check(options)
-        old = Report.read(options.against) if options.against else None
-        if old is not None:
-            BundleFacts.of(options.engines).check_same_work(old.bundle, options.against)
-        _run(options, old)
-    except PatchcaptionError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
+    """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(description="Time a bundle, stage by stage.")
-    parser.add_argument("engines", type=Path, nargs="?", default=Path("engines/demo"), help="the bundle")
+    add_arguments(parser)
+    return run_command(partial(_run, parser.parse_args(arguments)))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the bundle, what of it is timed and how, where the numbers go, and what they are compared with."""
+    parser.add_argument("bundle", type=Path, nargs="?", default=Path("engines/demo"), help="default: %(default)s")
     parser.add_argument(
         "--regions", type=int, nargs="+", default=[1, 16, 64], help="how many at once (default: 1 16 64)"
     )
-    parser.add_argument("--images", type=int, default=1, help="also time the backbone on so many at once (default: 1)")
+    parser.add_argument(
+        "--images", type=int, default=1, help="also time the backbone on so many at once (default: %(default)s)"
+    )
     parser.add_argument("--video", action="store_true", help="time a stream of frames instead (extra video)")
-    parser.add_argument("--runs", type=int, default=20, help="timed runs of each (default: 20)")
+    parser.add_argument("--runs", type=int, default=20, help="timed runs of each (default: %(default)s)")
     parser.add_argument("--image", type=Path, metavar="FILE", help="default: a JPEG of 640 x 480 made for it")
-    parser.add_argument("--backend", choices=BACKENDS, default="auto", help="default: auto")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="default: fp32")
+    parser.add_argument("--backend", choices=BACKENDS, default="auto", help="default: %(default)s")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="default: %(default)s")
     parser.add_argument("--threads", type=int, help="CPU threads, of the engines and of torch (default: their choice)")
     parser.add_argument("--fit", choices=("stretch", "crop"), help="default: crop with --compare, else stretch")
     parser.add_argument("--json", type=Path, metavar="OUT", help="also write every number to this file")
@@ -71,16 +65,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--against", type=Path, metavar="OLD.json", help="show ratios to a run that --json wrote")
     comparison = parser.add_argument_group("comparison")
     comparison.add_argument("--compare", choices=("eager",), help="time the published algorithm in torch beside it")
-    comparison.add_argument("--compare-runs", type=int, default=3, help="timed runs of each (default: 3)")
+    comparison.add_argument("--compare-runs", type=int, default=3, help="timed runs of each (default: %(default)s)")
     comparison.add_argument(
         "--checkpoint", metavar="NAME", help="its weights (default: what the bundle was built from)"
     )
     comparison.add_argument("--checkpoint-dir", type=Path, metavar="FOLDER", help="where to look for checkpoint files")
-    return parser
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Refuses, before anything is measured, what could not be shown or written afterwards."""
+    """Refuse, before anything is measured, what could not be shown or written afterwards."""
     for name in ("images", "runs", "compare_runs", "threads"):
         count = getattr(options, name)
         if count is not None and count < 1:
@@ -100,7 +93,11 @@ def _check(options: argparse.Namespace) -> None:
         check_plotting()
 
 
-def _run(options: argparse.Namespace, old: Report | None) -> None:
+def _run(options: argparse.Namespace) -> None:
+    _check(options)
+    old = Report.read(options.against) if options.against else None
+    if old is not None:
+        BundleFacts.of(options.bundle).check_same_work(old.bundle, options.against)
     if options.threads:
         torch.set_num_threads(options.threads)
     with ExitStack() as held:
@@ -109,29 +106,34 @@ def _run(options: argparse.Namespace, old: Report | None) -> None:
         captioner = held.enter_context(_load(options))
         load_ms = 1000 * (time.perf_counter() - start)
         if options.video:
-            _show(_video(options, captioner, held), [])
+            _show(_time_stream(options, captioner, held), [])
             return
-        stages = Stages(captioner)
-        report = _measure(options, stages, file, load_ms)
-        _show(tables.stage_table(report), tables.stage_notes(report))
-        _write(options, report)  # before the comparison too: should it fail, these numbers are kept
-        if options.compare:
-            report = report.model_copy(update={"comparison": _compare(options, stages, file, report.settings)})
-            _show(tables.comparison_table(report), tables.comparison_notes(report))
-            _write(options, report)
+        report = _time_stages(options, PipelineStages(captioner), file, load_ms)
     if old is not None:
         _show(tables.against_table(old, report), tables.against_notes(old, report))
     if options.plot:
         plot(report, options.plot)
 
 
-def _video(options: argparse.Namespace, captioner: Captioner, held: ExitStack) -> Table:
-    from benchmarks.timing.video import video_table, write_clip  # PyAV is an extra
+def _time_stages(options: argparse.Namespace, stages: PipelineStages, file: Path, load_ms: float) -> Report:
+    """Measure, show and write every row; with --compare the ratios too."""
+    report = _measure(options, stages, file, load_ms)
+    _show(tables.stage_table(report), tables.stage_notes(report))
+    _write(options, report)  # before the comparison too: should it fail, these numbers are kept
+    if options.compare:
+        report = report.model_copy(update={"comparison": _compare(options, stages, file, report.settings)})
+        _show(tables.comparison_table(report), tables.comparison_notes(report))
+        _write(options, report)
+    return report
+
+
+def _time_stream(options: argparse.Namespace, captioner: Captioner, held: ExitStack) -> Table:
+    from benchmarks.timing.stream_throughput import stream_table, write_clip  # PyAV is an extra
 
     clip = Path(held.enter_context(tempfile.TemporaryDirectory())) / "clip.mp4"
     write_clip(clip)
-    with _telling() as tell:
-        return video_table(captioner, clip, sorted(set(options.regions)), options.compare_runs, tell)
+    with _show_status() as report_progress:
+        return stream_table(captioner, clip, sorted(set(options.regions)), options.compare_runs, report_progress)
 
 
 def _sample_file(held: ExitStack) -> Path:
@@ -142,27 +144,28 @@ def _sample_file(held: ExitStack) -> Path:
 
 def _load(options: argparse.Namespace) -> Captioner:
     fit, precision, threads = _fit(options), options.precision, options.threads
-    return Captioner.load(options.engines, options.backend, fit, precision=precision, threads=threads)
+    return Captioner.load(options.bundle, options.backend, fit, precision=precision, threads=threads)
 
 
 def _fit(options: argparse.Namespace) -> Fit:
     return Fit(options.fit or (Fit.CROP if options.compare else Fit.STRETCH))
 
 
-def _measure(options: argparse.Namespace, stages: Stages, file: Path, load_ms: float) -> Report:
+def _measure(options: argparse.Namespace, stages: PipelineStages, file: Path, load_ms: float) -> Report:
     machine, made_at = describe_machine(), datetime.now(timezone.utc).isoformat(timespec="seconds")
-    facts = BundleFacts.of(options.engines)
-    settings = _settings(options, stages, caption_lengths(facts.decoding.steps))
-    sample_boxes(facts.architecture, max(settings.regions))  # refuses what does not fit, before minutes of work
-    samples: dict[int, measure.Samples] = {}
-    with _telling() as tell:
+    facts = BundleFacts.of(options.bundle)
+    settings = _settings(options, stages, caption_lengths(facts.decoder.max_new_tokens))
+    # Refuses what does not fit, before minutes of work.
+    sample_boxes(facts.backbone.tokens, facts.backbone.patch_size, max(settings.regions))
+    samples: dict[int, stage_rows.Samples] = {}
+    with _show_status() as report_progress:
         for count in settings.regions:
-            tell(f"{count} regions, {settings.runs} runs")
-            samples[count] = measure.sample(stages, file, count, settings)
+            report_progress(f"{count} regions, {settings.runs} runs")
+            samples[count] = stage_rows.sample_stages(stages, file, count, settings)
         peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        tell("what the machine can do")
+        report_progress("what the machine can do")
         limits = measure_limits(stages.device)
-    rows = (measure.rows(samples[count], facts, count, settings, limits) for count in settings.regions)
+    rows = (stage_rows.report_rows(samples[count], facts, count, settings, limits) for count in settings.regions)
     return Report(
         made_at=made_at,
         bundle=facts,
@@ -175,34 +178,37 @@ def _measure(options: argparse.Namespace, stages: Stages, file: Path, load_ms: f
     )
 
 
-def _settings(options: argparse.Namespace, stages: Stages, lengths: tuple[int, ...]) -> Settings:
-    of_graphs = stages.captioner.manifest.backbone.precision
+def _settings(options: argparse.Namespace, stages: PipelineStages, lengths: tuple[int, ...]) -> Settings:
+    graph_precision = stages.captioner.manifest.engines["backbone"].precision
     return Settings(
         regions=tuple(sorted(set(options.regions))),
         tokens=lengths,
         images=options.images,
         runs=options.runs,
-        warm_up=measure.WARM_UP,
+        warm_up=stage_rows.WARM_UP,
         backend=stages.captioner.backend.name,
-        precision=of_graphs if options.precision == "fp32" else options.precision,
+        precision=graph_precision if options.precision == "fp32" else options.precision,
         threads=options.threads,
         fit=_fit(options).value,
         image="a JPEG of 640 x 480 made for it" if options.image is None else str(options.image),
     )
 
 
-def _compare(options: argparse.Namespace, stages: Stages, file: Path, settings: Settings) -> Comparison:
-    from benchmarks.timing.compare import Published, compare  # export/ and its readers: not in the peak memory above
+def _compare(options: argparse.Namespace, stages: PipelineStages, file: Path, settings: Settings) -> Comparison:
+    # Here, so that export/ and its readers are not in the peak memory above.
+    from benchmarks.timing.eager_comparison import PublishedSystem, compare
 
-    with _telling() as tell:
-        tell("reading the checkpoint")
-        published = Published.read(stages.captioner.manifest, options.checkpoint, options.checkpoint_dir, stages.device)
-        return compare(stages, published, file, settings.regions, settings.tokens, options.compare_runs, tell)
+    with _show_status() as report_progress:
+        report_progress("reading the checkpoint")
+        manifest, device = stages.captioner.manifest, stages.device
+        published = PublishedSystem.read(manifest, options.checkpoint, options.checkpoint_dir, device)
+        regions, tokens, runs = settings.regions, settings.tokens, options.compare_runs
+        return compare(stages, published, file, regions, tokens, runs, report_progress)
 
 
 @contextmanager
-def _telling() -> Iterator[Callable[[str], None]]:
-    """A function that says on the terminal what is being done; nothing may be printed meanwhile."""
+def _show_status() -> Iterator[Callable[[str], None]]:
+    """Yield a function that shows on the terminal what is being done; nothing may be printed meanwhile."""
     with Console(stderr=True).status("") as status:
         yield status.update
 

@@ -1,8 +1,8 @@
-"""What a bundle computes against what the published system computed: `python benchmarks/parity.py`.
+"""Compares what a bundle computes with what the published system computed: `python benchmarks/parity.py`.
 
-Recordings are of made-up weights that a `seeded:` checkpoint has too. Those in benchmarks/recordings start from the
-tokens of their photographs; with --images, a folder that holds the photographs, the backbone and the reading of images
-are compared as well. Fails when a difference is more than rounding.
+Recordings were made with random weights that a `seeded:` checkpoint reproduces. Those in benchmarks/recordings start
+from the tokens of their photographs; with --images, a folder that holds the photographs, preprocessing and backbone are
+compared as well. Exits non-zero when a difference is more than rounding.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from rich.table import Table
 
 from benchmarks.reference_recording import RECORDINGS, Recording, tasks
 from export.bundle_builder import BuildOptions, build
-from export.command_line import shown
+from export.command_line import run_command, show_progress
 from runtime import Captioner, FeatureMap, Fit, PatchcaptionError
 from runtime.image import open_image, prepare
 
@@ -40,7 +41,7 @@ _MEAN, _STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
 @dataclass(frozen=True)
 class Difference:
-    """How far a task's outputs are from the recording: the worst over its regions; None for what was not recorded.
+    """The differences between a task's outputs and the recording, the worst over its regions; None if not recorded.
 
     Attributes:
         vectors, projected: largest difference relative to the largest value of a vector.
@@ -57,7 +58,7 @@ class Difference:
 
     @property
     def faults(self) -> list[str]:
-        """What of it no rounding explains."""
+        """The differences that rounding does not explain."""
         faults = [] if self.same_texts == self.regions else [f"{self.task}: {self.same_texts} of {self.regions} texts"]
         for name, allowed in ALLOWED.items():
             value = getattr(self, name)
@@ -67,10 +68,10 @@ class Difference:
 
 
 def compare(captioner: Captioner, recording: Recording, features: FeatureMap) -> Iterator[Difference]:
-    """Runs every task on ``features``, with the memory ("mem") and without ("nomem")."""
+    """Run every task on ``features``, with the memory bank ("mem") and without ("nomem")."""
     for task in tasks(recording):
-        how = {key: value for key, value in task.options.items() if key != "mode"}
-        vectors = captioner.vectors(features, task.regions, **how)  # type: ignore[arg-type]  # the rest of the options
+        pooling = {key: value for key, value in task.options.items() if key != "mode"}
+        vectors = captioner.vectors(features, task.regions, **pooling)  # type: ignore[arg-type]  # of several types
         for mode in ("mem", "nomem"):
             key = f"{task.name}.{mode}"
             if key not in recording.captions:
@@ -79,7 +80,7 @@ def compare(captioner: Captioner, recording: Recording, features: FeatureMap) ->
             if mode == "nomem":
                 captions = captioner.decode(vectors, score="reference")
             else:
-                projected = None if "clean" in how else captioner.project(vectors)
+                projected = None if "clean" in pooling else captioner.project(vectors)
                 described = captioner.describe(features, task.regions, **task.options | {"score": "reference"})
                 captions = [caption for of_image in described for caption in of_image]
             recorded = recording.captions[key]
@@ -87,18 +88,18 @@ def compare(captioner: Captioner, recording: Recording, features: FeatureMap) ->
                 key,
                 len(recorded),
                 sum(one.text == text.strip() for one, text in zip(captions, recorded, strict=True)),
-                relative(vectors, recording.vectors(task.name)),
-                None if projected is None else relative(projected, recording.arrays.get(f"{key}.proj")),
+                relative_difference(vectors, recording.vectors(task.name)),
+                None if projected is None else relative_difference(projected, recording.arrays.get(f"{key}.proj")),
                 _worst_score([one.score for one in captions], recording.scores.get(key)),
             )
 
 
 def compare_decoder(captioner: Captioner, recording: Recording) -> Iterator[Difference]:
-    """Decodes the recorded inputs: tokens up to the first near-tie, and where none came, texts and scores."""
+    """Compare the decoding of recorded inputs: tokens up to the first near-tie, and scores where there is none."""
     if "decoder.inputs" not in recording.arrays:
         return
     captions = captioner.decode(torch.from_numpy(recording.arrays["decoder.inputs"]), score="reference")
-    end = captioner.manifest.decoding.eos_token_id
+    end = captioner.manifest.decoder.eos_token_id
     same, sure_scores, recorded_scores = 0, [], []
     for number, caption in enumerate(captions):
         tokens = recording.arrays["decoder.tokens"][number].tolist()
@@ -112,35 +113,36 @@ def compare_decoder(captioner: Captioner, recording: Recording) -> Iterator[Diff
 
 
 def compare_backbone(captioner: Captioner, recording: Recording, images: Path) -> tuple[FeatureMap, list[Difference]]:
-    """Encodes a recording's photographs, found in ``images``; their features, and how far they are from the arrays."""
+    """Encode a recording's photographs, found in ``images``; returns their features and the differences."""
     photos = [open_image(images / f"{name}.jpg") for name in recording.settings["images"]]
     features = captioner.encode(photos)
     found = {
         "cls": features.cls,
-        "registers": features.tokens[:, 1 : 1 + features.registers],
+        "registers": features.registers,
         "patches": features.patches,
         "self_attn": features.cls_attention,
         "self_attn_heads": features.cls_attention_logits,
     }
-    differences = {name: relative(value, recording.arrays[name]) for name, value in found.items()}
+    differences = {name: relative_difference(value, recording.arrays[name]) for name, value in found.items()}
     for name, fit in (("pixel_values", Fit.CROP), ("pixel_values_nocrop", Fit.STRETCH)):
         pixels, _ = prepare(photos, recording.settings["dim"], fit)
         values = ((pixels.numpy() / 255 - _MEAN) / _STD).transpose(0, 3, 1, 2)[:, :, ::_PIXEL_STEP, ::_PIXEL_STEP]
-        differences[name] = relative(torch.from_numpy(values), recording.arrays.get(name))
+        differences[name] = relative_difference(torch.from_numpy(values), recording.arrays.get(name))
     return features, [Difference(name, 0, 0, vectors=value) for name, value in differences.items() if value is not None]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(description="Compare bundles with recordings of the published system.")
     parser.add_argument("recordings", type=Path, nargs="*", help="NAME.npz (default: all of benchmarks/recordings)")
     parser.add_argument("--images", type=Path, help="folder of the recordings' photographs; else their tokens are used")
     options = parser.parse_args(arguments)
     paths = options.recordings or sorted(RECORDINGS.glob("*.npz"))
-    try:
-        found = _worst([one for path in paths for one in _measure(Recording.load(path), options.images)])
-    except (PatchcaptionError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return run_command(partial(_run, paths, options.images), errors=(PatchcaptionError, OSError))
+
+
+def _run(paths: Sequence[Path], images: Path | None) -> int:
+    found = _worst([one for path in paths for one in _measure(Recording.load(path), images)])
     Console(width=120).print(_table(found, ", ".join(path.stem for path in paths)))
     return int(any(one.faults for one in found))
 
@@ -148,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _measure(recording: Recording, images: Path | None) -> list[Difference]:
     with tempfile.TemporaryDirectory() as folder:
         options = BuildOptions()
-        with shown(Console(stderr=True), options.steps) as progress:
+        with show_progress(Console(stderr=True), options.steps) as progress:
             build(recording.checkpoint, Path(folder) / "bundle", progress, options)
         with Captioner.load(Path(folder) / "bundle", "cpu", fit="crop") as captioner:
             features, backbone = recording.features, list[Difference]()
@@ -158,7 +160,7 @@ def _measure(recording: Recording, images: Path | None) -> list[Difference]:
 
 
 def _worst(found: Sequence[Difference]) -> list[Difference]:
-    """One for each task, with and without memory and over all recordings."""
+    """Return the worst difference of each task, with and without memory bank, over all recordings."""
     tasks: dict[str, list[Difference]] = {}
     for one in found:
         tasks.setdefault(one.task.rsplit(".", 1)[0] if one.task.endswith("mem") else one.task, []).append(one)
@@ -185,11 +187,11 @@ def _table(found: Sequence[Difference], recordings: str) -> Table:
         table.add_column(heading, justify="left" if heading == "task" else "right", no_wrap=True)
     for one in found:
         same = f"{one.same_texts} / {one.regions}" if one.regions else ""
-        table.add_row(one.task, _shown(one.vectors), _shown(one.projected), same, _shown(one.scores))
+        table.add_row(one.task, _format(one.vectors), _format(one.projected), same, _format(one.scores))
     return table
 
 
-def relative(found: torch.Tensor, recorded: npt.NDArray[np.float32] | None) -> float | None:
+def relative_difference(found: torch.Tensor, recorded: npt.NDArray[np.float32] | None) -> float | None:
     if recorded is None:
         return None
     want = recorded.reshape(-1, recorded.shape[-1])
@@ -203,7 +205,7 @@ def _worst_score(found: Sequence[float], recorded: Sequence[float] | None) -> fl
     return max(abs(got - want) / want for got, want in zip(found, recorded, strict=True))
 
 
-def _shown(value: float | None) -> str:
+def _format(value: float | None) -> str:
     return "" if value is None else f"{value:.1e}"
 
 

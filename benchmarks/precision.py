@@ -1,8 +1,8 @@
-"""What each backend and precision costs in quality, beside its speed: `python benchmarks/precision.py engines/demo`.
+"""Measures the quality and speed of each backend and precision: `python benchmarks/precision.py engines/demo`.
 
 Quality is measured on held-out demo scenes, against ONNX Runtime in float32: the cosine of tokens, the share of
 captions that say exactly the same, and the share of boxes, masks and traces whose caption is right in colour and shape,
-and in every word. Speed is measured on the same bundle, or on a larger one of made-up weights:
+and in every word. Speed is measured on the same bundle, or on a larger one of random weights:
 
     python benchmarks/precision.py engines/demo --also engines/demo8 --speed engines/vitb --speed-also engines/vitb8
 """
@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import get_args
@@ -26,10 +27,11 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.scoring.scenes import Question, names_objects, questions
+from benchmarks.scoring.demo_scenes import EvaluationCase, evaluation_cases, names_objects
+from benchmarks.timing.stages import PipelineStages
+from export.command_line import run_command
 from export.demo import scenes
 from runtime import BackendError, Captioner, PatchcaptionError
-from runtime.decoding.greedy import decode
 from runtime.options import Precision
 
 _ONE_OBJECT = ("box", "mask", "trace")
@@ -39,7 +41,7 @@ _RUNS = 5
 
 
 @dataclass(frozen=True)
-class Way:
+class RunConfig:
     """How a bundle is run."""
 
     bundle: Path
@@ -51,8 +53,8 @@ class Way:
 
 
 @dataclass(frozen=True, eq=False)
-class Answers:
-    """What was seen and said of all scenes: tokens (B, T, D) and, region by region, the captions."""
+class SceneOutputs:
+    """The tokens (B, T, D) of all scenes and, region by region, the captions."""
 
     tokens: Tensor
     texts: list[str]
@@ -67,24 +69,24 @@ class Speed:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(description="Compare backends and precisions in quality and speed.")
-    parser.add_argument("engines", type=Path, nargs="?", default=Path("engines/demo"), help="the demo bundle")
+    parser.add_argument("bundle", type=Path, nargs="?", default=Path("engines/demo"), help="the demo bundle")
     parser.add_argument("--also", type=Path, action="append", default=[], help="the demo built in another precision")
     parser.add_argument("--scenes", type=int, default=100, help="how many held-out scenes (default: 100)")
     parser.add_argument("--speed", type=Path, help="the bundle whose speed is measured (default: the demo)")
     parser.add_argument(
         "--speed-also", type=Path, action="append", default=[], help="for each --also, in its precision"
     )
-    options = parser.parse_args(arguments)
-    try:
-        if options.speed and len(options.speed_also) != len(options.also):
-            raise PatchcaptionError(f"--speed-also: expected {len(options.also)}, one for each --also")
-        timed = [options.speed, *options.speed_also] if options.speed else [options.engines, *options.also]
-        Console(width=160).print(_compare([options.engines, *options.also], timed, options.scenes))
-    except PatchcaptionError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command(partial(_run, parser.parse_args(arguments)))
+
+
+def _run(options: argparse.Namespace) -> None:
+    if options.speed and len(options.speed_also) != len(options.also):
+        raise PatchcaptionError(f"--speed-also: expected {len(options.also)}, one for each --also")
+    bundles = [options.bundle, *options.also]
+    timed = [options.speed, *options.speed_also] if options.speed else bundles
+    Console(width=160).print(_compare(bundles, timed, options.scenes))
 
 
 def _compare(bundles: Sequence[Path], timed: Sequence[Path], count: int) -> Table:
@@ -93,13 +95,13 @@ def _compare(bundles: Sequence[Path], timed: Sequence[Path], count: int) -> Tabl
     headings = ("bundle", "backend", "backbone ms", *(f"decoding {n} ms" for n in _REGIONS))
     for heading in (*headings, "cosine mean", "least", "same captions", "colour and shape", "every word"):
         table.add_column(heading, justify="left" if heading in ("bundle", "backend") else "right")
-    exact: Answers | None = None
+    exact: SceneOutputs | None = None
     for bundle, of_speed in zip(bundles, timed, strict=True):
         for backend, precision in (("cpu", "fp32"), *(("openvino", each) for each in get_args(Precision))):
             try:
-                with Way(bundle, backend, precision).open() as captioner:
+                with RunConfig(bundle, backend, precision).open() as captioner:
                     name, answers = captioner.backend.name, _answer(captioner, asked)
-                with Way(of_speed, backend, precision).open() as captioner:
+                with RunConfig(of_speed, backend, precision).open() as captioner:
                     speed = _speed(captioner)
             except BackendError as error:
                 print(f"note: {backend} in {precision}: {error}", file=sys.stderr)
@@ -110,13 +112,13 @@ def _compare(bundles: Sequence[Path], timed: Sequence[Path], count: int) -> Tabl
     return table
 
 
-def _asked(count: int) -> list[tuple[scenes.Scene, list[Question]]]:
+def _asked(count: int) -> list[tuple[scenes.Scene, list[EvaluationCase]]]:
     seeds = range(scenes.HELD_OUT_SEED, scenes.HELD_OUT_SEED + count)
     drawn = [(scenes.draw_scene(seed), seed) for seed in seeds]
-    return [(scene, list(questions(scene, seed))) for scene, seed in drawn]
+    return [(scene, list(evaluation_cases(scene, seed))) for scene, seed in drawn]
 
 
-def _answer(captioner: Captioner, asked: Sequence[tuple[scenes.Scene, list[Question]]]) -> Answers:
+def _answer(captioner: Captioner, asked: Sequence[tuple[scenes.Scene, list[EvaluationCase]]]) -> SceneOutputs:
     tokens, texts = [], list[str]()
     for start in _batches(len(asked)):
         some = asked[start : start + _SCENES_AT_ONCE]
@@ -124,7 +126,7 @@ def _answer(captioner: Captioner, asked: Sequence[tuple[scenes.Scene, list[Quest
         captions = captioner.describe(features, [[question.region for question in of] for _, of in some])
         tokens.append(features.tokens)
         texts += [caption.text for caption in chain(*captions)]
-    return Answers(torch.cat(tokens), texts)
+    return SceneOutputs(torch.cat(tokens), texts)
 
 
 def _batches(count: int) -> Iterable[int]:
@@ -132,7 +134,9 @@ def _batches(count: int) -> Iterable[int]:
     return track(starts, "captioning", console=Console(stderr=True), transient=True)
 
 
-def _quality(answers: Answers, exact: Answers, asked: Sequence[tuple[scenes.Scene, list[Question]]]) -> list[str]:
+def _quality(
+    answers: SceneOutputs, exact: SceneOutputs, asked: Sequence[tuple[scenes.Scene, list[EvaluationCase]]]
+) -> list[str]:
     cosines = torch.cosine_similarity(answers.tokens, exact.tokens, dim=-1)
     same = np.mean([one == other for one, other in zip(answers.texts, exact.texts, strict=True)])
     of_objects = [
@@ -146,16 +150,17 @@ def _quality(answers: Answers, exact: Answers, asked: Sequence[tuple[scenes.Scen
 
 
 def _speed(captioner: Captioner) -> Speed:
-    seen, settings = captioner.manifest.architecture, captioner.manifest.decoding
+    stages = PipelineStages(captioner)
+    width = captioner.manifest.backbone.output_dim
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (1, seen.size, seen.size, 3), dtype=torch.uint8, generator=generator)
-    vectors = torch.nn.functional.normalize(torch.randn(max(_REGIONS), seen.width, generator=generator), dim=1)
+    vectors = torch.nn.functional.normalize(torch.randn(max(_REGIONS), width, generator=generator), dim=1)
+    steps = captioner.manifest.decoder.max_new_tokens
 
     def all_steps(count: int) -> Callable[[], object]:
-        return lambda: decode(captioner._decoder, settings, vectors[:count], past_end=True)
+        return lambda: stages.decode(vectors[:count], steps)
 
     return Speed(
-        _best_ms(lambda: captioner._backbone.run({"pixels": pixels})),
+        _best_ms(lambda: stages.encode_noise(1)),
         tuple(_best_ms(all_steps(count)) for count in _REGIONS),
     )
 

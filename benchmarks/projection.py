@@ -1,7 +1,7 @@
-"""How long vectors take through memory banks of any size: `python benchmarks/projection.py --rows 591753 10000000`.
+"""Time the projection through memory banks of any size: `python benchmarks/projection.py --rows 591753 10000000`.
 
-Banks of random rows, in memory, without what rounding left of them; each variant of the native kernels and torch, in
-turn. torch multiplies float32 by float32; of rows in fewer bits it has to make that first.
+Banks of random rows, in memory, without residuals; each variant of the native kernels and torch, in turn. torch
+multiplies float32 by float32, and has to convert rows that are stored in fewer bits.
 
 Shapes: R regions, M memory rows, D width.
 """
@@ -12,6 +12,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from rich import box
@@ -19,72 +20,70 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from export.memory.quantization import STORED_AS
-from runtime import PatchcaptionError
-from runtime.memory import native_kernels as native
-from runtime.memory import torch_kernels as torch_projection
+from export.command_line import run_command
+from runtime.bundle.dtypes import NUMBER_FORMATS
+from runtime.memory import native_kernels
 from runtime.memory.rows import StoredRows
+from runtime.memory.torch_kernels import TorchKernels
 
 _TEMPERATURE = 0.01
-_ROWS_AT_ONCE = 2**16
+_BLOCK_ROWS = 2**16
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(description="Time the projection through memory banks.")
     parser.add_argument("--rows", type=int, nargs="+", default=[591_753], help="of the banks (default: 591753)")
-    parser.add_argument("--width", type=int, default=768, help="default: 768")
+    parser.add_argument("--width", type=int, default=768, help="default: %(default)s")
     parser.add_argument(
-        "--precision", nargs="+", choices=STORED_AS, default=["fp32", "int8"], help="default: fp32 int8"
+        "--precision", nargs="+", choices=NUMBER_FORMATS, default=["fp32", "int8"], help="default: fp32 int8"
     )
     parser.add_argument("--regions", type=int, nargs="+", default=[1, 16, 64], help="default: 1 16 64")
-    parser.add_argument("--runs", type=int, default=3, help="timed runs of each, the best is shown (default: 3)")
+    parser.add_argument(
+        "--runs", type=int, default=3, help="timed runs of each; the best is shown (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
-    try:
-        Console(width=140).print(_measure(options))
-    except PatchcaptionError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command(lambda: Console(width=140).print(_table(options)))
 
 
-def _measure(options: argparse.Namespace) -> Table:
-    library = native.library()
+def _table(options: argparse.Namespace) -> Table:
+    library = native_kernels.library()
     variants = library.variants if library else ()
     table = Table(title=f"ms, best of {options.runs}; {torch.get_num_threads()} threads", box=box.MARKDOWN)
     for heading in ("rows", "stored in", "regions", "torch", *variants, "GB/s", "torch / best"):
         table.add_column(heading, justify="right")
     for count in options.rows:
         for precision in options.precision:
-            rows = _random_rows(count, options.width, STORED_AS[precision])
+            rows = _random_rows(count, options.width, NUMBER_FORMATS[precision].torch)
             for regions in options.regions:
                 table.add_row(f"{count:,}", precision, str(regions), *_row(library, rows, regions, options.runs))
             del rows
     return table
 
 
-def _row(library: native.Library | None, rows: StoredRows, regions: int, runs: int) -> list[str]:
-    width = rows.stored.shape[1]
-    directions = torch.nn.functional.normalize(torch.randn(regions, width), dim=1)
-    ways: list[Callable[[], Tensor]] = [lambda: torch_projection.project(rows, directions, _TEMPERATURE)]
-    for name in library.variants if library else ():
-        ways.append(lambda name=name: library.project(rows, directions, _TEMPERATURE, name))  # type: ignore[misc, union-attr]
-    best = [float("inf")] * len(ways)
+def _row(library: native_kernels.NativeKernels | None, rows: StoredRows, regions: int, runs: int) -> list[str]:
+    """Return the cells after the regions: torch, the native variants, the best rate, and how it compares with torch."""
+    queries = torch.nn.functional.normalize(torch.randn(regions, rows.stored.shape[1]), dim=1)
+    kernels: list[Callable[[], Tensor]] = [partial(TorchKernels().project, rows, queries, _TEMPERATURE)]
+    if library:
+        kernels += [partial(library.project, rows, queries, _TEMPERATURE, name) for name in library.variants]
+    best_s = [float("inf")] * len(kernels)
     for _ in range(1 + runs):
-        for place, way in enumerate(ways):
+        for index, project in enumerate(kernels):
             start = time.perf_counter()
-            way()
-            best[place] = min(best[place], time.perf_counter() - start)
-    fastest = min(best)
-    rate = rows.stored.nbytes / fastest / 1e9
-    return [*(f"{1000 * each:,.0f}" for each in best), f"{rate:.1f}", f"{best[0] / min(best[1:], default=best[0]):.1f}"]
+            project()
+            best_s[index] = min(best_s[index], time.perf_counter() - start)
+    gigabytes_per_s = rows.stored.nbytes / min(best_s) / 1e9
+    speedup = best_s[0] / min(best_s[1:], default=best_s[0])
+    return [*(f"{1000 * seconds:,.0f}" for seconds in best_s), f"{gigabytes_per_s:.1f}", f"{speedup:.1f}"]
 
 
 def _random_rows(count: int, width: int, dtype: torch.dtype) -> StoredRows:
-    """Made block by block, for the largest banks fill most of the memory."""
+    """Return random rows, made block by block, for the largest banks fill most of the memory."""
     stored = torch.empty(count, width, dtype=dtype)
     inverse_norms = torch.empty(count)
-    for start in range(0, count, _ROWS_AT_ONCE):
-        block = torch.randn(min(_ROWS_AT_ONCE, count - start), width)
+    for start in range(0, count, _BLOCK_ROWS):
+        block = torch.randn(min(_BLOCK_ROWS, count - start), width)
         if dtype == torch.int8:
             block = (32 * block).round().clamp(-127, 127)
         stored[start : start + len(block)] = block

@@ -1,7 +1,7 @@
-"""How good a bundle's captions are: `python benchmarks/quality.py engines/demo`.
+"""Score a bundle's captions: `python benchmarks/quality.py engines/demo`.
 
-By itself it scores held-out demo scenes, by what their captions should name (`scoring.scenes`). With images and a file
-of ground truth it scores captions as papers do (`scoring.ground_truth`, `scoring.metrics`):
+Without more arguments on held-out demo scenes, whose right captions are known (`scoring.demo_scenes`). With images and
+a file of ground truth as papers do (`scoring.ground_truth`, `scoring.metrics`):
 
     python benchmarks/quality.py BUNDLE --images coco/val2014 --captions captions_val2014.json
     python benchmarks/quality.py BUNDLE --images FOLDER --sets coco_entities_test.json --form published
@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,32 +23,32 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.scoring import evaluation
-from benchmarks.scoring import scenes as scene_scores
+from benchmarks.scoring.demo_scenes import score_scenes
 from benchmarks.scoring.evaluation import Evaluation
 from benchmarks.scoring.ground_truth import READERS
 from benchmarks.scoring.metrics import CaptionMetrics
 from benchmarks.scoring.region_forms import POOLS, RegionForm
+from export.command_line import run_command
 from export.demo.scenes import HELD_OUT_SEED
 from runtime import Captioner, PatchcaptionError
+from runtime.system.files import write_output
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
-    try:
-        kind = _checked_kind(options)
-        Console().print(_score_scenes(options) if kind is None else _score_ground_truth(options, kind))
-    except PatchcaptionError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
+    """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(description="Score a bundle's captions, on demo scenes or against ground truth.")
-    parser.add_argument("engines", type=Path, nargs="?", default=Path("engines/demo"), help="the bundle")
+    add_arguments(parser)
+    return run_command(partial(_run, parser.parse_args(arguments)))
+
+
+def _run(options: argparse.Namespace) -> None:
+    kind = _ground_truth_kind(options)
+    Console().print(_score_scenes(options) if kind is None else _score_ground_truth(options, kind))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the bundle, the ground truth and the regions that are made of it, and the metrics."""
+    parser.add_argument("bundle", type=Path, nargs="?", default=Path("engines/demo"), help="default: %(default)s")
     parser.add_argument("--json", type=Path, metavar="OUT", help="also write the scores, and captions, to this file")
     parser.add_argument("--scenes", type=int, help="how many held-out demo scenes, without --images (default: 300)")
     truth = parser.add_argument_group("ground truth")
@@ -76,11 +76,14 @@ def _parser() -> argparse.ArgumentParser:
     truth.add_argument("--pool", help="how the patches of a region count: mean, gaussian, attention, count, cls")
     truth.add_argument("--variance", type=float, help="of --pool gaussian")
     truth.add_argument("--spice", action="store_true", help="SPICE too; it downloads CoreNLP the first time")
-    return parser
 
 
-def _checked_kind(options: argparse.Namespace) -> str | None:
-    """What ground truth is given, None for demo scenes; refuses options that do not go together."""
+def _ground_truth_kind(options: argparse.Namespace) -> str | None:
+    """Return the kind of ground truth that is given, None for demo scenes.
+
+    Raises:
+        PatchcaptionError: options do not go together.
+    """
     kind = next((name for name in READERS if getattr(options, name)), None)
     if kind and not options.images:
         raise PatchcaptionError(f"expected --images with --{kind}")
@@ -101,9 +104,9 @@ def _checked_kind(options: argparse.Namespace) -> str | None:
 
 def _score_scenes(options: argparse.Namespace) -> Table:
     count = options.scenes or 300
-    with Captioner.load(options.engines) as captioner:
-        scores = scene_scores.measure(captioner, HELD_OUT_SEED, count)
-        table = Table(title=f"{options.engines} on {count} held-out scenes, {captioner.backend.name}")
+    with Captioner.load(options.bundle) as captioner:
+        scores = score_scenes(captioner, HELD_OUT_SEED, count)
+        table = Table(title=f"{options.bundle} on {count} held-out scenes, {captioner.backend.name}")
     for heading in ("region", "captions", "colour and shape", "every word"):
         table.add_column(heading, justify="left" if heading == "region" else "right")
     for kind, score in scores.items():
@@ -118,22 +121,22 @@ def _score_scenes(options: argparse.Namespace) -> Table:
 def _score_ground_truth(options: argparse.Namespace, kind: str) -> Table:
     metrics = CaptionMetrics(options.spice)
     metrics.check()
-    asked = _evaluation(options, kind)
-    answers = evaluation.caption(asked)
+    chosen = _evaluation(options, kind)
+    predictions = evaluation.run(chosen)
     if options.json:  # before the metrics too: should they fail, the captions are kept
-        _write(options.json, evaluation.record(asked, answers, None))
+        _write(options.json, evaluation.to_record(chosen, predictions, None))
     start = time.perf_counter()
-    scores = metrics.score(
-        {one.item: one.caption for one in answers.captions}, {one.item: one.references for one in answers.captions}
-    )
+    candidates = {prediction.item: prediction.caption for prediction in predictions.captions}
+    references = {prediction.item: prediction.references for prediction in predictions.captions}
+    scores = metrics.score(candidates, references)
     if options.json:
-        _write(options.json, evaluation.record(asked, answers, scores))
-    return evaluation.table(asked, answers, scores, metrics_seconds=time.perf_counter() - start)
+        _write(options.json, evaluation.to_record(chosen, predictions, scores))
+    return evaluation.score_table(chosen, predictions, scores, metrics_seconds=time.perf_counter() - start)
 
 
 def _evaluation(options: argparse.Namespace, kind: str) -> Evaluation:
     return Evaluation(
-        engines=options.engines,
+        bundle_dir=options.bundle,
         kind=kind,
         truth=getattr(options, kind),
         folders=tuple(options.images),
@@ -144,15 +147,8 @@ def _evaluation(options: argparse.Namespace, kind: str) -> Evaluation:
 
 
 def _write(path: Path, record: Mapping[str, Any]) -> None:
-    """Writes a record whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with write_output(path) as part:
         part.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        raise PatchcaptionError(f"{path}: cannot be written: {error.strerror}") from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

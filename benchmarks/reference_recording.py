@@ -1,4 +1,6 @@
-"""Recordings of the published system (SPEC section 8), and what was asked of it in regions and options of this one.
+"""Recordings of the published system, and its tasks as regions and options of this one.
+
+See published-system.md, section 8.
 
 A recording is NAME.npz with NAME.json beside it. Those in benchmarks/recordings hold the tokens of their photographs,
 not the photographs.
@@ -17,8 +19,9 @@ import numpy.typing as npt
 import torch
 
 from runtime import AttentionHead, Box, BoxSet, FeatureMap, Fit, Patch, Region, Register, Trace, WholeImage
+from runtime.bundle import TokenLayout
 from runtime.image import View
-from runtime.options import DescribeOptions, Reencode
+from runtime.options import DescribeKeywords, Reencode
 
 RECORDINGS = Path(__file__).parent / "recordings"
 
@@ -32,7 +35,7 @@ class Recording:
     """Outputs of the published system.
 
     Attributes:
-        arrays: SPEC section 8 names them.
+        arrays: by the names of published-system.md, section 8.
         captions, scores: by task and mode ("boxes_mean.mem"), in the order of the images and their regions.
     """
 
@@ -53,11 +56,11 @@ class Recording:
     @property
     def checkpoint(self) -> str:
         """The seeded checkpoint whose weights it was made with."""
-        made = self.settings
-        return f"seeded:{made['arch']},size={made['dim']},memory={made['n_memory']},salt={made['salt']}"
+        settings = self.settings
+        return f"seeded:{settings['arch']},size={settings['dim']},memory={settings['n_memory']},salt={settings['salt']}"
 
     def vectors(self, task: str) -> npt.NDArray[np.float32] | None:
-        """The region vectors (R, D) of a task, the same with a memory and without; those of patches are the patches."""
+        """Return the region vectors (R, D) of a task; they are the same with a memory bank and without."""
         names = (f"{task}.mem.vec", f"{task}.nomem.vec", task)
         return next((self.arrays[name] for name in names if name in self.arrays), None)
 
@@ -71,36 +74,35 @@ class Recording:
             tokens=torch.from_numpy(np.concatenate(parts, axis=1)),
             cls_attention_logits=torch.from_numpy(self.arrays["self_attn_heads"]),
             views=(view,) * len(parts[0]),
-            patch=_PATCH,
-            registers=parts[1].shape[1],
+            layout=TokenLayout.with_cls(parts[1].shape[1], size // _PATCH),
         )
 
 
 @dataclass(frozen=True)
 class Task:
-    """What was asked: the regions of each image and the options of `Captioner.describe`."""
+    """One task: the regions of each image and the options of `Captioner.describe`."""
 
     name: str
     regions: list[list[Region]]
-    options: DescribeOptions = field(default_factory=DescribeOptions)
+    options: DescribeKeywords = field(default_factory=DescribeKeywords)
 
 
 def tasks(recording: Recording) -> list[Task]:
-    """Every task of a recording.
+    """Return every task of a recording.
 
     Raises:
-        KeyError: it holds one of a name that means nothing here.
+        KeyError: a task has a name that is not known here.
     """
     names = dict.fromkeys(key.rsplit(".", 1)[0] for key in recording.captions if key != "decoder")
     return [_task(name, recording) for name in names]
 
 
 def _task(name: str, recording: Recording) -> Task:
-    """The task of a recorded name, for example "boxes_gaussian_0.5"."""
+    """Return the task of a recorded name, for example "boxes_gaussian_0.5"."""
     arrays, images = recording.arrays, range(len(recording.settings["images"]))
     if name.startswith("boxes_clean_"):
         cleaning, _, when = name.removeprefix("boxes_clean_").rpartition("_")
-        clean: DescribeOptions = {"clean": _CLEANED[cleaning], "clean_after_projection": when == "after"}  # type: ignore[typeddict-item]
+        clean: DescribeKeywords = {"clean": _CLEANED[cleaning], "clean_after_projection": when == "after"}  # type: ignore[typeddict-item]
         return Task(name, _each(arrays["boxes"], Box.published), clean)
     if name.startswith("boxes_reencoded_"):
         corners = arrays["xyxy_boxes"].astype(np.float64)

@@ -1,4 +1,4 @@
-"""Words for what any detector finds: `python examples/detector_captions.py clip.mp4`.
+"""Captions of what any detector finds: `python examples/detector_captions.py clip.mp4`.
 
 A detector is a function of a frame that returns something with ``xyxy`` (n, 4), as `supervision.Detections`, or with
 ``mask`` (n, H, W). The one here finds what differs from the border of the image, so that the example needs no other
@@ -19,8 +19,10 @@ import numpy.typing as npt
 
 from runtime import Captioner, Frame
 
-_UNLIKE_THE_BORDER = 60
+_MIN_CONTRAST = 60
+"""Smallest difference of a colour channel to the border's, of 255."""
 _CELL = 8
+"""Side of the cells that are looked at, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,12 @@ class Found:
 
 
 def detect(frame: Frame) -> Found:
-    """Boxes around the parts of an image (H, W, 3) whose colour is not that of its border."""
+    """Return boxes around the parts of an image (H, W, 3) whose colour is not that of its border."""
     image = np.asarray(frame.image).astype(int)
     border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
-    unlike = np.abs(image - np.median(border, axis=0)).max(axis=2) > _UNLIKE_THE_BORDER
-    rows, columns = (side // _CELL for side in unlike.shape)
-    cells = unlike[: rows * _CELL, : columns * _CELL].reshape(rows, _CELL, columns, _CELL).mean(axis=(1, 3)) > 0.5
+    differs = np.abs(image - np.median(border, axis=0)).max(axis=2) > _MIN_CONTRAST
+    rows, columns = (side // _CELL for side in differs.shape)
+    cells = differs[: rows * _CELL, : columns * _CELL].reshape(rows, _CELL, columns, _CELL).mean(axis=(1, 3)) > 0.5
     boxes = []
     while cells.any():
         part = _connected(cells, tuple(np.argwhere(cells)[0]))
@@ -47,24 +49,24 @@ def detect(frame: Frame) -> Found:
 
 
 def _connected(cells: npt.NDArray[np.bool_], start: tuple[int, ...]) -> npt.NDArray[np.int64]:
-    """The places (n, 2) of the cells that touch ``start`` and each other."""
+    """Return the indices (n, 2) of the cells that touch ``start`` and each other."""
     found, edge = {start}, [start]
     while edge:
         row, column = edge.pop()
-        for place in ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)):
-            inside = 0 <= place[0] < cells.shape[0] and 0 <= place[1] < cells.shape[1]
-            if inside and place not in found and cells[place]:
-                found.add(place)
-                edge.append(place)
+        for index in ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)):
+            is_inside = 0 <= index[0] < cells.shape[0] and 0 <= index[1] < cells.shape[1]
+            if is_inside and index not in found and cells[index]:
+                found.add(index)
+                edge.append(index)
     return np.array(sorted(found))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Describe what a detector finds in a video.")
     parser.add_argument("source", help="a video file, or a folder of images")
-    parser.add_argument("--engines", default="engines/demo")
+    parser.add_argument("--bundle", default="engines/demo")
     options = parser.parse_args(arguments)
-    with Captioner.load(options.engines) as captioner:
+    with Captioner.load(options.bundle) as captioner:
         for described in captioner.stream(options.source, detect):
             for caption in described.captions:
                 if not caption.reused:

@@ -17,11 +17,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Draw captions on a video.")
     parser.add_argument("source", help="a video file")
     parser.add_argument("target", help="the video with captions")
-    parser.add_argument("--engines", default="engines/demo")
+    parser.add_argument("--bundle", default="engines/demo")
     parser.add_argument("--box", action="append", default=[], metavar="X1,Y1,X2,Y2")
     options = parser.parse_args(arguments)
     regions: list[Region] = [Box(*map(float, box.split(","))) for box in options.box] or [WholeImage()]
-    with Captioner.load(options.engines) as captioner, av.open(options.target, "w") as target:
+    with Captioner.load(options.bundle) as captioner, av.open(options.target, "w") as target:
         stream = None
         for described in captioner.stream(options.source, regions):
             picture = draw_captions(described.frame.image, described.captions)

@@ -1,11 +1,11 @@
-"""Builds a bundle from a checkpoint: `python export/build_engines.py demo --out engines/demo`."""
+"""Build a bundle from a checkpoint: `python export/build_engines.py demo --out engines/demo`."""
 
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -13,16 +13,34 @@ from rich.console import Console
 from rich.table import Table
 
 from export.bundle_builder import BuildOptions, build
-from export.command_line import add_plan_options, count, plan_options, say_error, shown
+from export.command_line import (
+    add_plan_options,
+    exit_on_sigterm,
+    from_namespace,
+    positive_int,
+    run_command,
+    show_progress,
+)
+from export.plans.builder import PlanOptions
 from export.readers import is_repository
 from runtime.bundle import Bundle, BundleBackend, EnginePrecision
 from runtime.bundle.dtypes import StoragePrecision
-from runtime.errors import PatchcaptionError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(prog="build_engines.py", description="Build a bundle from a checkpoint.")
+    add_arguments(parser)
+    options = parser.parse_args(arguments)
+    if options.out is None:
+        if options.checkpoint != "demo" and not is_repository(options.checkpoint):
+            parser.error("--out is needed for any checkpoint but demo and those of the hub")
+        options.out = Path("engines") / options.checkpoint.split("/")[-1]
+    return run_command(partial(_build, options), interrupted=f"interrupted: {options.out} is as it was")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the checkpoint, the place of the bundle, and an option for each field of `BuildOptions`."""
     parser.add_argument(
         "checkpoint",
         nargs="?",
@@ -37,26 +55,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--backend",
         choices=get_args(BundleBackend),
-        default="cpu",
+        default=BuildOptions.backend,
         help="what the bundle is for, and opened with by default; tensorrt builds plans, on the GPU they are for "
-        "(default: cpu)",
+        "(default: %(default)s)",
     )
+    _add_precisions(parser)
+    parser.add_argument(
+        "--max-images",
+        type=positive_int,
+        default=BuildOptions.max_images,
+        help="images the backbone takes at once (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-regions",
+        type=positive_int,
+        default=BuildOptions.max_regions,
+        help="captions decoded at once (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--without-plans",
+        action="store_true",
+        help="with --backend tensorrt: leave the plans to build_plans.py, on the device that they are for",
+    )
+    add_plan_options(parser)
+
+
+def _add_precisions(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         choices=get_args(EnginePrecision),
-        default="fp32",
+        default=BuildOptions.precision,
         help="what the graphs compute products in: fp16 and bf16 for GPUs; int8 for CPUs, where it is smaller and "
         "faster; each changes few captions. For TensorRT fp8 and int8 too, with --calibration and --modelopt (default: "
-        "fp32)",
+        "%(default)s)",
     )
     parser.add_argument(
         "--memory-precision",
         choices=get_args(StoragePrecision),
-        default="fp32",
-        help="what the memory bank is stored in; no choice changes projected vectors by 1e-3 (default: fp32)",
+        default=BuildOptions.memory_precision,
+        help="what the memory bank is stored in; no choice changes projected vectors by 1e-3 (default: %(default)s)",
     )
-    parser.add_argument("--max-images", type=count, default=8, help="images the backbone takes at once (default: 8)")
-    parser.add_argument("--max-regions", type=count, default=256, help="captions decoded at once (default: 256)")
     parser.add_argument(
         "--calibration",
         type=Path,
@@ -69,47 +107,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="PYTHON",
         help="the interpreter of an environment with nvidia-modelopt[onnx], for fp8 and int8 of TensorRT",
     )
-    parser.add_argument(
-        "--without-plans",
-        action="store_true",
-        help="with --backend tensorrt: leave the plans to build_plans.py, on the device that they are for",
-    )
-    add_plan_options(parser)
-    options = parser.parse_args(arguments)
-    if options.out is None:
-        if options.checkpoint != "demo" and not is_repository(options.checkpoint):
-            parser.error("--out is needed for any checkpoint but demo and those of the hub")
-        options.out = Path("engines") / options.checkpoint.split("/")[-1]
-    console = Console(stderr=True)
-    try:
-        how = _build_options(options)
-        with shown(console, how.steps) as progress:
-            build(options.checkpoint, options.out, progress, how)
-    except PatchcaptionError as error:
-        say_error(console, error)
-        return 1
-    except KeyboardInterrupt:
-        console.print(f"interrupted: {options.out} is as it was")
-        return 130
-    Console().print(_report(Bundle(options.out, verify=False)))
-    return 0
 
 
-def _build_options(options: argparse.Namespace) -> BuildOptions:
-    return BuildOptions(
-        checkpoint_dir=options.checkpoint_dir,
-        backend=options.backend,
-        precision=options.precision,
-        memory_precision=options.memory_precision,
-        max_images=options.max_images,
-        max_regions=options.max_regions,
-        plans=None if options.without_plans else plan_options(options),
-        calibration=options.calibration,
-        modelopt=options.modelopt,
-    )
+def _build(options: argparse.Namespace) -> None:
+    plans = None if options.without_plans else from_namespace(PlanOptions, options)
+    build_options = from_namespace(BuildOptions, options, plans=plans)
+    with show_progress(Console(stderr=True), build_options.steps) as progress:
+        build(options.checkpoint, options.out, progress, build_options)
+    Console().print(_files_table(Bundle(options.out, verify=False)))
 
 
-def _report(bundle: Bundle) -> Table:
+def _files_table(bundle: Bundle) -> Table:
     manifest = bundle.manifest
     table = Table(title=f"{bundle.folder}: {manifest.build.checkpoint}, {manifest.backbone.name}")
     for heading in ("file", "MiB", "precision", "largest difference"):
@@ -118,11 +126,11 @@ def _report(bundle: Bundle) -> Table:
     for name, record in manifest.files.items():
         engine = engines.get(name)
         size = f"{record.bytes / 2**20:.2f}"
-        precision, difference = (engine.precision, f"{engine.max_error:.1e}") if engine else ("", "")
-        table.add_row(name, size, precision, difference)
+        columns = (engine.precision, f"{engine.max_error:.1e}") if engine else ("", "")
+        table.add_row(name, size, *columns)
     return table
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a build that is stopped tidies up
+    exit_on_sigterm()
     sys.exit(main())

@@ -1,9 +1,9 @@
-"""Makes a memory bank of captions: `python export/build_memory_bank.py captions.json --talk2dino FILE --out bank.h5`.
+"""Build a memory bank of captions: `python export/build_memory_bank.py captions.json --talk2dino FILE --out bank.h5`.
 
-Captions -> CLIP's text tower -> Talk2DINO -> HDF5 in the published layout (SPEC section 5). What is done lies beside
-the bank until it is complete, so the same command goes on where an interrupted one stopped.
+Captions -> CLIP's text tower -> Talk2DINO -> HDF5 in the published layout (published-system.md, section 5). Finished
+rows lie beside the bank until it is complete, so the same command resumes an interrupted one.
 
-Shapes: M captions, m of them in a batch, C width of CLIP's text embeddings, D of the backbone.
+Shapes: M captions, m of them in a batch, D width of the backbone.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from export.checkpoint import CheckpointError
+from export.command_line import run_command
 from export.readers.clip_bpe import pad_tokens, read_clip_bpe, read_tokenizer
 from export.readers.hub import FileRequest, resolve_files
 from export.readers.memory_hdf5 import CAPTIONS, EMBEDDINGS, TEXT_SPACE
@@ -42,13 +44,13 @@ _BLOCK_ROWS = 2**14
 
 
 @dataclass(frozen=True, eq=False)
-class TextSide:
-    """What turns captions into rows of a bank.
+class CaptionEmbedder:
+    """CLIP's text tower and a Talk2DINO projection, which make rows of a bank from captions.
 
     Attributes:
-        tower: CLIP's text tower, transformers' CLIPTextModelWithProjection.
+        tower: transformers' CLIPTextModelWithProjection.
         tokenizer: puts start and end tokens around a text.
-        identity: says which tower and projection these are.
+        identity: names the tower and the projection, with digests of their weights.
     """
 
     tower: Any
@@ -58,17 +60,17 @@ class TextSide:
 
     @torch.inference_mode()
     def embed(self, captions: Sequence[str]) -> Tensor:
-        """Captions to rows (m, D) float32, not normalised."""
+        """Return the rows (m, D) of captions, float32, not normalised."""
         device = self.tower.device
         texts = self.tower(pad_tokens(self.tokenizer, captions).to(device)).text_embeds
         return self.talk2dino(texts.float().cpu())
 
 
 def read_captions(path: Path) -> list[str]:
-    """The captions in a text file, one a line, or in JSON: COCO captions or a list of texts.
+    """Read captions from a text file, one a line, or from JSON: COCO captions or a list of texts.
 
     Raises:
-        CheckpointError: the file cannot be read, is of another layout, or holds no caption.
+        CheckpointError: the file cannot be read, has another layout, or holds no caption.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -89,34 +91,14 @@ def read_captions(path: Path) -> list[str]:
     return captions
 
 
-def read_text_side(tower: str, talk2dino_file: Path, tokenizer_file: Path | None, device: str) -> TextSide:
-    """Opens a tower (a folder, or a repository of the Hugging Face hub), its vocabulary and a Talk2DINO projection.
+def open_embedder(tower: str, talk2dino_file: Path, tokenizer_file: Path | None, device: str) -> CaptionEmbedder:
+    """Open a tower (a folder, or a repository of the Hugging Face hub), its vocabulary and a Talk2DINO projection.
 
     Raises:
         CheckpointError: one of them cannot be read, or they do not fit.
     """
-    from transformers import CLIPTextModelWithProjection
-    from transformers.utils import logging
-
     talk2dino = read_talk2dino(talk2dino_file)
-    logging.set_verbosity_error()  # a whole CLIP has weights that its text tower has no use for
-    logging.disable_progress_bar()
-    if not Path(tower).is_dir():  # found out at once; transformers would go on asking for a while
-        wanted = FileRequest("the text tower", ("config.json",), ((tower, "config.json"),))
-        resolve_files([wanted], (), f"--text-tower {tower}", "name a folder that has it, and the weights, instead")
-    try:
-        model, loaded = CLIPTextModelWithProjection.from_pretrained(
-            tower, dtype=torch.float32, output_loading_info=True
-        )
-        model.eval().to(device)
-    except (OSError, ValueError, RuntimeError, AssertionError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(
-            f"--text-tower {tower}: cannot be loaded: {reason}; expected config.json and model.safetensors as "
-            "transformers saves them"
-        ) from None
-    if loaded["missing_keys"]:  # transformers would make them up
-        raise CheckpointError(f"--text-tower {tower}: {sorted(loaded['missing_keys'])[0]} is missing")
+    model = _load_text_tower(tower, device)
     if model.config.projection_dim != talk2dino.text_width:
         raise CheckpointError(
             f"{talk2dino_file}: expected a projection of texts of width {model.config.projection_dim}, {tower}'s, "
@@ -128,7 +110,33 @@ def read_text_side(tower: str, talk2dino_file: Path, tokenizer_file: Path | None
     tokenizer = read_clip_bpe() if tokenizer_file is None else read_tokenizer(tokenizer_file)
     tokenizer.enable_truncation(min(CLIP_CONTEXT, model.config.max_position_embeddings))
     identity = f"{tower} {_digest(model.state_dict())}, Talk2DINO {talk2dino.sha256}"
-    return TextSide(model, tokenizer, talk2dino, identity)
+    return CaptionEmbedder(model, tokenizer, talk2dino, identity)
+
+
+def _load_text_tower(tower: str, device: str) -> Any:
+    """Return transformers' CLIPTextModelWithProjection, with every weight from the tower's files."""
+    from transformers import CLIPTextModelWithProjection
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # a whole CLIP has weights that its text tower has no use for
+    logging.disable_progress_bar()
+    if not Path(tower).is_dir():  # found out at once; transformers would go on asking for a while
+        wanted = FileRequest("the text tower", ("config.json",), ((tower, "config.json"),))
+        resolve_files([wanted], (), f"--text-tower {tower}", "name a folder that has it, and the weights, instead")
+    try:
+        model, loading = CLIPTextModelWithProjection.from_pretrained(
+            tower, dtype=torch.float32, output_loading_info=True
+        )
+        model.eval().to(device)
+    except (OSError, ValueError, RuntimeError, AssertionError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"--text-tower {tower}: cannot be loaded: {reason}; expected config.json and model.safetensors as "
+            "transformers saves them"
+        ) from None
+    if loading["missing_keys"]:  # transformers would make them up
+        raise CheckpointError(f"--text-tower {tower}: {sorted(loading['missing_keys'])[0]} is missing")
+    return model
 
 
 def _digest(state: Mapping[str, Tensor]) -> str:
@@ -138,55 +146,58 @@ def _digest(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def make_bank(captions: Sequence[str], side: TextSide, out: Path, batch: int, report: Callable[[int], None]) -> None:
-    """Writes the bank of M captions to ``out``, going on where an interrupted run stopped.
+def build_bank(
+    captions: Sequence[str], embedder: CaptionEmbedder, out: Path, batch_size: int, on_progress: Callable[[int], None]
+) -> None:
+    """Write the bank of M captions to ``out``, resuming a run that was interrupted.
 
     Args:
-        batch: captions embedded at once; the result is the same to the bit for the same batch, interrupted or not.
-        report: told how many captions are done.
+        batch_size: captions embedded at once; for one batch size the result is the same to the bit, interrupted or not.
+        on_progress: called with the number of captions that are done.
 
     Raises:
-        CheckpointError: what lies there from an interrupted run is of other captions, another tower or projection.
+        CheckpointError: an interrupted run left rows of other captions, another tower or projection.
         OSError: the disk is full or cannot be written to.
     """
-    work = out.with_name(f".{out.name}.part")
-    _claim(work, _fingerprint(captions, side, batch))
-    rows_file = work / "embeddings.f32"
-    row_bytes = 4 * side.talk2dino.width
+    work_dir = out.with_name(f".{out.name}.part")
+    _claim_work_dir(work_dir, _fingerprint(captions, embedder, batch_size))
+    rows_file = work_dir / "embeddings.f32"
+    row_bytes = 4 * embedder.talk2dino.width
     with rows_file.open("ab") as rows:
-        done = rows_file.stat().st_size // (row_bytes * batch) * batch
+        done = rows_file.stat().st_size // (row_bytes * batch_size) * batch_size
         done = min(done, len(captions))
         rows.truncate(done * row_bytes)  # the last batch may have been cut short
-        report(done)
-        for start in range(done, len(captions), batch):
-            embedded = side.embed(captions[start : start + batch])
-            rows.write(embedded.numpy().astype("<f4").tobytes())
+        on_progress(done)
+        for start in range(done, len(captions), batch_size):
+            embeddings = embedder.embed(captions[start : start + batch_size])
+            rows.write(embeddings.numpy().astype("<f4").tobytes())
             rows.flush()
-            report(start + len(embedded))
-    embeddings = np.memmap(rows_file, dtype="<f4", mode="r", shape=(len(captions), side.talk2dino.width))
-    _write_bank(work / out.name, embeddings, captions, side.talk2dino.text_space)
-    (work / out.name).replace(out)
-    shutil.rmtree(work)
+            on_progress(start + len(embeddings))
+    stored = np.memmap(rows_file, dtype="<f4", mode="r", shape=(len(captions), embedder.talk2dino.width))
+    _write_bank(work_dir / out.name, stored, captions, embedder.talk2dino.text_space)
+    (work_dir / out.name).replace(out)
+    shutil.rmtree(work_dir)
 
 
-def _claim(work: Path, fingerprint: str) -> None:
-    """Makes the folder of unfinished work, or finds that of an interrupted run of the same job."""
-    mark = work / "job.txt"
+def _claim_work_dir(work_dir: Path, fingerprint: str) -> None:
+    """Make the folder of unfinished work, or take over that of an interrupted run of the same job."""
+    mark = work_dir / "job.txt"
     if not mark.is_file():
-        work.mkdir(parents=True, exist_ok=True)
+        work_dir.mkdir(parents=True, exist_ok=True)
         mark.write_text(fingerprint, encoding="utf-8")
     elif mark.read_text(encoding="utf-8") != fingerprint:
         raise CheckpointError(
-            f"{work}: it was begun with other captions, another text tower, projection or batch size; finish it with "
-            "those, or remove it"
+            f"{work_dir}: it was begun with other captions, another text tower, projection or batch size; finish it "
+            "with those, or remove it"
         )
 
 
-def _fingerprint(captions: Sequence[str], side: TextSide, batch: int) -> str:
+def _fingerprint(captions: Sequence[str], embedder: CaptionEmbedder, batch_size: int) -> str:
     digest = hashlib.sha256()
     for caption in captions:
         digest.update(caption.encode() + b"\n")
-    return f"{digest.hexdigest()}, {side.identity}, {side.tokenizer.get_vocab_size()} tokens, {batch} at once"
+    tokens = embedder.tokenizer.get_vocab_size()
+    return f"{digest.hexdigest()}, {embedder.identity}, {tokens} tokens, {batch_size} at once"
 
 
 def _write_bank(path: Path, embeddings: np.ndarray[Any, Any], captions: Sequence[str], text_space: str) -> None:
@@ -201,39 +212,41 @@ def _write_bank(path: Path, embeddings: np.ndarray[Any, Any], captions: Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(description="Make a memory bank of captions.")
+    add_arguments(parser)
+    body = partial(_run, parser.parse_args(arguments))
+    return run_command(
+        body, interrupted="interrupted; the same command goes on from here", errors=(PatchcaptionError, OSError)
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the captions, the models that embed them, and the bank."""
     parser.add_argument("captions", type=Path, help="a text file, one caption a line; COCO captions; or a list in JSON")
     parser.add_argument("--talk2dino", type=Path, required=True, metavar="FILE", help="the projection (.pth)")
     parser.add_argument("--out", type=Path, required=True, metavar="BANK", help="the bank to make (.h5)")
-    parser.add_argument(
-        "--text-tower", default=DEFAULT_TOWER, help=f"a folder or repository (default: {DEFAULT_TOWER})"
-    )
+    parser.add_argument("--text-tower", default=DEFAULT_TOWER, help="a folder or repository (default: %(default)s)")
     parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="a tokenizer.json, if it is not CLIP's own")
-    parser.add_argument("--batch-size", type=int, default=256, help="captions at once (default: 256)")
+    parser.add_argument("--batch-size", type=int, default=256, help="captions at once (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="where the tower runs: cpu (default), cuda")
-    options = parser.parse_args(arguments)
+
+
+def _run(options: argparse.Namespace) -> None:
+    if options.batch_size < 1:
+        raise CheckpointError(f"--batch-size: expected at least 1, got {options.batch_size}")
+    if not options.out.parent.is_dir():
+        raise CheckpointError(f"{options.out}: the folder {options.out.parent} does not exist")
+    captions = read_captions(options.captions)
+    embedder = open_embedder(options.text_tower, options.talk2dino, options.tokenizer, options.device)
     console = Console(stderr=True)
-    try:
-        if options.batch_size < 1:
-            raise CheckpointError(f"--batch-size: expected at least 1, got {options.batch_size}")
-        if not options.out.parent.is_dir():
-            raise CheckpointError(f"{options.out}: the folder {options.out.parent} does not exist")
-        captions = read_captions(options.captions)
-        side = read_text_side(options.text_tower, options.talk2dino, options.tokenizer, options.device)
-        console.print(f"note: {options.talk2dino}: {side.talk2dino.identity}", markup=False, highlight=False)
-        with Progress(console=console) as progress:
-            task = progress.add_task("captions", total=len(captions))
-            make_bank(
-                captions, side, options.out, options.batch_size, lambda done: progress.update(task, completed=done)
-            )
-    except (PatchcaptionError, OSError) as error:
-        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        return 1
-    except KeyboardInterrupt:
-        console.print("interrupted; the same command goes on from here")
-        return 130
-    print(f"{options.out}: {len(captions)} captions, width {side.talk2dino.width}")
-    return 0
+    console.print(f"note: {options.talk2dino}: {embedder.talk2dino.identity}", markup=False, highlight=False)
+    with Progress(console=console) as progress:
+        task = progress.add_task("captions", total=len(captions))
+        build_bank(
+            captions, embedder, options.out, options.batch_size, lambda done: progress.update(task, completed=done)
+        )
+    print(f"{options.out}: {len(captions)} captions, width {embedder.talk2dino.width}")
 
 
 if __name__ == "__main__":

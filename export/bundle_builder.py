@@ -22,7 +22,7 @@ from export.memory.bank_file import write_memory
 from export.models import BundleNumbers, DecoderModel
 from export.models.decap_decoder import DecapStep
 from export.plans.builder import PlanOptions, open_previous_bundle
-from export.plans.bundle_plans import BuildProgress, build_plans, open_for
+from export.plans.bundle_plans import BuildReporter, build_plans, open_for
 from export.plans.profiles import batch_sizes
 from export.readers import read_checkpoint
 from runtime.backends import BACKENDS
@@ -90,15 +90,15 @@ class BuildOptions:
 
     @property
     def steps(self) -> int:
-        """The number of steps that a build reports by `BuildProgress.step`."""
+        """The number of steps that a build reports by `BuildReporter.step`."""
         return 11 if self.has_plans else 7
 
 
 _DEFAULT_OPTIONS = BuildOptions()
 
 
-def build(name: str, out: Path, progress: BuildProgress, options: BuildOptions = _DEFAULT_OPTIONS) -> None:
-    """Builds the bundle of a checkpoint at ``out``; whatever was there stays until the new one is complete.
+def build(name: str, out: Path, progress: BuildReporter, options: BuildOptions = _DEFAULT_OPTIONS) -> None:
+    """Build the bundle of a checkpoint at ``out``; whatever was there stays until the new one is complete.
 
     Raises:
         PatchcaptionError: the checkpoint cannot be read, a graph is not what its module is, ``out`` cannot be written,
@@ -128,7 +128,7 @@ def build(name: str, out: Path, progress: BuildProgress, options: BuildOptions =
 
 
 def _check_options(options: BuildOptions) -> None:
-    """Raises if a backend does not have a precision, or what the precision needs was not given."""
+    """Raise if a backend does not have a precision, or what the precision needs was not given."""
     backend, precision = options.backend, options.precision
     quantized = (one for one in BACKENDS[backend].graph_precisions if one not in _FLOATS)
     available = (*_FLOATS, *quantized)
@@ -144,7 +144,7 @@ def _check_options(options: BuildOptions) -> None:
 
 
 def _check_text_space(checkpoint: Checkpoint) -> None:
-    """Raises if the memory bank is of another space than the decoder."""
+    """Raise if the memory bank is of another space than the decoder."""
     bank = checkpoint.memory
     if bank is not None and bank.text_space not in (None, checkpoint.text_space):
         raise CheckpointError(
@@ -155,7 +155,7 @@ def _check_text_space(checkpoint: Checkpoint) -> None:
 
 
 def _export_graphs(
-    checkpoint: Checkpoint, folder: Path, options: BuildOptions, progress: BuildProgress
+    checkpoint: Checkpoint, folder: Path, options: BuildOptions, progress: BuildReporter
 ) -> dict[EngineName, EngineRecord]:
     precision = options.other_precision
     progress.step("backbone to ONNX, checked against torch")
@@ -199,7 +199,7 @@ def _manifest(
     memory: MemoryConfig | None,
     options: BuildOptions,
 ) -> Manifest:
-    """Returns the manifest without plans and files."""
+    """Return the manifest without plans and files."""
     numbers = BundleNumbers(
         text_space=checkpoint.text_space,
         max_images=options.max_images,

@@ -43,7 +43,7 @@ class MemorySource:
     temperature: float = 0.01
 
     def rows(self) -> Iterator[CaptionedRows]:
-        """Yields the blocks without rows of norm 0, which have no direction (published-system.md, section 5).
+        """Yield the blocks without rows of norm 0, which have no direction (published-system.md, section 5).
 
         Raises:
             CheckpointError: an embedding is not finite, or none is left.
@@ -100,7 +100,7 @@ class Checkpoint:
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Makes ``state`` the weights of ``module``, in the module's dtype and without a copy where they have it already.
+    """Make ``state`` the weights of ``module``, in the module's dtype and without a copy where they have it already.
 
     Raises:
         CheckpointError: a key of ``source`` is missing, unknown or wrongly shaped; it names the key.

@@ -1,40 +1,91 @@
-"""What the commands that build have in common: their TensorRT options, and how they show where they are."""
+"""Shared parts of the commands in export/ and benchmarks/: exit codes and errors, options as dataclasses, progress."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import signal
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import get_args
+from dataclasses import fields
+from typing import Any, TypeVar, get_args
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from export.plans.builder import PlanOptions
 from runtime.bundle import PlanHardware
+from runtime.errors import PatchcaptionError
+
+OptionsT = TypeVar("OptionsT")
+
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
+"""The code that shells give a program which Ctrl-C has ended."""
+EXIT_TERMINATED = 143
 
 
-def count(text: str) -> int:
-    """A whole number of at least 1, as an argument."""
+def run_command(
+    body: Callable[[], int | None],
+    *,
+    interrupted: str = "interrupted",
+    errors: tuple[type[Exception], ...] = (PatchcaptionError,),
+) -> int:
+    """Run the body of a command; return its exit code, 1 after one of ``errors``, and 130 after Ctrl-C.
+
+    Args:
+        body: returns an exit code, or None for 0.
+        interrupted: printed on stderr after Ctrl-C.
+        errors: exceptions that the user can mend, which are printed on one line of stderr; others keep their traceback.
+    """
+    try:
+        return body() or 0
+    except errors as error:
+        print_error(error)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        Console(stderr=True).print(interrupted, markup=False, highlight=False, soft_wrap=True)
+        return EXIT_INTERRUPTED
+
+
+def print_error(error: Exception) -> None:
+    """Print an error on one line of stderr."""
+    message = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    Console(stderr=True).print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def exit_on_sigterm() -> None:
+    """Let SIGTERM raise SystemExit, so that a build that is stopped removes what is not complete."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
+
+
+def positive_int(text: str) -> int:
+    """Parse a whole number of at least 1, as a type of argparse."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected at least 1, got {number}")
     return number
 
 
+def from_namespace(options_class: type[OptionsT], namespace: argparse.Namespace, **given: Any) -> OptionsT:
+    """Return an options dataclass of the parsed arguments named as its fields are, but for the fields in ``given``."""
+    names = [field.name for field in fields(options_class) if field.name not in given]  # type: ignore[arg-type]
+    return options_class(**{name: getattr(namespace, name) for name in names}, **given)
+
+
 def add_plan_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `PlanOptions`."""
+    """Add an option for each field of `PlanOptions`."""
     group = parser.add_argument_group("TensorRT")
-    group.add_argument("--workspace-mib", type=count, help="memory that plans may take for what is in between")
+    group.add_argument("--workspace-mib", type=positive_int, help="most memory that a plan may take as workspace")
     group.add_argument(
         "--version-compatible", action="store_true", help="let newer versions of the same major load them"
     )
     group.add_argument(
         "--hardware",
         choices=get_args(PlanHardware),
-        default="same",
+        default=PlanOptions.hardware,
         help="which GPUs may load them: the same kind, the same compute capability, or all from Ampere on; more of "
-        "them are slower (default: same)",
+        "them are slower (default: %(default)s)",
     )
     group.add_argument(
         "--dla", type=int, metavar="CORE", help="build for a DLA core of a Jetson, with the GPU beside it"
@@ -43,29 +94,21 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
         "--optimization-level",
         type=int,
         choices=range(6),
-        default=3,
-        help="how long to look for fast kernels (default: 3)",
+        default=PlanOptions.optimization_level,
+        help="how long to look for fast kernels (default: %(default)s)",
     )
 
 
-def plan_options(options: argparse.Namespace) -> PlanOptions:
-    """What `add_plan_options` parsed."""
-    return PlanOptions(
-        workspace_mib=options.workspace_mib,
-        version_compatible=options.version_compatible,
-        hardware=options.hardware,
-        dla=options.dla,
-        optimization_level=options.optimization_level,
-    )
+@contextmanager
+def show_progress(console: Console, steps: int) -> Iterator[BuildProgress]:
+    """Show a build of so many steps on a terminal; yield what the build reports to."""
+    columns = (MofNCompleteColumn(), BarColumn(20), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        yield BuildProgress(bars, steps)
 
 
-def say_error(console: Console, error: Exception) -> None:
-    """On one line."""
-    console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-
-
-class _Shown:
-    """A build's steps on a terminal, and below them what TensorRT does within one."""
+class BuildProgress:
+    """The bar of a build's steps, and below it a bar for each phase of TensorRT within the current step."""
 
     def __init__(self, bars: Progress, steps: int) -> None:
         self._bars = bars
@@ -73,6 +116,7 @@ class _Shown:
         self._phases: dict[str, TaskID] = {}
 
     def step(self, description: str) -> None:
+        """Begin the next step."""
         for task in self._phases.values():
             self._bars.remove_task(task)
         self._phases.clear()
@@ -80,17 +124,11 @@ class _Shown:
         self._bars.refresh()
 
     def phase(self, name: str, done: int, total: int) -> None:
+        """Advance a phase of the step; a ``total`` of 0 is not known."""
         if name not in self._phases:
             self._phases[name] = self._bars.add_task(f"  {name}", total=total or None)
         self._bars.update(self._phases[name], completed=done)
 
     def note(self, text: str) -> None:
+        """Print a line for the user above the bars."""
         self._bars.console.print(f"note: {text}", markup=False, highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def shown(console: Console, steps: int) -> Iterator[_Shown]:
-    """What `build` may be given to show its progress."""
-    columns = (MofNCompleteColumn(), BarColumn(20), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        yield _Shown(bars, steps)

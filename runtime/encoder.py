@@ -17,7 +17,7 @@ from runtime.bundle import Bundle
 from runtime.bundle.graph_io import CLS_ATTENTION_LOGITS, PIXEL_VALUES, TOKENS
 from runtime.errors import ImageError, PatchcaptionError
 from runtime.features import FeatureMap
-from runtime.image import Fit, ImageSource, OpenImage, open_on, prepare
+from runtime.image import Fit, ImageSource, OpenImage, View, open_on, prepare
 
 Images: TypeAlias = "ImageSource | Sequence[ImageSource]"
 EncodeFunction: TypeAlias = Callable[[Images], FeatureMap]
@@ -38,7 +38,7 @@ class Encoder:
         self._opening = Lock()
 
     def __call__(self, images: Images) -> FeatureMap:
-        """Encodes one image or a list of them.
+        """Encode one image or a list of them.
 
         Raises:
             ImageError: an image cannot be read or has a wrong type or shape; in a list, by its number.
@@ -46,7 +46,7 @@ class Encoder:
         return self._encode_sources(self._engine, images)
 
     def for_callers(self, callers: int) -> EncodeFunction:
-        """Returns a function like `__call__` for so many threads at once, each with its share of a CPU's cores.
+        """Return a function like `__call__` for so many threads at once, each with its share of a CPU's cores.
 
         Raises:
             PatchcaptionError: fewer than one caller.
@@ -61,15 +61,28 @@ class Encoder:
             return partial(self._encode_sources, self._shared_engines[callers])
 
     def encode_crops(self, images: Sequence[OpenImage]) -> Tensor:
-        """Returns the cls tokens (R, D) of images that are each stretched to the backbone's input."""
-        return self._encode(self._engine, images, Fit.STRETCH).cls
+        """Return the cls tokens (R, D) of images that are each stretched to the backbone's input."""
+        return self._run(self._engine, *self.preprocess(images, Fit.STRETCH)).cls
+
+    def preprocess(self, images: Sequence[OpenImage], fit: Fit | None = None) -> tuple[Tensor, tuple[View, ...]]:
+        """Return the backbone's input (B, S, S, 3) uint8, and how each image lies on it.
+
+        Args:
+            fit: how images are brought to the square; None for the encoder's own.
+        """
+        numbers = self._config.preprocessing
+        return prepare(images, numbers.image_size, fit or self._fit, numbers.resize_short_side, self._backend.device)
+
+    def run(self, pixel_values: Tensor, views: tuple[View, ...]) -> FeatureMap:
+        """Run the backbone over preprocessed images."""
+        return self._run(self._engine, pixel_values, views)
 
     def report(self) -> EngineReport:
-        """Returns what executes the backbone."""
+        """Return what executes the backbone."""
         return self._engine.report()
 
     def close(self) -> None:
-        """Releases what the engines hold."""
+        """Release what the engines hold."""
         for engine in (self._engine, *self._shared_engines.values()):
             engine.close()
 
@@ -79,13 +92,11 @@ class Encoder:
             opened = [_open_numbered(number, image, device) for number, image in enumerate(images)]
         else:
             opened = [open_on(cast(ImageSource, images), device)]
-        return replace(self._encode(engine, opened, self._fit), images=tuple(opened))
+        return replace(self._run(engine, *self.preprocess(opened)), images=tuple(opened))
 
-    def _encode(self, engine: Engine, images: Sequence[OpenImage], fit: Fit) -> FeatureMap:
+    def _run(self, engine: Engine, pixel_values: Tensor, views: tuple[View, ...]) -> FeatureMap:
         config, layout, device = self._config, self._config.tokens, self._backend.device
-        pixels = config.preprocessing
-        pixel_values, views = prepare(images, pixels.image_size, fit, pixels.resize_short_side, device)
-        batches = pixel_values.split(config.max_batch_size) if images else ()
+        batches = pixel_values.split(config.max_batch_size) if views else ()
         outputs = [engine.run({PIXEL_VALUES: batch}) for batch in batches]
         no_tokens = torch.empty((0, layout.num_tokens, config.output_dim), device=device)
         no_logits = torch.empty((0, config.attention_heads, layout.num_patches), device=device)

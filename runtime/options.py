@@ -28,7 +28,9 @@ _MAX_BEAMS = 256
 _MAX_LENGTH_PENALTY = 10
 """In either direction; beyond it, scores leave the range of float32."""
 
-T, U, V = TypeVar("T"), TypeVar("U"), TypeVar("V")
+T = TypeVar("T")
+U = TypeVar("U")
+V = TypeVar("V")
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,9 @@ class PoolingOptions:
     """How the tokens of a region become one vector.
 
     Attributes:
-        clean: remove what patches share with the whole image before they are summed: "orthogonal" subtracts ``alpha`` of
-            the common component, "contrastive" attenuates the coordinates that are common. The vectors are then in text
-            space already: decode them as they are, without `Captioner.project`.
+        clean: remove what patches share with the whole image before they are summed: "orthogonal" subtracts ``alpha``
+            of the common component, "contrastive" attenuates the coordinates that are common. The vectors are then in
+            text space already: decode them as they are, without `Captioner.project`.
         alpha: how much of the common component "orthogonal" subtracts; the default is that of the published recordings.
         clean_from: the common component: the cls token, or the patches weighted by the attention of cls.
         clean_after_projection: whether patches are cleaned after they went into text space, or before.
@@ -128,8 +130,8 @@ class StreamOptions:
             "block" makes the source wait; None is "drop" for what is lost otherwise (cameras, URLs, iterators) and
             "block" for files, folders and lists.
         every: describe each n-th frame only.
-        reuse: the cosine between a region's vector and the one that a caption was decoded from, from which on the caption
-            is reused; None decodes every frame.
+        reuse: reuse a caption while the cosine between the region's vector and the one that it was decoded from is at
+            least this; None decodes every frame.
         workers: frames encoded in parallel; None is 2 for a small backbone on a CPU, whose cores it keeps busier, and
             otherwise 1. Where frames wait, `Captioner.encoder` opens the backbone for so many callers.
 
@@ -200,7 +202,7 @@ def split_options(keywords: Mapping[str, Any], one: type[T], two: type[U], three
 
 
 def split_options(keywords: Mapping[str, Any], *kinds: type[Any]) -> tuple[Any, ...]:
-    """Returns one dataclass of each kind, made from the keywords that are fields of it.
+    """Return one dataclass of each kind, made from the keywords that are fields of it.
 
     Raises:
         PatchcaptionError: an option has no such value, or none of the kinds has such an option.

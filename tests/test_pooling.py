@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,10 @@ from runtime import (
     Trace,
     WholeImage,
 )
+from runtime.bundle import Bundle
+from runtime.memory import MemoryBank
+from runtime.regions.canvas import Array, Canvas
+from tests.doubles import RecordingBackend, captioner_of, with_manifest, without_engine
 
 SCENES = [scenes.draw_scene(scenes.HELD_OUT_SEED + number) for number in range(2)]
 BOXES = [(0.0, 0.0, 223.0, 223.0), (20.0, 35.5, 90.2, 60.0), (150.0, 100.0, 0.0, 0.0), (70.0, 70.0, 40.0, 120.0)]
@@ -48,31 +53,38 @@ def features(demo: Captioner) -> FeatureMap:
 
 
 @pytest.fixture(scope="module")
-def seen(checkpoint: Checkpoint) -> list[eager.Seen]:
-    return [eager.see(checkpoint.backbone, Image.fromarray(scene.image)) for scene in SCENES]
+def encoded(checkpoint: Checkpoint) -> list[eager.EncodedImage]:
+    return [eager.encode_image(checkpoint.backbone, Image.fromarray(scene.image)) for scene in SCENES]
 
 
 @pytest.fixture(scope="module")
-def bank(demo: Captioner) -> torch.Tensor:
-    assert demo._memory is not None
-    return demo._memory.rows.stored
+def bank(demo: Captioner) -> MemoryBank:
+    assert isinstance(demo.pipeline.projector, MemoryBank)
+    return demo.pipeline.projector
 
 
-def each(*boxes: tuple[float, ...], **pooled: object) -> list[list[Box]]:
-    """The same boxes in published form on both images."""
-    return [[Box.published(*box, **pooled) for box in boxes]] * 2
+@pytest.fixture(scope="module")
+def bundle(demo_bundle: Path) -> Bundle:
+    return Bundle(demo_bundle, verify=False)
+
+
+def on_both_images(*boxes: tuple[float, ...], **options: object) -> list[list[Box]]:
+    """Return the same boxes in published form for each of the two images."""
+    return [[Box.published(*box, **options) for box in boxes]] * 2
 
 
 @pytest.mark.parametrize("pool", ["mean", "gaussian", "attention"])
 def test_boxes_are_those_of_the_algorithm_written_plainly(
-    demo: Captioner, features: FeatureMap, seen: list[eager.Seen], pool: eager.Pool
+    demo: Captioner, features: FeatureMap, encoded: list[eager.EncodedImage], pool: eager.Pool
 ) -> None:
-    expected = [eager.box_vector(image, box, pool) for image in seen for box in BOXES]
-    torch.testing.assert_close(demo.vectors(features, each(*BOXES, pool=pool)), torch.stack(expected), **CLOSE)
+    expected = [eager.box_vector(image, box, pool) for image in encoded for box in BOXES]
+    torch.testing.assert_close(
+        demo.vectors(features, on_both_images(*BOXES, pool=pool)), torch.stack(expected), **CLOSE
+    )
 
 
 def test_sets_and_traces_are_those_of_the_algorithm_written_plainly(
-    demo: Captioner, features: FeatureMap, seen: list[eager.Seen]
+    demo: Captioner, features: FeatureMap, encoded: list[eager.EncodedImage]
 ) -> None:
     points = [(0.1, 0.2), (0.15, 0.2), (0.9, 0.5), (1.2, 0.5)]
     regions = [
@@ -82,7 +94,7 @@ def test_sets_and_traces_are_those_of_the_algorithm_written_plainly(
     ]
     expected = [
         vector
-        for image in seen
+        for image in encoded
         for vector in (
             eager.box_set_vector(image, BOXES, "attention"),
             eager.trace_vector(image, points, with_attention=True),
@@ -98,54 +110,56 @@ def test_sets_and_traces_are_those_of_the_algorithm_written_plainly(
 def test_cleaned_boxes_are_those_of_the_algorithm_written_plainly(
     demo: Captioner,
     features: FeatureMap,
-    seen: list[eager.Seen],
-    bank: torch.Tensor,
+    encoded: list[eager.EncodedImage],
+    bank: MemoryBank,
     clean: str,
     after: bool,
     common: str,
 ) -> None:
     vectors = demo.vectors(
-        features, each(*BOXES), clean=clean, alpha=0.7, clean_from=common, clean_after_projection=after
+        features, on_both_images(*BOXES), clean=clean, alpha=0.7, clean_from=common, clean_after_projection=after
     )
     expected = []
-    for image in seen:
+    for image in encoded:
         shared = image.cls if common == "cls" else image.average_attention
-        cleaned = eager.cleaned(image, bank, clean, after, shared, alpha=0.7)
+        cleaned = eager.clean_patches(image, bank.rows.stored, clean, after, shared, alpha=0.7)
         expected += [eager.box_vector(cleaned, box) for box in BOXES]
     torch.testing.assert_close(vectors, torch.stack(expected), **CLOSE)
 
 
 @pytest.mark.parametrize("kind", ["mean", "cls"])
 def test_reencoded_boxes_are_those_of_the_algorithm_written_plainly(
-    demo: Captioner, features: FeatureMap, seen: list[eager.Seen], checkpoint: Checkpoint, kind: str
+    demo: Captioner, features: FeatureMap, encoded: list[eager.EncodedImage], checkpoint: Checkpoint, kind: str
 ) -> None:
-    block = checkpoint.backbone.blocks[-1]
+    block = checkpoint.backbone.last_block
     expected = [
         eager.reencoded_vector(image, block, (x, y, x + width, y + height), kind)
-        for image in seen
+        for image in encoded
         for x, y, width, height in BOXES
     ]
-    torch.testing.assert_close(demo.vectors(features, each(*BOXES), reencode=kind), torch.stack(expected), **CLOSE)
+    torch.testing.assert_close(
+        demo.vectors(features, on_both_images(*BOXES), reencode=kind), torch.stack(expected), **CLOSE
+    )
 
 
 def test_gaussian_reencoding_is_a_gaussian_box_with_the_corners_rounded(demo: Captioner, features: FeatureMap) -> None:
-    # 9 + 9 = 18 reaches the second patch of 14; 9 and 9 quantize_rows down by themselves do not
-    reencoded = demo.vectors(features, each((9, 9, 9, 9)), reencode="gaussian")
-    expected = demo.vectors(features, each((0, 0, 14, 14), pool="gaussian", variance=0.5))
+    # 9 + 9 = 18 reaches the second patch of 14; 9 and 9 rounded down by themselves do not
+    reencoded = demo.vectors(features, on_both_images((9, 9, 9, 9)), reencode="gaussian")
+    expected = demo.vectors(features, on_both_images((0, 0, 14, 14), pool="gaussian", variance=0.5))
     torch.testing.assert_close(reencoded, expected, **CLOSE)
 
 
 def test_the_decoder_is_that_of_the_algorithm_written_plainly(demo: Captioner, checkpoint: Checkpoint) -> None:
-    vectors = torch.randn(6, demo.manifest.architecture.width, generator=torch.Generator().manual_seed(0))
-    tokens, log_probabilities = eager.decode(checkpoint.decoder.state_dict(), vectors)
-    end = demo.manifest.decoding.eos_token_id
+    vectors = torch.randn(6, demo.manifest.backbone.output_dim, generator=torch.Generator().manual_seed(0))
+    tokens, log_probs = eager.decode(checkpoint.decoder.state_dict(), vectors)
+    end = demo.manifest.decoder.eos_token_id
     natural, reference = demo.decode(vectors), demo.decode(vectors, score="reference")
     for row, caption in enumerate(natural):
         chosen = tokens[row].tolist()
         length = chosen.index(end) + 1 if end in chosen else len(chosen)
         assert list(caption.ids) == chosen[:length]
-        assert caption.score == pytest.approx(log_probabilities[row, :length].sum().exp().item(), rel=1e-3)
-        assert reference[row].score == pytest.approx(log_probabilities[row].sum().exp().item(), rel=1e-3)
+        assert caption.score == pytest.approx(log_probs[row, :length].sum().exp().item(), rel=1e-3)
+        assert reference[row].score == pytest.approx(log_probs[row].sum().exp().item(), rel=1e-3)
         assert reference[row].ids == caption.ids
 
 
@@ -163,25 +177,20 @@ def test_reencoding_many_regions_at_once_is_reencoding_each_alone(
     alone = [demo.vectors(features[0], [region], reencode="cls") for region in regions]
     alone += [demo.vectors(features[1], [region], reencode="cls") for region in regions[::-1]]
     torch.testing.assert_close(both, torch.cat(alone), **CLOSE)
-    monkeypatch.setattr("runtime.pooling._REENCODED_SCORES_AT_ONCE", 1)
+    monkeypatch.setattr("runtime.pooling._MAX_REENCODED_LOGITS", 1)
     torch.testing.assert_close(demo.vectors(features, [regions, regions[::-1]], reencode="cls"), both, **CLOSE)
 
 
-def test_reencoding_calls_the_engine_for_groups_of_regions(demo: Captioner, features: FeatureMap) -> None:
-    engine, calls = demo._open_reencoder(), []
-
-    class Counting:
-        def run(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            calls.append(inputs["tokens"].shape)
-            return engine.run(inputs)
-
-    demo._reencoder = Counting()
-    try:
-        demo.vectors(features, [[Box(x, 0, x + 40, 40) for x in range(0, 180, 6)]] * 2, reencode="mean")
-    finally:
-        demo._reencoder = engine
-    assert len(calls) == 1
-    assert calls[0][0] == 60
+def test_reencoding_calls_the_engine_for_groups_of_regions(features: FeatureMap, bundle: Bundle) -> None:
+    backend = RecordingBackend()
+    boxes = [[Box(x, 0, x + 40, 40) for x in range(0, 180, 6)]] * 2
+    with captioner_of(bundle, backend) as captioner:
+        assert "reencoder" not in backend.opened, "it is opened when it is first asked for"
+        captioner.vectors(features, boxes, reencode="mean")
+        (run,) = backend.engines["reencoder"].runs
+        captioner.vectors(features, boxes, reencode="mean")
+    assert run["tokens"][0] == 60
+    assert backend.opened.count("reencoder") == 1
 
 
 @pytest.mark.parametrize(
@@ -201,14 +210,31 @@ def test_what_cannot_be_reencoded_is_refused_by_number(
         demo.vectors(features, [[], [Box(0, 0, 9, 9), region]], **options)
 
 
-def test_a_bundle_from_before_reencoding_says_so(
-    demo: Captioner, features: FeatureMap, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    old = demo.manifest.model_copy(update={"reencoder": None})
-    monkeypatch.setattr(demo._bundle, "manifest", old)
-    monkeypatch.setattr(demo, "_reencoder", None)
-    with pytest.raises(BundleError, match="built without a re-encoder; build the bundle again"):
-        demo.vectors(features[0], [Box(0, 0, 9, 9)], reencode="mean")
+def test_a_users_own_kind_of_region_says_whether_it_is_of_patches(demo: Captioner, features: FeatureMap) -> None:
+    class FirstPatch:
+        def weights(self, canvas: Canvas) -> Array:
+            return canvas.token(canvas.layout.num_global)
+
+    class FirstToken:
+        is_of_patches = False
+
+        def weights(self, canvas: Canvas) -> Array:
+            return canvas.token(0)
+
+    own, ours = (
+        demo.vectors(features[0], [region], reencode="mean") for region in (FirstPatch(), Patch(row=0, column=0))
+    )
+    torch.testing.assert_close(own, ours)
+    with pytest.raises(RegionError, match='region 0: .*FirstToken.*: reencode="mean" takes regions of patches only'):
+        demo.vectors(features[0], [FirstToken()], reencode="mean")
+
+
+def test_a_bundle_from_before_reencoding_says_so(features: FeatureMap, bundle: Bundle) -> None:
+    with (
+        captioner_of(without_engine(bundle, "reencoder")) as captioner,
+        pytest.raises(BundleError, match="built without a re-encoder; build the bundle again"),
+    ):
+        captioner.vectors(features[0], [Box(0, 0, 9, 9)], reencode="mean")
 
 
 def test_tokens_of_the_whole_image_are_projected_but_not_cleaned(demo: Captioner, features: FeatureMap) -> None:
@@ -218,10 +244,10 @@ def test_tokens_of_the_whole_image_are_projected_but_not_cleaned(demo: Captioner
 
 
 def test_cleaned_vectors_are_not_projected_again(demo: Captioner, features: FeatureMap) -> None:
-    regions = each(*BOXES)
+    regions = on_both_images(*BOXES)
     described = demo.describe(features, regions, clean="contrastive")
     decoded = demo.decode(demo.vectors(features, regions, clean="contrastive"))
-    assert [caption.ids for of_image in described for caption in of_image] == [caption.ids for caption in decoded]
+    assert [caption.ids for caption in chain(*described)] == [caption.ids for caption in decoded]
 
 
 def test_crops_are_encoded_by_themselves(demo: Captioner, features: FeatureMap) -> None:
@@ -257,36 +283,39 @@ def test_crops_with_no_place_on_the_image_are_refused_by_number(
 
 
 def test_nearest_captions_are_those_of_the_largest_cosines(
-    demo: Captioner, features: FeatureMap, bank: torch.Tensor
+    demo: Captioner, features: FeatureMap, bank: MemoryBank
 ) -> None:
     regions = [[Box(0, 0, 50, 50), WholeImage()], [Patch(3, 4)]]
-    cosines = torch.cosine_similarity(demo.vectors(features, regions)[:, None], bank[None], dim=2)
+    cosines = torch.cosine_similarity(demo.vectors(features, regions)[:, None], bank.rows.stored[None], dim=2)
     best = cosines.topk(3, dim=1)
-    assert demo._memory is not None
-    texts = [[demo._memory.captions[place] for place in row] for row in best.indices.tolist()]
+    texts = [[bank.captions[index] for index in row] for row in best.indices.tolist()]
     for mode in ("decode", "nearest"):
-        captions = [one for of in demo.describe(features, regions, mode=mode, n_best=3) for one in of]
+        captions = list(chain(*demo.describe(features, regions, mode=mode, n_best=3)))
         assert [[match.text for match in caption.nearest] for caption in captions] == texts
         for caption, values in zip(captions, best.values.tolist(), strict=True):
             assert [match.similarity for match in caption.nearest] == pytest.approx(values, abs=1e-5)
-    nearest = [one for of in demo.describe(features, regions, mode="nearest") for one in of]
+    nearest = list(chain(*demo.describe(features, regions, mode="nearest")))
     assert [one.text for one in nearest] == [row[0] for row in texts]
     assert [one.score for one in nearest] == pytest.approx(best.values[:, 0].tolist(), abs=1e-5)
     assert all(one.ids == () and one.nearest == () for one in nearest)
 
 
 def test_more_neighbours_than_the_memory_has_are_all_of_them(demo: Captioner, features: FeatureMap) -> None:
-    rows = demo.manifest.memory.rows
+    rows = demo.manifest.memory.num_rows
     assert len(demo.describe(features[0], [WholeImage()], n_best=rows + 5)[0].nearest) == rows
 
 
-def test_without_a_memory_there_are_no_neighbours(
-    demo: Captioner, features: FeatureMap, monkeypatch: pytest.MonkeyPatch
+def test_without_a_memory_there_are_no_neighbours_and_vectors_go_to_the_decoder_as_they_are(
+    demo: Captioner, features: FeatureMap, bundle: Bundle
 ) -> None:
-    monkeypatch.setattr(demo, "_memory", None)
-    for options in ({"mode": "nearest"}, {"n_best": 1}):
-        with pytest.raises(PatchcaptionError, match="this bundle has no memory"):
-            demo.describe(features[0], [WholeImage()], **options)
+    with captioner_of(with_manifest(bundle, memory=None)) as captioner:
+        for options in ({"mode": "nearest"}, {"n_best": 1}):
+            with pytest.raises(PatchcaptionError, match="this bundle has no memory"):
+                captioner.describe(features[0], [WholeImage()], **options)
+        vectors = demo.vectors(features, on_both_images(*BOXES))
+        torch.testing.assert_close(captioner.project(vectors), vectors, rtol=0, atol=0)
+        captions = captioner.describe(features, on_both_images(*BOXES))
+    assert [caption.ids for caption in chain(*captions)] == [caption.ids for caption in demo.decode(vectors)]
 
 
 @pytest.mark.parametrize(
@@ -308,12 +337,12 @@ def test_options_that_do_not_exist_are_refused(
         demo.describe(features[0], [Box(0, 0, 9, 9)], **options)
 
 
-# What the published code gets wrong (SPEC section 8, last lines), and this does not.
+# What the published code gets wrong (published-system.md, section 9), and this does not.
 
 
 def test_every_kind_of_region_takes_several_images_at_once(demo: Captioner, features: FeatureMap) -> None:
-    heads = [AttentionHead(index) for index in range(demo.manifest.architecture.heads)]
-    regions = [[*heads, Register(1), WholeImage("attention"), *each(*BOXES)[0]]] * 2
+    heads = [AttentionHead(index) for index in range(demo.manifest.backbone.attention_heads)]
+    regions = [[*heads, Register(1), WholeImage("attention"), *on_both_images(*BOXES)[0]]] * 2
     together = demo.describe(features, regions)
     for image in range(2):
         alone = demo.describe(features[image], regions[image])
@@ -322,7 +351,9 @@ def test_every_kind_of_region_takes_several_images_at_once(demo: Captioner, feat
 
 def test_nothing_that_was_given_is_changed(demo: Captioner, features: FeatureMap) -> None:
     boxes = np.array(BOXES, np.float32)
-    regions = [[BoxSet.published(boxes, pool="attention"), *each(*boxes, pool="attention")[0], Patch(0, 0)]] * 2
+    regions = [
+        [BoxSet.published(boxes, pool="attention"), *on_both_images(*boxes, pool="attention")[0], Patch(0, 0)]
+    ] * 2
     before = boxes.copy(), features.tokens.clone(), features.cls_attention_logits.clone()
     first = demo.vectors(features, regions)
     demo.describe(features, regions, clean="orthogonal", n_best=2)

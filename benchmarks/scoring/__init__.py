@@ -1,1 +1,1 @@
-"""Scoring captions against ground truth: files in, regions and references, captions, metrics, one table out."""
+"""The parts of `benchmarks/quality.py`: ground truth, predictions, metrics, and held-out demo scenes."""

@@ -1,6 +1,6 @@
-"""The files of ground truth as they are written: parsed, and checked against their formats.
+"""Parses files of ground truth, and checks them against their formats.
 
-| what | file |
+| ground truth | file |
 |---|---|
 | captions of images | COCO captions, or {image id: [caption, ...]} |
 | boxes by themselves | {image id: {caption: [box, ...]}}, or COCO annotations with a "bbox" each |
@@ -36,22 +36,22 @@ class GroundTruthError(PatchcaptionError, ValueError):
 
 @dataclass(frozen=True)
 class AnnotationFile(Generic[T]):
-    """What a file says of each image, by image id in the file's order, and the file names it gives to images."""
+    """The annotations of a file by image id, in the file's order, and the file names that it gives to images."""
 
     path: Path
     by_image: Mapping[str, T]
     file_names: Mapping[str, str | None] = field(default_factory=dict)
 
 
-class Point(BaseModel):
+class TracePoint(BaseModel):
     """A point of a trace, in 0..1 of the image."""
 
     x: FiniteFloat
     y: FiniteFloat
 
 
-def _joined(trace: Any) -> Any:
-    """The points of a trace that may be written in segments."""
+def _join_segments(trace: Any) -> Any:
+    """Return the points of a trace, which may be written in segments."""
     is_segmented = isinstance(trace, list) and trace and all(isinstance(part, list) for part in trace)
     return list(chain.from_iterable(trace)) if is_segmented else trace
 
@@ -60,50 +60,61 @@ class Traces(BaseModel):
     """The captions of an image and their traces."""
 
     captions: list[str]
-    traces: list[Annotated[list[Point], BeforeValidator(_joined)]]
+    traces: list[Annotated[list[TracePoint], BeforeValidator(_join_segments)]]
 
 
 def load_captions(path: Path) -> AnnotationFile[list[str]]:
-    """The captions of each image.
+    """Load the captions of each image.
 
     Raises:
-        GroundTruthError: names the file, the entry, what was expected and what came; so do the functions below.
+        GroundTruthError: names the file, the entry, what was expected and what it is; so do the functions below.
     """
     raw = _parse(path)
     if not _is_coco(raw):
-        by_image = _checked(path, _CAPTIONS, raw)
+        by_image = _validate(path, _CAPTIONS, raw)
         return AnnotationFile(path, by_image)
-    coco = _checked(path, _COCO_CAPTIONS, raw)
-    said = {image: [one.caption for one in own] for image, own in _by_image(path, coco).items()}
-    return AnnotationFile(path, said, coco.file_names)
+    coco = _validate(path, _COCO_CAPTIONS, raw)
+    captions = {
+        image: [annotation.caption for annotation in annotations]
+        for image, annotations in _group_by_image(path, coco).items()
+    }
+    return AnnotationFile(path, captions, coco.file_names)
 
 
 def load_boxes(path: Path) -> AnnotationFile[list[BoxesOfCaption]]:
-    """The boxes of each image, one at a time, with the caption of each."""
+    """Load the boxes of each image, one at a time, with the caption of each."""
     raw = _parse(path)
     boxes: dict[str, list[BoxesOfCaption]]
     if not _is_coco(raw):
-        by_caption = _checked(path, _BOXES, raw).items()
-        boxes = {image: [((box,), said) for said, own in of.items() for box in own] for image, of in by_caption}
+        boxes = {
+            image: [((box,), caption) for caption, own in by_caption.items() for box in own]
+            for image, by_caption in _validate(path, _BOXES, raw).items()
+        }
         return AnnotationFile(path, boxes)
-    coco = _checked(path, _COCO_BOXES, raw)
-    boxes = {image: [((one.bbox,), one.caption) for one in own] for image, own in _by_image(path, coco).items()}
+    coco = _validate(path, _COCO_BOXES, raw)
+    boxes = {
+        image: [((annotation.bbox,), annotation.caption) for annotation in annotations]
+        for image, annotations in _group_by_image(path, coco).items()
+    }
     return AnnotationFile(path, boxes, coco.file_names)
 
 
 def load_sets(path: Path) -> AnnotationFile[list[BoxesOfCaption]]:
-    """The sets of boxes of each image, with the caption of each."""
-    by_caption = _checked(path, _BOXES, _parse(path)).items()
-    return AnnotationFile(path, {image: [(tuple(own), said) for said, own in of.items()] for image, of in by_caption})
+    """Load the sets of boxes of each image, with the caption of each."""
+    sets = {
+        image: [(tuple(boxes), caption) for caption, boxes in by_caption.items()]
+        for image, by_caption in _validate(path, _BOXES, _parse(path)).items()
+    }
+    return AnnotationFile(path, sets)
 
 
 def load_traces(path: Path) -> AnnotationFile[Traces]:
-    """The traces of each image, as many as captions."""
-    by_image = _checked(path, _TRACES, _parse(path))
+    """Load the traces of each image, as many as captions."""
+    by_image = _validate(path, _TRACES, _parse(path))
     for image, own in by_image.items():
-        wanted, got = len(own.captions), len(own.traces)
-        if got != wanted:
-            raise GroundTruthError(f"{path}: {image}: expected as many traces as captions, {wanted}, got {got}")
+        expected, got = len(own.captions), len(own.traces)
+        if got != expected:
+            raise GroundTruthError(f"{path}: {image}: expected as many traces as captions, {expected}, got {got}")
     return AnnotationFile(path, by_image)
 
 
@@ -151,20 +162,20 @@ def _parse(path: Path) -> Any:
         raise GroundTruthError(f"{path}: expected JSON: {error}") from None
 
 
-def _checked(path: Path, adapter: TypeAdapter[T], raw: Any) -> T:
+def _validate(path: Path, adapter: TypeAdapter[T], raw: Any) -> T:
     try:
         return adapter.validate_python(raw)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ": ".join([str(path), *(str(step) for step in first["loc"])])
-        raise GroundTruthError(f"{place}: {first['msg']}, got {repr(first['input'])[:60]}") from None
+        location = ": ".join([str(path), *(str(step) for step in first["loc"])])
+        raise GroundTruthError(f"{location}: {first['msg']}, got {repr(first['input'])[:60]}") from None
 
 
 def _is_coco(raw: Any) -> bool:
     return isinstance(raw, dict) and "annotations" in raw
 
 
-def _by_image(path: Path, coco: _Coco[_Annotation]) -> dict[str, list[_Annotation]]:
+def _group_by_image(path: Path, coco: _Coco[_Annotation]) -> dict[str, list[_Annotation]]:
     by_image: dict[str, list[_Annotation]] = {image: [] for image in coco.file_names}
     for number, annotation in enumerate(coco.annotations):
         image = str(annotation.image_id)

@@ -1,7 +1,7 @@
-"""Ground truth: the regions of images that a bundle is asked to caption, and what people said of them.
+"""Ground truth: regions of images, and the captions that people gave them.
 
-The formats stand in `annotation_files`. A caption of several lines is several references. Captions of the same boxes
-are references of one item.
+The formats are those of `annotation_files`. A caption of several lines is several references; captions of the same
+boxes are references of one item.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Item:
-    """One region to caption, and its references: what people said of it, at least one caption."""
+    """A region to caption, and its references: at least one caption that people gave it."""
 
     region: Region
     references: tuple[str, ...]
@@ -52,46 +52,46 @@ Reader: TypeAlias = Callable[[Path, RegionForm], list[AnnotatedImage]]
 
 
 def read_captions(path: Path, form: RegionForm) -> list[AnnotatedImage]:
-    """Images as wholes, with their captions.
+    """Read whole images with their captions.
 
     Raises:
-        GroundTruthError: names the file, the entry, what was expected and what came; so do the functions below.
+        GroundTruthError: names the file, the entry, what was expected and what it is; so do the functions below.
     """
 
-    def items(place: str, captions: list[str]) -> list[Item]:
-        references = tuple(chain.from_iterable(_references(place, caption) for caption in captions))
-        return [Item(_region(place, form.whole_image), references)] if references else []
+    def items(location: str, captions: list[str]) -> list[Item]:
+        references = tuple(chain.from_iterable(_references(location, caption) for caption in captions))
+        return [Item(_region(location, form.whole_image), references)] if references else []
 
-    return _annotated(load_captions(path), items)
+    return _annotated_images(load_captions(path), items)
 
 
 def read_dense(path: Path, form: RegionForm) -> list[AnnotatedImage]:
-    """Boxes, each by itself."""
+    """Read boxes, each with captions of its own."""
 
-    def items(place: str, boxes: list[BoxesOfCaption]) -> list[Item]:
-        return _box_items(place, boxes, form, lambda one: form.box(one[0]))
+    def items(location: str, boxes: list[BoxesOfCaption]) -> list[Item]:
+        return _box_items(location, boxes, form, lambda one: form.box(one[0]))
 
-    return _annotated(load_boxes(path), items)
+    return _annotated_images(load_boxes(path), items)
 
 
 def read_sets(path: Path, form: RegionForm) -> list[AnnotatedImage]:
-    """Sets of boxes, each under one caption."""
+    """Read sets of boxes, each under one caption."""
 
-    def items(place: str, sets: list[BoxesOfCaption]) -> list[Item]:
-        return _box_items(place, sets, form, form.box_set)
+    def items(location: str, sets: list[BoxesOfCaption]) -> list[Item]:
+        return _box_items(location, sets, form, form.box_set)
 
-    return _annotated(load_sets(path), items)
+    return _annotated_images(load_sets(path), items)
 
 
 def read_traces(path: Path, form: RegionForm) -> list[AnnotatedImage]:
-    """Mouse traces."""
+    """Read mouse traces with their captions."""
 
-    def items(place: str, own: Traces) -> Iterable[Item]:
+    def items(location: str, own: Traces) -> Iterable[Item]:
         for number, (caption, trace) in enumerate(zip(own.captions, own.traces, strict=True)):
             make = partial(form.trace, [(point.x, point.y) for point in trace])
-            yield Item(_region(f"{place}: trace {number}", make), _references(place, caption))
+            yield Item(_region(f"{location}: trace {number}", make), _references(location, caption))
 
-    return _annotated(load_traces(path), items)
+    return _annotated_images(load_traces(path), items)
 
 
 READERS: Mapping[str, Reader] = {
@@ -102,8 +102,8 @@ READERS: Mapping[str, Reader] = {
 }
 
 
-def _annotated(file: AnnotationFile[T], items: Callable[[str, T], Iterable[Item]]) -> list[AnnotatedImage]:
-    """The images that have any items."""
+def _annotated_images(file: AnnotationFile[T], items: Callable[[str, T], Iterable[Item]]) -> list[AnnotatedImage]:
+    """Return the images that have any items."""
     made = ((image, tuple(items(f"{file.path}: {image}", own))) for image, own in file.by_image.items())
     images = [AnnotatedImage(image, own, file.file_names.get(image)) for image, own in made if own]
     if not images:
@@ -112,7 +112,7 @@ def _annotated(file: AnnotationFile[T], items: Callable[[str, T], Iterable[Item]
 
 
 def _box_items(
-    place: str,
+    location: str,
     captioned: Iterable[BoxesOfCaption],
     form: RegionForm,
     region: Callable[[tuple[BoxNumbers, ...]], Region],
@@ -121,23 +121,23 @@ def _box_items(
     regions: dict[tuple[BoxNumbers, ...], Region] = {}
     for boxes, caption in captioned:
         same = tuple(sorted(boxes))
-        references[same] += _references(place, caption)
+        references[same] += _references(location, caption)
         if same not in regions:
             hint = f"; boxes are read as {form.box_format}"
-            regions[same] = _region(f"{place}: {caption}", partial(region, boxes), hint)
+            regions[same] = _region(f"{location}: {caption}", partial(region, boxes), hint)
     return [Item(regions[same], tuple(own)) for same, own in references.items()]
 
 
-def _region(place: str, make: Callable[[], Region], hint: str = "") -> Region:
+def _region(location: str, make: Callable[[], Region], hint: str = "") -> Region:
     try:
         return make()
     except RegionError as error:
-        raise GroundTruthError(f"{place}: {error}{hint}") from None
+        raise GroundTruthError(f"{location}: {error}{hint}") from None
 
 
-def _references(place: str, caption: str) -> tuple[str, ...]:
-    """The references in a caption: the published region sets write several in one, a line each."""
+def _references(location: str, caption: str) -> tuple[str, ...]:
+    """Return the references in a caption: the published region sets write several in one, a line each."""
     lines = tuple(line.strip() for line in caption.split("\n") if line.strip())
     if not lines:
-        raise GroundTruthError(f"{place}: expected a caption, got an empty one")
+        raise GroundTruthError(f"{location}: expected a caption, got an empty one")
     return lines

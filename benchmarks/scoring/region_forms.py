@@ -1,4 +1,4 @@
-"""The regions that a ground truth asks for: its numbers in the user's form or in the published one."""
+"""Makes the regions of a ground truth from its numbers, in the user's form or in the published one."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ POOLS = {
     "sets": ("mean", "gaussian", "attention"),
     "traces": ("count", "attention"),
 }
-"""How the patches of a region may count, by what is scored."""
+"""The pools that a region may have, by the kind of ground truth."""
 
 
 @dataclass(frozen=True)
 class RegionForm:
-    """Makes regions of the numbers in a ground-truth file.
+    """The rules by which the numbers in a file of ground truth become regions.
 
     Attributes:
-        form: "exact" for regions as users give them, "published" for the published rounding (SPEC sections 1 and 4).
-        box_format: what the four numbers of a box are, in image pixels: "xyxy" two corners, "xywh" the top left corner
-            and the size.
-        pool: how the patches of a region count; None for the default of its kind.
-        variance: of the Gaussian; None for the default of the kind.
+        form: "exact" for regions as users give them, "published" for the published rounding (published-system.md,
+            sections 1 and 4).
+        box_format: the four numbers of a box, in image pixels: "xyxy" two corners, "xywh" the top left corner and size.
+        pool: None for the default of the kind of region.
+        variance: that of a Gaussian pool; None for the default of the kind of region.
     """
 
     form: Literal["exact", "published"] = "exact"
@@ -36,20 +36,21 @@ class RegionForm:
     variance: float | None = None
 
     def whole_image(self) -> Region:
+        """Return the region of a whole image."""
         return WholeImage(**self._options("pool", "variance"))
 
     def box(self, numbers: BoxNumbers) -> Region:
-        """A box; one of no width or height is taken one pixel wide or high, as published.
+        """Return a box; one without width or height is made one pixel wide or high, as published.
 
         Raises:
-            RegionError: the numbers are no box.
+            RegionError: the numbers are not a box.
         """
         if self.form == "published":
             return Box.published(*self._xywh(numbers), frame="image", **self._options("pool", "variance"))
         return Box(*self._corners(numbers), **self._options("pool", "variance"))
 
     def box_set(self, boxes: Sequence[BoxNumbers]) -> Region:
-        """Several boxes under one caption."""
+        """Return a set of boxes under one caption."""
         if self.form == "published":
             return BoxSet.published(
                 [self._xywh(box) for box in boxes], frame="image", **self._options("pool", "variance")
@@ -57,7 +58,7 @@ class RegionForm:
         return BoxSet([Box(*self._corners(box), **self._options("pool", "variance")) for box in boxes])
 
     def trace(self, points: Sequence[tuple[float, float]]) -> Region:
-        """A trace of points (x, y) in 0..1 of the image, which the published form takes for 0..1 of the crop."""
+        """Return a trace of points (x, y) in 0..1 of the image, which the published form takes as 0..1 of the crop."""
         make = Trace.published if self.form == "published" else Trace.normalized
         return make(points, **self._options("pool"))
 
@@ -72,5 +73,5 @@ class RegionForm:
         return x, y, right if right != x else x + 1, bottom if bottom != y else y + 1
 
     def _options(self, *names: str) -> dict[str, Any]:
-        """Those of the options that were given."""
+        """Return those of the options that are not None."""
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}

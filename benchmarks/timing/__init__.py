@@ -1,1 +1,1 @@
-"""The parts of `benchmarks/latency.py`: what is timed, what it is held against, and what is written."""
+"""The parts of `benchmarks/latency.py`: stages, work estimates, machine limits, comparison, reports and tables."""

@@ -1,19 +1,22 @@
-"""A report as a picture: the stages stacked, beside what they would take at the machine's limit."""
+"""A report as an image: the stages stacked, beside their times at the machine's limit."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
 
-from benchmarks.timing.report import Report, Row, write_whole
+from benchmarks.timing.report import Report, Row
 from benchmarks.timing.stages import STAGES
 from runtime.errors import PatchcaptionError
+from runtime.system.files import write_output
 
 _BAR, _GAP = 0.38, 0.02
+"""Widths, where the distance between two cases is 1."""
 
 
 def check_plotting() -> None:
-    """
+    """Check that matplotlib is installed, before anything is measured.
+
     Raises:
         PatchcaptionError: matplotlib is not installed.
     """
@@ -22,7 +25,7 @@ def check_plotting() -> None:
 
 
 def plot(report: Report, path: Path) -> None:
-    """Writes a PNG: for each number of regions and each length a bar of p50 and one of the limit.
+    """Write a PNG: for each number of regions and each length of captions, a bar of p50 and one of the limit.
 
     Raises:
         PatchcaptionError: the file cannot be written.
@@ -36,25 +39,27 @@ def plot(report: Report, path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for number, case in enumerate(cases):
-        taken, limit = 0.0, 0.0
+        p50_total_ms, limit_total_ms = 0.0, 0.0
         for colour, stage in enumerate(STAGES):
             row = _row(rows, stage, case)
             if row is None:
                 continue
             label = stage if number == 0 else None
             p50_ms, limit_ms = row.times.p50_ms, row.limit_ms or 0.0
-            axes.bar(number - _BAR / 2 - _GAP, p50_ms, _BAR, taken, color=f"C{colour}", label=label)
-            axes.bar(number + _BAR / 2 + _GAP, limit_ms, _BAR, limit, color=f"C{colour}", alpha=0.4)
-            taken, limit = taken + p50_ms, limit + limit_ms
-        axes.annotate(f"{taken:,.0f}", (number - _BAR / 2 - _GAP, taken), ha="center", va="bottom")
-        axes.annotate(f"{limit / taken:.0%}", (number + _BAR / 2 + _GAP, limit), ha="center", va="bottom")
+            axes.bar(number - _BAR / 2 - _GAP, p50_ms, _BAR, p50_total_ms, color=f"C{colour}", label=label)
+            axes.bar(number + _BAR / 2 + _GAP, limit_ms, _BAR, limit_total_ms, color=f"C{colour}", alpha=0.4)
+            p50_total_ms, limit_total_ms = p50_total_ms + p50_ms, limit_total_ms + limit_ms
+        left, right = number - _BAR / 2 - _GAP, number + _BAR / 2 + _GAP
+        axes.annotate(f"{p50_total_ms:,.0f}", (left, p50_total_ms), ha="center", va="bottom")
+        share = f"{limit_total_ms / p50_total_ms:.0%}"
+        axes.annotate(share, (right, limit_total_ms), ha="center", va="bottom")
     axes.set_xticks(range(len(cases)), [f"{regions} regions\n{tokens} tokens" for regions, tokens in cases])
     axes.set_ylabel("ms, median; pale: at the machine's limit")
-    axes.set_title(
-        f"{report.bundle.architecture.name}, {report.bundle.architecture.size} px, {report.settings.backend}"
-    )
+    backbone = report.bundle.backbone
+    axes.set_title(f"{backbone.name}, {backbone.preprocessing.image_size} px, {report.settings.backend}")
     figure.legend(loc="outside right upper")
-    write_whole(path, lambda part: figure.savefig(part, format="png", dpi=120))
+    with write_output(path) as part:
+        figure.savefig(part, format="png", dpi=120)
 
 
 def _row(rows: dict[tuple[str, int | None, int | None], Row], stage: str, case: tuple[int, int]) -> Row | None:

@@ -1,4 +1,4 @@
-"""Reports as tables that can be pasted, and the lines that belong under them."""
+"""Reports as Markdown tables, and the notes that belong under them."""
 
 from __future__ import annotations
 
@@ -11,28 +11,32 @@ from benchmarks.timing.report import Comparison, Report
 
 
 def stage_table(report: Report) -> Table:
-    """Every row of a report."""
-    bundle, seen = report.bundle, report.bundle.architecture
-    title = f"{bundle.folder}: {seen.name}, {seen.size} px, {bundle.memory_rows:,} rows of memory; "
+    """Return every row of a report."""
+    bundle, backbone = report.bundle, report.bundle.backbone
+    size = backbone.preprocessing.image_size
+    title = f"{bundle.folder}: {backbone.name}, {size} px, {bundle.memory_rows:,} rows of memory; "
     headings = ("first ms", "best", "p50", "p90", "p99", "images/s", "regions/s", "GB/s", "GFLOP/s", "of limit")
     table = _table(title + report.settings.backend, ("stage", "regions", "tokens", *headings))
     for row in report.rows:
         times = row.times
-        taken = (times.first_ms, times.best_ms, times.p50_ms, times.p90_ms, times.p99_ms)
+        milliseconds = (times.first_ms, times.best_ms, times.p50_ms, times.p90_ms, times.p99_ms)
         rates = (row.images_per_s, row.regions_per_s, row.gigabytes_per_s, row.gflop_per_s)
         share = "" if row.limit_share is None else f"{row.limit_share:.0%}"
-        table.add_row(row.stage, _whole(row.regions), _whole(row.tokens), *map(_short, (*taken, *rates)), share)
+        table.add_row(
+            row.stage, _integer(row.regions), _integer(row.tokens), *map(_three_digits, (*milliseconds, *rates)), share
+        )
     return table
 
 
 def stage_notes(report: Report) -> list[str]:
-    """What one must know to read `stage_table`."""
+    """Return what a reader of `stage_table` must know."""
     settings, machine, limits = report.settings, report.machine, report.limits
     typical, worst = settings.tokens[0], settings.tokens[-1]
+    board = f" ({machine.board})" if machine.board else ""
     notes = [
         f"ms of {settings.runs} runs after the first and {settings.warm_up} of warm-up; load {report.load_ms:.0f} ms; "
         f"peak memory {report.peak_mib:.0f} MiB",
-        f"{machine.usable_cores} cores of {machine.cpu}, {machine.torch_threads} threads of torch, "
+        f"{machine.usable_cores} cores of {machine.cpu}{board}, {machine.torch_threads} threads of torch, "
         f"{machine.gpu or 'no GPU'}; load average {machine.load_average:.1f} at the start",
         f"tokens: every caption is taken through exactly so many steps, {typical} a typical caption, {worst} the worst",
         "whole: the stages of one run added up; second description: the same from the feature map on; caption and "
@@ -47,20 +51,20 @@ def stage_notes(report: Report) -> list[str]:
 
 
 def comparison_table(report: Report) -> Table:
-    """The ratios to the published algorithm, of a report that has them."""
+    """Return the ratios to the published algorithm, of a report that has them."""
     comparison = _comparison(report)
     table = _table(
         f"against the published algorithm in torch; medians, interleaved runs: {comparison.runs}",
         ("part", "regions", "tokens", "ours ms", "eager ms", "times as fast"),
     )
     for ratio in comparison.ratios:
-        taken = (_short(ratio.ours_ms), _short(ratio.eager_ms), f"{ratio.times_as_fast:.1f}")
-        table.add_row(ratio.part, str(ratio.regions), str(ratio.tokens), *taken)
+        columns = (_three_digits(ratio.ours_ms), _three_digits(ratio.eager_ms), f"{ratio.times_as_fast:.1f}")
+        table.add_row(ratio.part, str(ratio.regions), str(ratio.tokens), *columns)
     return table
 
 
 def comparison_notes(report: Report) -> list[str]:
-    """What one must know to read `comparison_table`."""
+    """Return what a reader of `comparison_table` must know."""
     comparison = _comparison(report)
     same = ", ".join(f"{count} of {regions}" for regions, count in comparison.same_captions.items())
     return [
@@ -72,22 +76,24 @@ def comparison_notes(report: Report) -> list[str]:
 
 
 def against_table(old: Report, new: Report) -> Table:
-    """Rows that both have, the old report's median over the new one's."""
+    """Return the rows that both reports have, with the old median over the new one."""
     table = _table(
         f"against the run of {old.made_at}", ("stage", "regions", "tokens", "then ms", "now ms", "then / now")
     )
-    before = {row.key: row for row in old.rows}
+    old_rows = {row.key: row for row in old.rows}
     for row in new.rows:
-        then = before.get(row.key)
-        if then is not None and row.stage != "rest":
-            taken = (then.times.p50_ms, row.times.p50_ms)
-            ratio = f"{taken[0] / taken[1]:.2f}"
-            table.add_row(row.stage, _whole(row.regions), _whole(row.tokens), *map(_short, taken), ratio)
+        old_row = old_rows.get(row.key)
+        if old_row is not None and row.stage != "rest":
+            medians_ms = (old_row.times.p50_ms, row.times.p50_ms)
+            ratio = f"{medians_ms[0] / medians_ms[1]:.2f}"
+            table.add_row(
+                row.stage, _integer(row.regions), _integer(row.tokens), *map(_three_digits, medians_ms), ratio
+            )
     return table
 
 
 def against_notes(old: Report, new: Report) -> list[str]:
-    """What was not the same in the two runs, other than the code."""
+    """Return what differs between the two runs, other than the code."""
     then, now = (
         {
             "backend": one.settings.backend,
@@ -96,6 +102,7 @@ def against_notes(old: Report, new: Report) -> list[str]:
             "fit": one.settings.fit,
             "bytes of memory": one.bundle.memory_bytes,
             "cpu": one.machine.cpu,
+            "board": one.machine.board,
             "gpu": one.machine.gpu,
             "cores": one.machine.usable_cores,
             "power mode": one.machine.power_mode,
@@ -120,12 +127,12 @@ def _table(title: str, headings: Sequence[str]) -> Table:
     return table
 
 
-def _whole(number: int | None) -> str:
+def _integer(number: int | None) -> str:
     return "" if number is None else str(number)
 
 
-def _short(number: float | None) -> str:
-    """Three digits that count, and no more than one behind the point of larger numbers."""
+def _three_digits(number: float | None) -> str:
+    """Format a number with three significant digits, larger ones without decimals."""
     if number is None:
         return ""
     return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.1f}" if abs(number) >= 10 else f"{number:.2f}"

@@ -1,7 +1,7 @@
-"""Writes held-out demo scenes as the published evaluation has its images: `python -m export.demo.annotations OUT`.
+"""Writes held-out demo scenes in the published evaluation's formats: `python -m export.demo.annotations OUT`.
 
-OUT gets images/, named as COCO names them, and what there is to say of them in the formats that `benchmarks/quality.py`
-reads: captions.json (whole images), dense.json (boxes), sets.json (pairs of boxes) and traces.json.
+OUT gets images/, with file names as in COCO, and their ground truth in the formats that `benchmarks/quality.py` reads:
+captions.json (whole images), dense.json (boxes), sets.json (pairs of boxes) and traces.json.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -19,31 +20,29 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from export.command_line import run_command
 from export.demo import scenes
 from export.demo.scenes import Scene, SceneObject
-from runtime import Box, PatchcaptionError
+from runtime.errors import PatchcaptionError
+from runtime.regions import Box
 
 _SECONDS_BETWEEN_POINTS = 0.02
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status."""
     parser = argparse.ArgumentParser(description="Write held-out demo scenes with ground-truth captions.")
-    parser.add_argument("out", type=Path, help="the folder to make")
-    parser.add_argument("--scenes", type=int, default=50, help="how many (default: 50)")
+    parser.add_argument("out", type=Path, help="the folder to create")
+    parser.add_argument("--scenes", type=int, default=50, help="number of scenes (default: 50)")
     options = parser.parse_args(arguments)
-    try:
-        write_annotations(options.out, options.scenes)
-    except PatchcaptionError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command(partial(write_annotations, options.out, options.scenes))
 
 
 def write_annotations(out: Path, count: int) -> None:
-    """Makes the folder ``out`` with the first ``count`` held-out scenes; it is there when it is complete.
+    """Create the folder ``out`` with the first ``count`` held-out scenes; it appears only when it is complete.
 
     Raises:
-        PatchcaptionError: ``out`` is there already or cannot be made, or ``count`` is below 1.
+        PatchcaptionError: ``out`` exists or cannot be created, or ``count`` is below 1.
     """
     if count < 1:
         raise PatchcaptionError(f"scenes: expected at least 1, got {count}")
@@ -53,13 +52,14 @@ def write_annotations(out: Path, count: int) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as work:
             folder = Path(work) / out.name
-            _write(folder, count)
+            _write_scenes(folder, count)
             folder.rename(out)
     except OSError as error:
         raise PatchcaptionError(f"{out}: cannot be written: {error.strerror}") from None
 
 
-def _write(folder: Path, count: int) -> None:
+def _write_scenes(folder: Path, count: int) -> None:
+    """Write the images and the annotations of the first ``count`` held-out scenes."""
     (folder / "images").mkdir(parents=True)
     images: list[dict[str, Any]] = []
     captions: list[dict[str, Any]] = []
@@ -79,41 +79,45 @@ def _write(folder: Path, count: int) -> None:
 
 
 def boxes_of(scene: Scene) -> dict[str, list[list[float]]]:
-    """{caption: boxes [x1, y1, x2, y2] in pixels} of a scene's objects; objects that look the same share a caption."""
+    """Return {caption: boxes [x1, y1, x2, y2] in pixels} of a scene's objects; those that look alike share one."""
     boxes = defaultdict(list)
-    for one in scene.objects:
-        boxes[one.look.caption].append(_numbers(one.box))
+    for item in scene.objects:
+        boxes[item.look.caption].append(_xyxy(item.box))
     return dict(boxes)
 
 
 def pairs_of(scene: Scene) -> dict[str, list[list[float]]]:
-    """{caption: two boxes} of a scene's pairs; a caption that fits several of its pairs is left out."""
+    """Return {caption: two boxes} of a scene's pairs; a caption that fits several pairs is left out."""
     pairs: list[tuple[SceneObject, SceneObject]] = [
         (first, second) for first, second in combinations(scene.objects, 2) if scenes.is_pair(first.look, second.look)
     ]
     captions = [scenes.pair_caption(first.look, second.look) for first, second in pairs]
     count = Counter(captions)
     return {
-        caption: [_numbers(first.box), _numbers(second.box)]
+        caption: [_xyxy(first.box), _xyxy(second.box)]
         for caption, (first, second) in zip(captions, pairs, strict=True)
         if count[caption] == 1
     }
 
 
 def traces_of(scene: Scene, seed: int) -> dict[str, list[Any]]:
-    """{"captions": ..., "traces": ...} of a scene's objects: points {"x", "y"} in 0..1 of the image, "t" in seconds."""
+    """Return {"captions": ..., "traces": ...} of a scene's objects.
+
+    A trace's points are {"x": ..., "y": ..., "t": ...}: x and y from 0 to 1 across the image, t in seconds.
+    """
     rng = np.random.default_rng([seed, 2])
     traces = [
         [
-            {"x": x / scenes.SIZE, "y": y / scenes.SIZE, "t": round(number * _SECONDS_BETWEEN_POINTS, 2)}
-            for number, (x, y) in enumerate(one.trace(rng).points)
+            {"x": x / scenes.SIZE, "y": y / scenes.SIZE, "t": round(index * _SECONDS_BETWEEN_POINTS, 2)}
+            for index, (x, y) in enumerate(item.trace(rng).points)
         ]
-        for one in scene.objects
+        for item in scene.objects
     ]
-    return {"captions": [one.look.caption for one in scene.objects], "traces": traces}
+    return {"captions": [item.look.caption for item in scene.objects], "traces": traces}
 
 
-def _numbers(box: Box) -> list[float]:
+def _xyxy(box: Box) -> list[float]:
+    """Return a box as [x1, y1, x2, y2]."""
     return [box.x1, box.y1, box.x2, box.y2]
 
 

@@ -1,6 +1,6 @@
-"""Makes the sample that `make demo` captions: `python -m export.demo.sample` writes export/demo/sample/.
+"""Writes the sample that `make demo` captions: `python -m export.demo.sample` fills export/demo/sample/.
 
-A held-out scene, three times its size so that captions can be read on it, with one region of each kind.
+It is a held-out scene, enlarged three times so that captions drawn on it are legible, with one region of each kind.
 """
 
 from __future__ import annotations
@@ -18,16 +18,19 @@ SCALE = 3
 
 
 def main() -> None:
+    """Write the sample's image, mask, region flags and expected captions."""
     scene = scenes.draw_scene(SEED)
     triangle, square, star, ring, moon = scene.objects
-    side = scenes.SIZE * SCALE
-    Image.fromarray(scene.image).resize((side, side), Image.Resampling.LANCZOS).save(FOLDER / "scene.jpg", quality=90)
+    side_px = scenes.SIZE * SCALE
+    Image.fromarray(scene.image).resize((side_px, side_px), Image.Resampling.LANCZOS).save(
+        FOLDER / "scene.jpg", quality=90
+    )
     mask = Image.fromarray(np.where(moon.visible, 255, 0).astype(np.uint8))
-    mask.resize((side, side), Image.Resampling.NEAREST).save(FOLDER / "mask.png", bits=1)
+    mask.resize((side_px, side_px), Image.Resampling.NEAREST).save(FOLDER / "mask.png", bits=1)
     points = np.array(star.trace(np.random.default_rng(SEED)).points) / scenes.SIZE
     trace = " ".join(f"{x:.3f},{y:.3f}" for x, y in points)
     triangle_box, *pair = (
-        ",".join(f"{SCALE * number:.0f}" for number in (box.x1, box.y1, box.x2, box.y2))
+        ",".join(f"{SCALE * coordinate:.0f}" for coordinate in (box.x1, box.y1, box.x2, box.y2))
         for box in (triangle.box, square.box, ring.box)
     )
     flags = f'--box {triangle_box} --mask {{folder}}/mask.png --trace "{trace}" --boxes "{pair[0]} {pair[1]}" --whole'

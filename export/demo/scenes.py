@@ -1,7 +1,8 @@
 """The demo's world: scenes of drawn objects, the regions on them, and the captions that describe them.
 
-A scene is drawn from a seed alone, so the training set is the seeds below `HELD_OUT_SEED` and the held-out set the
-seeds from there on.
+A scene is drawn from a seed alone: seeds below `HELD_OUT_SEED` are for training, seeds from there on are held out.
+
+Shapes: h rows and w columns of a window of the image.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ COLOURS = {
 }
 RADII = {"small": (21.0, 26.0), "large": (37.0, 48.0)}
 TEXTURES = ("solid", "striped", "dotted")
+ATTRIBUTES = {"colour": tuple(COLOURS), "shape": SHAPES, "texture": TEXTURES, "size": tuple(RADII)}
 TONES = {
     "white": (232, 232, 228),
     "grey": (128, 130, 134),
@@ -50,7 +52,7 @@ COUNTS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
 
 @dataclass(frozen=True, order=True)
 class Look:
-    """What a caption says of one object."""
+    """The attributes of an object, as captions name them."""
 
     colour: str
     shape: str
@@ -59,42 +61,56 @@ class Look:
 
     @property
     def caption(self) -> str:
+        """The caption of the object alone."""
         return f"a {self.size} {self.texture} {self.colour} {self.shape}"
 
 
 @dataclass(frozen=True, eq=False)
 class SceneObject:
-    """One drawn object: its look and the pixels (SIZE, SIZE) bool where it shows."""
+    """A drawn object.
+
+    Attributes:
+        look: its attributes.
+        visible: (SIZE, SIZE) bool, its pixels that no object in front of it hides.
+    """
 
     look: Look
     visible: npt.NDArray[np.bool_]
 
     @property
     def box(self) -> Box:
-        """The tight box around what shows."""
+        """The tight box around the visible pixels."""
         rows, columns = np.flatnonzero(self.visible.any(1)), np.flatnonzero(self.visible.any(0))
         return Box(float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
 
     @property
     def mask(self) -> Mask:
+        """The visible pixels."""
         return Mask(self.visible)
 
     def trace(self, rng: np.random.Generator) -> Trace:
-        """A scribble over the object, as a hand with a mouse makes it: points in it, each near the one before."""
+        """Return a scribble over the object as a hand with a mouse makes it: points inside, each near the previous."""
         inside = np.argwhere(self.visible)
         points = inside[rng.integers(len(inside), size=rng.integers(12, 28))].astype(float)
         path = [points[0]]
-        left = list(points[1:])
-        while left:
-            nearest = min(range(len(left)), key=lambda i: float(np.abs(left[i] - path[-1]).sum()))
-            path.append(left.pop(nearest))
+        remaining = list(points[1:])
+        while remaining:
+            nearest = min(range(len(remaining)), key=lambda i: float(np.abs(remaining[i] - path[-1]).sum()))
+            path.append(remaining.pop(nearest))
         xy = np.array(path)[:, ::-1] + 0.5 + rng.uniform(-1.5, 1.5, (len(path), 2))
         return Trace(np.clip(xy, 0, SIZE).tolist())
 
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A picture (SIZE, SIZE, 3) uint8, its objects from back to front, and its background."""
+    """A drawn image with its ground truth.
+
+    Attributes:
+        image: (SIZE, SIZE, 3) uint8 RGB.
+        objects: the objects from back to front.
+        backdrop: the kind of background, one of BACKDROPS.
+        tone: the background's colour, one of TONES.
+    """
 
     image: npt.NDArray[np.uint8]
     objects: tuple[SceneObject, ...]
@@ -103,28 +119,30 @@ class Scene:
 
     @property
     def caption(self) -> str:
+        """The caption of the whole image."""
         return f"{COUNTS[len(self.objects)]} shapes on a {self.backdrop} {self.tone} background"
 
     @property
     def background(self) -> npt.NDArray[np.bool_]:
-        """The pixels (SIZE, SIZE) where no object shows."""
-        return ~np.logical_or.reduce([one.visible for one in self.objects])
+        """The pixels (SIZE, SIZE) where no object is visible."""
+        return ~np.logical_or.reduce([item.visible for item in self.objects])
 
     @property
     def background_caption(self) -> str:
+        """The caption of the background alone."""
         return f"a {self.backdrop} {self.tone} background"
 
 
 def draw_scene(seed: int) -> Scene:
-    """The scene of a seed: two to six objects that may overlap, each mostly visible."""
+    """Draw the scene of a seed: two to six objects that may overlap, each mostly visible."""
     rng = np.random.default_rng(seed)
     backdrop, tone = str(rng.choice(BACKDROPS)), str(rng.choice(list(TONES)))
     image = _paint_backdrop(backdrop, TONES[tone], rng)
     looks: list[Look] = []
-    shown: list[npt.NDArray[np.bool_]] = []
-    wanted = int(rng.integers(2, 7))
+    visible: list[npt.NDArray[np.bool_]] = []
+    count = int(rng.integers(2, 7))
     for _ in range(200):
-        if len(looks) == wanted:
+        if len(looks) == count:
             break
         look = Look(
             colour=str(rng.choice(list(COLOURS))),
@@ -134,27 +152,26 @@ def draw_scene(seed: int) -> Scene:
         )
         radius = rng.uniform(*RADII[look.size])
         centre = rng.uniform(radius * 0.9, SIZE - radius * 0.9, 2)
-        window, cover = _cover(look.shape, radius, centre, rng.uniform(-15, 15))
+        window, coverage = _rasterize(look.shape, radius, centre, rng.uniform(-15, 15))
         covered = np.zeros((SIZE, SIZE), np.bool_)
-        covered[window] = cover > 0.5
-        if not _fits(covered, shown):
+        covered[window] = coverage > 0.5
+        if not _fits(covered, visible):
             continue
-        image[window] += (_paint(look, window, centre, rng) - image[window]) * cover[:, :, None]
-        shown = [visible & ~covered for visible in shown] + [covered]
+        image[window] += (_paint(look, window, centre, rng) - image[window]) * coverage[:, :, None]
+        visible = [pixels & ~covered for pixels in visible] + [covered]
         looks.append(look)
-    pixels = np.clip(np.rint(image), 0, 255).astype(np.uint8)
-    objects = tuple(SceneObject(look, visible) for look, visible in zip(looks, shown, strict=True))
-    return Scene(pixels, objects, backdrop, tone)
+    objects = tuple(SceneObject(look, pixels) for look, pixels in zip(looks, visible, strict=True))
+    return Scene(np.clip(np.rint(image), 0, 255).astype(np.uint8), objects, backdrop, tone)
 
 
 def pair_caption(first: Look, second: Look) -> str:
-    """One caption for two objects, the same whichever comes first."""
-    one, two = sorted([first, second], key=_pair_order)
-    return " and ".join(f"{'an' if it.colour == 'orange' else 'a'} {it.colour} {it.shape}" for it in (one, two))
+    """Return the caption of two objects, which is the same in either order."""
+    looks = sorted([first, second], key=_pair_order)
+    return " and ".join(f"{'an' if look.colour == 'orange' else 'a'} {look.colour} {look.shape}" for look in looks)
 
 
 def swapped_pair(caption: str) -> str:
-    """The caption of the pair whose shapes are exchanged; captions of other kinds as they are."""
+    """Return the caption of a pair with the two shapes exchanged; return captions of other kinds unchanged."""
     looks = named_looks(caption)
     if len(looks) != 2:
         return caption
@@ -163,49 +180,50 @@ def swapped_pair(caption: str) -> str:
 
 
 def is_pair(first: Look, second: Look) -> bool:
-    """Whether a caption of the two names two things: two red circles are, to the mean of their patches, one."""
+    """Return whether a caption can tell the two apart: to the mean of their patches, two red circles are one."""
     return (first.colour, first.shape) != (second.colour, second.shape)
 
 
 def pair_region(first: SceneObject, second: SceneObject) -> BoxSet:
+    """Return the region of two objects, the set of their boxes."""
     return BoxSet([first.box, second.box])
 
 
 @cache
 def all_captions() -> tuple[str, ...]:
-    """Every caption of this world: what the memory bank holds and the decoder learns to say."""
+    """Return every caption of this world: the rows of the memory bank, and the texts that the decoder is trained on."""
     looks = [
         Look(colour, shape, texture, size)
         for size, texture, colour, shape in itertools.product(RADII, TEXTURES, COLOURS, SHAPES)
     ]
     plain = [Look(colour, shape, "solid", "small") for colour, shape in itertools.product(COLOURS, SHAPES)]
     singles = [look.caption for look in looks]
-    pairs = [pair_caption(one, two) for one, two in itertools.combinations(plain, 2)]
+    pairs = [pair_caption(first, second) for first, second in itertools.combinations(plain, 2)]
     grounds = [f"{backdrop} {tone} background" for backdrop, tone in itertools.product(BACKDROPS, TONES)]
     scenes = [f"{count} shapes on a {ground}" for count, ground in itertools.product(COUNTS.values(), grounds)]
     return (*singles, *pairs, *(f"a {ground}" for ground in grounds), *scenes)
 
 
 def named_looks(text: str) -> list[dict[str, str]]:
-    """The objects that a caption names, each as the attributes it gives: {"colour": "red", "shape": "circle", ...}."""
-    kinds = {"colour": tuple(COLOURS), "shape": SHAPES, "texture": TEXTURES, "size": tuple(RADII)}
+    """Return the named attributes of each object in a caption: [{"colour": "red", "shape": "circle"}, ...]."""
     return [
-        {kind: word for word in phrase.split() for kind, words in kinds.items() if word in words}
+        {name: word for word in phrase.split() for name, values in ATTRIBUTES.items() if word in values}
         for phrase in text.split(" and ")
     ]
 
 
 def _pair_order(look: Look) -> tuple[int, int]:
+    """Return the sort key of an object in a pair's caption."""
     return list(COLOURS).index(look.colour), SHAPES.index(look.shape)
 
 
-def _fits(cover: npt.NDArray[np.bool_], shown: list[npt.NDArray[np.bool_]]) -> bool:
-    """Whether a new object may lie there: objects may overlap, but each box must show mostly its own object."""
-    after = [visible & ~cover for visible in shown]
-    for before, visible in zip(shown, after, strict=True):
-        if visible.sum() < 0.75 * before.sum():
+def _fits(covered: npt.NDArray[np.bool_], visible: list[npt.NDArray[np.bool_]]) -> bool:
+    """Return whether a new object may lie on the others: each box must still show mostly its own object."""
+    after = [pixels & ~covered for pixels in visible]
+    for before, pixels in zip(visible, after, strict=True):
+        if pixels.sum() < 0.75 * before.sum():
             return False
-    everything = [*after, cover]
+    everything = [*after, covered]
     for own in everything:
         rows, columns = np.flatnonzero(own.any(1)), np.flatnonzero(own.any(0))
         window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
@@ -216,7 +234,7 @@ def _fits(cover: npt.NDArray[np.bool_], shown: list[npt.NDArray[np.bool_]]) -> b
 
 
 def _outline(shape: str) -> list[tuple[float, float]]:
-    """The outline of a shape within the unit circle; ring and moon are circles that something is cut from."""
+    """Return the outline of a shape, near the unit circle; ring and moon are circles until a circle is cut out."""
     if shape == "square":
         return [(-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)]
     if shape == "triangle":
@@ -242,56 +260,58 @@ def _outline(shape: str) -> list[tuple[float, float]]:
 
 
 _CUT_OUT = {"ring": (0.0, 0.0, 0.55), "moon": (0.5, -0.1, 0.8)}
+"""The circle that is cut out of a shape, as (x, y, radius) on the scale of its outline."""
 
 
-def _cover(shape: str, radius: float, centre: Array, turn_degrees: float) -> tuple[Window, Array]:
-    """The window of the picture that a shape lies in, and how much of each pixel there it covers.
+def _rasterize(shape: str, radius: float, centre: Array, rotation_degrees: float) -> tuple[Window, Array]:
+    """Return the window of the image that a shape lies in, and the share of each pixel (h, w) that it covers there.
 
-    Drawn at four times the size and averaged.
+    The shape is drawn at four times the size and averaged.
     """
-    fine = 4
-    sine, cosine = math.sin(math.radians(turn_degrees)), math.cos(math.radians(turn_degrees))
-    reach = int(radius * 1.2) + 2
-    left, top = int(centre[0]) - reach, int(centre[1]) - reach
+    oversampling = 4
+    sine, cosine = math.sin(math.radians(rotation_degrees)), math.cos(math.radians(rotation_degrees))
+    half_side = int(radius * 1.2) + 2
+    left, top = int(centre[0]) - half_side, int(centre[1]) - half_side
 
-    def place(x: float, y: float) -> tuple[float, float]:
+    def to_canvas(x: float, y: float) -> tuple[float, float]:
         return (
-            (centre[0] - left + radius * (cosine * x - sine * y)) * fine,
-            (centre[1] - top + radius * (sine * x + cosine * y)) * fine,
+            (centre[0] - left + radius * (cosine * x - sine * y)) * oversampling,
+            (centre[1] - top + radius * (sine * x + cosine * y)) * oversampling,
         )
 
-    side = 2 * reach * fine
-    canvas = Image.new("L", (side, side))
+    canvas_side = 2 * half_side * oversampling
+    canvas = Image.new("L", (canvas_side, canvas_side))
     pen = ImageDraw.Draw(canvas)
-    pen.polygon([place(x, y) for x, y in _outline(shape)], fill=255)
+    pen.polygon([to_canvas(x, y) for x, y in _outline(shape)], fill=255)
     if shape in _CUT_OUT:
-        x, y, r = _CUT_OUT[shape]
-        (cx, cy), cut = place(x, y), r * radius * fine
-        pen.ellipse((cx - cut, cy - cut, cx + cut, cy + cut), fill=0)
-    cover = np.asarray(canvas.resize((2 * reach, 2 * reach), Image.Resampling.BOX), np.float64) / 255
+        x, y, cut_radius = _CUT_OUT[shape]
+        (cx, cy), r = to_canvas(x, y), cut_radius * radius * oversampling
+        pen.ellipse((cx - r, cy - r, cx + r, cy + r), fill=0)
+    coverage = np.asarray(canvas.resize((2 * half_side, 2 * half_side), Image.Resampling.BOX), np.float64) / 255
     first_row, first_column = max(-top, 0), max(-left, 0)
-    cover = cover[first_row : SIZE - top, first_column : SIZE - left]
-    rows = slice(top + first_row, top + first_row + cover.shape[0])
-    return (rows, slice(left + first_column, left + first_column + cover.shape[1])), cover
+    coverage = coverage[first_row : SIZE - top, first_column : SIZE - left]
+    rows = slice(top + first_row, top + first_row + coverage.shape[0])
+    return (rows, slice(left + first_column, left + first_column + coverage.shape[1])), coverage
 
 
 def _paint(look: Look, window: Window, centre: Array, rng: np.random.Generator) -> Array:
-    """The object's paint over a window (h, w, 3): its colour, and white where its texture says so."""
+    """Return an object's paint over a window (h, w, 3): its colour, lightened where its texture has stripes or dots."""
     y, x = np.mgrid[window]
     colour = np.array(COLOURS[look.colour]) + rng.uniform(-14, 14, 3)
     angle, period = rng.uniform(0, math.pi), rng.uniform(8.5, 11.5)
     u = ((x - centre[0]) * math.cos(angle) + (y - centre[1]) * math.sin(angle)) / period
     v = ((y - centre[1]) * math.cos(angle) - (x - centre[0]) * math.sin(angle)) / period
     if look.texture == "striped":
-        share = np.clip((np.abs(u - np.rint(u)) - 0.25) * period + 0.5, 0, 1)
+        lightness = np.clip((np.abs(u - np.rint(u)) - 0.25) * period + 0.5, 0, 1)
     elif look.texture == "dotted":
-        share = np.clip((0.3 - np.hypot(u - np.rint(u), v - np.rint(v))) * period + 0.5, 0, 1)
+        lightness = np.clip((0.3 - np.hypot(u - np.rint(u), v - np.rint(v))) * period + 0.5, 0, 1)
     else:
-        share = np.zeros(x.shape)
-    return colour + (255 - colour) * 0.7 * share[:, :, None]
+        lightness = np.zeros(x.shape)
+    return colour + (255 - colour) * 0.7 * lightness[:, :, None]
 
 
 def _paint_backdrop(kind: str, tone: tuple[int, int, int], rng: np.random.Generator) -> Array:
+    """Return a painted background (SIZE, SIZE, 3)."""
     base = np.array(tone) + rng.uniform(-8, 8, 3)
     ground = np.tile(base, (SIZE, SIZE, 1))
     y, x = np.mgrid[0:SIZE, 0:SIZE] / SIZE - 0.5

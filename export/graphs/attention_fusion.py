@@ -33,7 +33,7 @@ class _AttentionMatch:
 
 
 def fuse_attention(model: onnx_ir.Model) -> int:
-    """Replaces each attention without a mask by one node, in place; returns how many there were."""
+    """Replace each attention without a mask by one node, in place; return how many there were."""
     graph = model.graph
     matches = [match for node in graph if node.op_type == "Softmax" and (match := _match_attention(node))]
     for match in matches:
@@ -53,7 +53,7 @@ def fuse_attention(model: onnx_ir.Model) -> int:
 
 
 def _match_attention(softmax: onnx_ir.Node) -> _AttentionMatch | None:
-    """Returns the attention that a softmax is part of; None if it cannot be fused."""
+    """Return the attention that a softmax is part of; None if it cannot be fused."""
     after = _follow(softmax, ("MatMul", "Transpose", "Reshape"))
     if after is None:
         return None
@@ -67,7 +67,7 @@ def _match_attention(softmax: onnx_ir.Node) -> _AttentionMatch | None:
 
 
 def _follow(node: onnx_ir.Node, op_types: tuple[str, ...]) -> list[onnx_ir.Node] | None:
-    """Returns the nodes of these types that follow ``node`` one after another; None if there are others on the way."""
+    """Return the nodes of these types that follow ``node`` one after another; None if there are others on the way."""
     nodes = []
     for op_type in op_types:
         users = [use.node for use in node.outputs[0].uses()]
@@ -79,7 +79,7 @@ def _follow(node: onnx_ir.Node, op_types: tuple[str, ...]) -> list[onnx_ir.Node]
 
 
 def _trace(value: onnx_ir.Value, op_types: tuple[str, ...]) -> onnx_ir.Value | None:
-    """Returns what nodes of these types, the latest first, made ``value`` of; None if there are others on the way.
+    """Return what nodes of these types, the latest first, made ``value`` of; None if there are others on the way.
 
     Each is followed back by its first input.
     """

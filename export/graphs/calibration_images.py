@@ -17,7 +17,7 @@ MAX_IMAGES = 128
 
 
 def read_calibration(folder: Path, checkpoint: Checkpoint) -> Tensor:
-    """Returns the images of a folder, in order of their names, as the backbone takes them: (B, S, S, 3) uint8.
+    """Return the images of a folder, in order of their names, as the backbone takes them: (B, S, S, 3) uint8.
 
     Files with the extension of no image format are skipped.
 

@@ -48,7 +48,7 @@ _SUFFIXES = {DataType.FLOAT16: "fp16", DataType.BFLOAT16: "bf16"}
 
 
 def convert_to_half(model: onnx_ir.Model, to: HalfPrecision, ranges: Mapping[str, float] | None = None) -> None:
-    """Converts a float32 graph to half precision, in place.
+    """Convert a float32 graph to half precision, in place.
 
     Args:
         ranges: the largest absolute value of each tensor that was measured (`export.graphs.value_ranges`); without it
@@ -73,7 +73,7 @@ def convert_to_half(model: onnx_ir.Model, to: HalfPrecision, ranges: Mapping[str
 
 
 def emulate_bf16(model: onnx_ir.Model) -> onnx_ir.Model:
-    """Returns the same graph with bfloat16 emulated as float32 rounded to it, for runtimes without bfloat16."""
+    """Return the same graph with bfloat16 emulated as float32 rounded to it, for runtimes without bfloat16."""
     copy = model.clone()
     graph = copy.graph
     for initializer in list(graph.initializers.values()):
@@ -95,7 +95,7 @@ def emulate_bf16(model: onnx_ir.Model) -> onnx_ir.Model:
 
 
 def _round_to_bf16(graph: onnx_ir.Graph, node: onnx_ir.Node, output: onnx_ir.Value) -> None:
-    """Inserts casts to bfloat16 and back between an output and its users."""
+    """Insert casts to bfloat16 and back between an output and its users."""
     to_bf16 = onnx_ir.Node("", "Cast", [output], {"to": onnx_ir.AttrInt64("to", DataType.BFLOAT16)})
     to_fp32 = onnx_ir.Node("", "Cast", to_bf16.outputs, {"to": onnx_ir.AttrInt64("to", DataType.FLOAT)})
     users = [(use.node, use.idx) for use in output.uses() if use.node is not to_bf16]
@@ -121,7 +121,7 @@ class _DtypeAssignment:
     _assigned: dict[onnx_ir.Node, DataType] = field(default_factory=dict)
 
     def assign(self) -> dict[onnx_ir.Node, DataType]:
-        """Returns the dtype of each node in half precision; all others stay float32."""
+        """Return the dtype of each node in half precision; all others stay float32."""
         cache = set(_cache_values(self.graph))
         for node in self.graph:
             dtype = self._choose_dtype(node, cache)
@@ -131,7 +131,7 @@ class _DtypeAssignment:
         return self._assigned
 
     def _choose_dtype(self, node: onnx_ir.Node, cache: Collection[onnx_ir.Value]) -> DataType | None:
-        """Returns the dtype that a node should have if its values fit; None for float32."""
+        """Return the dtype that a node should have if its values fit; None for float32."""
         if node.op_type in _MATMUL_OPS:
             if any(_becomes_output(output, cache) for output in node.outputs):
                 return None
@@ -156,7 +156,7 @@ class _DtypeAssignment:
         return value in cache or value.producer() in self._assigned
 
     def _is_plain_attention(self, softmax: onnx_ir.Node) -> bool:
-        """Returns whether a softmax lies right between two products, its scores small enough for a fused kernel."""
+        """Return whether a softmax is right between two products, its scores small enough for a fused kernel."""
         scores = softmax.inputs[0]
         users = [use.node.op_type for use in softmax.outputs[0].uses()]
         largest = self.ranges.get(scores.name, 0.0)
@@ -173,7 +173,7 @@ class _DtypeAssignment:
         )
 
     def _drop_early_multiplications(self) -> None:
-        """Leaves multiplications in float32 whose users all are: in half precision the cast would only come later."""
+        """Leave multiplications in float32 whose users all are: in half precision the cast would only come later."""
         for node in reversed(list(self.graph)):
             if node in self._assigned and node.op_type == "Mul":
                 users = {use.node for output in node.outputs for use in output.uses()}
@@ -190,13 +190,13 @@ class _CastInserter:
     _converted: dict[tuple[onnx_ir.Value, DataType], onnx_ir.Value] = field(default_factory=dict)
 
     def cast_inputs(self, node: onnx_ir.Node, dtype: DataType) -> None:
-        """Gives all float inputs of a node one dtype."""
+        """Give all float inputs of a node one dtype."""
         for index, value in enumerate(node.inputs):
             if value is not None and value.dtype in _FLOATS and value.dtype != dtype:
                 node.replace_input_with(index, self._convert(value, dtype))
 
     def cast_outputs(self, cache: Collection[onnx_ir.Value], cache_dtype: DataType) -> None:
-        """Gives the graph's outputs the dtype of their contract: that of the cache for its entries, else float32."""
+        """Give the graph's outputs the dtype of their contract: that of the cache for its entries, else float32."""
         for index, value in enumerate(self.graph.outputs):
             dtype = cache_dtype if value in cache else DataType.FLOAT
             producer = value.producer()
@@ -237,7 +237,7 @@ class _CastInserter:
 
 
 def _cache_values(graph: onnx_ir.Graph) -> list[onnx_ir.Value]:
-    """Returns the decoder's keys and values among a graph's inputs and outputs."""
+    """Return the decoder's keys and values among a graph's inputs and outputs."""
     return [value for value in (*graph.inputs, *graph.outputs) if is_cache(str(value.name))]
 
 
@@ -250,7 +250,7 @@ def _computes_on_floats(node: onnx_ir.Node) -> bool:
 
 
 def _accepts_dtype(node: onnx_ir.Node, dtype: DataType) -> bool:
-    """Returns whether an operator accepts a dtype: in opset 20 a convolution does not accept bfloat16."""
+    """Return whether an operator accepts a dtype: in opset 20 a convolution does not accept bfloat16."""
     schema = onnx.defs.get_schema(node.op_type, 20)
     return all(
         _TYPE_NAMES[dtype] in constraint.allowed_type_strs
@@ -260,7 +260,7 @@ def _accepts_dtype(node: onnx_ir.Node, dtype: DataType) -> bool:
 
 
 def _is_tied_embedding(value: onnx_ir.Value) -> bool:
-    """Returns whether a weight is both the embedding of tokens and the head that scores them."""
+    """Return whether a weight is both the embedding of tokens and the head that scores them."""
     return {"Gather", "Gemm"} <= {use.node.op_type for use in value.uses()}
 
 
@@ -269,14 +269,14 @@ def _is_vocabulary_product(node: onnx_ir.Node) -> bool:
 
 
 def _is_channel_scale(node: onnx_ir.Node) -> bool:
-    """Returns whether a node multiplies by a weight, as LayerScale does on the way into the residual stream."""
+    """Return whether a node multiplies by a weight, as LayerScale does on the way into the residual stream."""
     return node.op_type == "Mul" and any(
         value.const_value is not None and value.const_value.size > 1 for value in _float_inputs(node)
     )
 
 
 def _becomes_output(value: onnx_ir.Value, cache: Collection[onnx_ir.Value]) -> bool:
-    """Returns whether a tensor leaves the graph as it is and not for the cache: attention logits, region vectors."""
+    """Return whether a tensor leaves the graph as it is and not for the cache: attention logits, region vectors."""
     if value.is_graph_output():
         return value not in cache
     moves = [use.node for use in value.uses() if use.node.op_type in _LAYOUT_OPS]

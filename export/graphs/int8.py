@@ -40,7 +40,7 @@ class _QuantizedWeight:
 
 
 def quantize(model: onnx_ir.Model) -> None:
-    """Converts each product with a weight to int8, and reads an embedding tied to such a weight from it; in place."""
+    """Convert products with weights to int8, and embeddings tied to such weights to look-ups in them; in place."""
     graph = model.graph
     constants = _ConstantPool(graph)
     tied: dict[onnx_ir.Value, _QuantizedWeight] = {}
@@ -66,7 +66,7 @@ class _ConstantPool:
         self._graph = graph
 
     def add(self, name: str, array: npt.NDArray[Any]) -> onnx_ir.Value:
-        """Returns the constant of a name, made of ``array`` when first asked for."""
+        """Return the constant of a name, made of ``array`` when first asked for."""
         if name in self._graph.initializers:
             return self._graph.initializers[name]
         value = onnx_ir.Value(name=name, const_value=onnx_ir.tensor(array, name=name))
@@ -75,12 +75,12 @@ class _ConstantPool:
         return value
 
     def number(self, value: float) -> onnx_ir.Value:
-        """Returns a float32 scalar."""
+        """Return a float32 scalar."""
         return self.add(f"number_{value:g}", np.array(value, np.float32))
 
 
 def _weight_products(graph: onnx_ir.Graph) -> Iterator[onnx_ir.Node]:
-    """Yields each MatMul and Gemm whose second input is a weight (K, N), or for Gemm (N, K)."""
+    """Yield each MatMul and Gemm whose second input is a weight (K, N), or for Gemm (N, K)."""
     for node in graph:
         if node.op_type in ("MatMul", "Gemm"):
             weight = node.inputs[1].const_value
@@ -106,7 +106,7 @@ def _quantize_weight(constants: _ConstantPool, stored: onnx_ir.Value, transposed
 def _quantized_product(
     constants: _ConstantPool, node: onnx_ir.Node, weight: _QuantizedWeight
 ) -> tuple[Tape, onnx_ir.Value]:
-    """Returns ``node`` on rounded activations: rows are divided by their largest value, products multiplied by it."""
+    """Return ``node`` on rounded activations: rows are divided by their largest value, products multiplied by it."""
     tape, activations = Tape(), node.inputs[0]
     last_axis = constants.add("last_axis", np.array([-1]))
     row_max = tape.op("ReduceMax", [tape.op("Abs", [activations]), last_axis], {"keepdims": 1})
@@ -125,7 +125,7 @@ def _quantized_product(
 def _quantized_lookup(
     constants: _ConstantPool, node: onnx_ir.Node, weight: _QuantizedWeight
 ) -> tuple[Tape, onnx_ir.Value]:
-    """Returns the embeddings (R, K) of tokens (R,), which are columns of ``weight``."""
+    """Return the embeddings (R, K) of tokens (R,), which are columns of ``weight``."""
     tape, tokens = Tape(), node.inputs[1]
     values = tape.op("Transpose", [tape.op("Gather", [weight.values, tokens], {"axis": 1})], {"perm": [1, 0]})
     last_axis = constants.add("last_axis", np.array([-1]))

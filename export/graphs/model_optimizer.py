@@ -40,11 +40,11 @@ class ModelOpt:
     python: Path
 
     def check(self) -> None:
-        """Raises ModelOptError if it is not installed there."""
+        """Raise ModelOptError if it is not installed there."""
         self._run("-c", "import modelopt.onnx.quantization")
 
     def quantize(self, graph: Path, to: QuantizedPrecision, feeds: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Quantizes the weights and activations of a float32 graph's products, in place; all else becomes float16.
+        """Quantize the weights and activations of a float32 graph's products, in place; all else becomes float16.
 
         Attention's own products stay float16, which TensorRT fuses; in INT8 they would change tokens most, and are not
         fused beyond 512 tokens. LayerNorm stays float32.

@@ -15,7 +15,7 @@ _OUTPUT_PREFIX = "largest."
 
 
 def measure_ranges(model: onnx_ir.Model, feeds: Iterable[Mapping[str, npt.NDArray[Any]]]) -> dict[str, float]:
-    """Returns the largest absolute value of each float32 tensor that a graph computes or is given, by name.
+    """Return the largest absolute value of each float32 tensor that a graph computes or is given, by name.
 
     Only these values leave the graph, so measuring takes no more memory than a run.
 
@@ -38,7 +38,7 @@ def measure_ranges(model: onnx_ir.Model, feeds: Iterable[Mapping[str, npt.NDArra
 
 
 def _add_measuring_outputs(graph: onnx_ir.Graph) -> list[str]:
-    """Adds the largest absolute value of each tensor as an output; returns the tensors' names."""
+    """Add the largest absolute value of each tensor as an output; return the tensors' names."""
     values = [value for value in graph.inputs if value.dtype == onnx_ir.DataType.FLOAT]
     values += [value for node in graph for value in node.outputs if value.dtype == onnx_ir.DataType.FLOAT]
     for value in values:

@@ -20,7 +20,7 @@ RULES = (*operators.RULES, *numbers.RULES, *shapes.RULES)
 def lint(
     path: Path, version: Version, profiles: Profiles = (), ranges: Mapping[str, float] | None = None
 ) -> list[LintFinding]:
-    """Returns the findings of all rules on a graph, rule by rule.
+    """Return the findings of all rules on a graph, rule by rule.
 
     Args:
         version: TensorRT's version, from 10.0.

@@ -16,7 +16,7 @@ from runtime.bundle import ShapeRange
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns 0 without errors in the graphs, 1 with some, 2 if it could not run."""
+    """Run the command; return 0 without errors in the graphs, 1 with some, 2 if it could not run."""
     options = _parser().parse_args(arguments)
     try:
         ranges = json.loads(options.ranges.read_text(encoding="utf-8")) if options.ranges else {}

@@ -60,27 +60,27 @@ class LintContext:
 
 
 def error(rule: str, node: onnx_ir.Node, message: str) -> LintFinding:
-    """Returns an error at a node."""
+    """Return an error at a node."""
     return LintFinding("error", rule, describe_node(node), message)
 
 
 def warning(rule: str, node: onnx_ir.Node, message: str) -> LintFinding:
-    """Returns a warning at a node."""
+    """Return a warning at a node."""
     return LintFinding("warning", rule, describe_node(node), message)
 
 
 def describe_node(node: onnx_ir.Node) -> str:
-    """Returns a node's name and operator for messages: "node 'mul_3' (Mul)"."""
+    """Return a node's name and operator for messages: "node 'mul_3' (Mul)"."""
     return f"node {node.name!r} ({node.op_type})"
 
 
 def format_version(version: Version) -> str:
-    """Returns a version as users write it: "10.3"."""
+    """Return a version as users write it: "10.3"."""
     return ".".join(map(str, version))
 
 
 def without_weights(model: onnx_ir.Model) -> onnx.ModelProto:
-    """Returns the graph with its large weights as inputs: small, but with all that shape inference needs."""
+    """Return the graph with its large weights as inputs: small, but with all that shape inference needs."""
     proto = onnx_ir.to_proto(model)
     weights = list(proto.graph.initializer)
     large = [weight for weight in weights if int(np.prod(weight.dims)) > _MAX_KEPT_ELEMENTS]

@@ -38,7 +38,7 @@ _BOOL_OPS = _UINT8_OPS | _LAYOUT_OPS | {"And", "Equal", "Not", "OneHot", "Or", "
 
 
 def check_uint8(context: LintContext) -> Iterator[LintFinding]:
-    """Checks that uint8 enters and leaves the graph through a Cast: inside, TensorRT has no uint8 tensors."""
+    """Check that uint8 enters and leaves the graph through a Cast: inside, TensorRT has no uint8 tensors."""
     for node in context.graph:
         reads_uint8 = any(value is not None and value.dtype == DataType.UINT8 for value in node.inputs)
         if reads_uint8 and node.op_type not in _UINT8_OPS:
@@ -49,7 +49,7 @@ def check_uint8(context: LintContext) -> Iterator[LintFinding]:
 
 
 def check_bool(context: LintContext) -> Iterator[LintFinding]:
-    """Checks that bool is only moved, combined by logic and selected with: TensorRT computes nothing else on it."""
+    """Check that bool is only moved, combined by logic and selected with: TensorRT computes nothing else on it."""
     for node in context.graph:
         reads_bool = any(value is not None and value.dtype == DataType.BOOL for value in node.inputs)
         if reads_bool and node.op_type not in _BOOL_OPS | DATA_DEPENDENT | CONTROL_FLOW:
@@ -57,7 +57,7 @@ def check_bool(context: LintContext) -> Iterator[LintFinding]:
 
 
 def check_float64(context: LintContext) -> Iterator[LintFinding]:
-    """Warns of float64, which TensorRT truncates to float32."""
+    """Warn of float64, which TensorRT truncates to float32."""
     for value in (*context.graph.inputs, *(output for node in context.graph for output in node.outputs)):
         if value.dtype == DataType.DOUBLE:
             message = "is float64, which is truncated to float32; make it float32 when exporting"
@@ -65,7 +65,7 @@ def check_float64(context: LintContext) -> Iterator[LintFinding]:
 
 
 def check_dtype_agreement(context: LintContext) -> Iterator[LintFinding]:
-    """Checks what strong typing requires: a node's float inputs have one dtype, and annotations are true."""
+    """Check what strong typing requires: a node's float inputs have one dtype, and annotations are true."""
     for node in context.graph:
         if node.op_type in ("Cast", "CastLike", "QuantizeLinear", "DequantizeLinear", "Shape"):
             continue
@@ -82,8 +82,9 @@ def check_dtype_agreement(context: LintContext) -> Iterator[LintFinding]:
 
 
 def check_attention_fusion(context: LintContext) -> Iterator[LintFinding]:
-    """Warns of attention that TensorRT will not fuse: it fuses two products and a softmax of one half precision, scaled
-    before them.
+    """Warn of attention that TensorRT will not fuse into one kernel.
+
+    It fuses a product, a softmax and a product, all in one half precision, with the scale before them.
     """
     for node in context.graph:
         if node.op_type != "Softmax":
@@ -107,7 +108,7 @@ def check_attention_fusion(context: LintContext) -> Iterator[LintFinding]:
 
 
 def _find_scores(value: onnx_ir.Value | None) -> onnx_ir.Node | None:
-    """Returns the node that makes a softmax's scores, a product or the scale after one, looking through masks."""
+    """Return the node that makes a softmax's scores, a product or the scale after one, looking through masks."""
     node = value.producer() if value is not None else None
     while node is not None and (node.op_type in ("Where", "Cast") or (node.op_type == "Add" and _has_constant(node))):
         inputs = [one for one in node.inputs if one is not None and one.dtype in _FLOATS and one.const_value is None]
@@ -125,7 +126,7 @@ def _has_constant(node: onnx_ir.Node) -> bool:
 
 
 def check_float16_range(context: LintContext) -> Iterator[LintFinding]:
-    """Checks that stored weights are finite and that float16 holds the values that were measured."""
+    """Check that stored weights are finite and that float16 holds the values that were measured."""
     for name, value in context.graph.initializers.items():
         if value.dtype in _HALF_PRECISION and value.const_value is not None:
             array = value.const_value.numpy().astype(np.float32)
@@ -142,7 +143,7 @@ def check_float16_range(context: LintContext) -> Iterator[LintFinding]:
 
 
 def check_masks(context: LintContext) -> Iterator[LintFinding]:
-    """Checks that masked logits stay finite in float16: a row that is masked entirely would be NaN."""
+    """Check that masked logits stay finite in float16: a row that is masked entirely would be NaN."""
     for node in context.graph:
         if node.op_type not in ("Where", "Add"):
             continue
@@ -155,7 +156,7 @@ def check_masks(context: LintContext) -> Iterator[LintFinding]:
 
 
 def check_layer_norm(context: LintContext) -> Iterator[LintFinding]:
-    """Checks that norms are one operator: in primitives they square their input, and float16 overflows from 256 on."""
+    """Check that norms are one operator: in primitives they square their input, and float16 overflows from 256 on."""
     for node in context.graph:
         if node.op_type in ("Pow", "ReduceSumSquare") and node.outputs[0].dtype == DataType.FLOAT16:
             yield error("range", node, "squares float16; keep LayerNormalization one operator, in float32")

@@ -19,7 +19,7 @@ from export.lint.support_table import (
 
 
 def check_opset(context: LintContext) -> Iterator[LintFinding]:
-    """Checks that TensorRT reads the graph's opset and IR version."""
+    """Check that TensorRT reads the graph's opset and IR version."""
     newest = newest_opset(context.version)
     opset = context.model.opset_imports.get("", 1)
     if opset > newest:
@@ -31,7 +31,7 @@ def check_opset(context: LintContext) -> Iterator[LintFinding]:
 
 
 def check_operators(context: LintContext) -> Iterator[LintFinding]:
-    """Checks that TensorRT has every operator."""
+    """Check that TensorRT has every operator."""
     for node in context.graph:
         if node.domain not in ("", "ai.onnx"):
             yield error("operator", node, f"of the domain {node.domain}; build the graph with ONNX's own operators")
@@ -43,7 +43,7 @@ def check_operators(context: LintContext) -> Iterator[LintFinding]:
 
 
 def check_constant_inputs(context: LintContext) -> Iterator[LintFinding]:
-    """Checks that inputs that TensorRT must know when it builds an engine are constants."""
+    """Check that inputs that TensorRT must know when it builds an engine are constants."""
     for node in context.graph:
         index, name = CONSTANT_INPUTS.get(node.op_type, (0, ""))
         if name and index < len(node.inputs) and node.inputs[index] is not None:
@@ -55,7 +55,7 @@ def check_constant_inputs(context: LintContext) -> Iterator[LintFinding]:
 
 
 def check_attention(context: LintContext) -> Iterator[LintFinding]:
-    """Checks that the operator Attention has no cache, one output, and either a mask or is causal."""
+    """Check that the operator Attention has no cache, one output, and either a mask or is causal."""
     for node in context.graph:
         if node.op_type != "Attention" or node.domain not in ("", "ai.onnx"):
             continue
@@ -72,7 +72,7 @@ def check_attention(context: LintContext) -> Iterator[LintFinding]:
 
 
 def check_resize(context: LintContext) -> Iterator[LintFinding]:
-    """Checks that Resize neither antialiases nor is cubic."""
+    """Check that Resize neither antialiases nor is cubic."""
     for node in context.graph:
         if node.op_type != "Resize":
             continue
@@ -84,7 +84,7 @@ def check_resize(context: LintContext) -> Iterator[LintFinding]:
 
 
 def check_quantization(context: LintContext) -> Iterator[LintFinding]:
-    """Checks that quantization is symmetric."""
+    """Check that quantization is symmetric."""
     for node in context.graph:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear") and len(node.inputs) > 2 and node.inputs[2]:
             zero_point = node.inputs[2].const_value
@@ -93,7 +93,7 @@ def check_quantization(context: LintContext) -> Iterator[LintFinding]:
 
 
 def check_graph_capture(context: LintContext) -> Iterator[LintFinding]:
-    """Checks that a run of the graph can be captured as a CUDA graph."""
+    """Check that a run of the graph can be captured as a CUDA graph."""
     for node in context.graph:
         if node.op_type in DATA_DEPENDENT:
             yield error("capture", node, "its output's shape depends on values: no CUDA graph can hold it")

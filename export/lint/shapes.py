@@ -12,7 +12,7 @@ from runtime.bundle import ShapeRange
 
 
 def check_profiles(context: LintContext) -> Iterator[LintFinding]:
-    """Checks that every dynamic dimension has a range in each profile, and that shapes resolve at all of its points."""
+    """Check that every dynamic dimension has a range in each profile, and that shapes resolve at all of its points."""
     dynamic = {
         str(value.name) for value in context.graph.inputs if any(not isinstance(size, int) for size in value.shape)
     }
@@ -28,7 +28,7 @@ def check_profiles(context: LintContext) -> Iterator[LintFinding]:
 
 
 def _find_misfits(graph: onnx_ir.Graph, name: str, shapes: ShapeRange) -> Iterator[str]:
-    """Yields a message if the input of that name cannot have these shapes."""
+    """Yield a message if the input of that name cannot have these shapes."""
     value = next((one for one in graph.inputs if one.name == name), None)
     if value is None:
         yield f"names {name}, which is no input"
@@ -41,7 +41,7 @@ def _find_misfits(graph: onnx_ir.Graph, name: str, shapes: ShapeRange) -> Iterat
 
 
 def _check_points(context: LintContext, location: str, profile: Mapping[str, ShapeRange]) -> Iterator[LintFinding]:
-    """Checks that a dimension has one size at each point, and that every output's shape follows from the sizes."""
+    """Check that a dimension has one size at each point, and that every output's shape follows from the sizes."""
     for point in ("min", "opt", "max"):
         sizes: dict[str, int] = {}
         for value in context.graph.inputs:
@@ -60,7 +60,7 @@ def _check_points(context: LintContext, location: str, profile: Mapping[str, Sha
 def _check_inference(
     context: LintContext, location: str, point: str, profile: Mapping[str, ShapeRange]
 ) -> Iterator[LintFinding]:
-    """Checks that shape inference gives every output a shape at one point of a profile."""
+    """Check that shape inference gives every output a shape at one point of a profile."""
     model = without_weights(context.model)
     for value in model.graph.input:
         if value.name in profile:

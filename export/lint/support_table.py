@@ -62,10 +62,10 @@ CONSTANT_INPUTS: dict[str, tuple[int, str]] = {
 
 
 def supported_since(operator: str) -> Version | None:
-    """Returns the first version that has an operator of ONNX's own domain; None where none has."""
+    """Return the first version that has an operator of ONNX's own domain; None where none has."""
     return _SINCE.get(operator)
 
 
 def newest_opset(version: Version) -> int:
-    """Returns the newest opset that a version reads."""
+    """Return the newest opset that a version reads."""
     return max(opset for since, opset in NEWEST_OPSET if since <= version)

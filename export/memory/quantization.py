@@ -44,7 +44,7 @@ class QuantizedRows:
 
 
 def quantize_rows(rows: Tensor, precision: StoragePrecision, generator: torch.Generator) -> QuantizedRows:
-    """Rounds rows (m, D) float32, none of them zero, to a precision."""
+    """Round rows (m, D) float32, none of them zero, to a precision."""
     if precision == "fp32":
         return QuantizedRows(rows)
     scales = None
@@ -67,7 +67,7 @@ def quantize_rows(rows: Tensor, precision: StoragePrecision, generator: torch.Ge
 
 
 def _drop_low_bits(rows: Tensor, dropped: int, generator: torch.Generator) -> Tensor:
-    """Returns rows in float32 without their low bits; adding random low bits first carries as often as it should."""
+    """Return rows in float32 without their low bits; adding random low bits first carries as often as it should."""
     bits = rows.contiguous().view(torch.int32)
     carried = bits + torch.randint(0, 2**dropped, bits.shape, generator=generator, dtype=torch.int32)
     return (carried & -(2**dropped)).view(torch.float32)

@@ -51,7 +51,7 @@ class BackboneModel(nn.Module):
         raise NotImplementedError
 
     def manifest_entry(self, name: str, numbers: BundleNumbers) -> BackboneConfig:
-        """Returns what the manifest says of the backbone.
+        """Return what the manifest says of the backbone.
 
         Args:
             name: its published name.
@@ -74,5 +74,5 @@ class DecoderModel(nn.Module):
         raise NotImplementedError
 
     def manifest_entry(self, eos_token_id: int, numbers: BundleNumbers) -> DecoderConfig:
-        """Returns what the manifest says of the decoder."""
+        """Return what the manifest says of the decoder."""
         raise NotImplementedError

@@ -85,7 +85,7 @@ class DecapStep(DecoderModel):
         return self.config.prefix_width
 
     def forward(self, vectors: Tensor, input_ids: Tensor, position: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
-        """Returns the next tokens of R regions and what they add to the cache.
+        """Return the next tokens of R regions and what they add to the cache.
 
         Args:
             vectors: what to caption (R, D).
@@ -104,7 +104,7 @@ class DecapStep(DecoderModel):
     def logits(
         self, vectors: Tensor, input_ids: Tensor, position: Tensor, past: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        """Returns the logits (R, V) of the whole vocabulary, and the new cache entries; arguments as in `forward`."""
+        """Return the logits (R, V) of the whole vocabulary, and the new cache entries; arguments as in `forward`."""
         gpt = self.decoder.transformer
         x = torch.where(position == 0, self.clip_project.model(vectors), gpt.wte(input_ids)) + gpt.wpe(position)
         is_past = torch.arange(self.config.max_new_tokens) < position
@@ -131,7 +131,7 @@ class DecapStep(DecoderModel):
         )
 
     def _best(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the index (R,) and the value (R,) of the largest of ``logits`` (R, V), the first of equals.
+        """Return the index (R,) and the value (R,) of the largest of ``logits`` (R, V), the first of equals.
 
         In two steps, the best block and the best in it: runtimes reduce a long row well, but few find its index well
         (OpenVINO takes 10 times as long for it as for the matrix product before it).
@@ -150,7 +150,7 @@ class DecapBeamStep(nn.Module):
         self.greedy = decoder
 
     def forward(self, vectors: Tensor, input_ids: Tensor, position: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
-        """Returns the log-probabilities of R regions' next tokens and what they add to the cache.
+        """Return the log-probabilities of R regions' next tokens and what they add to the cache.
 
         Returns:
             the log-probability of each token that has text (R, text vocabulary), and the new cache entries; arguments

@@ -9,7 +9,6 @@ H heads.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +55,11 @@ class Dinov2Config:
         """G, patches per side."""
         return self.image_size // self.patch_size
 
+    @property
+    def token_layout(self) -> TokenLayout:
+        """The order of the tokens: cls, registers, patches."""
+        return TokenLayout.with_cls(self.num_registers, self.grid)
+
 
 class Dinov2Backbone(BackboneModel):
     """A DINOv2 backbone for one input size; its position embedding is already of that size."""
@@ -91,7 +95,7 @@ class Dinov2Backbone(BackboneModel):
         return self.blocks[-1]
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns normed tokens (B, T, D) and cls attention logits (B, H, N) of RGB pixels (B, S, S, 3) uint8.
+        """Return normed tokens (B, T, D) and cls attention logits (B, H, N) of RGB pixels (B, S, S, 3) uint8.
 
         The logits are the scaled products of the cls query with each patch key in the last block, before any softmax
         (published-system.md, section 3).
@@ -110,7 +114,6 @@ class Dinov2Backbone(BackboneModel):
 
     def manifest_entry(self, name: str, numbers: BundleNumbers) -> BackboneConfig:
         config = self.config
-        registers: list[Literal["register"]] = ["register"] * config.num_registers
         return BackboneConfig(
             family=self.family,
             name=name,
@@ -122,7 +125,7 @@ class Dinov2Backbone(BackboneModel):
             patch_size=config.patch_size,
             attention_heads=config.attention_heads,
             max_batch_size=numbers.max_images,
-            tokens=TokenLayout(global_tokens=("cls", *registers), grid=config.grid),
+            tokens=config.token_layout,
             preprocessing=Preprocessing(
                 image_size=config.image_size,
                 resize_short_side=numbers.resize_short_side,
@@ -139,7 +142,7 @@ class Dinov2Backbone(BackboneModel):
 
 
 def resize_position_embedding(pos_embed: Tensor, grid: int, has_registers: bool) -> Tensor:
-    """Returns a position embedding (1, 1 + g * g, D) resized to another grid: (1, 1 + grid * grid, D).
+    """Return a position embedding (1, 1 + g * g, D) resized to another grid: (1, 1 + grid * grid, D).
 
     Bicubic, by DINOv2's two rules (published-system.md, section 2): models with registers resize to the grid with
     antialiasing, models without by a scale factor with an offset of 0.1 and without antialiasing.

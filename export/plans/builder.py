@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ from runtime.bundle import Bundle, PlanHardware, PlanRecord, sha256_of
 from runtime.bundle.onnx_scan import graph_contents
 from runtime.bundle.trust import is_trusted, trust
 from runtime.errors import BackendError, BundleError
+from runtime.system.files import write_atomically
 from runtime.system.user_dirs import cache_folder
 
 if TYPE_CHECKING:
@@ -75,7 +74,7 @@ def build_plan(
     previous: Bundle | None,
     on_progress: ProgressCallback,
 ) -> PlanRecord:
-    """Builds a graph's plan beside it, or reuses that of an earlier bundle if nothing it depends on has changed.
+    """Build a graph's plan beside it, or reuse that of an earlier bundle if nothing it depends on has changed.
 
     Plans that were built here are trusted (`runtime.bundle.trust`).
 
@@ -130,7 +129,7 @@ def _build(
 
 
 def _key(target: PlanTarget, graph: Path, profiles: Sequence[Profile], options: PlanOptions) -> str:
-    """Returns a hash of all that a plan depends on."""
+    """Return a hash of all that a plan depends on."""
     stored = [graph.parent / name for name in graph_contents(graph).files]
     parts = {
         "graph": sha256_of(graph),
@@ -144,7 +143,7 @@ def _key(target: PlanTarget, graph: Path, profiles: Sequence[Profile], options: 
 
 
 def _reusable_plan(previous: Bundle | None, record: PlanRecord) -> Path | None:
-    """Returns the plan of the same key in an earlier bundle, if it is whole and trusted."""
+    """Return the plan of the same key in an earlier bundle, if it is whole and trusted."""
     for plan in previous.manifest.plans if previous else ():
         if previous and plan.key == record.key and plan.file in previous.manifest.files:
             path = previous.path(plan.file)
@@ -155,7 +154,7 @@ def _reusable_plan(previous: Bundle | None, record: PlanRecord) -> Path | None:
 
 
 def open_previous_bundle(folder: Path) -> Bundle | None:
-    """Returns the bundle that lies where a new one is being built, if it can be read."""
+    """Return the bundle in the folder where a new one is being built, if it can be read."""
     try:
         return Bundle(folder, verify=False)
     except BundleError:
@@ -186,7 +185,7 @@ def _set_options(api: TensorRtApi, graph: Path, config: tensorrt.IBuilderConfig,
 
 
 def _read_timing_cache(api: TensorRtApi, config: tensorrt.IBuilderConfig, file: Path) -> tensorrt.ITimingCache:
-    """Returns what was measured before; an empty cache where there is none, or it is another TensorRT's."""
+    """Return the timings of earlier builds; an empty cache where there are none, or they are another TensorRT's."""
     data = file.read_bytes() if file.is_file() else b""
     cache = config.create_timing_cache(data)
     if cache is None or not config.set_timing_cache(cache, False):
@@ -196,17 +195,15 @@ def _read_timing_cache(api: TensorRtApi, config: tensorrt.IBuilderConfig, file: 
 
 
 def _write_timing_cache(file: Path, data: tensorrt.IHostMemory) -> None:
-    """Writes the cache whole or not at all; without it the next build is only slower."""
+    """Keep what TensorRT measured; without it the next build is only slower."""
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-        with os.fdopen(handle, "wb") as part:
-            part.write(bytes(data))
-        Path(name).replace(file)
+        with write_atomically(file) as part:
+            part.write_bytes(bytes(data))
 
 
 def timing_cache_file(api: TensorRtApi, gpu: Gpu) -> Path:
-    """Returns the cache file of a version and GPU, in the user's cache folder; timings of others are of no use."""
+    """Return the cache file of a version and GPU, in the user's cache folder; timings of others are of no use."""
     name = "".join(letter if letter.isalnum() else "-" for letter in f"{api.version}-{gpu.name}")
     return cache_folder() / f"timing-{name}.cache"
 

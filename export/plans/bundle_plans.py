@@ -18,21 +18,21 @@ from runtime.errors import BackendError
 _FP8_CAPABILITY = (8, 9)
 
 
-class BuildProgress(Protocol):
+class BuildReporter(Protocol):
     """Receives the progress of a build."""
 
     def step(self, description: str) -> None:
-        """Reports that the next step has begun."""
+        """Report that the next step has begun."""
 
     def phase(self, name: str, done: int, total: int) -> None:
-        """Reports progress within a step, as TensorRT does; ``total`` is 0 where it is not known."""
+        """Report progress within a step, as TensorRT does; ``total`` is 0 where it is not known."""
 
     def note(self, text: str) -> None:
-        """Shows a note to the user."""
+        """Show a note to the user."""
 
 
 def open_for(precision: EnginePrecision) -> TensorRtApi:
-    """Opens TensorRT for graphs of a precision on this machine's GPU.
+    """Open TensorRT for graphs of a precision on this machine's GPU.
 
     Raises:
         BackendError: this machine has no TensorRT or no GPU, or the GPU does not have the precision.
@@ -52,9 +52,9 @@ def build_plans(
     folder: Path,
     previous: Bundle | None,
     options: PlanOptions,
-    progress: BuildProgress,
+    progress: BuildReporter,
 ) -> tuple[PlanRecord, ...]:
-    """Builds a plan of each graph in ``folder``, beside it, for this machine's GPU.
+    """Build a plan of each graph in ``folder``, beside it, for this machine's GPU.
 
     Args:
         manifest: the manifest of the graphs' bundle.
@@ -75,7 +75,7 @@ def build_plans(
 
 
 def _lint_graph(graph: Path, api: TensorRtApi, profiles: Sequence[Profile]) -> None:
-    """Raises for what TensorRT would refuse minutes later and with a less helpful message."""
+    """Raise for what TensorRT would refuse minutes later and with a less helpful message."""
     errors = [found for found in lint(graph, api.release, profiles) if found.severity == "error"]
     if errors:
         more = f", and {len(errors) - 1} more: python -m export.lint" if len(errors) > 1 else ""

@@ -38,7 +38,7 @@ class CheckpointReader:
 
 
 def is_repository(name: str) -> bool:
-    """Returns whether a name is that of a repository on the hub and nothing on this machine."""
+    """Return whether a name is that of a repository on the hub and nothing on this machine."""
     return _REPOSITORY.fullmatch(name) is not None and not Path(name).exists()
 
 
@@ -70,7 +70,7 @@ CHECKPOINT_READERS: tuple[CheckpointReader, ...] = (
 
 
 def read_checkpoint(name: str, folder: Path | None = None) -> Checkpoint:
-    """Reads the checkpoint of a name.
+    """Read the checkpoint of a name.
 
     Args:
         name: "demo", "seeded:ARCHITECTURE[,option=value...]", the path of a Patch-ioner YAML, or a repository of the

@@ -50,7 +50,7 @@ _QKV_PART = re.compile(r"attention\.attention\.(query|key|value)\.(weight|bias)"
 
 @dataclass(frozen=True)
 class Dinov2Architecture:
-    """The numbers of a published backbone.
+    """The sizes of a published backbone, and where it is published.
 
     Attributes:
         attention_heads: heads that the published system splits the cls attention into: 6 for ViT-S and 16 for all
@@ -94,7 +94,7 @@ ARCHITECTURES = {
 def read_dinov2(
     path: Path, image_size: int, architecture: Dinov2Architecture | None = None, attention: str = "qkv"
 ) -> Dinov2Backbone:
-    """Reads a backbone from a file (or folder) of weights, its position embedding resized for the image size.
+    """Read a backbone from a file (or folder) of weights, its position embedding resized for the image size.
 
     Args:
         image_size: side of the backbone's input, in pixels.
@@ -109,14 +109,14 @@ def read_dinov2(
 
 
 def recognizes(state: dict[str, Tensor]) -> bool:
-    """Returns whether a state dict is that of a DINOv2, in either layout."""
+    """Return whether a state dict is that of a DINOv2, in either layout."""
     return "patch_embed.proj.weight" in state or is_transformers_layout(state)
 
 
 def from_state(
     state: dict[str, Tensor], image_size: int, source: str, name: str | None = None, attention: str = "qkv"
 ) -> Dinov2Backbone:
-    """Returns the backbone of a state dict, as `backbone_from_state`, with its architecture by published name."""
+    """Return the backbone of a state dict, as `backbone_from_state`, with its architecture by published name."""
     return backbone_from_state(state, image_size, source, ARCHITECTURES.get(name or ""), attention)
 
 
@@ -127,7 +127,7 @@ def backbone_from_state(
     architecture: Dinov2Architecture | None = None,
     attention: str = "qkv",
 ) -> Dinov2Backbone:
-    """Returns the backbone of a state dict; its width, depth and registers are read off the weights.
+    """Return the backbone of a state dict; its width, depth and registers are read off the weights.
 
     Raises:
         CheckpointError: a weight is missing, unknown or wrongly shaped, or the size is not a whole number of patches.
@@ -176,7 +176,7 @@ def _read_config(
 
 
 def _second_size(state: dict[str, Tensor], name: str, axes: int, source: str) -> int | None:
-    """Returns the size of a weight's second axis; None where there is no such weight."""
+    """Return the size of a weight's second axis; None where there is no such weight."""
     if name not in state:
         return None
     if state[name].ndim != axes:
@@ -193,7 +193,7 @@ def _check_architecture(config: Dinov2Config, expected: Dinov2Architecture, sour
 
 
 def _reorder_qkv(state: dict[str, Tensor], config: Dinov2Config, attention: str, source: str) -> dict[str, Tensor]:
-    """Returns the last block's projection in another order: "kkv" takes the queries from the keys' rows."""
+    """Return the last block's projection in another order: "kkv" takes the queries from the keys' rows."""
     if len(attention) != 3 or not set(attention) <= set("qkv"):
         raise CheckpointError(f"attention_type: expected three of the letters q, k, v, such as kkv, got {attention!r}")
     names = [f"blocks.{config.depth - 1}.attn.qkv.{part}" for part in ("weight", "bias")]
@@ -208,7 +208,7 @@ def _reorder_qkv(state: dict[str, Tensor], config: Dinov2Config, attention: str,
 
 
 def state_shapes(name: str) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of a published backbone's weights in the hub's layout, by name."""
+    """Return the shapes of a published backbone's weights in the hub's layout, by name."""
     architecture = ARCHITECTURES[name]
     width, registers, gated = architecture.embed_dim, architecture.num_registers, architecture.swiglu_width
     shapes: dict[str, tuple[int, ...]] = {
@@ -253,7 +253,7 @@ def _feed_forward_shapes(
 
 
 def seeded_weight(name: str, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Returns the random weight of a name, from standard normal numbers (published-system.md, section 8)."""
+    """Return the random weight of a name, from standard normal numbers (published-system.md, section 8)."""
     if name.endswith("gamma"):
         return np.float32(0.2) + np.float32(0.05) * x
     if "norm" in name and name.endswith("weight"):
@@ -268,12 +268,12 @@ def seeded_weight(name: str, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float
 
 
 def is_transformers_layout(state: dict[str, Tensor]) -> bool:
-    """Returns whether weights are named as transformers does, with or without the prefix of a model for some task."""
+    """Return whether weights are named as transformers does, with or without the prefix of a model for some task."""
     return any(name.endswith(_TRANSFORMERS_MARKER) for name in state)
 
 
 def to_hub_layout(state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Returns the same weights by the names of facebookresearch/dinov2, a layer's queries, keys and values in one.
+    """Return the same weights by the names of facebookresearch/dinov2, a layer's queries, keys and values in one.
 
     Weights outside the backbone, those of a classifier's head for example, are left out.
 

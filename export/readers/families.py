@@ -79,7 +79,7 @@ DECODER_READERS: Mapping[str, Callable[[Path, int], DecoderModel]] = {"decap": r
 
 
 def find_architecture(name: str) -> tuple[BackboneFamily, Architecture] | None:
-    """Returns a published backbone and its family; None for a name that was never published."""
+    """Return a published backbone and its family; None for a name that was never published."""
     for family in BACKBONE_FAMILIES:
         if name in family.architectures:
             return family, family.architectures[name]
@@ -87,7 +87,7 @@ def find_architecture(name: str) -> tuple[BackboneFamily, Architecture] | None:
 
 
 def recognize_family(state: StateDict, source: str) -> BackboneFamily:
-    """Returns the family of a state dict.
+    """Return the family of a state dict.
 
     Raises:
         CheckpointError: it is of no known family.
@@ -100,5 +100,5 @@ def recognize_family(state: StateDict, source: str) -> BackboneFamily:
 
 
 def architecture_names() -> list[str]:
-    """Returns the names of all published backbones."""
+    """Return the names of all published backbones."""
     return [name for family in BACKBONE_FAMILIES for name in family.architectures]

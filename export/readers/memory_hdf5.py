@@ -20,7 +20,7 @@ _BLOCK_BYTES = 2**25
 
 
 def read_memory_bank(path: Path, width: int, normalize: bool) -> MemorySource:
-    """Opens the bank in an HDF5 file, with embeddings (M, width) as float32; rows are read when they are asked for.
+    """Open the bank in an HDF5 file, with embeddings (M, width) as float32; rows are read when they are asked for.
 
     Raises:
         CheckpointError: the file is no HDF5 file, lacks a dataset, or has embeddings of another width or another number
@@ -70,7 +70,7 @@ def _open(path: Path) -> h5py.File:
 
 
 def _name(file: h5py.File, path: Path, end: str = EMBEDDINGS) -> str:
-    """Returns the name of the dataset with that ending in the file's one pair of datasets."""
+    """Return the name of the dataset with that ending in the file's one pair of datasets."""
     names = {name for name in file if isinstance(file[name], h5py.Dataset)}
     kinds = [name.removesuffix(EMBEDDINGS) for name in names if name.endswith(EMBEDDINGS)]
     pairs = [kind for kind in kinds if f"{kind}{CAPTIONS}" in names]

@@ -96,7 +96,7 @@ class Origin:
 
 
 def read_patchioner(config_file: Path, origin: Origin) -> Checkpoint:
-    """Reads the checkpoint that a configuration describes.
+    """Read the checkpoint that a configuration describes.
 
     `dino_weights` (the backbone's file), `tokenizer` (a tokenizer.json; without it CLIP's vocabulary) and `text_space`
     (the identity of the space that decoder and bank share) are this project's own keys. Without `dino_weights` the
@@ -148,7 +148,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
 
 
 def _check_settings(settings: dict[str, Any], path: Path) -> tuple[str, ...]:
-    """Refuses settings of other systems; returns notes on settings that have no effect here."""
+    """Refuse settings of other systems; return notes on settings that have no effect here."""
     for key, value in settings.items():
         if value and str(key).startswith(_OTHER_SYSTEMS):
             raise CheckpointError(f"{path}: {key}: not supported; expected a DINOv2 backbone with a DeCap decoder")
@@ -157,7 +157,7 @@ def _check_settings(settings: dict[str, Any], path: Path) -> tuple[str, ...]:
 
 
 def _architecture(settings: dict[str, Any], path: Path) -> Architecture | None:
-    """Returns the published backbone that is named; None for another one, whose weights are named too."""
+    """Return the published backbone that is named; None for another one, whose weights are named too."""
     name = _setting(settings, "dino_model", path)
     found = find_architecture(name) if isinstance(name, str) else None
     if found is None and "dino_weights" not in settings:
@@ -181,7 +181,7 @@ def _check_width(decoder: DecoderModel, decoder_file: Path, width: int, prefix_s
 
 
 def _text_space(settings: dict[str, Any], folders: Sequence[Path], path: Path) -> str:
-    """Returns the space that decoder and bank share: as named, that of the Talk2DINO file, or of the published files.
+    """Return the space that decoder and bank share: as named, that of the Talk2DINO file, or of the published files.
 
     Raises:
         CheckpointError: it is named by something that is no name.
@@ -220,7 +220,7 @@ def _backbone_request(settings: dict[str, Any], architecture: Architecture | Non
 
 
 def _bank_request(settings: dict[str, Any], memory_size: int, repository: str | None, path: Path) -> FileRequest:
-    """Returns the request for the bank's file, which is named itself or by its captions.
+    """Return the request for the bank's file, which is named itself or by its captions.
 
     See published-system.md, section 5.
     """
@@ -235,7 +235,7 @@ def _bank_request(settings: dict[str, Any], memory_size: int, repository: str | 
 
 
 def _captions_of(projection_type: str, path: Path) -> str:
-    """Returns the name of a bank's captions; a path is that of their file on the machine where the bank was made."""
+    """Return the name of a bank's captions; a path is that of their file on the machine where the bank was made."""
     if projection_type in _BANKS:
         return _BANKS[projection_type]
     if projection_type in _BANKS.values():
@@ -262,7 +262,7 @@ def _tokenizer(settings: dict[str, Any], folders: Sequence[Path], source: str) -
 
 
 def _torch_hub_folder() -> Path:
-    """Returns the folder of torch.hub's downloads, among which DINOv2's files may be."""
+    """Return the folder of torch.hub's downloads, among which DINOv2's files may be."""
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 

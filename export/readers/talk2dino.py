@@ -61,12 +61,12 @@ class Talk2Dino:
         return self.second[0].shape[0]
 
     def __call__(self, texts: Tensor) -> Tensor:
-        """Maps text embeddings (m, C), not normalised, to (m, D)."""
+        """Map text embeddings (m, C), not normalised, to (m, D)."""
         return F.linear(torch.tanh(F.linear(texts, *self.first)), *self.second)
 
 
 def read_talk2dino(path: Path) -> Talk2Dino:
-    """Reads the projection in a .pth file, its second layer named hidden_layers.0 or, as in old files, linear_layer2.
+    """Read the projection in a .pth file, its second layer named hidden_layers.0 or, as in old files, linear_layer2.
 
     Raises:
         CheckpointError: a weight is missing, unknown or wrongly shaped.

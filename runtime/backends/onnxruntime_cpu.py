@@ -13,7 +13,7 @@ from runtime.backends.base import BindableEngine, EngineReport, first_line
 from runtime.backends.weight_pages import release_weight_pages
 from runtime.bundle import EngineFiles
 from runtime.errors import BackendError
-from runtime.system.machine import threads_of_each
+from runtime.system.machine import threads_per_caller
 
 PROVIDER = "CPUExecutionProvider"
 
@@ -51,7 +51,7 @@ class OrtBackend:
         return False
 
     def open(self, files: EngineFiles, concurrency: int = 1) -> OrtEngine:
-        path, options = files.graph, self._session_options(threads_of_each(concurrency, self._threads))
+        path, options = files.graph, self._session_options(threads_per_caller(concurrency, self._threads))
         try:
             session = self._onnxruntime.InferenceSession(str(path), options, providers=[PROVIDER])
         except Exception as error:  # ONNX Runtime raises its own unrelated types

@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import cast
 
@@ -24,7 +21,8 @@ from runtime.backends.registry import BACKEND_NAMES, BACKENDS, BackendName, Back
 from runtime.bundle import MANIFEST, Bundle, EnginePrecision, sha256_of
 from runtime.errors import BackendError
 from runtime.options import Precision
-from runtime.system.machine import cpu_name, usable_cores
+from runtime.system.files import write_atomically
+from runtime.system.machine import cpu_name, package_version, usable_cores
 from runtime.system.user_dirs import cache_folder
 
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino")
@@ -41,7 +39,7 @@ class Selection:
 def open_backend(
     name: str, threads: int | None = None, precision: Precision = "fp32", bundle: Bundle | None = None
 ) -> Backend:
-    """Opens a backend of `runtime.backends.registry`, or for "auto" the one that `select_backend` chooses.
+    """Open a backend of `runtime.backends.registry`, or for "auto" the one that `select_backend` chooses.
 
     Args:
         precision: what it computes in: "fp32" for the precision of the bundle's graphs, or with OpenVINO "bf16".
@@ -62,7 +60,7 @@ def _graph_precision(bundle: Bundle | None) -> EnginePrecision:
 
 
 def _check_precision(name: BackendName, precision: Precision, bundle: Bundle | None) -> None:
-    """Raises if a backend does not execute a bundle's graphs, or not in the precision asked for."""
+    """Raise if a backend does not execute a bundle's graphs, or not in the precision asked for."""
     spec, in_graphs = BACKENDS[name], _graph_precision(bundle)
     if bundle is not None and in_graphs not in spec.graph_precisions:
         raise BackendError(
@@ -71,8 +69,8 @@ def _check_precision(name: BackendName, precision: Precision, bundle: Bundle | N
         )
     if bundle is not None and precision != "fp32" and in_graphs != "fp32":
         raise BackendError(
-            f"precision {precision!r}: the graphs of {bundle.folder} are {in_graphs}, and both roundings together change "
-            "too many captions; use fp32, or a bundle built with --precision fp32"
+            f"precision {precision!r}: the graphs of {bundle.folder} are {in_graphs}, and both roundings together "
+            "change too many captions; use fp32, or a bundle built with --precision fp32"
         )
     if precision not in spec.compute_precisions:
         able = [other.name for other in BACKENDS.values() if precision in other.compute_precisions]
@@ -83,11 +81,11 @@ def _check_precision(name: BackendName, precision: Precision, bundle: Bundle | N
 def select_backend(
     bundle: Bundle | None = None, precision: Precision = "fp32", threads: int | None = None
 ) -> Selection:
-    """Returns what "auto" is for a bundle; without one, nothing is looked up.
+    """Return what "auto" is for a bundle; without one, nothing is looked up.
 
     A bundle for a GPU is opened with the backend that it was built for, whether that is there or not. Where nothing was
-    measured it is ONNX Runtime, "cpu", also where OpenVINO is installed: that may be faster, but rounds differently, and
-    installing a package should not change results. For bfloat16 it is OpenVINO, which alone has it.
+    measured it is ONNX Runtime, "cpu", also where OpenVINO is installed: that may be faster, but rounds differently,
+    and installing a package should not change results. For bfloat16 it is OpenVINO, which alone has it.
     """
     if bundle is not None and bundle.manifest.backend != "cpu":
         return Selection(bundle.manifest.backend, "the bundle was built for it")
@@ -102,7 +100,7 @@ def select_backend(
 def save_measurement(
     bundle: Bundle, precision: Precision, threads: int | None, milliseconds: Mapping[BackendName, float]
 ) -> BackendName:
-    """Records the backend that took least time, from now on "auto" for this bundle; returns its name.
+    """Record the backend that took least time, from now on "auto" for this bundle; returns its name.
 
     Raises:
         BackendError: the file cannot be written.
@@ -111,7 +109,10 @@ def save_measurement(
     record = _Measurement(backend=fastest, bundle=str(bundle.folder.absolute()), milliseconds=dict(milliseconds))
     kept = _Measurements(measurements=_read().measurements | {_key(bundle, precision, threads): record})
     try:
-        _write(measurements_file(), kept.model_dump_json(indent=2) + "\n")
+        file = measurements_file()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with write_atomically(file) as part:
+            part.write_text(kept.model_dump_json(indent=2) + "\n", encoding="utf-8")
     except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home
         raise BackendError(
             f"the measurement of {fastest} cannot be saved: {error}; set XDG_CACHE_HOME to a folder"
@@ -120,7 +121,7 @@ def save_measurement(
 
 
 def measurements_file() -> Path:
-    """Returns the file that measurements are kept in: $XDG_CACHE_HOME, or ~/.cache, /patchcaption/measurements.json."""
+    """Return the file that measurements are kept in: $XDG_CACHE_HOME, or ~/.cache, /patchcaption/measurements.json."""
     return cache_folder() / "measurements.json"
 
 
@@ -141,7 +142,7 @@ class _Measurements(BaseModel):
 
 
 def _read() -> _Measurements:
-    """Returns what was measured; nothing if the file is missing or broken, which must not keep a bundle from opening."""
+    """Return what was measured; nothing if the file is missing or broken: that must not keep a bundle from opening."""
     try:
         return _Measurements.model_validate_json(measurements_file().read_bytes())
     except (OSError, RuntimeError, ValidationError):
@@ -149,33 +150,13 @@ def _read() -> _Measurements:
 
 
 def _key(bundle: Bundle, precision: Precision, threads: int | None) -> str:
-    """Returns a hash of all that a measurement depends on."""
+    """Return a hash of all that a measurement depends on."""
     parts = {
         "manifest": sha256_of(bundle.path(MANIFEST)),
         "precision": precision,
         "threads": threads,
         "cpu": cpu_name(),
         "cores": usable_cores(),
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": {name: package_version(name) for name in _PACKAGES},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    part = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

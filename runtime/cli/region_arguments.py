@@ -1,8 +1,9 @@
-"""Regions on the command line."""
+"""The flags by which `caption` and `video` take regions."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -11,39 +12,62 @@ import numpy as np
 
 from runtime.errors import PatchcaptionError, RegionError
 from runtime.image import read_file
-from runtime.regions import Box, BoxSet, Crop, Mask, Point, Polygon, Trace, WholeImage
+from runtime.regions import (
+    Box,
+    BoxSet,
+    Crop,
+    Mask,
+    Point,
+    Polygon,
+    Region,
+    Trace,
+    WholeImage,
+    regions_from_json,
+)
 
 T = TypeVar("T")
 
 
 def add_region_flags(parser: argparse.ArgumentParser) -> None:
-    """A flag for each kind; what they name is in ``options.regions``, in order, or None."""
-    regions = parser.add_argument_group("regions", "any number of each, captioned in the order given; none: the image")
+    """Add a flag for each kind; what they name is in ``options.regions``, in order, or None if no flag is given."""
+    group = parser.add_argument_group("regions", "any number of each, captioned in the order given; none: the image")
 
-    def region(flag: str, kind: Callable[[str], T], metavar: str, help: str) -> None:
-        regions.add_argument(flag, dest="regions", action="append", type=parsed(kind), metavar=metavar, help=help)
+    def add(flag: str, parse: Callable[[str], Region], metavar: str, help: str) -> None:
+        group.add_argument(flag, dest="regions", action="append", type=argument_type(parse), metavar=metavar, help=help)
 
-    region("--box", _box, "X1,Y1,X2,Y2", "a box in image pixels")
-    region("--boxes", _boxes, '"X1,Y1,X2,Y2 ..."', "several boxes under one caption")
-    region("--crop", _crop, "X1,Y1,X2,Y2", "a box in image pixels, cut out and encoded by itself")
-    region("--polygon", _polygon, '"X,Y X,Y X,Y ..."', "the inside of a closed line in image pixels")
-    region("--mask", _mask, "PNG", "a mask image of the image's size; what is neither black nor transparent is inside")
-    region("--trace", _trace, '"X,Y X,Y ..."', "a mouse trace in shares of the image, 0 to 1")
-    region("--trace-pixels", _trace_pixels, '"X,Y X,Y ..."', "a mouse trace in image pixels")
-    region("--point", _point, "X,Y", "a point in image pixels")
-    regions.add_argument("--whole", dest="regions", action="append_const", const=WholeImage(), help="the whole image")
+    add("--box", _box, "X1,Y1,X2,Y2", "a box in image pixels")
+    add("--boxes", _boxes, '"X1,Y1,X2,Y2 ..."', "several boxes under one caption")
+    add("--crop", _crop, "X1,Y1,X2,Y2", "a box in image pixels, cut out and encoded by itself")
+    add("--polygon", _polygon, '"X,Y X,Y X,Y ..."', "the inside of a closed line in image pixels")
+    add("--mask", _mask, "PNG", "a mask image of the image's size; what is neither black nor transparent is inside")
+    add("--trace", _trace, '"X,Y X,Y ..."', "a mouse trace in 0..1 of the image")
+    add("--trace-pixels", _trace_pixels, '"X,Y X,Y ..."', "a mouse trace in image pixels")
+    add("--point", _point, "X,Y", "a point in image pixels")
+    group.add_argument("--whole", dest="regions", action="append_const", const=WholeImage(), help="the whole image")
+    group.add_argument(
+        "--regions",
+        action="extend",
+        type=argument_type(_regions_in_file),
+        metavar="FILE",
+        help='a JSON list of regions, such as {"kind": "box", "xyxy": [X1, Y1, X2, Y2]}; - reads stdin',
+    )
 
 
-def parsed(kind: Callable[[str], T]) -> Callable[[str], T]:
-    """``kind`` as an argparse type: its message becomes argparse's own one-line error."""
+def regions_or_whole_image(options: argparse.Namespace) -> list[Region]:
+    """Return the regions that the flags name; the whole image if no flag is given, but not for an empty JSON list."""
+    return [WholeImage()] if options.regions is None else options.regions
 
-    def parse(text: str) -> T:
+
+def argument_type(parse: Callable[[str], T]) -> Callable[[str], T]:
+    """Return ``parse`` as an argparse type: its message becomes argparse's own one-line error."""
+
+    def parse_argument(text: str) -> T:
         try:
-            return kind(text)
+            return parse(text)
         except PatchcaptionError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
 
-    return parse
+    return parse_argument
 
 
 def _numbers(text: str, count: int) -> list[float]:
@@ -96,3 +120,16 @@ def _mask(text: str) -> Mask:
         return Mask(rgba[:, :, :3].any(axis=2) & (rgba[:, :, 3] > 0))
     except RegionError as error:
         raise RegionError(f"{text}: {error}") from None
+
+
+def _regions_in_file(name: str) -> list[Region]:
+    try:
+        text = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    except FileNotFoundError:
+        raise RegionError(f"{name}: no such file") from None
+    except OSError as error:
+        raise RegionError(f"{name}: cannot be read: {error.strerror or error}") from None
+    try:
+        return regions_from_json(text)
+    except RegionError as error:
+        raise RegionError(f"{'stdin' if name == '-' else name}: {error}") from None

@@ -1,10 +1,10 @@
 """Beam search by the rules of transformers' `generate(num_beams=K, early_stopping=False)`.
 
 Each region has K beams, captions that have not ended. A step ranks the 2 K likeliest continuations of them all: those
-among the first K that end are finished, and the K likeliest that do not are the next beams. A finished caption's score is
-the sum of its log-probabilities divided by its length to the power of the length penalty. A region is done when K captions
-have finished and its likeliest beam, ended as it is, would not be among the best K; or when all steps are used, where every
-beam ends. Its caption is the finished one with the best score.
+among the first K that end are finished, and the K likeliest that do not are the next beams. A finished caption's score
+is the sum of its log-probabilities divided by its length to the power of the length penalty. A region is done when K
+captions have finished and its likeliest beam, ended as it is, would not be among the best K; or when all steps are
+used, where every beam ends. Its caption is the finished one with the best score.
 
 Shapes: R regions, K beams, B beams that a region has (1 before the first step, K after it), P positions (the most
 steps), D vector width, V tokens that have text.
@@ -26,7 +26,7 @@ from runtime.errors import PatchcaptionError
 from runtime.options import ProgressCallback
 
 _MAX_BLOCK = 512
-"""Tokens of the vocabulary that are searched at once for the likeliest continuations: about the root of a published one."""
+"""Tokens of the vocabulary searched at once for the likeliest continuations: about the root of a published one."""
 
 
 def beam_search(
@@ -37,7 +37,7 @@ def beam_search(
     length_penalty: float = 1.0,
     progress: ProgressCallback | None = None,
 ) -> TokenSequences:
-    """Returns the best caption that K = ``beams`` beams find for each vector (R, D) on the engine's device.
+    """Return the best caption that K = ``beams`` beams find for each vector (R, D) on the engine's device.
 
     Equal vectors are decoded once.
 
@@ -59,7 +59,7 @@ def beam_search(
 def _search_batch(
     engine: Engine, config: DecoderConfig, vectors: Tensor, beams: int, length_penalty: float
 ) -> tuple[Tensor, Tensor]:
-    """Returns the tokens (R, P), padded with end tokens, and the sums of log-probabilities (R,)."""
+    """Return the tokens (R, P), padded with end tokens, and the sums of log-probabilities (R,)."""
     regions, device = len(vectors), vectors.device
     finished = _FinishedCaptions(regions, beams, config, device)
     cache = KvCache(config, regions * beams, device)
@@ -88,7 +88,7 @@ def _search_batch(
 
 
 def _run_step(engine: Engine, cache: KvCache, vectors: Tensor, tokens: Tensor, step: int) -> Tensor:
-    """Returns the log-probabilities (R, B, V) after ``tokens`` (R, B), the beams' last ids; not read at step 0."""
+    """Return the log-probabilities (R, B, V) after ``tokens`` (R, B), the beams' last ids; not read at step 0."""
     beams_per_region = tokens.shape[1]
     inputs = {
         VECTORS: vectors.repeat_interleave(beams_per_region, dim=0),
@@ -109,7 +109,7 @@ class _FinishedCaptions:
         self._scores = torch.full((regions, beams), -math.inf, device=device)  # the best first
 
     def add(self, indices: Tensor, ids: Tensor, sums: Tensor, scores: Tensor) -> None:
-        """Adds captions (R, K, P), their sums and scores (R, K), of the regions at ``indices``.
+        """Add captions (R, K, P), their sums and scores (R, K), of the regions at ``indices``.
 
         The score of a caption that has not ended is -inf.
         """
@@ -120,14 +120,14 @@ class _FinishedCaptions:
         self._scores[indices] = torch.cat([self._scores[indices], scores], dim=1).topk(scores.shape[1]).values
 
     def kth_score(self, indices: Tensor) -> Tensor:
-        """Returns the lowest score (R,) among the best K; -inf where fewer have finished."""
+        """Return the lowest score (R,) among the best K; -inf where fewer have finished."""
         return self._scores[indices, -1]
 
 
 def _top_continuations(log_probs: Tensor, sums: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the ``count`` likeliest continuations of the beams of each region, the likeliest first.
+    """Return the ``count`` likeliest continuations of the beams of each region, the likeliest first.
 
-    In two steps, the best blocks of the vocabulary and the best tokens in them: sorting whole rows is many times slower.
+    In two steps, the best blocks of the vocabulary and the best tokens in them: sorting whole rows is far slower.
 
     Args:
         log_probs: of each token after each beam (R, B, V).
@@ -154,5 +154,5 @@ def _top_continuations(log_probs: Tensor, sums: Tensor, count: int) -> tuple[Ten
 
 
 def _gather_beams(values: Tensor, chosen: Tensor) -> Tensor:
-    """Returns the rows ``chosen`` (R, n) of each region's ``values`` (R, m, width), as (R, n, width)."""
+    """Return the rows ``chosen`` (R, n) of each region's ``values`` (R, m, width), as (R, n, width)."""
     return values.gather(1, chosen[:, :, None].expand(-1, -1, values.shape[2]))

@@ -1,12 +1,9 @@
-"""What the machine has: processor, GPU, Jetson, and the packages that bring backends."""
+"""Findings about the machine: processor, GPU, Jetson, and the packages that bring backends."""
 
 from __future__ import annotations
 
 import platform
-import shutil
-import subprocess
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -14,22 +11,21 @@ import torch
 from runtime.doctor.finding import Finding
 from runtime.errors import BackendError
 from runtime.memory import native_kernels as native
-from runtime.system.machine import cpu_name, usable_cores
+from runtime.system.machine import command_output, cpu_name, package_version, power_mode, usable_cores
 
 _JETSON_RELEASE = Path("/etc/nv_tegra_release")
-_SECONDS = 10
 
 
 def on_machine() -> Iterator[Finding]:
-    """A finding for each thing there may be."""
+    """Yield a finding for each part that a backend may need, there or not."""
     yield Finding("cpu", "pass", f"{cpu_name()}, {usable_cores()} cores, Python {platform.python_version()}")
     yield _native_kernels()
     yield Finding("torch", "pass", f"{torch.__version__}, {torch.get_num_threads()} threads")
     yield _gpu()
     yield _onnxruntime_wheels()
     for package in ("openvino", "tensorrt"):
-        version = _version(package)
-        yield Finding(package, "pass" if version else "not here", version or f"pip install {package}")
+        version = package_version(package)
+        yield Finding(package, "pass" if version else "unavailable", version or f"pip install {package}")
     yield _jetson()
 
 
@@ -39,12 +35,14 @@ def _native_kernels() -> Finding:
     except BackendError as error:
         return Finding("native kernels", "fail", str(error), "make native")
     if library is None:
-        return Finding("native kernels", "not here", "torch serves, several times slower on large banks; make native")
+        return Finding(
+            "native kernels", "unavailable", "torch serves, several times slower on large banks; make native"
+        )
     return Finding("native kernels", "pass", ", ".join(library.variants))
 
 
 def _gpu() -> Finding:
-    driver = _output("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader")
+    driver = command_output("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader")
     if torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability()
         detail = (
@@ -52,49 +50,30 @@ def _gpu() -> Finding:
         )
         return Finding("gpu", "pass", detail)
     if driver is None:
-        return Finding("gpu", "not here", "no nvidia-smi, and torch finds no CUDA device")
-    built = torch.version.cuda or "no CUDA"
+        return Finding("gpu", "unavailable", "no nvidia-smi, and torch finds no CUDA device")
+    torch_cuda = torch.version.cuda or "no CUDA"
     return Finding(
         "gpu",
         "fail",
-        f"{driver}, but torch is built for {built}",
+        f"{driver}, but torch is built for {torch_cuda}",
         "install a torch that is built for the driver's CUDA",
     )
 
 
 def _onnxruntime_wheels() -> Finding:
-    found = {name: version for name in ("onnxruntime", "onnxruntime-gpu") if (version := _version(name))}
-    said = ", ".join(f"{name} {version}" for name, version in found.items())
+    found = {name: version for name in ("onnxruntime", "onnxruntime-gpu") if (version := package_version(name))}
+    versions = ", ".join(f"{name} {version}" for name, version in found.items())
     if len(found) == 2:
         fix = "pip uninstall onnxruntime onnxruntime-gpu, then install the one you want"
-        return Finding("onnxruntime", "fail", f"{said}: both install one module, and one has broken the other", fix)
+        return Finding("onnxruntime", "fail", f"{versions}: both install one module, and one has broken the other", fix)
     if not found:
         return Finding("onnxruntime", "fail", "neither wheel is installed", "pip install 'patchcaption[cpu]' or [gpu]")
-    return Finding("onnxruntime", "pass", said)
+    return Finding("onnxruntime", "pass", versions)
 
 
 def _jetson() -> Finding:
     try:
         release = _JETSON_RELEASE.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
     except (OSError, IndexError):
-        return Finding("jetson", "not here", f"no {_JETSON_RELEASE}")
-    mode = _output("nvpmodel", "-q") or "power mode unknown"
-    return Finding("jetson", "pass", f"{release}; {' '.join(mode.split())}")
-
-
-def _output(*command: str) -> str | None:
-    """What a program prints; None where there is none, or it fails."""
-    if shutil.which(command[0]) is None:
-        return None
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+        return Finding("jetson", "unavailable", f"no {_JETSON_RELEASE}")
+    return Finding("jetson", "pass", f"{release}; {power_mode() or 'power mode unknown'}")

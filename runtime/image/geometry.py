@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 
 class Fit(str, Enum):
-    """How an image is brought to the square that the backbone takes (published-system.md, section 1).
+    """How an image is brought to the backbone's square input (published-system.md, section 1).
 
     Example:
         >>> with Captioner.load("engines/demo", fit=Fit.CROP) as published:
@@ -19,9 +19,9 @@ class Fit(str, Enum):
     """
 
     STRETCH = "stretch"
-    """The whole image, its aspect ratio not kept."""
+    """The whole image; its aspect ratio is not kept."""
     CROP = "crop"
-    """Short side to the backbone's size, then the centre square, as published."""
+    """The centre square, after the short side was resized to the input's size."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class View:
 
     @classmethod
     def of(cls, image_wh: tuple[int, int], size: int, fit: Fit, resize: int | None = None) -> View:
-        """The view of an image of ``image_wh`` pixels on an input of ``size`` x ``size``.
+        """Return the view of an image of ``image_wh`` pixels on an input of ``size`` x ``size``.
 
         Args:
             resize: what a crop makes of the short side before it cuts out the centre; None for ``size``.
@@ -54,17 +54,18 @@ class View:
         return cls(image_wh, resized, offset, size, fit)
 
     def to_input(self, points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Image pixels (..., 2) as (x, y) to input pixels (..., 2)."""
+        """Return image pixels (..., 2) as (x, y) in input pixels (..., 2)."""
         return points * (np.array(self.resized_wh) / np.array(self.image_wh)) - np.array(self.offset_xy)
 
     def to_image(self, points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Input pixels (..., 2) as (x, y) to image pixels (..., 2)."""
+        """Return input pixels (..., 2) as (x, y) in image pixels (..., 2)."""
         return (points + np.array(self.offset_xy)) * (np.array(self.image_wh) / np.array(self.resized_wh))
 
     def published_box(self, x: float, y: float, width: float, height: float) -> tuple[float, float, float, float]:
-        """A box by corner and size in image pixels to input pixels, as the published evaluation does (published-system.md, section 1).
+        """Return a box by corner and size in image pixels as one in input pixels, by the published rule.
 
-        It differs from `to_input` in its rounding, and does not shrink a box by what the crop cuts off its left or top.
+        See published-system.md, section 1. Its rounding differs from that of `to_input`, and it does not shrink a box
+        by what the crop cuts off its left or top.
         """
         scales = np.array(self.resized_wh) / np.array(self.image_wh)
         if self.fit is Fit.CROP:

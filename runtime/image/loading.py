@@ -1,10 +1,11 @@
-"""Opens an image from whatever a user holds: a path, a PIL image, an array or a tensor."""
+"""Opens an image from whatever a user holds: a path, encoded bytes, a file object, a PIL image, an array, a tensor."""
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -13,16 +14,30 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from runtime.errors import ImageError
 
-ImageSource: TypeAlias = "str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8] | torch.Tensor"
+
+@runtime_checkable
+class BinaryFile(Protocol):
+    """A binary file object: an open file, a buffer, a network response."""
+
+    def read(self) -> bytes:
+        """Return all bytes from the current position on."""
+        ...
+
+
+ImageSource: TypeAlias = (
+    "str | os.PathLike[str] | bytes | BinaryFile | Image.Image | npt.NDArray[np.uint8] | torch.Tensor"
+)
 OpenImage: TypeAlias = "Image.Image | torch.Tensor"
-"""An upright 8-bit RGB image: Pillow's; or, where it was on a GPU and is wanted there, (3, H, W) uint8."""
+"""An upright 8-bit RGB image: a PIL image, or a uint8 tensor (3, H, W) that stays on its GPU."""
 
 
 def open_image(source: ImageSource) -> Image.Image:
-    """Reads ``source`` as an upright 8-bit RGB image.
+    """Return ``source`` as an upright 8-bit RGB image.
 
     Args:
-        source: a path; a PIL image; a uint8 RGB array (H, W, 3), or grey (H, W); a uint8 RGB tensor (3, H, W).
+        source: a path; the bytes of an encoded image (JPEG, PNG, ...); a binary file object, which is read from its
+            current position to its end; a PIL image; a uint8 RGB array (H, W, 3), or grey (H, W); a uint8 RGB tensor
+            (3, H, W).
 
     Raises:
         ImageError: nothing readable there, a truncated file, another dtype or shape.
@@ -32,61 +47,84 @@ def open_image(source: ImageSource) -> Image.Image:
     if isinstance(source, Image.Image):
         return _upright_rgb(source)
     if isinstance(source, torch.Tensor):
-        source = _checked_tensor(source).cpu().permute(1, 2, 0).numpy()
+        source = _validate_tensor(source).cpu().permute(1, 2, 0).numpy()
     if isinstance(source, np.ndarray):
         return _from_array(source)
-    raise ImageError(f"image: expected a path, PIL image, numpy array or torch tensor, got {type(source).__name__}")
+    if isinstance(source, bytes):
+        return _upright_rgb(_decode(io.BytesIO(source), "image bytes"))
+    if isinstance(source, BinaryFile):
+        return _upright_rgb(_decode(io.BytesIO(_read_all(source)), "image file object"))
+    raise ImageError(
+        "image: expected a path, bytes, binary file object, PIL image, numpy array or torch tensor, got "
+        f"{type(source).__name__}"
+    )
 
 
 def open_on(source: ImageSource, device: torch.device) -> OpenImage:
-    """`open_image`, but what lies on ``device`` and is no CPU stays there."""
+    """Return ``source`` as `open_image` does; a tensor on ``device``, unless that is the CPU, stays there."""
     if isinstance(source, torch.Tensor) and source.device == device and device.type != "cpu":
-        return _checked_tensor(source)
+        return _validate_tensor(source)
     return open_image(source)
 
 
 def size_wh(image: OpenImage) -> tuple[int, int]:
-    """Width and height in pixels."""
+    """Return the width and height in pixels."""
     return image.size if isinstance(image, Image.Image) else (image.shape[2], image.shape[1])
 
 
 def read_file(path: Path) -> Image.Image:
-    """The image in a file, loaded whole, in whatever mode it was stored.
+    """Return the image in a file, loaded whole, in the mode that it was stored in.
 
     Raises:
         ImageError: nothing readable there, or a truncated file.
     """
+    return _decode(path, str(path))
+
+
+def _decode(file: Path | io.BytesIO, name: str) -> Image.Image:
+    """Return the encoded image in a file; errors call it by ``name``."""
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             image.load()
             return image
     except FileNotFoundError:
-        raise ImageError(f"{path}: no such file") from None
+        raise ImageError(f"{name}: no such file") from None
     except UnidentifiedImageError:
-        raise ImageError(f"{path}: not an image that Pillow can read") from None
+        raise ImageError(f"{name}: not an image that Pillow can read") from None
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{path}: {error}") from None
+        raise ImageError(f"{name}: {error}") from None
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow's decoders raise on broken files
-        raise ImageError(f"{path}: cannot be read as an image: {error}") from None
+        raise ImageError(f"{name}: cannot be read as an image: {error}") from None
+
+
+def _read_all(file: BinaryFile) -> bytes:
+    try:
+        data = file.read()
+    except (OSError, ValueError) as error:  # a ValueError if it was closed
+        raise ImageError(f"image file object: cannot be read: {error}") from None
+    if not isinstance(data, bytes):
+        got = type(data).__name__
+        raise ImageError(f"image file object: expected bytes, got {got}; open files in binary mode")
+    return data
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
     if 0 in image.size:
         raise ImageError(f"image: expected at least one pixel, got {image.width} x {image.height}")
     upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I;16") or upright.mode == "I":  # PIL's own conversion would clip at 255
+    if upright.mode.startswith("I;16") or upright.mode == "I":  # Pillow's own conversion would clip at 255
         deep = np.asarray(upright).astype(np.uint32)
         upright = Image.fromarray((deep >> 8).clip(0, 255).astype(np.uint8))
-    if upright.has_transparency_data:  # over white, where viewers show it so
+    if upright.has_transparency_data:  # over white, as viewers show it
         rgba = upright.convert("RGBA")
-        paper = Image.new("RGBA", rgba.size, "white")
-        paper.alpha_composite(rgba)
-        upright = paper
+        background = Image.new("RGBA", rgba.size, "white")
+        background.alpha_composite(rgba)
+        upright = background
     return upright.convert("RGB")
 
 
-def _checked_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """uint8 (3, H, W) with pixels.
+def _validate_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensor without its gradient, after checking that it is uint8 (3, H, W) with at least one pixel.
 
     Raises:
         ImageError: it is something else.

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from runtime.image.geometry import Fit, View
-from runtime.image.gpu_resize import frame_on, resized_and_cut
+from runtime.image.gpu_resize import resize_and_crop, to_device
 from runtime.image.loading import OpenImage, open_image, size_wh
 
 _CPU = torch.device("cpu")
@@ -18,7 +18,7 @@ _CPU = torch.device("cpu")
 def prepare(
     images: Sequence[OpenImage], size: int, fit: Fit, resize: int | None = None, device: torch.device = _CPU
 ) -> tuple[torch.Tensor, tuple[View, ...]]:
-    """Resizes (and crops) RGB images for the backbone, on the device where it runs.
+    """Resize (and crops) RGB images for the backbone, on the device where it runs.
 
     Antialiased bicubic on 8-bit pixels as published: by Pillow on a CPU, within 1 of it on a GPU. Normalisation happens
     inside the backbone engine.
@@ -28,23 +28,23 @@ def prepare(
         device: where the pixels are wanted. A GPU gets whole images, uploaded once, and does the rest.
 
     Returns:
-        pixels (B, size, size, 3) uint8 on the device, and the view of each image.
+        Pixels (B, size, size, 3) uint8 on the device, and the view of each image.
     """
     views = tuple(View.of(size_wh(image), size, fit, resize) for image in images)
-    fitted = _fitted_by_pillow if device.type == "cpu" else _fitted_on_device
+    fit_image = _fit_by_pillow if device.type == "cpu" else _fit_on_device
     pixels = torch.empty((len(views), size, size, 3), dtype=torch.uint8, device=device)
     for row, image, view in zip(pixels, images, views, strict=True):
-        row.copy_(fitted(image, view, device))
+        row.copy_(fit_image(image, view, device))
     return pixels, views
 
 
-def _fitted_by_pillow(image: OpenImage, view: View, _: torch.device) -> torch.Tensor:
+def _fit_by_pillow(image: OpenImage, view: View, _: torch.device) -> torch.Tensor:
     (left, top), size = view.offset_xy, view.size
     # Cropping inside resize (its `box`) filters differently at the edges than the published resize-then-crop.
-    picture = image if isinstance(image, Image.Image) else open_image(image)
-    resized = picture.resize(view.resized_wh, Image.Resampling.BICUBIC)
+    opened = image if isinstance(image, Image.Image) else open_image(image)
+    resized = opened.resize(view.resized_wh, Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(resized.crop((left, top, left + size, top + size))))
 
 
-def _fitted_on_device(image: OpenImage, view: View, device: torch.device) -> torch.Tensor:
-    return resized_and_cut(frame_on(image, device), view.resized_wh, view.offset_xy, view.size)
+def _fit_on_device(image: OpenImage, view: View, device: torch.device) -> torch.Tensor:
+    return resize_and_crop(to_device(image, device), view.resized_wh, view.offset_xy, view.size)

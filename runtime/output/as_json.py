@@ -1,16 +1,18 @@
-"""Captions as JSON has them."""
+"""Captions and frames as JSON: the one form that the command line, the streams and the examples write."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 
-from runtime.regions import Mask
+from runtime.errors import RegionError
+from runtime.regions import Region, to_dict
+from runtime.regions.serialization import kind_of
 from runtime.results import Caption
 from runtime.video.stream import FrameCaptions
 
 
 def frame_as_json(described: FrameCaptions) -> dict[str, object]:
-    """What a line of JSON says of a frame."""
+    """Return a frame with its captions as JSON values: one line of a JSON Lines file."""
     frame = described.frame
     return {
         "frame": frame.number,
@@ -22,13 +24,33 @@ def frame_as_json(described: FrameCaptions) -> dict[str, object]:
 
 
 def caption_as_json(caption: Caption) -> dict[str, object]:
-    """What JSON says of a caption and its region."""
-    region: dict[str, object] = {"kind": type(caption.region).__name__}
-    if isinstance(caption.region, Mask):
-        region["pixels"] = int(caption.region.array.sum())
-    elif caption.region is not None:
-        region |= asdict(caption.region)  # type: ignore[call-overload]  # every kind but Mask is a plain dataclass
-    shown: dict[str, object] = {"text": caption.text, "score": caption.score, "ids": caption.ids, "region": region}
+    """Return a caption and its region as JSON values; ``nearest`` is there if captions of the memory were asked for.
+
+    Example:
+        >>> caption_as_json(Caption("a red triangle", 0.5, (7, 8, 9), Point(350, 330)))
+        {'text': 'a red triangle', 'score': 0.5, 'ids': [7, 8, 9], 'region': {'kind': 'point', 'x': 350.0, 'y': 330.0}}
+    """
+    values: dict[str, object] = {
+        "text": caption.text,
+        "score": caption.score,
+        "ids": list(caption.ids),
+        "region": region_as_json(caption.region),
+    }
     if caption.nearest:
-        shown["nearest"] = [asdict(match) for match in caption.nearest]
-    return shown
+        values["nearest"] = [asdict(match) for match in caption.nearest]
+    return values
+
+
+def region_as_json(region: Region | None) -> dict[str, object] | None:
+    """Return a region as `runtime.regions.to_dict` does; of a class that it does not know, only the kind.
+
+    Example:
+        >>> region_as_json(Patch(7, 8))
+        {'kind': 'patch', 'row': 7, 'column': 8}
+    """
+    if region is None:
+        return None
+    try:
+        return to_dict(region)
+    except RegionError:
+        return {"kind": kind_of(region)}

@@ -1,6 +1,7 @@
-"""A described stream in files: one JSON line a frame, and the frames with their captions drawn on them.
+"""Writes a stream's captions as JSON lines and as an annotated video.
 
-Both are written beside their places and put there at the end, whole; a stream that breaks off leaves what it came to.
+Both files are written beside their paths and moved there at the end; a stream that breaks off leaves the frames that it
+came to.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from runtime.errors import PatchcaptionError
 from runtime.image import open_image
 from runtime.output.as_json import frame_as_json
 from runtime.output.drawing import draw_captions
+from runtime.system.files import move_into_place, temporary_beside
 from runtime.video.stream import FrameCaptions
 
 if TYPE_CHECKING:
@@ -23,13 +25,16 @@ if TYPE_CHECKING:
 
 _TICKS_PER_SECOND = 90_000
 _FRAMES_PER_SECOND = 10
-"""Of sources that do not say when a frame was."""
+"""The rate assumed of sources whose frames carry no time."""
 _CODECS = ("libx264", "mpeg4")
 
 
 class Recorder(Protocol):
+    """A file that grows by one frame at a time."""
+
     def add(self, described: FrameCaptions) -> None:
-        """
+        """Append a frame and its captions.
+
         Raises:
             PatchcaptionError: it cannot be written.
         """
@@ -38,8 +43,8 @@ class Recorder(Protocol):
 
 @contextmanager
 def json_lines(path: Path) -> Iterator[Recorder]:
-    """One JSON object a frame: number, seconds, dropped, latency_ms and captions."""
-    with _put_in_place(path) as part, part.open("w", encoding="utf-8") as file:
+    """Write one JSON object a frame: number, seconds, dropped, latency_ms and captions."""
+    with _keeping_what_was_written(path) as part, part.open("w", encoding="utf-8") as file:
 
         class Lines:
             def add(self, described: FrameCaptions) -> None:
@@ -49,25 +54,26 @@ def json_lines(path: Path) -> Iterator[Recorder]:
 
 
 @contextmanager
-def pictures(path: Path) -> Iterator[Recorder]:
-    """A video of the frames with their captions, each at its time."""
+def annotated_video(path: Path) -> Iterator[Recorder]:
+    """Write a video of the frames with their captions drawn on them, each at its time."""
     import av
 
-    with _put_in_place(path) as part:
+    with _keeping_what_was_written(path) as part:
+        part.unlink()  # FFmpeg makes it again with the first frame; a stream without frames leaves no video
         try:
             container = av.open(str(part), "w")
         except (av.error.FFmpegError, ValueError) as error:
             raise PatchcaptionError(f"{path}: cannot be written: {error}") from None
         with container:
-            recorder = _Pictures(container)
+            recorder = _VideoRecorder(container)
             try:
                 yield recorder
             finally:
                 recorder.end()
 
 
-class _Pictures:
-    """Draws frames and encodes them."""
+class _VideoRecorder:
+    """An encoder of frames with their captions drawn on them."""
 
     def __init__(self, container: av.container.OutputContainer) -> None:
         self._container = container
@@ -77,9 +83,9 @@ class _Pictures:
     def add(self, described: FrameCaptions) -> None:
         import av
 
-        picture = draw_captions(open_image(described.frame.image), described.captions)
-        stream = self._stream or self._new_stream(picture.size)
-        frame = av.VideoFrame.from_image(picture.resize((stream.width, stream.height)))  # type: ignore[no-untyped-call]
+        image = draw_captions(open_image(described.frame.image), described.captions)
+        stream = self._stream or self._new_stream(image.size)
+        frame = av.VideoFrame.from_image(image.resize((stream.width, stream.height)))  # type: ignore[no-untyped-call]
         seconds = described.frame.seconds
         if seconds is None:
             seconds = described.frame.number / _FRAMES_PER_SECOND
@@ -88,7 +94,7 @@ class _Pictures:
         self._container.mux(stream.encode(frame))
 
     def end(self) -> None:
-        """Writes what the encoder still holds."""
+        """Write the frames that the encoder still holds."""
         if self._stream is not None:
             self._container.mux(self._stream.encode())
 
@@ -106,16 +112,22 @@ class _Pictures:
 
 
 @contextmanager
-def _put_in_place(path: Path) -> Iterator[Path]:
-    """A place beside ``path`` to write to; it becomes ``path`` at the end, also of a stream that breaks off."""
+def _keeping_what_was_written(path: Path) -> Iterator[Path]:
+    """Yield a file beside ``path``, which replaces ``path`` at the end, also that of a stream that breaks off.
+
+    Only a file that itself could not be written leaves ``path`` as it was.
+    """
     if not path.parent.is_dir():
         raise PatchcaptionError(f"{path}: the folder {path.parent} does not exist")
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
-        yield part
+        with temporary_beside(path) as part:
+            try:
+                yield part
+            except OSError:
+                part.unlink(missing_ok=True)
+                raise
+            finally:
+                if part.exists():
+                    move_into_place(part, path)
     except OSError as error:
-        part.unlink(missing_ok=True)
-        raise PatchcaptionError(f"{path}: cannot be written: {error}") from None
-    finally:
-        if part.exists():
-            part.replace(path)
+        raise PatchcaptionError(f"{path}: cannot be written: {error.strerror or error}") from None

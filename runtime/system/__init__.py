@@ -1,1 +1,1 @@
-"""What the machine and its user have: folders, files, processor."""
+"""The machine and its user: processor, folders, and the writing of files."""

@@ -1,4 +1,4 @@
-"""Where the runtime keeps what it has found out about this machine, and what its user has decided."""
+"""The folders of the user in which the runtime keeps measurements and decisions."""
 
 from __future__ import annotations
 
@@ -7,23 +7,27 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """$XDG_CACHE_HOME/patchcaption, or ~/.cache/patchcaption: what can be found out again. It may not be there yet.
+    """Return the folder for what can be measured again: $XDG_CACHE_HOME/patchcaption, or ~/.cache/patchcaption.
+
+    It may not exist yet.
 
     Raises:
-        RuntimeError: the user has no home.
+        RuntimeError: the user has no home folder.
     """
     return _folder("XDG_CACHE_HOME", ".cache")
 
 
 def data_folder() -> Path:
-    """$XDG_DATA_HOME/patchcaption, or ~/.local/share/patchcaption: what can not.
+    """Return the folder for the user's decisions: $XDG_DATA_HOME/patchcaption, or ~/.local/share/patchcaption.
+
+    It may not exist yet.
 
     Raises:
-        RuntimeError: the user has no home.
+        RuntimeError: the user has no home folder.
     """
     return _folder("XDG_DATA_HOME", ".local/share")
 
 
 def _folder(variable: str, below_home: str) -> Path:
-    named = Path(os.environ.get(variable, ""))
-    return (named if named.is_absolute() else Path.home() / below_home) / "patchcaption"
+    base = Path(os.environ.get(variable, ""))
+    return (base if base.is_absolute() else Path.home() / below_home) / "patchcaption"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.scoring.scenes import questions
+from benchmarks.scoring.demo_scenes import evaluation_cases
 from export.demo import scenes
 from runtime import BackendError, Box, Captioner
 from runtime.backends import OpenVinoBackend, open_backend
@@ -19,7 +19,7 @@ openvino = pytest.importorskip("openvino", reason="needs pip install 'patchcapti
 HAS_BF16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 SEEDS = range(scenes.HELD_OUT_SEED, scenes.HELD_OUT_SEED + 40)
 SCENES = [scenes.draw_scene(seed) for seed in SEEDS]
-REGIONS = [[question.region for question in questions(scene, seed)] for scene, seed in zip(SCENES, SEEDS, strict=True)]
+REGIONS = [[case.region for case in evaluation_cases(scene, seed)] for scene, seed in zip(SCENES, SEEDS, strict=True)]
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from torch import Tensor
 from runtime import BackendError, Captioner, autotune
 from runtime.backends import open_backend
 from runtime.backends import selection as choice
-from runtime.backends.selection import Choice, measurements_file, select_backend, keep
+from runtime.backends.selection import Choice, keep, measurements_file, select_backend
 from runtime.bundle import MANIFEST, Bundle, DecoderConfig
 from runtime.cli.main import main
 
@@ -64,7 +64,7 @@ def other_bundle(bundle: Bundle, _: pytest.MonkeyPatch) -> None:
 
 
 def other_versions(_: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "_version", lambda package: "0.1" if package == "openvino" else "0.2")
+    monkeypatch.setattr(choice, "package_version", lambda name: "0.1" if name == "openvino" else "0.2")
 
 
 def other_cpu(_: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,8 +205,8 @@ def test_tune_keeps_the_faster_backend_and_says_so(
         return iter((fakes, {}))
 
     clock = fakes["cpu"].clock
-    monkeypatch.setattr("runtime.cli.main.open_all", open_fakes)
-    monkeypatch.setattr("runtime.cli.main.measure", lambda *given: autotune.measure(*given, clock))
+    monkeypatch.setattr("runtime.cli.machine_commands.open_all", open_fakes)
+    monkeypatch.setattr("runtime.cli.machine_commands.measure", lambda *given: autotune.measure(*given, clock))
     assert main(["tune", str(bundle.folder)]) == 0
     out, err = capsys.readouterr()
     assert err == ""

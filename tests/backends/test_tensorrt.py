@@ -20,7 +20,7 @@ from export.plans.builder import PlanOptions, Profile, build_plan, open_previous
 from export.plans.bundle_plans import open_for
 from export.plans.profiles import batches, of_backbone, of_beam_decoder, of_decoder, of_reencoder
 from runtime import BackendError, Box, Captioner, Point, WholeImage
-from runtime.backends import select_backend, open_backend
+from runtime.backends import open_backend, select_backend
 from runtime.backends.cuda.device import Gpu
 from runtime.backends.tensorrt.api import TensorRtApi, is_compatible, open_tensorrt
 from runtime.backends.tensorrt.engine import TrtBackend, TrtBoundRun, TrtEngine

@@ -7,24 +7,27 @@ from pathlib import Path
 import pytest
 
 from benchmarks import estimate
-from benchmarks.timing.work import Work
+from benchmarks.timing.work_estimate import WorkEstimate
 from runtime.bundle import Bundle
 
 
 def test_the_longer_of_arithmetic_and_traffic_counts() -> None:
     board = estimate.Board(gigabytes_per_s=100, fp16_tflop_per_s=10, fp32_tflop_per_s=1)
-    busy, reading = Work(6 * 10**9, 10**6, narrow=True), Work(10**6, 8 * 10**7, narrow=True)
+    busy, reading = (
+        WorkEstimate(6 * 10**9, 10**6, reduced_precision=True),
+        WorkEstimate(10**6, 8 * 10**7, reduced_precision=True),
+    )
     assert estimate.estimate_ms(busy, "backbone", board) == pytest.approx(1.0)  # 0.6 ms at the peak
     assert estimate.estimate_ms(reading, "projection", board) == pytest.approx(1.0)  # 0.8 ms
-    assert estimate.estimate_ms(Work(6 * 10**9, 10**6), "backbone", board) == pytest.approx(10.0)  # float32
+    assert estimate.estimate_ms(WorkEstimate(6 * 10**9, 10**6), "backbone", board) == pytest.approx(10.0)  # float32
 
 
 def test_the_bank_is_read_twice(demo_bundle: Path) -> None:
     manifest = Bundle(demo_bundle, verify=False).manifest
     assert manifest.memory is not None
-    found = estimate.works(manifest, 4, "fp16", "int8")
-    assert found["projection"].bytes == 2 * manifest.memory.rows * manifest.architecture.width
-    assert found["decoding"].narrow
+    found = estimate.stage_works(manifest, 4, "fp16", "int8")
+    assert found["projection"].bytes == 2 * manifest.memory.num_rows * manifest.backbone.output_dim
+    assert found["decoding"].reduced_precision
 
 
 def test_the_command_prints_a_row_a_board_and_number_of_regions(

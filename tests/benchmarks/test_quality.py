@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from benchmarks import quality
-from benchmarks.scoring import scenes as scene_scores
-from benchmarks.scoring.answers import answer
+from benchmarks.scoring.demo_scenes import evaluation_cases, names_objects, score_scenes
 from benchmarks.scoring.ground_truth import READERS, AnnotatedImage, Item
 from benchmarks.scoring.metrics import CaptionMetrics, MetricsError
+from benchmarks.scoring.predictions import predict
 from benchmarks.scoring.region_forms import RegionForm
 from export.demo import annotations, sample, scenes
 from export.demo.scenes import Look
@@ -64,10 +64,9 @@ def test_objects_show_where_their_masks_say() -> None:
                 assert np.abs(middle - scenes.COLOURS[one.look.colour]).max() < 20
 
 
-def test_questions_ask_of_every_object_and_pair() -> None:
+def test_there_is_a_case_for_every_object_and_pair() -> None:
     scene = scenes.draw_scene(3)
-    asked = list(scene_scores.questions(scene, 3))
-    kinds = [question.kind for question in asked]
+    kinds = [case.kind for case in evaluation_cases(scene, 3)]
     objects = len(scene.objects)
     assert kinds.count("box") == kinds.count("mask") == kinds.count("trace") == objects
     assert kinds.count("two boxes") <= objects * (objects - 1) / 2
@@ -87,11 +86,11 @@ def test_questions_ask_of_every_object_and_pair() -> None:
     ],
 )
 def test_a_caption_names_two_objects_when_it_names_exactly_these(text: str, right: bool) -> None:
-    assert scene_scores.names_objects(text, [CIRCLE, SQUARE]) is right
+    assert names_objects(text, [CIRCLE, SQUARE]) is right
 
 
 def test_the_demo_reaches_its_scores_on_held_out_scenes(demo: Captioner) -> None:
-    scores = scene_scores.measure(demo, scenes.HELD_OUT_SEED, count=60)
+    scores = score_scenes(demo, scenes.HELD_OUT_SEED, count=60)
     for kind in ("box", "mask", "trace"):
         assert scores[kind].named is not None
         assert scores[kind].named >= 0.95, kind
@@ -220,16 +219,16 @@ def test_few_images_are_held_at_once(
     assert held == [8, 2]
 
 
-def test_a_region_that_the_model_does_not_see_is_answered_with_nothing(demo_bundle: Path, tmp_path: Path) -> None:
+def test_a_region_that_the_model_does_not_see_has_an_empty_caption(demo_bundle: Path, tmp_path: Path) -> None:
     Image.new("RGB", (448, 224)).save(tmp_path / "1.png")
     seen, cut_off = Item(Box(200, 100, 250, 150), ("a cat",)), Item(Box(0, 0, 50, 50), ("a dog",))
     with Captioner.load(demo_bundle, fit="crop") as captioner:
         image = AnnotatedImage("1", (cut_off, seen))
-        answers = answer(captioner, [image], {"1": tmp_path / "1.png"})
-    assert [(one.item, one.references) for one in answers] == [("1/0", ("a dog",)), ("1/1", ("a cat",))]
-    assert (answers[0].caption, answers[0].score) == ("", None)
-    assert answers[1].caption
-    assert answers[1].score is not None
+        predictions = predict(captioner, [image], {"1": tmp_path / "1.png"})
+    assert [(one.item, one.references) for one in predictions] == [("1/0", ("a dog",)), ("1/1", ("a cat",))]
+    assert (predictions[0].caption, predictions[0].score) == ("", None)
+    assert predictions[1].caption
+    assert predictions[1].score is not None
 
 
 @pytest.mark.usefixtures("stub_metrics")

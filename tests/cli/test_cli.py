@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 from collections.abc import Callable
@@ -22,7 +23,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs the command; gives its exit code, stdout and stderr."""
+    """Return a function that runs the command and returns its exit code, stdout and stderr."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
         try:
@@ -47,7 +48,7 @@ def mask(tmp_path: Path) -> Path:
 def test_the_sample_scene_is_described_as_the_readme_says(run: Run, demo_bundle: Path) -> None:
     regions = shlex.split((SAMPLE / "regions.txt").read_text())
     regions = [part.replace("export/demo/sample", str(SAMPLE)) for part in regions]
-    code, out, err = run("caption", SCENE, "--engines", demo_bundle, *regions)
+    code, out, err = run("caption", SCENE, "--bundle", demo_bundle, *regions)
     assert (code, err) == (0, "")
     expected = (SAMPLE / "captions.txt").read_text().splitlines()
     assert [line.split(maxsplit=1)[1] for line in out.splitlines()] == expected
@@ -57,15 +58,14 @@ def test_captions_come_in_the_order_of_the_flags(run: Run, demo_bundle: Path, ma
     flags = ["--point", "5,5", "--box", "10,20,200,180", "--mask", mask, "--boxes", "0,0,9,9 20,20,99,99"]
     flags += ["--trace", "0.1,0.2 0.3,0.4", "--trace-pixels", "67.2,134.4 201.6,268.8", "--whole"]
     flags += ["--crop", "10,20,200,180", "--polygon", "10,10 200,10 200,180", "--n-best", "2", "--json"]
-    code, out, _ = run("caption", SCENE, "--engines", demo_bundle, *flags)
+    code, out, _ = run("caption", SCENE, "--bundle", demo_bundle, *flags)
     assert code == 0
     lines = [json.loads(line) for line in out.splitlines()]
-    kinds = ["Point", "Box", "Mask", "BoxSet", "Trace", "Trace", "WholeImage", "Crop", "Polygon"]
+    kinds = ["point", "box", "mask", "box_set", "trace", "trace", "whole_image", "crop", "polygon"]
     assert [line["region"]["kind"] for line in lines] == kinds
-    corners = {"x1": 10, "y1": 20, "x2": 200, "y2": 180}
-    assert lines[1]["region"] == {"kind": "Box", **corners, "pool": "mean", "variance": 0.5}
-    assert lines[7]["region"] == {"kind": "Crop", **corners}
-    assert lines[2]["region"] == {"kind": "Mask", "pixels": 10000}
+    assert lines[1]["region"] == {"kind": "box", "xyxy": [10, 20, 200, 180], "pool": "mean", "variance": 0.5}
+    assert lines[7]["region"] == {"kind": "crop", "xyxy": [10, 20, 200, 180]}
+    assert sum(lines[2]["region"]["counts"][1::2]) == 100 * 100, "the pixels in the mask"
     assert lines[4]["ids"] == lines[5]["ids"], "the same trace in shares and in pixels"
     for line in lines:
         assert 0 < line["score"] <= 1
@@ -73,8 +73,44 @@ def test_captions_come_in_the_order_of_the_flags(run: Run, demo_bundle: Path, ma
         assert line["nearest"][0]["similarity"] >= line["nearest"][1]["similarity"]
 
 
+REGIONS = [{"kind": "box", "xyxy": [10, 20, 200, 180]}, {"kind": "patch", "row": 7, "column": 8}]
+
+
+def test_regions_of_a_file_come_among_the_others_in_the_order_given(
+    run: Run, demo_bundle: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "regions.json"
+    file.write_text(json.dumps(REGIONS))
+    flags = ["--point", "5,5", "--regions", file, "--whole", "--regions", file, "--json"]
+    code, out, err = run("caption", SCENE, "--bundle", demo_bundle, *flags)
+    assert (code, err) == (0, "")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [line["region"]["kind"] for line in lines] == ["point", "box", "patch", "whole_image", "box", "patch"]
+    assert lines[1] == lines[4]
+    written = tmp_path / "written.json"
+    written.write_text(json.dumps([line["region"] for line in lines]))
+    assert run("caption", SCENE, "--bundle", demo_bundle, "--regions", written, "--json") == (0, out, "")
+
+
+def test_regions_may_come_from_stdin(run: Run, demo_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(json.dumps(REGIONS).encode())))
+    code, out, _ = run("caption", SCENE, "--bundle", demo_bundle, "--regions", "-", "--json")
+    assert code == 0
+    assert [json.loads(line)["region"]["kind"] for line in out.splitlines()] == ["box", "patch"]
+
+
+def test_a_list_without_regions_has_no_captions(run: Run, demo_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "none.json").write_text("[]")
+    assert run("caption", SCENE, "--bundle", demo_bundle, "--regions", tmp_path / "none.json") == (0, "", "")
+
+
+def test_the_former_name_of_the_bundles_flag_is_taken_too(run: Run, demo_bundle: Path) -> None:
+    arguments = ["caption", SCENE, "--whole"]
+    assert run(*arguments, "--engines", demo_bundle) == run(*arguments, "--bundle", demo_bundle)
+
+
 def test_the_nearest_captions_of_the_memory_are_shown_under_each(run: Run, demo_bundle: Path) -> None:
-    _, out, _ = run("caption", SCENE, "--engines", demo_bundle, "--mode", "nearest", "--n-best", "2", "--whole")
+    _, out, _ = run("caption", SCENE, "--bundle", demo_bundle, "--mode", "nearest", "--n-best", "2", "--whole")
     caption, first, second = out.splitlines()
     assert first.split() == caption.split()
     assert second.startswith("    0.")
@@ -87,18 +123,18 @@ def test_masks_may_be_pictures_of_any_kind(run: Run, demo_bundle: Path, mask: Pa
         if mode in ("RGBA", "LA"):  # white all over, and transparent outside
             shaped = Image.merge("RGBA", [Image.new("L", picture.size, 255)] * 3 + [picture])
         (shaped.convert(mode) if mode != "I;16" else picture.convert("I").convert("I;16")).save(tmp_path / "m.png")
-    _, out, _ = run("caption", SCENE, "--engines", demo_bundle, "--mask", tmp_path / "m.png", "--json")
-    assert json.loads(out)["region"] == {"kind": "Mask", "pixels": 10000}
+    _, out, _ = run("caption", SCENE, "--bundle", demo_bundle, "--mask", tmp_path / "m.png", "--json")
+    assert sum(json.loads(out)["region"]["counts"][1::2]) == 100 * 100
 
 
 def test_no_region_is_the_whole_image(run: Run, demo_bundle: Path) -> None:
-    assert run("caption", SCENE, "--engines", demo_bundle) == run("caption", SCENE, "--engines", demo_bundle, "--whole")
+    assert run("caption", SCENE, "--bundle", demo_bundle) == run("caption", SCENE, "--bundle", demo_bundle, "--whole")
 
 
 def test_the_picture_shows_every_region(run: Run, demo_bundle: Path, mask: Path, tmp_path: Path) -> None:
     picture = tmp_path / "out.png"
     flags = ["--mask", mask, "--box", "480,30,640,180", "--trace", "0.1,0.9 0.3,0.8", "--save", picture]
-    code, _, _ = run("caption", SCENE, "--engines", demo_bundle, *flags)
+    code, _, _ = run("caption", SCENE, "--bundle", demo_bundle, *flags)
     assert code == 0
     with Image.open(picture) as drawn, Image.open(SCENE) as plain:
         assert drawn.size == plain.size
@@ -125,6 +161,10 @@ def test_the_picture_shows_every_region(run: Run, demo_bundle: Path, mask: Path,
         (["{scene}", "--mask", "{black}"], 2, "Mask: it is empty"),
         (["{scene}", "--mask", "{small}"], 2, "expected the image's size, 672 x 672 pixels"),
         (["{scene}", "--mask", "gone.png"], 2, "gone.png: no such file"),
+        (["{scene}", "--regions", "gone.json"], 2, "argument --regions: gone.json: no such file"),
+        (["{scene}", "--regions", "."], 2, "argument --regions: .: cannot be read: Is a directory"),
+        (["{scene}", "--regions", "{text}"], 2, "text.jpg: regions: expected JSON: Expecting value: line 1 column 1"),
+        (["{scene}", "--regions", "{inverted}"], 2, "inverted.json: region 1: Box(x1=3.0, y1=2.0, x2=1.0, y2=4.0"),
         (["{scene}", "--backend", "tpu"], 2, "argument --backend: invalid choice: 'tpu'"),
         (["{scene}", "--save", "out.xyz"], 2, "out.xyz: expected a picture's ending"),
         (["{scene}", "--save", "no/such/folder/out.png"], 2, "the folder no/such/folder does not exist"),
@@ -136,11 +176,13 @@ def test_mistakes_are_one_line_and_leave_nothing_behind(
 ) -> None:
     places = {"scene": SCENE, "text": str(tmp_path / "text.jpg")}
     Path(places["text"]).write_text("words")
+    places["inverted"] = str(tmp_path / "inverted.json")
+    Path(places["inverted"]).write_text('[{"kind": "whole_image"}, {"kind": "box", "xyxy": [3, 2, 1, 4]}]')
     for name, size in (("black", SIDE), ("small", 100)):
         places[name] = str(tmp_path / f"{name}.png")
         Image.new("L", (size, size), 0 if name == "black" else 255).save(places[name])
     before = set(Path.cwd().iterdir())
-    got, out, err = run("caption", *(part.format(**places) for part in arguments), "--engines", demo_bundle)
+    got, out, err = run("caption", *(part.format(**places) for part in arguments), "--bundle", demo_bundle)
     assert (got, out) == (code, "")
     assert message in err
     assert err.count("\n") == 1
@@ -149,7 +191,7 @@ def test_mistakes_are_one_line_and_leave_nothing_behind(
 
 
 def test_a_bundle_that_cannot_be_used_is_exit_code_1(run: Run, tmp_path: Path) -> None:
-    for command in (["caption", SCENE, "--engines"], ["info"], ["verify"]):
+    for command in (["caption", SCENE, "--bundle"], ["info"], ["verify"]):
         code, out, err = run(*command, tmp_path)
         assert (code, out) == (1, "")
         assert "no bundle there" in err
@@ -182,6 +224,18 @@ def test_an_interrupt_is_exit_code_130(run: Run, demo_bundle: Path, monkeypatch:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Captioner, "caption", interrupt)
-    code, _, err = run("caption", SCENE, "--engines", demo_bundle)
+    code, _, err = run("caption", SCENE, "--bundle", demo_bundle)
     assert code == 130
     assert err == "patchcaption: error: interrupted\n"
+
+
+def test_an_interrupt_while_regions_are_read_is_exit_code_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_: object) -> bytes:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "read_bytes", interrupt)
+    assert run("caption", SCENE, "--bundle", "b", "--regions", "r.json") == (
+        130,
+        "",
+        "patchcaption: error: interrupted\n",
+    )

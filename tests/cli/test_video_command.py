@@ -11,7 +11,7 @@ import pytest
 
 from runtime import Captioner, FrameCaptions, PatchcaptionError, VideoError
 from runtime.cli.main import main
-from runtime.output.video_file import json_lines, pictures
+from runtime.output.video_file import annotated_video, json_lines
 from runtime.video.stream import CaptionStream
 from tests.conftest import write_clip
 from tests.video.test_stream import FRAMES, WH, picture
@@ -29,7 +29,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(demo_bundle: Path, capsys: pytest.CaptureFixture[str]) -> Run:
     def call(*arguments: object) -> tuple[int, str, str]:
         try:
-            code = main(["video", *map(str, arguments), "--engines", str(demo_bundle)])
+            code = main(["video", *map(str, arguments), "--bundle", str(demo_bundle)])
         except SystemExit as stop:
             code = int(stop.code or 0)
         out, err = capsys.readouterr()
@@ -50,7 +50,7 @@ def test_every_frame_is_drawn_and_written_down(run: Run, clip: Path, tmp_path: P
     told = [json.loads(line) for line in lines.read_text().splitlines()]
     assert [one["frame"] for one in told] == list(range(FRAMES))
     assert [one["seconds"] for one in told] == pytest.approx([number / 10 for number in range(FRAMES)])
-    assert [one["captions"][1]["region"]["kind"] for one in told] == ["WholeImage"] * FRAMES
+    assert [one["captions"][1]["region"]["kind"] for one in told] == ["whole_image"] * FRAMES
     assert [one["captions"][0]["reused"] for one in told[:3]] == [False, True, True]
     pictures_drawn = frames_of(drawn)
     assert [frame.time for frame in pictures_drawn] == pytest.approx(
@@ -58,6 +58,18 @@ def test_every_frame_is_drawn_and_written_down(run: Run, clip: Path, tmp_path: P
     )
     assert (pictures_drawn[0].width, pictures_drawn[0].height) == WH
     assert not list(tmp_path.glob(".*"))
+
+
+def test_regions_may_come_from_a_file(run: Run, clip: Path, tmp_path: Path) -> None:
+    regions, lines = tmp_path / "regions.json", tmp_path / "lines.jsonl"
+    regions.write_text('[{"kind": "box", "xyxy": [10, 10, 90, 80]}, {"kind": "whole_image"}]')
+    assert run(clip, "--regions", regions, "--jsonl", lines)[0] == 0
+    by_flags = tmp_path / "by_flags.jsonl"
+    assert run(clip, "--box", "10,10,90,80", "--whole", "--jsonl", by_flags)[0] == 0
+    one, other = (
+        [json.loads(line)["captions"] for line in file.read_text().splitlines()] for file in (lines, by_flags)
+    )
+    assert one == other
 
 
 def test_new_captions_are_printed_with_their_time(run: Run, clip: Path) -> None:
@@ -131,7 +143,7 @@ def test_a_full_disk_leaves_the_old_file(demo: Captioner, clip: Path, tmp_path: 
 
 def test_frames_without_a_time_or_of_odd_size_are_written_too(demo: Captioner, tmp_path: Path) -> None:
     images = [picture(number).resize((161, 121)) for number in range(3)]
-    with pictures(tmp_path / "out.mp4") as recorder:
+    with annotated_video(tmp_path / "out.mp4") as recorder:
         for described in demo.stream(images, []):
             recorder.add(described)
     drawn = frames_of(tmp_path / "out.mp4")

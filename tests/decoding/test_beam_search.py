@@ -17,7 +17,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from export.bundle_builder import decoder_settings
 from export.graphs.exporter import ExportError, export_beam_decoder, export_decoder
-from export.models.decap_decoder import DecapBeamStep, DecoderConfig, DecapStep
+from export.models.decap_decoder import DecapBeamStep, DecapStep, DecoderConfig
 from runtime import BackendError, Box, BundleError, Caption, Captioner, PatchcaptionError, Point, WholeImage
 from runtime.backends import Backend, Engine, OpenVinoBackend, OrtBackend
 from runtime.bundle import DecoderConfig

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -47,12 +46,12 @@ def test_the_machine_is_described_line_by_line() -> None:
 
 
 def test_two_wheels_of_onnxruntime_are_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_version", lambda name: "1.30" if name.startswith("onnxruntime") else None)
+    monkeypatch.setattr(machine, "package_version", lambda name: "1.30" if name.startswith("onnxruntime") else None)
     found = by_subject(machine.on_machine())
     assert found["onnxruntime"].state == "fail"
     assert found["onnxruntime"].fix.startswith("pip uninstall onnxruntime onnxruntime-gpu")
     assert found["openvino"].state == found["tensorrt"].state == "not here"
-    monkeypatch.setattr(machine, "_version", lambda _: None)
+    monkeypatch.setattr(machine, "package_version", lambda _: None)
     assert "pip install 'patchcaption[cpu]'" in by_subject(machine.on_machine())["onnxruntime"].fix
 
 
@@ -69,7 +68,7 @@ def test_native_kernels_that_are_broken_are_a_fault_and_absent_ones_are_not(monk
 
 def test_a_gpu_that_torch_cannot_use_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     said = {"nvidia-smi": "NVIDIA H200, 580.1, 143771 MiB"}
-    monkeypatch.setattr(machine, "_output", lambda *command: said.get(command[0]))
+    monkeypatch.setattr(machine, "command_output", lambda *command: said.get(command[0]))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     found = by_subject(machine.on_machine())["gpu"]
     assert found.state == "fail"
@@ -83,23 +82,9 @@ def test_a_jetson_says_its_release_and_power_mode(monkeypatch: pytest.MonkeyPatc
     release = tmp_path / "nv_tegra_release"
     release.write_text("# R36 (release), REVISION: 4.3\nmore\n")
     monkeypatch.setattr(machine, "_JETSON_RELEASE", release)
-    monkeypatch.setattr(
-        machine, "_output", lambda *command: "NV Power Mode: MAXN\n0" if command[0] == "nvpmodel" else None
-    )
+    monkeypatch.setattr(machine, "power_mode", lambda: "NV Power Mode: MAXN 0")
     found = by_subject(machine.on_machine())["jetson"]
     assert (found.state, found.detail) == ("pass", "R36 (release), REVISION: 4.3; NV Power Mode: MAXN 0")
-
-
-def test_a_program_that_fails_or_hangs_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert machine._output("no-such-program") is None
-    assert machine._output("false") is None
-    assert machine._output("echo", "yes") == "yes"
-
-    def hangs(*_: object, **__: object) -> None:
-        raise subprocess.TimeoutExpired("echo", 10)
-
-    monkeypatch.setattr(subprocess, "run", hangs)
-    assert machine._output("echo", "yes") is None
 
 
 def test_backends_that_are_here_are_right_and_others_are_not_here() -> None:
@@ -173,7 +158,7 @@ def test_the_command_prints_a_line_a_finding_and_fails_if_one_does(
     def broken(_: Path | None) -> list[Finding]:
         return [Finding("cpu", "pass", "8 cores"), Finding("gpu", "fail", "gone", "plug it in")]
 
-    monkeypatch.setattr("runtime.cli.main.examine", broken)
+    monkeypatch.setattr("runtime.cli.machine_commands.examine", broken)
     assert main(["doctor"]) == 1
     assert capsys.readouterr().out.splitlines()[1] == f"fail      {'gpu':<28} gone; fix: plug it in"
     assert main(["doctor", "--json"]) == 1

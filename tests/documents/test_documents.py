@@ -101,7 +101,7 @@ def examples() -> list[tuple[str, doctest.DocTest]]:
 
 
 def public_functions(thing: object) -> list[str]:
-    """All but `weights` of the kinds of regions, which is the one of `Region`."""
+    """All but `weights` and `outline` of the kinds of regions, which are those of `Region` and `Outlined`."""
     if not isinstance(thing, type):
         return []
     own = [(name, member) for name, member in vars(thing).items() if not name.startswith("_")]
@@ -109,7 +109,7 @@ def public_functions(thing: object) -> list[str]:
         name
         for name, member in own
         if isinstance(member, (FunctionType, classmethod, staticmethod))
-        and (name != "weights" or thing is runtime.Region)
+        and (name not in ("weights", "outline") or thing is runtime.Region)
     ]
 
 

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from runtime import Box, Captioner, Frame
+from runtime.regions import from_dict
 from tests.conftest import ROOT, write_clip
 from tests.video.test_stream import picture
 
@@ -31,14 +32,14 @@ def run(name: str, *arguments: object) -> str:
 
 def test_the_overlay_has_every_frame(demo_bundle: Path, tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip.mp4", [picture(number) for number in range(3)])
-    run("video_overlay.py", clip, tmp_path / "out.mp4", "--engines", demo_bundle, "--box", "10,10,90,80")
+    run("video_overlay.py", clip, tmp_path / "out.mp4", "--bundle", demo_bundle, "--box", "10,10,90,80")
     with av.open(str(tmp_path / "out.mp4")) as container:
         assert len(list(container.decode(video=0))) == 3
 
 
 def test_what_the_detector_finds_is_described(demo_bundle: Path, tmp_path: Path, sample_image: Image.Image) -> None:
     sample_image.save(tmp_path / "a.png")
-    lines = run("detector_captions.py", tmp_path, "--engines", demo_bundle).splitlines()
+    lines = run("detector_captions.py", tmp_path, "--bundle", demo_bundle).splitlines()
     assert lines
     assert all(line.startswith("frame 0: Box(") for line in lines)
 
@@ -105,6 +106,12 @@ def test_detections_are_boxes_on_the_image() -> None:
     assert messages.regions_of(found, (12, 10)) == {0: Box(2, 2, 8, 6), 2: Box(0, 0, 4, 4)}
 
 
+def test_detections_that_are_no_boxes_are_left_out() -> None:
+    nan = float("nan")
+    found = SimpleNamespace(detections=[detection(5, 4, -6, 4), detection(nan, 4, 6, 4), detection(5, 4, 6, 0)])
+    assert messages.regions_of(found, (12, 10)) == {}
+
+
 def test_a_callback_says_what_the_captioner_says(demo: Captioner, sample_image: Image.Image) -> None:
     pixels = np.asarray(sample_image)
     found = SimpleNamespace(detections=[detection(-9, -9, 2, 2), detection(391.5, 286.5, 231, 225, "triangle")])
@@ -113,6 +120,7 @@ def test_a_callback_says_what_the_captioner_says(demo: Captioner, sample_image: 
     (caption,) = said["captions"]
     assert (caption["detection"], caption["id"]) == (1, "triangle")
     assert caption["text"] == demo.caption(sample_image, [Box(276, 174, 507, 399)])[0].text
+    assert from_dict(caption["region"]) == Box(276, 174, 507, 399)
 
 
 def test_ros_is_imported_only_when_the_node_runs() -> None:

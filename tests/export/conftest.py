@@ -25,7 +25,7 @@ def demo_files(tmp_path: Path) -> Path:
 
 
 def change_config(folder: Path, **settings: object) -> Path:
-    """Changes settings of the configuration in a folder, or removes those that are None; returns its path."""
+    """Change settings of the configuration in a folder, remove those that are None, and return its path."""
     path = folder / "config.yaml"
     changed = yaml.safe_load(path.read_text()) | settings
     path.write_text(yaml.safe_dump({key: value for key, value in changed.items() if value is not None}))
@@ -33,13 +33,13 @@ def change_config(folder: Path, **settings: object) -> Path:
 
 
 def whole_bank(memory: MemorySource) -> tuple[Tensor, list[str]]:
-    """Returns all rows and captions of a bank."""
+    """Return all rows and captions of a bank."""
     blocks = list(memory.rows())
     return torch.cat([embeddings for embeddings, _ in blocks]), [text for _, texts in blocks for text in texts]
 
 
 def talk2dino_state(second: str) -> dict[str, Tensor]:
-    """Returns random weights of a projection from width 4 to 3, its second layer named ``second``."""
+    """Return random weights of a projection from width 4 to 3, its second layer named ``second``."""
     torch.manual_seed(0)
     return {
         "linear_layer.weight": torch.randn(6, 4),

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from export import build_memory_bank as memory_bank
-from export.build_memory_bank import read_captions, read_text_side
+from export.build_memory_bank import open_embedder, read_captions
 from export.checkpoint import CheckpointError
 from export.demo import scenes
 from export.readers import DEMO_CONFIG, read_checkpoint
@@ -49,15 +49,15 @@ def test_the_demos_captions_become_the_demos_bank(tmp_path: Path) -> None:
 def test_an_interrupted_bank_goes_on_to_the_same_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "captions.json").write_text(json.dumps(list(scenes.all_captions()[:100])))
     assert run(tmp_path / "captions.json", tmp_path / "whole.h5", "--batch-size", 16) == 0
-    embed, calls = memory_bank.TextSide.embed, []
+    embed, calls = memory_bank.CaptionEmbedder.embed, []
 
-    def interrupted(side: memory_bank.TextSide, captions: list[str]) -> torch.Tensor:
+    def interrupted(side: memory_bank.CaptionEmbedder, captions: list[str]) -> torch.Tensor:
         calls.append(len(captions))
         if len(calls) == 4:
             raise KeyboardInterrupt
         return embed(side, captions)
 
-    monkeypatch.setattr(memory_bank.TextSide, "embed", interrupted)
+    monkeypatch.setattr(memory_bank.CaptionEmbedder, "embed", interrupted)
     assert run(tmp_path / "captions.json", tmp_path / "bank.h5", "--batch-size", 16) == 130
     assert not (tmp_path / "bank.h5").exists()
     with (tmp_path / ".bank.h5.part" / "embeddings.f32").open("ab") as file:
@@ -78,7 +78,7 @@ def test_unfinished_work_of_another_job_is_not_gone_on_with(
 
     (tmp_path / "captions.txt").write_text("a red circle\n")
     with monkeypatch.context() as patch:
-        patch.setattr(memory_bank.TextSide, "embed", interrupt)
+        patch.setattr(memory_bank.CaptionEmbedder, "embed", interrupt)
         assert run(tmp_path / "captions.txt", tmp_path / "bank.h5") == 130
     (tmp_path / "captions.txt").write_text("a blue circle\n")
     assert run(tmp_path / "captions.txt", tmp_path / "bank.h5") == 1
@@ -104,7 +104,7 @@ def test_unfinished_work_of_another_tower_of_the_same_name_is_not_gone_on_with(
     (tmp_path / "captions.txt").write_text("a red circle\n")
     flags = ("--text-tower", spoilt_tower(tmp_path / "tower"))
     with monkeypatch.context() as patch:
-        patch.setattr(memory_bank.TextSide, "embed", interrupt)
+        patch.setattr(memory_bank.CaptionEmbedder, "embed", interrupt)
         assert run(tmp_path / "captions.txt", tmp_path / "bank.h5", *flags) == 130
     shutil.rmtree(tmp_path / "tower")
     spoilt_tower(tmp_path / "tower", text_projection__weight=torch.ones(128, 128))
@@ -176,11 +176,11 @@ def test_files_without_captions_are_refused(name: str, text: str | None, message
 def test_a_projection_for_another_tower_is_refused(tmp_path: Path) -> None:
     torch.save(talk2dino_state("hidden_layers.0"), tmp_path / "projection.pth")
     with pytest.raises(CheckpointError, match="expected a projection of texts of width 128, .*text_tower's, got 4"):
-        read_text_side(str(DEMO / "text_tower"), tmp_path / "projection.pth", DEMO / "tokenizer.json", "cpu")
+        open_embedder(str(DEMO / "text_tower"), tmp_path / "projection.pth", DEMO / "tokenizer.json", "cpu")
 
 
 def test_long_captions_are_cut_to_the_towers_context() -> None:
-    side = read_text_side(str(DEMO / "text_tower"), DEMO / "talk2dino.pth", DEMO / "tokenizer.json", "cpu")
+    side = open_embedder(str(DEMO / "text_tower"), DEMO / "talk2dino.pth", DEMO / "tokenizer.json", "cpu")
     assert side.embed(["a red circle " * 100, "a red circle"]).shape == (2, 192)
 
 

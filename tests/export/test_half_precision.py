@@ -13,7 +13,7 @@ import pytest
 import torch
 from onnx_ir import DataType
 
-from benchmarks.scoring.scenes import questions
+from benchmarks.scoring.demo_scenes import evaluation_cases
 from export.demo import scenes
 from export.graphs import half_precision
 from export.graphs.exporter import export_graph
@@ -221,7 +221,7 @@ def test_an_operator_is_converted_only_where_its_opset_has_the_dtype() -> None:
 
 SEEDS = range(scenes.HELD_OUT_SEED, scenes.HELD_OUT_SEED + 40)
 SCENES = [scenes.draw_scene(seed) for seed in SEEDS]
-REGIONS = [[question.region for question in questions(scene, seed)] for scene, seed in zip(SCENES, SEEDS, strict=True)]
+REGIONS = [[case.region for case in evaluation_cases(scene, seed)] for scene, seed in zip(SCENES, SEEDS, strict=True)]
 
 
 def test_fp16_says_the_same_in_99_of_100_captions(tmp_path_factory: pytest.TempPathFactory, demo: Captioner) -> None:
@@ -245,5 +245,7 @@ def test_a_bf16_bundle_is_for_gpus(tmp_path_factory: pytest.TempPathFactory) -> 
     cache = KvCache(config, 2, torch.device("cpu")).inputs()
     assert cache["past_key_values.0.key"].dtype == torch.bfloat16
     for backend in ("cpu", "openvino", "auto"):
-        with pytest.raises(BackendError, match="its graphs are bf16, .* expected fp32, .*: build the bundle with such a --precision"):
+        with pytest.raises(
+            BackendError, match="its graphs are bf16, .* expected fp32, .*: build the bundle with such a --precision"
+        ):
             Captioner.load(folder, backend)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.scoring.scenes import questions
+from benchmarks.scoring.demo_scenes import evaluation_cases
 from export.demo import scenes
 from export.graphs.attention_fusion import fuse_attention
 from export.graphs.errors import ExportError
@@ -163,7 +163,7 @@ def test_attention_without_a_mask_becomes_one_node_of_the_same_results(tmp_path:
 
 SEEDS = range(scenes.HELD_OUT_SEED, scenes.HELD_OUT_SEED + 40)
 SCENES = [scenes.draw_scene(seed) for seed in SEEDS]
-REGIONS = [[question.region for question in questions(scene, seed)] for scene, seed in zip(SCENES, SEEDS, strict=True)]
+REGIONS = [[case.region for case in evaluation_cases(scene, seed)] for scene, seed in zip(SCENES, SEEDS, strict=True)]
 
 
 @pytest.fixture(scope="module")
@@ -212,5 +212,7 @@ def test_bfloat16_on_top_of_int8_is_refused(int8_bundle: Path) -> None:
 
 
 def test_int8_is_chosen_when_building_not_when_loading() -> None:
-    with pytest.raises(BackendError, match="precision 'int8': the backend 'cpu' computes in that of the graphs; expected fp32"):
+    with pytest.raises(
+        BackendError, match="precision 'int8': the backend 'cpu' computes in that of the graphs; expected fp32"
+    ):
         open_backend("cpu", precision="int8")  # type: ignore[arg-type]

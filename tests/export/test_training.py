@@ -1,4 +1,4 @@
-"""The training of the demo checkpoint, for a few steps: that it runs, and that the readers read what it writes."""
+"""The training of the demo checkpoint, for a few steps: it runs, and the readers read the files that it writes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ import pytest
 import torch
 
 from export.demo import scenes
-from export.demo.train import BINDING, SEEING, Confusable, Plan, TextSide, make_tokenizer, train
+from export.demo.hard_negatives import HardNegatives
+from export.demo.text_encoder import TextEncoder
+from export.demo.tokenizer import train_tokenizer
+from export.demo.train import train
+from export.demo.training_plan import BINDING, SEEING, TrainingPlan
 from export.readers import read_checkpoint
 from export.readers.clip_bpe import pad_tokens
 
-SHORT = Plan(
+SHORT = TrainingPlan(
     phases=(replace(SEEING, steps=3, scenes=4), replace(BINDING, steps=2, scenes=4)),
     scenes_per_step=2,
     captions_per_step=16,
@@ -38,31 +42,32 @@ def test_training_writes_a_checkpoint_that_the_readers_read(tmp_path: Path) -> N
     assert [text for _, texts in checkpoint.memory.rows() for text in texts] == list(scenes.all_captions())
 
     train(replace(SHORT, phases=SHORT.phases[1:]), second, first, lambda **_: None)
-    again = read_checkpoint(str(second / "config.yaml"))
-    assert again.tokenizer.get_vocab() == checkpoint.tokenizer.get_vocab()
-    both = zip(again.backbone.parameters(), checkpoint.backbone.parameters(), strict=True)
-    moved = max(float((one - other).abs().max()) for one, other in both)
-    assert 0 < moved < 0.01  # it went on from where the first had come to
+    resumed = read_checkpoint(str(second / "config.yaml"))
+    assert resumed.tokenizer.get_vocab() == checkpoint.tokenizer.get_vocab()
+    parameters = zip(resumed.backbone.parameters(), checkpoint.backbone.parameters(), strict=True)
+    largest_change = max(float((after - before).abs().max()) for after, before in parameters)
+    assert 0 < largest_change < 0.01  # it continued from the first run's weights
 
 
-def test_what_the_text_side_saves_it_loads(tmp_path: Path) -> None:
-    tokenizer = make_tokenizer(scenes.all_captions())
-    tokens = pad_tokens(tokenizer, scenes.all_captions()[:5])
+def test_the_text_encoder_loads_what_it_has_saved(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(scenes.all_captions())
+    token_ids = pad_tokens(tokenizer, scenes.all_captions()[:5])
     torch.manual_seed(0)
-    one, other = TextSide(tokenizer).eval(), TextSide(tokenizer).eval()
-    one.save(tmp_path)
-    other.load(tmp_path)
+    saved, loaded = TextEncoder(tokenizer).eval(), TextEncoder(tokenizer).eval()
+    saved.save(tmp_path)
+    loaded.load(tmp_path)
     with torch.inference_mode():
-        torch.testing.assert_close(other(tokens), one(tokens), rtol=0.02, atol=0.005)  # stored as float16
+        torch.testing.assert_close(loaded(token_ids), saved(token_ids), rtol=0.02, atol=0.005)  # stored as float16
 
 
-def test_every_region_is_compared_with_its_own_caption_and_its_swap() -> None:
+def test_every_region_is_contrasted_with_its_own_caption_and_its_swap() -> None:
     captions = scenes.all_captions()
-    number = {caption: i for i, caption in enumerate(captions)}
-    asked = ["a red circle and a blue square", "a small solid red circle", "a red circle and a blue square"]
-    positives = torch.tensor([number[caption] for caption in asked])
-    confusable = Confusable(torch.device("cpu"))
-    shown, own = confusable.shown(positives, BINDING, 8, torch.Generator().manual_seed(0))
-    assert [captions[i] for i in shown[own].tolist()] == asked
-    assert number["a red square and a blue circle"] in shown.tolist()
-    assert len(shown) == len(set(shown.tolist()))
+    index = {caption: i for i, caption in enumerate(captions)}
+    own = ["a red circle and a blue square", "a small solid red circle", "a red circle and a blue square"]
+    own_indices = torch.tensor([index[caption] for caption in own])
+    negatives = HardNegatives(torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    candidates, targets = negatives.sample_candidates(own_indices, 8, generator, with_swaps=True)
+    assert [captions[i] for i in candidates[targets].tolist()] == own
+    assert index["a red square and a blue circle"] in candidates.tolist()
+    assert len(candidates) == len(set(candidates.tolist()))

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from runtime.image import Fit, View, prepare
-from runtime.image.gpu_resize import frame_on, resized_and_cut
+from runtime.image.gpu_resize import resize_and_crop, to_device
 from runtime.regions import Crop
 
 CPU = torch.device("cpu")
@@ -27,7 +27,7 @@ def photo(width: int, height: int, seed: int = 0) -> Image.Image:
 
 
 def fitted(image: Image.Image, view: View) -> Tensor:
-    return resized_and_cut(frame_on(image, CPU), view.resized_wh, view.offset_xy, view.size)
+    return resize_and_crop(to_device(image, CPU), view.resized_wh, view.offset_xy, view.size)
 
 
 def check(image: Image.Image, size: int, fit: Fit, resize: int | None = None, share: float = 1e-5) -> None:
@@ -69,14 +69,14 @@ def test_an_image_of_the_right_size_stays_as_it_is() -> None:
 
 
 def test_a_frame_has_its_channels_first() -> None:
-    frame = frame_on(photo(5, 3), CPU)
+    frame = to_device(photo(5, 3), CPU)
     assert frame.shape == (3, 3, 5)
     np.testing.assert_array_equal(frame.permute(1, 2, 0), np.asarray(photo(5, 3)))
-    assert frame_on(frame, CPU) is frame
+    assert to_device(frame, CPU) is frame
 
 
 def test_a_crop_is_the_same_part_of_a_frame_as_of_an_image() -> None:
     image, region = photo(40, 30), Crop(-3, 4.4, 20.6, 50)
-    of_image, of_frame = region.cut(image), region.cut(frame_on(image, CPU))
+    of_image, of_frame = region.cut(image), region.cut(to_device(image, CPU))
     assert isinstance(of_frame, Tensor)
     np.testing.assert_array_equal(of_frame.permute(1, 2, 0), np.asarray(of_image))

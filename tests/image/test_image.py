@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from runtime import ImageError
+from runtime import Frame, ImageError, VideoError
 from runtime.image import Fit, View, open_image, prepare
+from runtime.video.sources import open_source
 
 
 @pytest.mark.parametrize(
@@ -52,6 +53,17 @@ def test_resizing_is_pillows_antialiased_bicubic() -> None:
     np.testing.assert_array_equal(pixels[0], np.asarray(expected))
 
 
+class Unseekable:
+    """A file object like a network response: it can be read once, and has no other method."""
+
+    def __init__(self, contents: bytes) -> None:
+        self._contents = contents
+
+    def read(self) -> bytes:
+        contents, self._contents = self._contents, b""
+        return contents
+
+
 def test_every_form_of_the_same_image_gives_the_same_pixels(tmp_path: Path) -> None:
     array = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
     file = tmp_path / "image.png"
@@ -61,6 +73,9 @@ def test_every_form_of_the_same_image_gives_the_same_pixels(tmp_path: Path) -> N
     forms = [
         file,
         str(file),
+        file.read_bytes(),
+        io.BytesIO(file.read_bytes()),
+        Unseekable(file.read_bytes()),
         Image.fromarray(array),
         array,
         strided,
@@ -126,6 +141,53 @@ def test_files_that_are_no_images_are_refused_by_name(tmp_path: Path, contents: 
         open_image(path)
 
 
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        (b"", "not an image that Pillow can read"),
+        (b"scene.jpg", "not an image that Pillow can read"),
+        (_jpeg()[:900], "cannot be read as an image: .*truncated"),
+    ],
+)
+def test_bytes_and_file_objects_that_are_no_images_are_refused_as_such(contents: bytes, message: str) -> None:
+    with pytest.raises(ImageError, match=f"^image bytes: {message}"):
+        open_image(contents)
+    with pytest.raises(ImageError, match=f"^image file object: {message}"):
+        open_image(io.BytesIO(contents))
+
+
+def test_file_objects_are_read_from_where_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "two.bin"
+    path.write_bytes(b"header" + _jpeg())
+    with path.open("rb") as file:
+        file.seek(6)
+        assert open_image(file).size == (64, 64)
+        with pytest.raises(ImageError, match="image file object: not an image that Pillow can read"):
+            open_image(file)
+    with pytest.raises(ImageError, match="image file object: cannot be read: .*closed file"):
+        open_image(file)
+
+
+def test_file_objects_of_text_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "image.jpg"
+    path.write_text("words")
+    with path.open() as file, pytest.raises(ImageError, match="expected bytes, got str; open files in binary mode"):
+        open_image(file)
+
+
+def test_bytes_are_bombs_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ImageError, match="^image bytes: Image size .* exceeds limit"):
+        open_image(_jpeg())
+
+
+def test_bytes_are_an_image_and_never_a_stream_of_frames() -> None:
+    with pytest.raises(VideoError, match="source: expected a file, a folder, .* got bytes"):
+        open_source(_jpeg())  # type: ignore[arg-type]
+    frames = list(open_source([_jpeg(), Frame(7, None, _jpeg())]).frames())
+    assert [(frame.number, open_image(frame.image).size) for frame in frames] == [(0, (64, 64)), (7, (64, 64))]
+
+
 def test_a_folder_is_no_image(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="cannot be read as an image"):
         open_image(tmp_path)
@@ -140,7 +202,8 @@ def test_a_folder_is_no_image(tmp_path: Path) -> None:
         (np.zeros(4, np.uint8), "expected shape"),
         (torch.zeros(4, 4, 3, dtype=torch.uint8), r"expected shape \(3, H, W\), got \(4, 4, 3\)"),
         (torch.zeros(3, 4, 4), "expected dtype uint8"),
-        (7, "expected a path, PIL image, numpy array or torch tensor, got int"),
+        (7, "expected a path, bytes, binary file object, PIL image, numpy array or torch tensor, got int"),
+        (bytearray(3), "got bytearray"),
         (None, "got NoneType"),
     ],
 )

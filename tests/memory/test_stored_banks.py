@@ -17,7 +17,7 @@ from torch import Tensor
 from export.checkpoint import CheckpointError, Memory
 from export.memory.bank_file import write_memory
 from export.memory.quantization import quantize_rows
-from runtime.bundle import MemoryPrecision, MemoryConfig
+from runtime.bundle import MemoryConfig, MemoryPrecision
 from runtime.memory import bank as memory
 from runtime.memory import native_kernels as native
 from runtime.memory import rows as stored_rows

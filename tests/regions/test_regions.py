@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -26,6 +26,7 @@ from runtime import (
     Trace,
     WholeImage,
 )
+from runtime.bundle import TokenLayout
 from runtime.image import Fit, View
 from runtime.regions import Canvas, weight_rows
 
@@ -35,7 +36,7 @@ ATTENTION = SCORES.mean(0).softmax(0).double().numpy().reshape(4, 4)
 
 
 def canvas(image_wh: tuple[int, int] = (40, 40), fit: Fit = Fit.STRETCH) -> Canvas:
-    return Canvas(View.of(image_wh, 40, fit), patch=10, registers=REGISTERS, cls_scores=SCORES)
+    return Canvas(View.of(image_wh, 40, fit), TokenLayout.with_cls(REGISTERS, 4), SCORES)
 
 
 def grid_of(region: Region, on: Canvas | None = None) -> np.ndarray:
@@ -149,7 +150,7 @@ def test_attention_over_the_image_is_divided_by_its_patches_as_published() -> No
 
 
 def test_attention_is_asked_for_only_where_it_counts() -> None:
-    without = Canvas(View.of((40, 40), 40, Fit.STRETCH), patch=10, registers=REGISTERS)
+    without = Canvas(View.of((40, 40), 40, Fit.STRETCH), TokenLayout.with_cls(REGISTERS, 4))
     assert WholeImage(pool="mean").weights(without).sum() == pytest.approx(1)
     with pytest.raises(RegionError, match="attention of cls, which was not given"):
         WholeImage(pool="attention").weights(without)
@@ -172,7 +173,7 @@ def test_a_crop_cuts_whole_pixels_of_the_image(crop: Crop, box: tuple[int, int, 
     assert crop.cut(image).tobytes() == image.crop(box).tobytes()
 
 
-# published form: SPEC section 4, on the input of 40 x 40 pixels, whatever the image
+# The published form (published-system.md, section 4) is on the input of 40 x 40 pixels, whatever the image.
 @pytest.mark.parametrize(
     ("region", "shares"),
     [
@@ -229,6 +230,7 @@ numbers = st.floats(0, 139.875, width=32)
 pools = st.sampled_from(["mean", "gaussian", "attention"])
 
 
+@settings(deadline=None)  # the first call into torch takes long
 @given(st.tuples(numbers, numbers, numbers, numbers), pools, st.floats(0.1, 2), st.integers(0, 3))
 def test_published_boxes_are_those_of_the_algorithm_written_plainly(
     box: tuple[float, ...], pool: eager.Pool, variance: float, seed: int
@@ -239,6 +241,7 @@ def test_published_boxes_are_those_of_the_algorithm_written_plainly(
     np.testing.assert_allclose(weights[1 + REGISTERS :].reshape(10, 10), expected, rtol=1e-4, atol=1e-9)
 
 
+@settings(deadline=None)  # the first call into torch takes long
 @given(st.lists(st.tuples(st.floats(-0.1, 1.1), st.floats(-0.1, 1.1)), min_size=1), st.booleans())
 def test_published_traces_are_those_of_the_algorithm_written_plainly(
     points: list[tuple[float, float]], with_attention: bool
@@ -254,12 +257,12 @@ def test_published_traces_are_those_of_the_algorithm_written_plainly(
     torch.testing.assert_close(vector, expected, rtol=1e-4, atol=1e-6)
 
 
-def plainly_seen(seed: int) -> tuple[eager.Seen, Canvas]:
+def plainly_seen(seed: int) -> tuple[eager.EncodedImage, Canvas]:
     """An image of 10 x 10 patches of 14 as the oracle and as the runtime have it."""
     noise = torch.Generator().manual_seed(seed)
     patches, scores = torch.randn(10, 10, 8, generator=noise), torch.randn(HEADS, 100, generator=noise)
-    seen = eager.Seen(torch.zeros(8), torch.zeros(REGISTERS, 8), patches, scores)
-    return seen, Canvas(View.of((140, 140), 140, Fit.STRETCH), 14, REGISTERS, scores)
+    seen = eager.EncodedImage(torch.zeros(8), torch.zeros(REGISTERS, 8), patches, scores)
+    return seen, Canvas(View.of((140, 140), 140, Fit.STRETCH), TokenLayout.with_cls(REGISTERS, 10), scores)
 
 
 @given(st.integers(0, 3), st.integers(0, 3), st.integers(1, 4), st.integers(1, 4), st.floats(0.05, 5))

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from export import bundle_build
-from export.command_line import shown
+from export import bundle_builder
+from export.command_line import show_progress
 from export.readers import read_checkpoint
 from runtime.bundle import Bundle, EngineRecord
 
@@ -31,9 +31,9 @@ def main() -> None:
     store = Path(shutil.copytree(target, target.with_name("store")))
     manifest = Bundle(store).manifest
     for part in ("backbone", "reencoder", "decoder", "beam_decoder"):
-        setattr(bundle_build, f"export_{part}", _copied(store, getattr(manifest, part)))
+        setattr(bundle_builder, f"export_{part}", _copied(store, getattr(manifest, part)))
     read = read_checkpoint("demo", None)
-    bundle_build.read_checkpoint = lambda *_: read
+    bundle_builder.read_checkpoint = lambda *_: read
     total = _in_a_child(lambda: _build(target, 0))
     for point in range(1, points + 1):
         at = max(1, point * total // (points + 1))
@@ -70,8 +70,8 @@ def _build(target: Path, killed_at: int) -> int:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(look)
-    with shown(Console(stderr=True), 7) as progress:
-        bundle_build.build("demo", target, progress)
+    with show_progress(Console(stderr=True), 7) as progress:
+        bundle_builder.build("demo", target, progress)
     return count
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from runtime.wording import DecodingOptions
 from torch import Tensor
 
 from runtime import (
@@ -29,7 +30,6 @@ from runtime.backends.onnxruntime_gpu import CPU, OrtGpuBackend
 from runtime.bundle import Bundle
 from runtime.image import Fit
 from runtime.serving.batching import Batching
-from runtime.wording import DecodingOptions
 
 PIXELS = torch.randint(0, 256, (3, 240, 320), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 REGIONS: list[list[Region]] = [
@@ -148,7 +148,9 @@ def test_one_callers_mistake_harms_no_other(
         return words(self, vectors, wording)
 
     monkeypatch.setattr(Captioner, "words", breaking)
-    poisoned = FeatureMap(torch.full_like(features.tokens, poison), features.cls_attention_logits, features.views, 14, 4)
+    poisoned = FeatureMap(
+        torch.full_like(features.tokens, poison), features.cls_attention_logits, features.views, 14, 4
+    )
     expected = texts(demo.describe(features, REGIONS[0]))
     with demo.batching(max_wait_ms=LONG_MS, max_regions=7) as batching:
 

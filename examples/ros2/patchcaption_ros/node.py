@@ -1,10 +1,10 @@
 """A node that describes the detections of each image: image and detections in, captions out.
 
-    ros2 run patchcaption_ros captions --ros-args -p engines:=/path/to/engines/demo \\
+    ros2 run patchcaption_ros captions --ros-args -p bundle:=/path/to/engines/demo \\
         -r image:=/camera/image_raw -r detections:=/detector/detections
 
 Subscribes to `image` (sensor_msgs/Image) and `detections` (vision_msgs/Detection2DArray), which are matched by their
-times; publishes `captions` (std_msgs/String, JSON). Pictures that come while one is being described are dropped.
+times; publishes `captions` (std_msgs/String, JSON). Images that arrive while one is being described are dropped.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from runtime import Captioner, PatchcaptionError
 
 
 def main() -> None:
-    """Runs the node; ROS is imported here and nowhere else."""
+    """Run the node; ROS is imported here and nowhere else."""
     import message_filters
     import rclpy
     from rclpy.node import Node
@@ -28,15 +28,15 @@ def main() -> None:
     class Captions(Node):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__("patchcaption")
-            engines = self.declare_parameter("engines", "engines/demo").value
+            bundle = self.declare_parameter("bundle", "engines/demo").value
             backend = self.declare_parameter("backend", "auto").value
-            self._captioner = Captioner.load(engines, backend)
+            self._captioner = Captioner.load(bundle, backend)
             self._publisher = self.create_publisher(String, "captions", 10)
-            both = [
+            subscribers = [
                 message_filters.Subscriber(self, Image, "image", qos_profile=qos_profile_sensor_data),
                 message_filters.Subscriber(self, Detection2DArray, "detections"),
             ]
-            self._matched = message_filters.ApproximateTimeSynchronizer(both, queue_size=2, slop=0.05)
+            self._matched = message_filters.ApproximateTimeSynchronizer(subscribers, queue_size=2, slop=0.05)
             self._matched.registerCallback(self._describe)
             self.get_logger().info(f"describing on {self._captioner.backend.name}")
 
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def describe(captioner: Captioner, image: Any, detections: Any) -> str:
-    """The captions of one image's detections, as the message's text."""
+    """Return the captions of one image's detections, as the message's text."""
     pixels = image_of(image)
     regions = regions_of(detections, (pixels.shape[1], pixels.shape[0]))
     seconds = image.header.stamp.sec + image.header.stamp.nanosec / 1e9

@@ -1,56 +1,55 @@
-"""The machine that a run was on, and the best that it can do."""
+"""The machine of a run, and the best rates that it reaches."""
 
 from __future__ import annotations
 
 import os
 import platform
-import shutil
-import subprocess
 import time
 from collections.abc import Callable
 from functools import partial
-from importlib import metadata
-from pathlib import Path
 
 import torch
 
 from benchmarks.timing.report import Limits, Machine
-from runtime.system.machine import usable_cores
+from runtime.system.machine import board_name, cpu_name, package_version, power_mode, usable_cores
 
 _VERSIONS_OF = ("patchcaption", "torch", "numpy", "pillow", "tokenizers", "onnxruntime", "onnxruntime-gpu", "openvino")
 
 _COPIED_BYTES = {"cpu": 2**28, "cuda": 2**30}
-"""Far more than a cache holds."""
+"""Bytes copied, by device type: far more than a cache holds."""
 _SIDE = {"cpu": 2048, "cuda": 8192}
-"""Of the matrices: large enough to be bound by arithmetic, 17 GFLOP or 1.1 TFLOP, and not by starting it."""
+"""Side of the multiplied matrices, by device type: 17 GFLOP or 1.1 TFLOP, bound by arithmetic and not by the launch."""
 _SECONDS = 1.5
-"""To try each of them in: a machine that does other work shows its best only now and then."""
-_FEWEST_TRIES = 5
+"""Time for the tries of each rate: a machine that does other work shows its best only now and then."""
+_MIN_TRIES = 5
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until the device has done what it was asked; a CPU has."""
+    """Wait until the device has finished its work; a CPU always has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def describe_machine() -> Machine:
+    """Return the machine that this process runs on, and the versions of what it runs."""
+    versions = {name: version for name in _VERSIONS_OF if (version := package_version(name))}
     return Machine(
-        cpu=_cpu(),
+        cpu=cpu_name(),
+        board=board_name(),
         cores=os.cpu_count() or 1,
         usable_cores=usable_cores(),
         torch_threads=torch.get_num_threads(),
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        power_mode=_power_mode(),
+        power_mode=power_mode(),
         load_average=os.getloadavg()[0],
-        versions={"python": platform.python_version()} | _versions(),
+        versions={"python": platform.python_version()} | versions,
     )
 
 
 def measure_limits(
     device: torch.device, copied_bytes: int | None = None, side: int | None = None, seconds: float = _SECONDS
 ) -> Limits:
-    """The best tries of a large copy, a large sum and large square matrix products, ``seconds`` of each."""
+    """Return the best rates of a large copy, a large sum and large matrix products, each tried for ``seconds``."""
 
     def best_s(call: Callable[[], object]) -> float:
         return _best_s(call, device, seconds)
@@ -76,46 +75,10 @@ def measure_limits(
 
 def _best_s(call: Callable[[], object], device: torch.device, seconds: float) -> float:
     taken_s: list[float] = []
-    while len(taken_s) < _FEWEST_TRIES or sum(taken_s) < seconds:
+    while len(taken_s) < _MIN_TRIES or sum(taken_s) < seconds:
         synchronize(device)
         start = time.perf_counter()
         call()
         synchronize(device)
         taken_s.append(time.perf_counter() - start)
     return min(taken_s)
-
-
-def _cpu() -> str:
-    """Its model; on Arm boards, whose /proc/cpuinfo names none, the board's."""
-    for line in _text("/proc/cpuinfo").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return _text("/proc/device-tree/model").strip("\0\n ") or platform.machine()
-
-
-def _text(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
-def _power_mode() -> str | None:
-    command = shutil.which("nvpmodel")
-    if command is None:
-        return None
-    try:
-        told = subprocess.run([command, "-q"], capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return " ".join(told.stdout.split())
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _VERSIONS_OF:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

@@ -1,0 +1,100 @@
+"""`python -m runtime info|verify|trust`: what a bundle is, whether it is whole, and whether its plans may be loaded."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from runtime.backends import BACKEND_NAMES, select_backend
+from runtime.bundle import Bundle
+from runtime.bundle.trust import trust
+from runtime.captioner import Captioner
+from runtime.cli import exits
+
+
+def add_info(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `info`."""
+    parser.set_defaults(run=run_info)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--json", action="store_true", help="the manifest as it is")
+    parser.add_argument("--backend", choices=BACKEND_NAMES, help="also open the engines, and say what executes them")
+
+
+def add_verify(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `verify`."""
+    parser.set_defaults(run=run_verify)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--backend", choices=BACKEND_NAMES, default="auto")
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `trust`."""
+    parser.set_defaults(run=run_trust)
+    parser.add_argument("bundle", type=Path)
+
+
+def run_info(options: argparse.Namespace) -> int:
+    """Print what the bundle's manifest says, and what executes its engines if a backend is given."""
+    bundle = Bundle(options.bundle, verify=False)
+    if options.json:
+        print(bundle.manifest.model_dump_json(indent=2))
+        return exits.DONE
+    for name, value in _summary(bundle).items():
+        _print_line(name, value)
+    if options.backend:
+        _print_execution(options.bundle, options.backend)
+    return exits.DONE
+
+
+def run_verify(options: argparse.Namespace) -> int:
+    """Compare the bundle's files with its manifest and open its engines."""
+    with Captioner.load(options.bundle, options.backend, verify=True) as captioner:
+        count = len(captioner.manifest.files)
+        print(f"{options.bundle}: {count} files are as built; the engines open on {captioner.backend.name}")
+    return exits.DONE
+
+
+def run_trust(options: argparse.Namespace) -> int:
+    """Let the bundle's TensorRT plans be loaded from now on."""
+    manifest = Bundle(options.bundle).manifest
+    if not manifest.plans:
+        print(f"{options.bundle}: it has no TensorRT plans, and nothing else in a bundle is a program")
+    for plan in manifest.plans:
+        trust(manifest.files[plan.file].sha256)
+        print(f"{options.bundle / plan.file}: trusted from now on")
+    return exits.DONE
+
+
+def _summary(bundle: Bundle) -> dict[str, object]:
+    manifest, selection = bundle.manifest, select_backend(bundle)
+    backbone, decoder, memory, engines = manifest.backbone, manifest.decoder, manifest.memory, manifest.engines
+    size, grid = backbone.preprocessing.image_size, backbone.tokens.grid
+    reencoder = f", re-encoder {engines['reencoder'].precision}" if "reencoder" in engines else ""
+    return {
+        "bundle": bundle.folder,
+        "checkpoint": f"{manifest.build.checkpoint}, built {manifest.build.built_at} on {manifest.build.machine}",
+        "backbone": f"{backbone.name}, width {backbone.embed_dim}, depth {backbone.depth}, "
+        f"{engines['backbone'].precision}{reencoder}",
+        "image": f"{size} x {size} pixels, {grid} x {grid} patches of {backbone.patch_size}, "
+        f"{len(backbone.tokens.register_indices)} registers",
+        "text space": backbone.text_space,
+        "memory": f"{memory.num_rows} captions" if memory else "none (vectors go to the decoder as they are)",
+        "decoder": f"{decoder.num_layers} layers of width {decoder.embed_dim}, at most "
+        f"{decoder.max_new_tokens} tokens, {engines['decoder'].precision}",
+        "backend": f"auto is {selection.backend} ({selection.reason})",
+        "size": f"{sum(record.bytes for record in manifest.files.values()) / 2**20:.1f} MiB",
+        "versions": ", ".join(f"{name} {version}" for name, version in manifest.build.versions.items()),
+    }
+
+
+def _print_execution(bundle: Path, backend: str) -> None:
+    """Print what executes the engines, as their runtimes report it."""
+    with Captioner.load(bundle, backend, verify=False) as captioner:
+        captured = captioner.captured()
+        for name, runs_on in captioner.runs_on().items():
+            replayed = [f"not captured ({reason})" if reason else "one CUDA graph" for reason in captured[name][:1]]
+            _print_line("runs", ", ".join([f"{name} on {runs_on}", *replayed]))
+
+
+def _print_line(name: str, value: object) -> None:
+    print(f"{name:<11} {value}")
