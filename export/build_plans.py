@@ -17,7 +17,7 @@ from rich.console import Console
 
 from export.command_line import add_plan_options, exit_on_sigterm, from_namespace, run_command, show_progress
 from export.plans.builder import PlanOptions
-from export.plans.bundle_plans import BuildProgress, build_plans, open_for
+from export.plans.bundle_plans import BuildReporter, build_plans, open_for
 from runtime.bundle import Bundle, Manifest, new_bundle, record_files, write_manifest
 from runtime.errors import BackendError
 
@@ -41,7 +41,7 @@ def _run(bundle_dir: Path, out: Path, options: PlanOptions) -> None:
     print(f"{out}: {len(Bundle(out, verify=False).manifest.plans)} plans")
 
 
-def add_plans(bundle: Bundle, out: Path, options: PlanOptions, progress: BuildProgress) -> None:
+def add_plans(bundle: Bundle, out: Path, options: PlanOptions, progress: BuildReporter) -> None:
     """Write the bundle with plans of its graphs to ``out``; whatever was there stays until it is complete.
 
     Raises:

@@ -1,4 +1,7 @@
-"""Builds a bundle from a checkpoint: graphs, memory bank, tokenizer, plans and manifest, in a folder whole or not there."""
+"""Builds a bundle from a checkpoint: graphs, memory bank, tokenizer, plans and manifest.
+
+The folder appears when all of it is complete, or not at all.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from export.memory.bank_file import write_memory
 from export.models import BundleNumbers, DecoderModel
 from export.models.decap_decoder import DecapStep
 from export.plans.builder import PlanOptions, open_previous_bundle
-from export.plans.bundle_plans import BuildProgress, build_plans, open_for
+from export.plans.bundle_plans import BuildReporter, build_plans, open_for
 from export.plans.profiles import batch_sizes
 from export.readers import read_checkpoint
 from runtime.backends import BACKENDS
@@ -50,10 +53,10 @@ class BuildOptions:
     Attributes:
         checkpoint_dir: where the checkpoint's files are looked for before they are downloaded.
         backend: the backend that it is for.
-        precision: of the graphs' matrix products.
-        memory_precision: what the memory bank is stored in.
-        max_images: images that the backbone takes at once.
-        max_regions: captions that are decoded at once.
+        precision: the precision of the graphs' matrix products.
+        memory_precision: the precision that the memory bank is stored in.
+        max_images: the most images that the backbone takes at once.
+        max_regions: the most captions that are decoded at once.
         plans: how TensorRT builds; None for a bundle that gets its plans elsewhere, by build_plans.py.
         calibration: a folder of images that show how large activations become; None for a pattern and noise, which is
             not enough for fp8 and int8 of TensorRT.
@@ -72,7 +75,7 @@ class BuildOptions:
 
     @property
     def quantizes_for_gpu(self) -> bool:
-        """Whether Model Optimizer quantizes the backbone, and the other graphs are fp16."""
+        """Whether Model Optimizer quantizes the backbone while the other graphs are fp16."""
         return self.precision not in _FLOATS and BACKENDS[self.backend].device == "cuda"
 
     @property
@@ -87,22 +90,22 @@ class BuildOptions:
 
     @property
     def steps(self) -> int:
-        """How many steps a build reports by `BuildProgress.step`."""
+        """The number of steps that a build reports by `BuildReporter.step`."""
         return 11 if self.has_plans else 7
 
 
 _DEFAULT_OPTIONS = BuildOptions()
 
 
-def build(name: str, out: Path, progress: BuildProgress, options: BuildOptions = _DEFAULT_OPTIONS) -> None:
-    """Builds the bundle of a checkpoint at ``out``; whatever was there stays until the new one is complete.
+def build(name: str, out: Path, progress: BuildReporter, options: BuildOptions = _DEFAULT_OPTIONS) -> None:
+    """Build the bundle of a checkpoint at ``out``; whatever was there stays until the new one is complete.
 
     Raises:
         PatchcaptionError: the checkpoint cannot be read, a graph is not what its module is, ``out`` cannot be written,
             TensorRT is asked for and is not there or refuses a graph.
     """
-    # First, so that what is missing is reported before the minutes that an export takes.
-    _check(options)
+    # Checked first, so that what is missing is reported before the minutes that an export takes.
+    _check_options(options)
     api = open_for(options.precision) if options.has_plans else None
     with new_bundle(out) as folder:
         progress.step(f"reading {name}")
@@ -124,8 +127,8 @@ def build(name: str, out: Path, progress: BuildProgress, options: BuildOptions =
         write_manifest(folder, Manifest.model_validate(dict(manifest) | {"files": record_files(folder)}))
 
 
-def _check(options: BuildOptions) -> None:
-    """Raises if a backend does not have a precision, or what the precision needs was not given."""
+def _check_options(options: BuildOptions) -> None:
+    """Raise if a backend does not have a precision, or what the precision needs was not given."""
     backend, precision = options.backend, options.precision
     quantized = (one for one in BACKENDS[backend].graph_precisions if one not in _FLOATS)
     available = (*_FLOATS, *quantized)
@@ -141,7 +144,7 @@ def _check(options: BuildOptions) -> None:
 
 
 def _check_text_space(checkpoint: Checkpoint) -> None:
-    """Raises if the memory bank is of another space than the decoder."""
+    """Raise if the memory bank is of another space than the decoder."""
     bank = checkpoint.memory
     if bank is not None and bank.text_space not in (None, checkpoint.text_space):
         raise CheckpointError(
@@ -152,7 +155,7 @@ def _check_text_space(checkpoint: Checkpoint) -> None:
 
 
 def _export_graphs(
-    checkpoint: Checkpoint, folder: Path, options: BuildOptions, progress: BuildProgress
+    checkpoint: Checkpoint, folder: Path, options: BuildOptions, progress: BuildReporter
 ) -> dict[EngineName, EngineRecord]:
     precision = options.other_precision
     progress.step("backbone to ONNX, checked against torch")
@@ -187,7 +190,7 @@ def _decap(decoder: DecoderModel) -> tuple[GraphSpec, GraphSpec]:
 
 
 _DECODER_SPECS: Mapping[str, Callable[[DecoderModel], tuple[GraphSpec, GraphSpec]]] = {DecapStep.kind: _decap}
-"""The graphs of a decoder by its kind."""
+"""How to make the graphs of a decoder, by its kind: the greedy step's and the beam step's."""
 
 
 def _manifest(
@@ -196,7 +199,7 @@ def _manifest(
     memory: MemoryConfig | None,
     options: BuildOptions,
 ) -> Manifest:
-    """Returns the manifest without plans and files."""
+    """Return the manifest without plans and files."""
     numbers = BundleNumbers(
         text_space=checkpoint.text_space,
         max_images=options.max_images,

@@ -1,4 +1,4 @@
-"""Checkpoint: what every reader returns."""
+"""The checkpoint, which every reader returns, and its memory bank."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class MemorySource:
     """A memory bank of M caption embeddings (M, D), read block by block: published ones take gigabytes.
 
     Attributes:
-        source: the file or name it comes from.
+        source: the file or name that it comes from.
         width: D.
-        blocks: starts from the beginning and yields the bank's blocks in order.
+        blocks: yields the bank's blocks in order, from the beginning with each call.
         normalize: whether vectors projected onto it get unit length.
         text_space: the space that its embeddings are in; None where its file does not say.
     """
@@ -43,20 +43,20 @@ class MemorySource:
     temperature: float = 0.01
 
     def rows(self) -> Iterator[CaptionedRows]:
-        """Yields the blocks without rows of norm 0, which have no direction (published-system.md, section 5).
+        """Yield the blocks without rows of norm 0, which have no direction (published-system.md, section 5).
 
         Raises:
             CheckpointError: an embedding is not finite, or none is left.
         """
-        is_empty, before = True, 0
+        is_empty, rows_before = True, 0
         for embeddings, captions in self.blocks():
             norms = embeddings.norm(dim=1)
             if not norms.isfinite().all():
                 raise CheckpointError(
                     f"{self.source}: expected finite embeddings, got NaN or infinity in row "
-                    f"{before + int(norms.isfinite().int().argmin())}"
+                    f"{rows_before + int(norms.isfinite().int().argmin())}"
                 )
-            before += len(embeddings)
+            rows_before += len(embeddings)
             kept = norms > 0
             is_empty &= not bool(kept.any())
             if kept.all():
@@ -72,10 +72,10 @@ class Checkpoint:
     """Published weights, read and checked: all that a bundle is built from.
 
     Attributes:
-        source: what the user called it, "demo" for example.
+        source: the name that the user gave, "demo" for example.
         backbone_name: the architecture, by its published name where it has one.
         text_space: the space that the backbone's patches, the memory bank and the decoder share.
-        memory: None for a noise-trained decoder, which takes region vectors as they are.
+        memory: the memory bank; None for a noise-trained decoder, which takes region vectors as they are.
         resize_short_side: what fit="crop" makes of an image's short side, where it is not the backbone's size.
         notes: what the user should know about how it was read.
     """
@@ -92,7 +92,7 @@ class Checkpoint:
 
     @property
     def eos_token_id(self) -> int:
-        """The token that ends a caption."""
+        """The id of the token that ends a caption."""
         end = self.tokenizer.token_to_id(END_TOKEN)
         if end is None:
             raise CheckpointError(f"{self.source}: its tokenizer has no {END_TOKEN}")
@@ -100,25 +100,25 @@ class Checkpoint:
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Makes ``state`` the weights of ``module``, in the module's dtype and without a copy where they have it already.
+    """Make ``state`` the weights of ``module``, in the module's dtype and without a copy where they have it already.
 
     Raises:
-        CheckpointError: says which key of ``source`` is missing, unknown or wrongly shaped.
+        CheckpointError: a key of ``source`` is missing, unknown or wrongly shaped; it names the key.
     """
-    wanted = dict(module.named_parameters())
-    for name, parameter in wanted.items():
+    expected = dict(module.named_parameters())
+    for name, parameter in expected.items():
         if name not in state:
             raise CheckpointError(f"{source}: {name} is missing; expected it with shape {tuple(parameter.shape)}")
         if state[name].shape != parameter.shape:
             raise CheckpointError(
                 f"{source}: {name}: expected shape {tuple(parameter.shape)}, got {tuple(state[name].shape)}"
             )
-    unknown = sorted(set(state) - set(wanted))
+    unknown = sorted(set(state) - set(expected))
     if unknown:
         raise CheckpointError(f"{source}: {unknown[0]} is not a weight of this architecture")
-    fitting = {
+    weights = {
         name: state[name].to(None if parameter.is_meta else parameter.device, parameter.dtype).contiguous()
-        for name, parameter in wanted.items()
+        for name, parameter in expected.items()
     }
-    module.load_state_dict(fitting, assign=True)
+    module.load_state_dict(weights, assign=True)
     module.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Calibration images, which show how large a backbone's activations become."""
+"""Reads calibration images, which show how large a backbone's activations become."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from export.checkpoint import Checkpoint, CheckpointError
 from runtime.errors import ImageError
 from runtime.image import Fit, open_image, prepare
 
-MOST_IMAGES = 128
-"""Ranges hardly change after some tens; each costs a run of the backbone."""
+MAX_IMAGES = 128
+"""Images that are read: ranges hardly change after some tens, and each costs a run of the backbone."""
 
 
 def read_calibration(folder: Path, checkpoint: Checkpoint) -> Tensor:
-    """Returns the images of a folder, in order of their names, as the backbone takes them: (B, S, S, 3) uint8.
+    """Return the images of a folder, in order of their names, as the backbone takes them: (B, S, S, 3) uint8.
 
-    Files with other endings are skipped.
+    Files with the extension of no image format are skipped.
 
     Raises:
         CheckpointError: no folder, or no image in it.
@@ -31,7 +31,7 @@ def read_calibration(folder: Path, checkpoint: Checkpoint) -> Tensor:
     if not files:
         raise CheckpointError(f"--calibration {folder}: expected images like those to be described, found none")
     images = []
-    for file in files[:MOST_IMAGES]:
+    for file in files[:MAX_IMAGES]:
         try:
             pixels, _ = prepare([open_image(file)], checkpoint.backbone.image_size, Fit.STRETCH)
         except ImageError as error:

@@ -1,4 +1,4 @@
-"""Matrix products in int8: weights are rounded when a bundle is built, activations when its graphs run.
+"""Converts matrix products to int8: weights are rounded when a bundle is built, activations when its graphs run.
 
 Weights have a scale for each output, activations one for each row, so that no row depends on the others of its batch.
 All else stays float32: patch embedding, norms, softmax, and attention's products of activations with each other. The
@@ -20,52 +20,53 @@ from onnx_ir.tape import Tape
 
 from export.graphs.attention_fusion import CONTRIB
 
-_WEIGHT_LEVELS = 63
-"""Of 127: x86 CPUs without VNNI add two products of 8 bits in 16, which 2 * 255 * 127 overflows without a word. With 63
-a graph gives the same on every CPU, and is as fast."""
+_MAX_WEIGHT = 63
+"""The largest quantized weight, of 127: x86 CPUs without VNNI add two 8-bit products in 16 bits, which 2 * 255 * 127
+overflows silently. With 63 a graph gives the same on every CPU, and is as fast."""
 
-_LEVELS, _ZERO = 127, 128
+_MAX_ACTIVATION, _ZERO_POINT = 127, 128
 """Activations are unsigned, with 128 for zero: the fast instructions take them so."""
 
-_SMALLEST = 1e-20
-"""A row's largest value, where the row is all zeros and would be divided by them."""
+_MIN_ROW_MAX = 1e-20
+"""Stands for the largest value of a row of zeros, which could not be divided by."""
 
 
 @dataclass(frozen=True)
-class _Weight:
-    """A rounded weight: what it was is ``levels`` (K, N) int8 times ``scales`` (N,)."""
+class _QuantizedWeight:
+    """A rounded weight: ``values`` (K, N) int8 times ``scales`` (N,) is the weight."""
 
-    levels: onnx_ir.Value
+    values: onnx_ir.Value
     scales: onnx_ir.Value
 
 
 def quantize(model: onnx_ir.Model) -> None:
-    """Makes each product with a weight one of int8, and reads an embedding tied to such a weight from it; in place."""
+    """Convert products with weights to int8, and embeddings tied to such weights to look-ups in them; in place."""
     graph = model.graph
-    constants = _Constants(graph)
-    tied: dict[onnx_ir.Value, _Weight] = {}
-    for node in list(_products(graph)):
+    constants = _ConstantPool(graph)
+    tied: dict[onnx_ir.Value, _QuantizedWeight] = {}
+    for node in list(_weight_products(graph)):
         stored = node.inputs[1]
-        weight = _rounded(constants, stored, _is_transposed(node))
+        weight = _quantize_weight(constants, stored, _is_transposed(node))
         if _is_transposed(node):
             tied[stored] = weight
-        _replace(graph, node, *_product(constants, node, weight))
+        _replace(graph, node, *_quantized_product(constants, node, weight))
     for node in list(graph):
         if node.op_type == "Gather" and node.inputs[0] in tied:
-            _replace(graph, node, *_lookup(constants, node, tied[node.inputs[0]]))
+            _replace(graph, node, *_quantized_lookup(constants, node, tied[node.inputs[0]]))
     for value in list(graph.initializers.values()):
         if not value.uses():
             del graph.initializers[value.name]
     model.opset_imports[CONTRIB] = 1
 
 
-class _Constants:
+class _ConstantPool:
     """Makes constants of a graph; those that many nodes use, once."""
 
     def __init__(self, graph: onnx_ir.Graph) -> None:
         self._graph = graph
 
     def add(self, name: str, array: npt.NDArray[Any]) -> onnx_ir.Value:
+        """Return the constant of a name, made of ``array`` when first asked for."""
         if name in self._graph.initializers:
             return self._graph.initializers[name]
         value = onnx_ir.Value(name=name, const_value=onnx_ir.tensor(array, name=name))
@@ -74,11 +75,12 @@ class _Constants:
         return value
 
     def number(self, value: float) -> onnx_ir.Value:
+        """Return a float32 scalar."""
         return self.add(f"number_{value:g}", np.array(value, np.float32))
 
 
-def _products(graph: onnx_ir.Graph) -> Iterator[onnx_ir.Node]:
-    """MatMul and Gemm whose second input is a weight (K, N), or for Gemm (N, K)."""
+def _weight_products(graph: onnx_ir.Graph) -> Iterator[onnx_ir.Node]:
+    """Yield each MatMul and Gemm whose second input is a weight (K, N), or for Gemm (N, K)."""
     for node in graph:
         if node.op_type in ("MatMul", "Gemm"):
             weight = node.inputs[1].const_value
@@ -90,39 +92,45 @@ def _is_transposed(node: onnx_ir.Node) -> bool:
     return "transB" in node.attributes and bool(node.attributes["transB"].as_int())
 
 
-def _rounded(constants: _Constants, stored: onnx_ir.Value, transposed: bool) -> _Weight:
-    values = stored.const_value.numpy()
-    values = values.T if transposed else values
-    scales = np.maximum(np.abs(values).max(axis=0), _SMALLEST) / _WEIGHT_LEVELS
-    levels = np.ascontiguousarray(np.rint(values / scales).astype(np.int8))
+def _quantize_weight(constants: _ConstantPool, stored: onnx_ir.Value, transposed: bool) -> _QuantizedWeight:
+    weight = stored.const_value.numpy()
+    weight = weight.T if transposed else weight
+    scales = np.maximum(np.abs(weight).max(axis=0), _MIN_ROW_MAX) / _MAX_WEIGHT
+    values = np.ascontiguousarray(np.rint(weight / scales).astype(np.int8))
     name = f"{stored.name}.transposed" if transposed else stored.name
-    return _Weight(constants.add(f"{name}.levels", levels), constants.add(f"{name}.scales", scales.astype(np.float32)))
+    return _QuantizedWeight(
+        constants.add(f"{name}.int8", values), constants.add(f"{name}.scales", scales.astype(np.float32))
+    )
 
 
-def _product(constants: _Constants, node: onnx_ir.Node, weight: _Weight) -> tuple[Tape, onnx_ir.Value]:
-    """``node`` on rounded activations: each row is divided by its largest value, and the product multiplied by it."""
+def _quantized_product(
+    constants: _ConstantPool, node: onnx_ir.Node, weight: _QuantizedWeight
+) -> tuple[Tape, onnx_ir.Value]:
+    """Return ``node`` on rounded activations: rows are divided by their largest value, products multiplied by it."""
     tape, activations = Tape(), node.inputs[0]
     last_axis = constants.add("last_axis", np.array([-1]))
-    largest = tape.op("ReduceMax", [tape.op("Abs", [activations]), last_axis], {"keepdims": 1})
-    largest = tape.op("Max", [largest, constants.number(_SMALLEST)])
-    in_levels = tape.op("Mul", [activations, tape.op("Div", [constants.number(_LEVELS), largest])])
-    above_zero = tape.op("Add", [in_levels, constants.number(_ZERO + 0.5)])  # a cast cuts off, so half more rounds
-    levels = tape.op("Cast", [above_zero], {"to": onnx_ir.DataType.UINT8})
-    one_level = constants.number(1 / _LEVELS)
-    zero = constants.add("zero_level", np.array(_ZERO, np.uint8))
-    product = tape.op("MatMulIntegerToFloat", [levels, weight.levels, one_level, weight.scales, zero], domain=CONTRIB)
-    result = tape.op("Mul", [product, largest])
+    row_max = tape.op("ReduceMax", [tape.op("Abs", [activations]), last_axis], {"keepdims": 1})
+    row_max = tape.op("Max", [row_max, constants.number(_MIN_ROW_MAX)])
+    scaled = tape.op("Mul", [activations, tape.op("Div", [constants.number(_MAX_ACTIVATION), row_max])])
+    shifted = tape.op("Add", [scaled, constants.number(_ZERO_POINT + 0.5)])  # a cast truncates, so half more rounds
+    values = tape.op("Cast", [shifted], {"to": onnx_ir.DataType.UINT8})
+    step = constants.number(1 / _MAX_ACTIVATION)
+    zero_point = constants.add("zero_point", np.array(_ZERO_POINT, np.uint8))
+    product = tape.op("MatMulIntegerToFloat", [values, weight.values, step, weight.scales, zero_point], domain=CONTRIB)
+    result = tape.op("Mul", [product, row_max])
     bias = node.inputs[2] if len(node.inputs) == 3 else None
     return tape, result if bias is None else tape.op("Add", [result, bias])
 
 
-def _lookup(constants: _Constants, node: onnx_ir.Node, weight: _Weight) -> tuple[Tape, onnx_ir.Value]:
-    """Embeddings (R, K) of tokens (R,), which are columns of ``weight``."""
+def _quantized_lookup(
+    constants: _ConstantPool, node: onnx_ir.Node, weight: _QuantizedWeight
+) -> tuple[Tape, onnx_ir.Value]:
+    """Return the embeddings (R, K) of tokens (R,), which are columns of ``weight``."""
     tape, tokens = Tape(), node.inputs[1]
-    levels = tape.op("Transpose", [tape.op("Gather", [weight.levels, tokens], {"axis": 1})], {"perm": [1, 0]})
+    values = tape.op("Transpose", [tape.op("Gather", [weight.values, tokens], {"axis": 1})], {"perm": [1, 0]})
     last_axis = constants.add("last_axis", np.array([-1]))
     scales = tape.op("Unsqueeze", [tape.op("Gather", [weight.scales, tokens]), last_axis])
-    return tape, tape.op("Mul", [tape.op("Cast", [levels], {"to": onnx_ir.DataType.FLOAT}), scales])
+    return tape, tape.op("Mul", [tape.op("Cast", [values], {"to": onnx_ir.DataType.FLOAT}), scales])
 
 
 def _replace(graph: onnx_ir.Graph, node: onnx_ir.Node, tape: Tape, result: onnx_ir.Value) -> None:

@@ -1,13 +1,13 @@
-"""FP8 and INT8 for TensorRT: NVIDIA's Model Optimizer puts quantization into a graph, in an environment of its own.
+"""FP8 and INT8 for TensorRT: NVIDIA's Model Optimizer quantizes a graph, in an environment of its own.
 
-It asks for other versions of onnx and onnxruntime than this project has, so it is run as a program and never imported.
+It requires other versions of onnx and onnxruntime than this project, so it is run as a program and never imported.
 """
 
 from __future__ import annotations
 
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -18,7 +18,7 @@ import onnx_ir
 
 from runtime.errors import PatchcaptionError
 
-Quantized: TypeAlias = Literal["fp8", "int8"]
+QuantizedPrecision: TypeAlias = Literal["fp8", "int8"]
 
 _INSTALL = (
     "python -m venv modelopt && modelopt/bin/pip install 'nvidia-modelopt[onnx]', then --modelopt modelopt/bin/python"
@@ -26,12 +26,12 @@ _INSTALL = (
 
 
 class ModelOptError(PatchcaptionError):
-    """Model Optimizer is not there, or could not quantize a graph."""
+    """Model Optimizer is not installed, or could not quantize a graph."""
 
 
 @dataclass(frozen=True)
 class ModelOpt:
-    """The Model Optimizer of an environment.
+    """The Model Optimizer of a Python environment.
 
     Attributes:
         python: the environment's interpreter.
@@ -40,20 +40,20 @@ class ModelOpt:
     python: Path
 
     def check(self) -> None:
-        """Raises ModelOptError if it is not there."""
+        """Raise ModelOptError if it is not installed there."""
         self._run("-c", "import modelopt.onnx.quantization")
 
-    def quantize(self, graph: Path, to: Quantized, feeds: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Quantizes the weights and activations of a float32 graph's products, in place; all else becomes float16.
+    def quantize(self, graph: Path, to: QuantizedPrecision, feeds: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Quantize the weights and activations of a float32 graph's products, in place; all else becomes float16.
 
         Attention's own products stay float16, which TensorRT fuses; in INT8 they would change tokens most, and are not
         fused beyond 512 tokens. LayerNorm stays float32.
 
         Args:
-            feeds: inputs that show how large activations become.
+            feeds: inputs that show how large activations become, by name.
 
         Raises:
-            ModelOptError: with its own last words.
+            ModelOptError: it failed; with the last line of its errors.
         """
         with tempfile.TemporaryDirectory(dir=graph.parent) as name:
             folder = Path(name)
@@ -76,11 +76,9 @@ class ModelOpt:
         except OSError as error:
             raise ModelOptError(f"--modelopt {self.python}: cannot be started ({error.strerror}): {_INSTALL}") from None
         if done.returncode != 0:
-            raise ModelOptError(
-                f"--modelopt {self.python}: {_last_words(done.stderr.splitlines())}; to install it: {_INSTALL}"
-            )
+            raise ModelOptError(f"--modelopt {self.python}: {_last_line(done.stderr)}; to install it: {_INSTALL}")
 
 
-def _last_words(lines: Sequence[str]) -> str:
-    said = [line.strip() for line in lines if line.strip()]
-    return said[-1] if said else "it failed without a word"
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "it failed without an error message"

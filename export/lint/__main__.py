@@ -1,4 +1,4 @@
-"""`python -m export.lint`."""
+"""The command `python -m export.lint`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,30 @@ from dataclasses import asdict
 from pathlib import Path
 
 from export.lint import lint
-from export.lint.finding import Finding, said
+from export.lint.finding import LintFinding, format_version
 from export.lint.support_table import Version
 from runtime.bundle import ShapeRange
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; 0 without errors, 1 with, 2 for a mistake in it."""
-    parser = argparse.ArgumentParser(prog="lint", description="Look for what TensorRT will not take in ONNX graphs.")
+    """Run the command; return 0 without errors in the graphs, 1 with some, 2 if it could not run."""
+    options = _parser().parse_args(arguments)
+    try:
+        ranges = json.loads(options.ranges.read_text(encoding="utf-8")) if options.ranges else {}
+        findings = {str(path): lint(path, options.tensorrt, options.profile, ranges) for path in options.graphs}
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if options.json:
+        flat = [{"graph": path, **asdict(finding)} for path, of_graph in findings.items() for finding in of_graph]
+        print(json.dumps(flat, indent=2))
+    else:
+        _print_findings(findings, options.tensorrt)
+    return int(any(finding.severity == "error" for of_graph in findings.values() for finding in of_graph))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lint", description="Find what TensorRT will not accept in ONNX graphs.")
     parser.add_argument("graphs", type=Path, nargs="+", metavar="MODEL.onnx")
     parser.add_argument("--tensorrt", type=_version, default=(10, 3), metavar="10.3", help="default: 10.3, JetPack 6's")
     parser.add_argument(
@@ -26,33 +42,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="append",
         default=[],
         metavar="NAME=1x3:4x3:8x3,...",
-        help="shapes at least, at best and at most, of all dynamic inputs; several for several profiles",
+        help="min, opt and max shapes of all dynamic inputs; repeat it for several profiles",
     )
-    parser.add_argument(
-        "--ranges", type=Path, metavar="JSON", help="largest absolute values that were measured, by tensor"
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON list")
-    options = parser.parse_args(arguments)
-    try:
-        ranges = json.loads(options.ranges.read_text(encoding="utf-8")) if options.ranges else {}
-        found = {str(path): lint(path, options.tensorrt, options.profile, ranges) for path in options.graphs}
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if options.json:
-        flat = [{"graph": path, **asdict(finding)} for path, findings in found.items() for finding in findings]
-        print(json.dumps(flat, indent=2))
-    else:
-        _print(found, options.tensorrt)
-    return int(any(finding.severity == "error" for findings in found.values() for finding in findings))
+    parser.add_argument("--ranges", type=Path, metavar="JSON", help="the largest absolute values measured, by tensor")
+    parser.add_argument("--json", action="store_true", help="print one JSON list")
+    return parser
 
 
-def _print(found: Mapping[str, Sequence[Finding]], version: Version) -> None:
-    for path, findings in found.items():
-        for finding in findings:
+def _print_findings(findings: Mapping[str, Sequence[LintFinding]], version: Version) -> None:
+    for path, of_graph in findings.items():
+        for finding in of_graph:
             print(f"{path}: {finding}")
-        if not any(finding.severity == "error" for finding in findings):
-            print(f"{path}: will likely parse in TensorRT {said(version)}")
+        if not any(finding.severity == "error" for finding in of_graph):
+            print(f"{path}: will likely parse in TensorRT {format_version(version)}")
 
 
 def _version(text: str) -> Version:
@@ -66,7 +68,7 @@ def _profile(text: str) -> dict[str, ShapeRange]:
     try:
         pairs = [part.split("=") for part in text.split(",")]
         shapes = {name: [tuple(map(int, shape.split("x"))) for shape in given.split(":")] for name, given in pairs}
-        return {name: ShapeRange(min=low, opt=best, max=high) for name, (low, best, high) in shapes.items()}
+        return {name: ShapeRange(min=low, opt=typical, max=high) for name, (low, typical, high) in shapes.items()}
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"expected NAME=1x3:4x3:8x3,..., got {text!r}: {error}") from None
 

@@ -1,4 +1,4 @@
-"""What rules look at and what they give."""
+"""The lint context, and the findings that rules report."""
 
 from __future__ import annotations
 
@@ -16,34 +16,36 @@ from runtime.bundle import ShapeRange
 Severity: TypeAlias = Literal["error", "warning"]
 Profiles: TypeAlias = Sequence[Mapping[str, ShapeRange]]
 
+_MAX_KEPT_ELEMENTS = 1024
+
 
 @dataclass(frozen=True)
-class Finding:
+class LintFinding:
     """Something that TensorRT will refuse (error) or do badly (warning).
 
     Attributes:
-        rule: its name.
-        place: the node, input or graph.
-        what: what is there, what was expected, and the fix.
+        rule: the rule's name.
+        location: the node, tensor, profile or graph.
+        message: what is there, what was expected, and the fix.
     """
 
     severity: Severity
     rule: str
-    place: str
-    what: str
+    location: str
+    message: str
 
     def __str__(self) -> str:
-        return f"{self.severity}: {self.rule}: {self.place}: {self.what}"
+        return f"{self.severity}: {self.rule}: {self.location}: {self.message}"
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A graph and what it is looked at for.
+class LintContext:
+    """A graph and what it is checked for.
 
     Attributes:
-        version: of TensorRT.
-        profiles: the shapes it is to take.
-        ranges: the largest absolute values that were measured of its tensors.
+        version: TensorRT's version.
+        profiles: the shapes that the graph is to accept.
+        ranges: the largest absolute values that were measured, by tensor.
     """
 
     model: onnx_ir.Model
@@ -53,34 +55,41 @@ class Subject:
 
     @property
     def graph(self) -> onnx_ir.Graph:
+        """The model's graph."""
         return self.model.graph
 
 
-def error(rule: str, node: onnx_ir.Node, what: str) -> Finding:
-    return Finding("error", rule, place(node), what)
+def error(rule: str, node: onnx_ir.Node, message: str) -> LintFinding:
+    """Return an error at a node."""
+    return LintFinding("error", rule, describe_node(node), message)
 
 
-def warning(rule: str, node: onnx_ir.Node, what: str) -> Finding:
-    return Finding("warning", rule, place(node), what)
+def warning(rule: str, node: onnx_ir.Node, message: str) -> LintFinding:
+    """Return a warning at a node."""
+    return LintFinding("warning", rule, describe_node(node), message)
 
 
-def place(node: onnx_ir.Node) -> str:
+def describe_node(node: onnx_ir.Node) -> str:
+    """Return a node's name and operator for messages: "node 'mul_3' (Mul)"."""
     return f"node {node.name!r} ({node.op_type})"
 
 
-def said(version: Version | None) -> str:
-    return ".".join(map(str, version or ()))
+def format_version(version: Version) -> str:
+    """Return a version as users write it: "10.3"."""
+    return ".".join(map(str, version))
 
 
 def without_weights(model: onnx_ir.Model) -> onnx.ModelProto:
-    """A graph whose large weights are inputs, so that it is small; shapes are computed all the same."""
+    """Return the graph with its large weights as inputs: small, but with all that shape inference needs."""
     proto = onnx_ir.to_proto(model)
-    large = [one for one in proto.graph.initializer if int(np.prod(one.dims)) > 1024]
-    kept = [one for one in proto.graph.initializer if int(np.prod(one.dims)) <= 1024]
+    weights = list(proto.graph.initializer)
+    large = [weight for weight in weights if int(np.prod(weight.dims)) > _MAX_KEPT_ELEMENTS]
+    small = [weight for weight in weights if int(np.prod(weight.dims)) <= _MAX_KEPT_ELEMENTS]
     del proto.graph.initializer[:]
-    proto.graph.initializer.extend(kept)
+    proto.graph.initializer.extend(small)
     known = {value.name for value in proto.graph.input}
-    for one in large:
-        if one.name not in known:
-            proto.graph.input.append(onnx.helper.make_tensor_value_info(one.name, one.data_type, list(one.dims)))
+    for weight in large:
+        if weight.name not in known:
+            info = onnx.helper.make_tensor_value_info(weight.name, weight.data_type, list(weight.dims))
+            proto.graph.input.append(info)
     return proto

@@ -1,4 +1,4 @@
-"""Rules on operators: whether a version has them, and takes them as they are used."""
+"""Rules on operators: whether a version of TensorRT has them, and accepts the way they are used."""
 
 from __future__ import annotations
 
@@ -6,56 +6,57 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from export.lint.finding import Finding, Subject, error, said
+from export.lint.finding import LintContext, LintFinding, error, format_version
 from export.lint.support_table import (
     CONSTANT_INPUTS,
     CONTROL_FLOW,
     DATA_DEPENDENT,
-    LARGEST_K,
-    NEWEST_IR,
+    MAX_IR_VERSION,
+    MAX_K,
     newest_opset,
-    support,
+    supported_since,
 )
 
 
-def opset(subject: Subject) -> Iterator[Finding]:
-    newest = newest_opset(subject.version)
-    opset = subject.model.opset_imports.get("", 1)
+def check_opset(context: LintContext) -> Iterator[LintFinding]:
+    """Check that TensorRT reads the graph's opset and IR version."""
+    newest = newest_opset(context.version)
+    opset = context.model.opset_imports.get("", 1)
     if opset > newest:
-        yield Finding(
-            "error", "opset", "graph", f"opset {opset}; TensorRT {said(subject.version)} reads up to {newest}"
-        )
-    if subject.model.ir_version > NEWEST_IR:
-        what = f"IR version {subject.model.ir_version}; expected at most {NEWEST_IR}; set it when exporting"
-        yield Finding("error", "opset", "graph", what)
+        message = f"opset {opset}; TensorRT {format_version(context.version)} reads up to {newest}"
+        yield LintFinding("error", "opset", "graph", message)
+    if context.model.ir_version > MAX_IR_VERSION:
+        message = f"IR version {context.model.ir_version}; expected at most {MAX_IR_VERSION}; set it when exporting"
+        yield LintFinding("error", "opset", "graph", message)
 
 
-def operators(subject: Subject) -> Iterator[Finding]:
-    for node in subject.graph:
+def check_operators(context: LintContext) -> Iterator[LintFinding]:
+    """Check that TensorRT has every operator."""
+    for node in context.graph:
         if node.domain not in ("", "ai.onnx"):
             yield error("operator", node, f"of the domain {node.domain}; build the graph with ONNX's own operators")
             continue
-        found = support(node.op_type, subject.version)
-        if not found.is_there:
-            since = f"has it from {said(found.since)} on" if found.since else "has it in no version"
-            yield error("operator", node, f"TensorRT {said(subject.version)} lacks it; it {since}")
+        since = supported_since(node.op_type)
+        if since is None or since > context.version:
+            available = f"has it from {format_version(since)} on" if since else "has it in no version"
+            yield error("operator", node, f"TensorRT {format_version(context.version)} lacks it; it {available}")
 
 
-def constants(subject: Subject) -> Iterator[Finding]:
-    """Inputs that must be known when the engine is built."""
-    for node in subject.graph:
-        place, called = CONSTANT_INPUTS.get(node.op_type, (0, ""))
-        if called and place < len(node.inputs) and node.inputs[place] is not None:
-            value = node.inputs[place].const_value
+def check_constant_inputs(context: LintContext) -> Iterator[LintFinding]:
+    """Check that inputs that TensorRT must know when it builds an engine are constants."""
+    for node in context.graph:
+        index, name = CONSTANT_INPUTS.get(node.op_type, (0, ""))
+        if name and index < len(node.inputs) and node.inputs[index] is not None:
+            value = node.inputs[index].const_value
             if value is None:
-                yield error("constant", node, f"{called} is computed; it must be a constant")
-            elif called == "K" and int(value.numpy().max()) > LARGEST_K:
-                yield error("restriction", node, f"K is {int(value.numpy().max())}; expected at most {LARGEST_K}")
+                yield error("constant", node, f"{name} is computed; it must be a constant")
+            elif name == "K" and int(value.numpy().max()) > MAX_K:
+                yield error("restriction", node, f"K is {int(value.numpy().max())}; expected at most {MAX_K}")
 
 
-def attention(subject: Subject) -> Iterator[Finding]:
-    """The operator Attention takes no cache, gives one output, and is causal or masked."""
-    for node in subject.graph:
+def check_attention(context: LintContext) -> Iterator[LintFinding]:
+    """Check that the operator Attention has no cache, one output, and either a mask or is causal."""
+    for node in context.graph:
         if node.op_type != "Attention" or node.domain not in ("", "ai.onnx"):
             continue
         given = [value is not None for value in node.inputs]
@@ -70,8 +71,9 @@ def attention(subject: Subject) -> Iterator[Finding]:
             yield error("restriction", node, "has a softcap; compute it in primitives")
 
 
-def resize(subject: Subject) -> Iterator[Finding]:
-    for node in subject.graph:
+def check_resize(context: LintContext) -> Iterator[LintFinding]:
+    """Check that Resize neither antialiases nor is cubic."""
+    for node in context.graph:
         if node.op_type != "Resize":
             continue
         mode = node.attributes["mode"].as_string() if "mode" in node.attributes else "nearest"
@@ -81,20 +83,30 @@ def resize(subject: Subject) -> Iterator[Finding]:
             yield error("restriction", node, "is cubic; expected nearest or linear, or bake the result into the graph")
 
 
-def quantization(subject: Subject) -> Iterator[Finding]:
-    for node in subject.graph:
+def check_quantization(context: LintContext) -> Iterator[LintFinding]:
+    """Check that quantization is symmetric."""
+    for node in context.graph:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear") and len(node.inputs) > 2 and node.inputs[2]:
-            zero = node.inputs[2].const_value
-            if zero is None or np.any(zero.numpy().astype(np.float32) != 0):
+            zero_point = node.inputs[2].const_value
+            if zero_point is None or np.any(zero_point.numpy().astype(np.float32) != 0):
                 yield error("restriction", node, "its zero point is not 0; quantize symmetrically")
 
 
-def capture(subject: Subject) -> Iterator[Finding]:
-    for node in subject.graph:
+def check_graph_capture(context: LintContext) -> Iterator[LintFinding]:
+    """Check that a run of the graph can be captured as a CUDA graph."""
+    for node in context.graph:
         if node.op_type in DATA_DEPENDENT:
             yield error("capture", node, "its output's shape depends on values: no CUDA graph can hold it")
         elif node.op_type in CONTROL_FLOW:
             yield error("capture", node, "is control flow: no CUDA graph can hold it")
 
 
-RULES = (opset, operators, constants, attention, resize, quantization, capture)
+RULES = (
+    check_opset,
+    check_operators,
+    check_constant_inputs,
+    check_attention,
+    check_resize,
+    check_quantization,
+    check_graph_capture,
+)

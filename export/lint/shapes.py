@@ -1,4 +1,4 @@
-"""Rules on shapes: profiles that cover what is dynamic, and agree with each other."""
+"""Rules on shapes: profiles that cover every dynamic dimension and agree with each other."""
 
 from __future__ import annotations
 
@@ -7,31 +7,28 @@ from collections.abc import Iterator, Mapping
 import onnx
 import onnx_ir
 
-from export.lint.finding import Finding, Subject, without_weights
+from export.lint.finding import LintContext, LintFinding, without_weights
 from runtime.bundle import ShapeRange
 
 
-def profiles(subject: Subject) -> Iterator[Finding]:
-    """Every dynamic dimension has a range in each profile, and shapes resolve at all of its points."""
+def check_profiles(context: LintContext) -> Iterator[LintFinding]:
+    """Check that every dynamic dimension has a range in each profile, and that shapes resolve at all of its points."""
     dynamic = {
-        str(value.name): value
-        for value in subject.graph.inputs
-        if any(not isinstance(size, int) for size in value.shape)
+        str(value.name) for value in context.graph.inputs if any(not isinstance(size, int) for size in value.shape)
     }
-    for number, profile in enumerate(subject.profiles):
-        place, broken = f"profile {number}", False
-        for name in [*(dynamic.keys() - profile.keys())]:
-            broken = True
-            yield Finding("error", "profile", place, f"does not cover {name}, which has dynamic dimensions")
+    for number, profile in enumerate(context.profiles):
+        location = f"profile {number}"
+        messages = [f"does not cover {name}, which has dynamic dimensions" for name in dynamic - profile.keys()]
         for name, shapes in profile.items():
-            for what in _misfits(subject.graph, name, shapes):
-                broken = True
-                yield Finding("error", "profile", place, what)
-        if not broken:
-            yield from _resolved(subject, place, profile)
+            messages += _find_misfits(context.graph, name, shapes)
+        if messages:
+            yield from (LintFinding("error", "profile", location, message) for message in messages)
+        else:
+            yield from _check_points(context, location, profile)
 
 
-def _misfits(graph: onnx_ir.Graph, name: str, shapes: ShapeRange) -> Iterator[str]:
+def _find_misfits(graph: onnx_ir.Graph, name: str, shapes: ShapeRange) -> Iterator[str]:
+    """Yield a message if the input of that name cannot have these shapes."""
     value = next((one for one in graph.inputs if one.name == name), None)
     if value is None:
         yield f"names {name}, which is no input"
@@ -43,41 +40,45 @@ def _misfits(graph: onnx_ir.Graph, name: str, shapes: ShapeRange) -> Iterator[st
             return
 
 
-def _resolved(subject: Subject, place: str, profile: Mapping[str, ShapeRange]) -> Iterator[Finding]:
-    """Names of dimensions have one size at each point, and every tensor's shape follows from them."""
+def _check_points(context: LintContext, location: str, profile: Mapping[str, ShapeRange]) -> Iterator[LintFinding]:
+    """Check that a dimension has one size at each point, and that every output's shape follows from the sizes."""
     for point in ("min", "opt", "max"):
         sizes: dict[str, int] = {}
-        for value in subject.graph.inputs:
+        for value in context.graph.inputs:
             if value.name not in profile:
                 continue
             shape = getattr(profile[str(value.name)], point)
             for dimension, size in zip(value.shape, shape, strict=True):
-                if not isinstance(dimension, int) and sizes.setdefault(str(dimension), size) != size:
-                    what = f"{dimension} is {sizes[str(dimension)]} in one input and {size} in {value.name} at {point}"
-                    yield Finding("error", "profile", place, what)
+                known = size if isinstance(dimension, int) else sizes.setdefault(str(dimension), size)
+                if known != size:
+                    message = f"{dimension} is {known} in one input and {size} in {value.name} at {point}"
+                    yield LintFinding("error", "profile", location, message)
                     return
-        yield from _inferred(subject, place, point, profile)
+        yield from _check_inference(context, location, point, profile)
 
 
-def _inferred(subject: Subject, place: str, point: str, profile: Mapping[str, ShapeRange]) -> Iterator[Finding]:
-    model = without_weights(subject.model)
+def _check_inference(
+    context: LintContext, location: str, point: str, profile: Mapping[str, ShapeRange]
+) -> Iterator[LintFinding]:
+    """Check that shape inference gives every output a shape at one point of a profile."""
+    model = without_weights(context.model)
     for value in model.graph.input:
         if value.name in profile:
-            for dimension, size in zip(
-                value.type.tensor_type.shape.dim, getattr(profile[value.name], point), strict=True
-            ):
+            dimensions, shape = value.type.tensor_type.shape.dim, getattr(profile[value.name], point)
+            for dimension, size in zip(dimensions, shape, strict=True):
                 dimension.dim_value = size
     del model.graph.value_info[:]
     for value in model.graph.output:
         value.type.tensor_type.ClearField("shape")
     try:
         inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
-    except onnx.shape_inference.InferenceError as wrong:
-        yield Finding("error", "profile", place, f"at {point}: {' '.join(str(wrong).split())[:300]}")
+    except onnx.shape_inference.InferenceError as failure:
+        yield LintFinding("error", "profile", location, f"at {point}: {' '.join(str(failure).split())[:300]}")
         return
     for value in inferred.graph.output:
         if not all(dimension.HasField("dim_value") for dimension in value.type.tensor_type.shape.dim):
-            yield Finding("warning", "profile", place, f"at {point}: the shape of {value.name} cannot be inferred")
+            message = f"at {point}: the shape of {value.name} cannot be inferred"
+            yield LintFinding("warning", "profile", location, message)
 
 
-RULES = (profiles,)
+RULES = (check_profiles,)

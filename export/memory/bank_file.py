@@ -28,11 +28,13 @@ MAX_ERROR = 1e-3
 def write_memory(
     memory: MemorySource, folder: Path, text_space: str, precision: StoragePrecision = "fp32"
 ) -> MemoryConfig:
-    """Writes memory.safetensors (embeddings (M, D), inverse_norms (M,), scales (M,) where there are) and captions.jsonl;
-    where rounding leaves something, memory_residual.safetensors (residual (M, D), scales (M,)) too.
+    """Write a bank's embeddings, captions and, in less than float32, residuals.
+
+    memory.safetensors has embeddings (M, D), inverse_norms (M,) and, with int8 and float16, scales (M,);
+    memory_residual.safetensors has residual (M, D) and scales (M,); captions.jsonl has one caption a line.
 
     Raises:
-        CheckpointError: the bank cannot be read, or would lose more than `MAX_ERROR` in that precision.
+        CheckpointError: the bank cannot be read, or projected vectors would differ by more than `MAX_ERROR`.
     """
     generator = torch.Generator().manual_seed(0)
     top_k, max_error, count = REFINE_TOP_K[precision], 0.0, 0
@@ -70,7 +72,7 @@ def write_memory(
 
 
 def _check_error(memory: MemorySource, block: QuantizedRows, precision: StoragePrecision) -> None:
-    """Raises if projected vectors would differ from those of float32 rows by more than allowed."""
+    """Raise if projected vectors would differ from those of float32 rows by more than allowed."""
     error = block.max_residual_error * math.hypot(1 / (math.sqrt(memory.width) * memory.temperature), 1)
     if error > MAX_ERROR:
         raise CheckpointError(
@@ -96,13 +98,13 @@ class _RowsFile:
         file.write(bytes(8 + _HEADER_BYTES))
 
     def add(self, rows: Tensor, **columns: Tensor) -> None:
-        """Writes rows (m, D), and keeps their columns (m,) for the end."""
+        """Write rows (m, D), and keep their columns (m,) for the end."""
         self._file.write(rows.contiguous().view(torch.uint8).numpy().data)
         for name, column in columns.items():
             self._columns.setdefault(name, []).append(column)
 
     def finish(self, number_format: NumberFormat) -> None:
-        """Writes the columns and the header."""
+        """Write the columns and the header."""
         columns = {name: torch.cat(parts).numpy().astype("<f4") for name, parts in self._columns.items()}
         count = len(next(iter(columns.values())))
         end = count * self._width * number_format.bytes

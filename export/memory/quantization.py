@@ -1,7 +1,7 @@
 """Stochastic rounding of memory rows to fewer bits, and the residual that rounding leaves.
 
-Values are rounded up or down at random, by their distance to either: errors then have no direction, whatever the rows are
-(with many zeros, or all alike), and what a row's error does to its cosine with a vector is known by chance.
+Values are rounded up or down at random, with probabilities by their distance to either: errors then have no direction,
+whatever the rows are (with many zeros, or all alike), and the distribution of a cosine's error is known.
 
 Shapes: m rows, D width.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 from runtime.bundle.dtypes import StoragePrecision
 
 REFINE_TOP_K: dict[StoragePrecision, int] = {"fp32": 0, "fp16": 256, "bf16": 1024, "int8": 4096}
-"""Rows refined with the residual per region; coarser storage needs more."""
+"""Rows refined with the residual per region, by precision; coarser storage needs more."""
 
 _MAX_INT8 = 127  # on both sides of 0
 _MIN_SCALE = 1e-30
@@ -44,7 +44,7 @@ class QuantizedRows:
 
 
 def quantize_rows(rows: Tensor, precision: StoragePrecision, generator: torch.Generator) -> QuantizedRows:
-    """Rounds rows (m, D) float32, none of them zero, to a precision."""
+    """Round rows (m, D) float32, none of them zero, to a precision."""
     if precision == "fp32":
         return QuantizedRows(rows)
     scales = None
@@ -67,7 +67,7 @@ def quantize_rows(rows: Tensor, precision: StoragePrecision, generator: torch.Ge
 
 
 def _drop_low_bits(rows: Tensor, dropped: int, generator: torch.Generator) -> Tensor:
-    """Returns rows in float32 without their low bits; adding random low bits first carries as often as it should."""
+    """Return rows in float32 without their low bits; adding random low bits first carries as often as it should."""
     bits = rows.contiguous().view(torch.int32)
     carried = bits + torch.randint(0, 2**dropped, bits.shape, generator=generator, dtype=torch.int32)
     return (carried & -(2**dropped)).view(torch.float32)

@@ -1,4 +1,4 @@
-"""What the exporter and the bundle builder need of a model, whatever its family."""
+"""The interface of models: what the exporter and the bundle builder need, whatever the family."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class BundleNumbers:
     """The numbers of a bundle that its user chooses, and the text space that its parts share.
 
     Attributes:
+        precision: the precision of the decoder's graphs, and so of its cache.
         resize_short_side: what fit="crop" makes of an image's short side, where it is not the backbone's size.
-        precision: of the decoder's graphs, and so of its cache.
     """
 
     text_space: str
@@ -47,11 +47,11 @@ class BackboneModel(nn.Module):
 
     @property
     def last_block(self) -> nn.Module:
-        """The block that regions pass once more when they are re-encoded: (x, token_mask) to (x, ...)."""
+        """The block that re-encoded regions pass once more: called with x and a token mask, it returns x first."""
         raise NotImplementedError
 
     def manifest_entry(self, name: str, numbers: BundleNumbers) -> BackboneConfig:
-        """Returns what the manifest says of the backbone.
+        """Return what the manifest says of the backbone.
 
         Args:
             name: its published name.
@@ -74,5 +74,5 @@ class DecoderModel(nn.Module):
         raise NotImplementedError
 
     def manifest_entry(self, eos_token_id: int, numbers: BundleNumbers) -> DecoderConfig:
-        """Returns what the manifest says of the decoder."""
+        """Return what the manifest says of the decoder."""
         raise NotImplementedError

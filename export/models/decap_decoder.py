@@ -21,7 +21,7 @@ PUBLISHED_HEADS = 4
 PUBLISHED_STEPS = 30
 
 _MAX_BLOCK = 512
-"""Tokens of the vocabulary that are searched at once for the best: about the square root of a published one."""
+"""The most tokens that are searched at once for the best: about the square root of a published vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,7 @@ class DecapStep(DecoderModel):
     def __init__(self, config: DecapConfig) -> None:
         super().__init__()
         self.config = config
-        words = config.text_vocab_size
-        self.block = max(width for width in range(1, _MAX_BLOCK + 1) if words % width == 0)
+        self.block_size = max(size for size in range(1, _MAX_BLOCK + 1) if config.text_vocab_size % size == 0)
         self.decoder = Gpt2(config)
         self.clip_project = ClipProject(config)
 
@@ -86,9 +85,10 @@ class DecapStep(DecoderModel):
         return self.config.prefix_width
 
     def forward(self, vectors: Tensor, input_ids: Tensor, position: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
-        """
+        """Return the next tokens of R regions and what they add to the cache.
+
         Args:
-            vectors: (R, D).
+            vectors: what to caption (R, D).
             input_ids: the tokens chosen last (R,) int64; not read at position 0.
             position: the position to compute (1,) int64, from 0.
             past: for each layer its past keys, then its past values, (R, H, P, d) each, filled below ``position``.
@@ -104,7 +104,7 @@ class DecapStep(DecoderModel):
     def logits(
         self, vectors: Tensor, input_ids: Tensor, position: Tensor, past: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        """Returns the logits (R, V) of the whole vocabulary, and the new cache entries; arguments as in `forward`."""
+        """Return the logits (R, V) of the whole vocabulary, and the new cache entries; arguments as in `forward`."""
         gpt = self.decoder.transformer
         x = torch.where(position == 0, self.clip_project.model(vectors), gpt.wte(input_ids)) + gpt.wpe(position)
         is_past = torch.arange(self.config.max_new_tokens) < position
@@ -131,26 +131,27 @@ class DecapStep(DecoderModel):
         )
 
     def _best(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the index (R,) and the value (R,) of the largest of ``logits`` (R, words), the first of equals.
+        """Return the index (R,) and the value (R,) of the largest of ``logits`` (R, V), the first of equals.
 
         In two steps, the best block and the best in it: runtimes reduce a long row well, but few find its index well
         (OpenVINO takes 10 times as long for it as for the matrix product before it).
         """
-        blocks = logits.unflatten(-1, (-1, self.block))
+        blocks = logits.unflatten(-1, (-1, self.block_size))
         best, block = blocks.amax(dim=-1).max(dim=-1)
-        inside = torch.gather(blocks, 1, block[:, None, None].expand(-1, 1, self.block))[:, 0]
-        return block * self.block + inside.argmax(dim=-1), best
+        inside = torch.gather(blocks, 1, block[:, None, None].expand(-1, 1, self.block_size))[:, 0]
+        return block * self.block_size + inside.argmax(dim=-1), best
 
 
 class DecapBeamStep(nn.Module):
-    """The same step with the same weights, for searches that rank several next tokens."""
+    """One step of the decoder for searches that rank several next tokens, with the weights of the greedy step."""
 
     def __init__(self, decoder: DecapStep) -> None:
         super().__init__()
         self.greedy = decoder
 
     def forward(self, vectors: Tensor, input_ids: Tensor, position: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
-        """
+        """Return the log-probabilities of R regions' next tokens and what they add to the cache.
+
         Returns:
             the log-probability of each token that has text (R, text vocabulary), and the new cache entries; arguments
             and entries as in `DecapStep.forward`.

@@ -1,7 +1,9 @@
 """DINOv2 (with registers) as one graph: 8-bit pixels in, normed tokens and cls attention logits out.
 
-Module names are those of facebookresearch/dinov2, so a published state dict loads as it is (published-system.md, section 2).
-Shapes: B images, S input side, G = S / patch size, N = G * G patches, T = 1 cls + registers + N tokens, D width, H heads.
+Module names are facebookresearch/dinov2's, so published state dicts load as they are (published-system.md, section 2).
+
+Shapes: B images, S input side, G = S / patch size, N = G * G patches, T = 1 cls + registers + N tokens, D width,
+H heads.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ class Dinov2Config:
 
     @property
     def token_layout(self) -> TokenLayout:
-        """Which token is what."""
+        """The order of the tokens: cls, registers, patches."""
         return TokenLayout.with_cls(self.num_registers, self.grid)
 
 
@@ -93,12 +95,12 @@ class Dinov2Backbone(BackboneModel):
         return self.blocks[-1]
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """RGB pixels (B, S, S, 3) uint8 to normed tokens (B, T, D) and cls attention logits (B, H, N).
+        """Return normed tokens (B, T, D) and cls attention logits (B, H, N) of RGB pixels (B, S, S, 3) uint8.
 
         The logits are the scaled products of the cls query with each patch key in the last block, before any softmax
         (published-system.md, section 3).
         """
-        # Cast first: TensorRT takes uint8 at the input only, and refuses to move it.
+        # The cast comes first: TensorRT accepts uint8 at the input only, and refuses to transpose it.
         images = (pixel_values.to(self.mean.dtype).permute(0, 3, 1, 2) / 255 - self.mean) / self.std
         patches = self.patch_embed(images)
         cls = self.cls_token.expand(patches.shape[0], -1, -1)
@@ -140,10 +142,10 @@ class Dinov2Backbone(BackboneModel):
 
 
 def resize_position_embedding(pos_embed: Tensor, grid: int, has_registers: bool) -> Tensor:
-    """Returns a position embedding (1, 1 + g * g, D) resized to another grid: (1, 1 + grid * grid, D).
+    """Return a position embedding (1, 1 + g * g, D) resized to another grid: (1, 1 + grid * grid, D).
 
-    Bicubic, by DINOv2's two rules (published-system.md, section 2): models with registers resize to the grid with antialiasing, models
-    without by a scale factor with an offset of 0.1 and without antialiasing.
+    Bicubic, by DINOv2's two rules (published-system.md, section 2): models with registers resize to the grid with
+    antialiasing, models without by a scale factor with an offset of 0.1 and without antialiasing.
     """
     trained = round((pos_embed.shape[1] - 1) ** 0.5)
     if trained == grid:

@@ -38,9 +38,9 @@ class Gpt2Attention(nn.Module):
     def forward(
         self, x: Tensor, past_key: Tensor, past_value: Tensor, is_past: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """One position (R, E) over a cache (R, H, P, d) of which ``is_past`` (P,) bool is filled.
+        """Return the attended values (R, E) of one position (R, E), and its own key and value (R, H, 1, d).
 
-        Returns the attended values (R, E), and the position's own key and value (R, H, 1, d) for the cache.
+        It attends to itself and to a cache (R, H, P, d) of which ``is_past`` (P,) bool is filled.
         """
         query, key, value = self.c_attn(x).unflatten(-1, (3, self.num_heads, 1, -1)).unbind(1)
         query = query * query.shape[-1] ** -0.5
@@ -77,7 +77,7 @@ class Gpt2Block(nn.Module):
     def forward(
         self, x: Tensor, past_key: Tensor, past_value: Tensor, is_past: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """As `Gpt2Attention.forward`."""
+        """Return x (R, E) after the layer, and the position's own key and value; see `Gpt2Attention.forward`."""
         attended, key, value = self.attn(self.ln_1(x), past_key, past_value, is_past)
         x = x + attended
         return x + self.mlp(self.ln_2(x)), key, value
@@ -95,7 +95,7 @@ class Gpt2Transformer(nn.Module):
 
 
 def log_sum_exp(logits: Tensor) -> Tensor:
-    """Returns the log of the sum of exponentials over the last axis.
+    """Return the log of the sum of exponentials over the last axis.
 
     Not torch.logsumexp, which becomes a chain of guards against infinities in ONNX.
     """

@@ -20,7 +20,7 @@ class Reencoder(nn.Module):
         self.width = backbone.output_dim
 
     def forward(self, tokens: Tensor, token_mask: Tensor, token_weights: Tensor) -> Tensor:
-        """Normed tokens (R, K, D), their mask (R, K) bool and their weights (R, K) to vectors (R, D).
+        """Return vectors (R, D) of normed tokens (R, K, D), their mask (R, K) bool and their weights (R, K).
 
         No position embedding before and no norm after the block, as published.
         """

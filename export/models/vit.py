@@ -24,7 +24,7 @@ class VitAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, token_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(B, T, D) to (B, T, D), and the projected queries, keys and values (B, T, 3 * D).
+        """Return attended x (B, T, D), and the projected queries, keys and values (B, T, 3 * D), for x (B, T, D).
 
         Tokens outside ``token_mask`` (B, T) are not attended to.
         """
@@ -36,7 +36,7 @@ class VitAttention(nn.Module):
 
 
 def _attend_explicitly(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention (B, H, T, d) in the few operators that runtimes know and fuse.
+    """Return attended values (B, H, T, d), in the few operators that runtimes know and fuse.
 
     The scale is on the queries, and masked logits are finite in float16 too.
     """
@@ -83,7 +83,7 @@ class SwiGlu(nn.Module):
 
 
 class VitBlock(nn.Module):
-    """Norm, attention, scale; norm, feed-forward, scale.
+    """A pre-norm transformer block whose attention and feed-forward layer are each scaled by channel.
 
     Args:
         swiglu_width: hidden width of a gated feed-forward layer; None for a plain one.
@@ -99,7 +99,7 @@ class VitBlock(nn.Module):
         self.ls2 = LayerScale(width)
 
     def forward(self, x: Tensor, token_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(B, T, D) to (B, T, D), and the attention's queries, keys and values (B, T, 3 * D)."""
+        """Return x (B, T, D) after the block, and the attention's queries, keys and values (B, T, 3 * D)."""
         attended, qkv = self.attn(self.norm1(x), token_mask)
         x = x + self.ls1(attended)
         return x + self.ls2(self.mlp(self.norm2(x))), qkv
@@ -113,5 +113,5 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) to (B, N, D)."""
+        """Return patches (B, N, D) of images (B, 3, S, S)."""
         return self.proj(images).flatten(2).transpose(1, 2)

@@ -1,1 +1,1 @@
-"""ONNX graphs -> TensorRT plans."""
+"""TensorRT plans: how they are built from ONNX graphs."""

@@ -1,6 +1,6 @@
-"""Graphs to TensorRT plans: strongly typed, so that the precision is the graph's, in TensorRT 10.3 as in 11.
+"""Builds TensorRT plans of graphs: strongly typed, so that the precision is the graph's, in TensorRT 10.3 as in 11.
 
-A plan depends on the graph, on TensorRT, on the GPU, on its profiles and on flags. All of that makes its key, and a
+A plan depends on the graph, on TensorRT, on the GPU, on its profiles and on flags. Its key is a hash of all of that; a
 plan of the same key is not built again.
 """
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import tensorrt
 
 ProgressCallback: TypeAlias = Callable[[str, int, int], None]
-"""Called with a phase of TensorRT's, and how many steps of how many of it are done."""
+"""Called with the name of a build phase, the steps of it that are done, and how many there are."""
 
 _HARDWARE_LEVELS = {"same": "NONE", "same-capability": "SAME_COMPUTE_CAPABILITY", "ampere+": "AMPERE_PLUS"}
 
@@ -39,11 +39,11 @@ class PlanOptions:
     """How plans are built.
 
     Attributes:
-        workspace_mib: the most workspace that a plan may use; None for all there is.
-        version_compatible: whether newer versions of the same major may load it.
-        hardware: which other GPUs may load it.
-        dla: the number of the DLA core to build for, with the GPU for what it cannot do; None for the GPU.
-        optimization_level: 0 to 5: how long TensorRT looks for fast kernels.
+        workspace_mib: the most workspace that a plan may use; None for all that the GPU has.
+        version_compatible: whether newer versions of the same major may load the plan.
+        hardware: which other GPUs may load the plan.
+        dla: the DLA core to build for, with the GPU for what it cannot do; None for the GPU alone.
+        optimization_level: how long TensorRT looks for fast kernels, from 0 to 5.
     """
 
     workspace_mib: int | None = None
@@ -55,10 +55,10 @@ class PlanOptions:
 
 @dataclass(frozen=True, eq=False)
 class PlanTarget:
-    """What plans are built by and for.
+    """The TensorRT that builds plans and the GPU that they are for.
 
     Attributes:
-        timing_cache: the file of TensorRT's kernel timings; read, and updated.
+        timing_cache: the file of TensorRT's kernel timings, which is read and updated.
     """
 
     api: TensorRtApi
@@ -74,16 +74,16 @@ def build_plan(
     previous: Bundle | None,
     on_progress: ProgressCallback,
 ) -> PlanRecord:
-    """Builds a graph's plan beside it, or reuses that of an earlier bundle if nothing it depends on has changed.
+    """Build a graph's plan beside it, or reuse that of an earlier bundle if nothing it depends on has changed.
 
-    Plans that were built here are trusted; see `runtime.bundle.trust`.
+    Plans that were built here are trusted (`runtime.bundle.trust`).
 
     Args:
         profiles: the shapes of all inputs with dynamic axes, for each use of the plan.
         previous: the bundle that is being replaced, if there is one.
 
     Raises:
-        BackendError: TensorRT cannot build it; with its own words.
+        BackendError: TensorRT cannot build it; with its own message.
     """
     plan = graph.with_suffix(".plan")
     record = PlanRecord(
@@ -129,7 +129,7 @@ def _build(
 
 
 def _key(target: PlanTarget, graph: Path, profiles: Sequence[Profile], options: PlanOptions) -> str:
-    """Returns a hash of all that a plan depends on."""
+    """Return a hash of all that a plan depends on."""
     stored = [graph.parent / name for name in graph_contents(graph).files]
     parts = {
         "graph": sha256_of(graph),
@@ -143,7 +143,7 @@ def _key(target: PlanTarget, graph: Path, profiles: Sequence[Profile], options: 
 
 
 def _reusable_plan(previous: Bundle | None, record: PlanRecord) -> Path | None:
-    """Returns the plan of the same key in an earlier bundle, if it is whole and trusted."""
+    """Return the plan of the same key in an earlier bundle, if it is whole and trusted."""
     for plan in previous.manifest.plans if previous else ():
         if previous and plan.key == record.key and plan.file in previous.manifest.files:
             path = previous.path(plan.file)
@@ -154,7 +154,7 @@ def _reusable_plan(previous: Bundle | None, record: PlanRecord) -> Path | None:
 
 
 def open_previous_bundle(folder: Path) -> Bundle | None:
-    """Returns the bundle that lies where a new one is being built, if it can be read."""
+    """Return the bundle in the folder where a new one is being built, if it can be read."""
     try:
         return Bundle(folder, verify=False)
     except BundleError:
@@ -176,7 +176,7 @@ def _set_options(api: TensorRtApi, graph: Path, config: tensorrt.IBuilderConfig,
     config.builder_optimization_level = options.optimization_level
     config.max_aux_streams = 0  # one stream, whose work can be captured as a graph
     config.profiling_verbosity = module.ProfilingVerbosity.DETAILED  # names of layers, which show what was fused
-    # float32 is float32: TF32, on by default, keeps 10 bits of it.
+    # TF32, which is on by default, keeps 10 bits of a float32.
     config.clear_flag(module.BuilderFlag.TF32)
     if options.dla is not None:
         config.default_device_type = module.DeviceType.DLA
@@ -185,7 +185,7 @@ def _set_options(api: TensorRtApi, graph: Path, config: tensorrt.IBuilderConfig,
 
 
 def _read_timing_cache(api: TensorRtApi, config: tensorrt.IBuilderConfig, file: Path) -> tensorrt.ITimingCache:
-    """Returns what was measured before; an empty cache where there is none, or it is another TensorRT's."""
+    """Return the timings of earlier builds; an empty cache where there are none, or they are another TensorRT's."""
     data = file.read_bytes() if file.is_file() else b""
     cache = config.create_timing_cache(data)
     if cache is None or not config.set_timing_cache(cache, False):
@@ -203,7 +203,7 @@ def _write_timing_cache(file: Path, data: tensorrt.IHostMemory) -> None:
 
 
 def timing_cache_file(api: TensorRtApi, gpu: Gpu) -> Path:
-    """Returns the cache file of a version and GPU, in the user's cache folder; timings of others are of no use."""
+    """Return the cache file of a version and GPU, in the user's cache folder; timings of others are of no use."""
     name = "".join(letter if letter.isalnum() else "-" for letter in f"{api.version}-{gpu.name}")
     return cache_folder() / f"timing-{name}.cache"
 
@@ -211,7 +211,7 @@ def timing_cache_file(api: TensorRtApi, gpu: Gpu) -> Path:
 def _monitor(api: TensorRtApi, on_progress: ProgressCallback) -> tensorrt.IProgressMonitor:
     base = api.module.IProgressMonitor
 
-    class Monitor(base):  # type: ignore[valid-type, misc]  # which TensorRT it is of is known at run time only
+    class Monitor(base):  # type: ignore[valid-type, misc]  # the module is known at run time only
         def __init__(self) -> None:
             base.__init__(self)
             self._steps: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""Builds the TensorRT plans of a bundle."""
+"""Builds the TensorRT plans of all graphs of a bundle."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from runtime.errors import BackendError
 _FP8_CAPABILITY = (8, 9)
 
 
-class BuildProgress(Protocol):
+class BuildReporter(Protocol):
     """Receives the progress of a build."""
 
     def step(self, description: str) -> None:
-        """Reports that the next step has begun."""
+        """Report that the next step has begun."""
 
     def phase(self, name: str, done: int, total: int) -> None:
-        """Reports progress within a step of TensorRT's; 0 of 0 where the total is not known."""
+        """Report progress within a step, as TensorRT does; ``total`` is 0 where it is not known."""
 
     def note(self, text: str) -> None:
-        """Shows a note to the user."""
+        """Show a note to the user."""
 
 
 def open_for(precision: EnginePrecision) -> TensorRtApi:
-    """Opens TensorRT for graphs of a precision on the GPU that is here.
+    """Open TensorRT for graphs of a precision on this machine's GPU.
 
     Raises:
-        BackendError: TensorRT or a GPU is not here, or the GPU does not have the precision.
+        BackendError: this machine has no TensorRT or no GPU, or the GPU does not have the precision.
     """
     api, gpu = open_tensorrt(), Gpu.current()
     if precision == "fp8" and tuple(map(int, gpu.compute_capability.split("."))) < _FP8_CAPABILITY:
@@ -52,20 +52,20 @@ def build_plans(
     folder: Path,
     previous: Bundle | None,
     options: PlanOptions,
-    progress: BuildProgress,
+    progress: BuildReporter,
 ) -> tuple[PlanRecord, ...]:
-    """Builds a plan of each graph in ``folder``, beside it, for the GPU that is here.
+    """Build a plan of each graph in ``folder``, beside it, for this machine's GPU.
 
     Args:
-        manifest: of the graphs.
+        manifest: the manifest of the graphs' bundle.
         previous: a bundle whose plans are reused where nothing that they depend on has changed.
 
     Raises:
-        BackendError: TensorRT will not take a graph, or cannot build it.
+        BackendError: TensorRT will not accept a graph, or cannot build it.
     """
     profiles = {folder / manifest.engines[name].file: of_graph for name, of_graph in profiles_of(manifest).items()}
     for graph, of_graph in profiles.items():
-        _check_for_tensorrt(graph, api, of_graph)
+        _lint_graph(graph, api, of_graph)
     gpu, records = Gpu.current(), []
     for graph, of_graph in profiles.items():
         progress.step(f"{graph.name} to a TensorRT plan for {gpu.name}")
@@ -74,8 +74,8 @@ def build_plans(
     return tuple(records)
 
 
-def _check_for_tensorrt(graph: Path, api: TensorRtApi, profiles: Sequence[Profile]) -> None:
-    """Raises for what TensorRT would refuse minutes later and in its own words."""
+def _lint_graph(graph: Path, api: TensorRtApi, profiles: Sequence[Profile]) -> None:
+    """Raise for what TensorRT would refuse minutes later and with a less helpful message."""
     errors = [found for found in lint(graph, api.release, profiles) if found.severity == "error"]
     if errors:
         more = f", and {len(errors) - 1} more: python -m export.lint" if len(errors) > 1 else ""

@@ -1,6 +1,6 @@
-"""The shapes that TensorRT plans of a bundle's graphs take: one profile for each use.
+"""The shapes that TensorRT plans of a bundle's graphs accept: one profile for each use.
 
-Inputs are those of `runtime.bundle.graph_io`; here their dynamic axes get sizes.
+`runtime.bundle.graph_io` has the inputs; here their dynamic axes get sizes.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ BATCH_SIZES = (1, 4, 16, 64, 256)
 
 
 def batch_sizes(max_regions: int) -> tuple[int, ...]:
-    """Returns those of them below a largest one, and that one."""
+    """Return the sizes of `BATCH_SIZES` below a largest one, and that one."""
     return (*(rows for rows in BATCH_SIZES if rows < max_regions), max_regions)
 
 
 def profiles_of(manifest: Manifest) -> dict[EngineName, list[Profile]]:
-    """Returns the profiles of every engine of a bundle."""
+    """Return the profiles of every engine of a bundle."""
     profiles = {
         "backbone": _backbone_profiles,
         "decoder": _decoder_profiles,
@@ -41,34 +41,34 @@ def profiles_of(manifest: Manifest) -> dict[EngineName, list[Profile]]:
 
 
 def _backbone_profiles(manifest: Manifest) -> list[Profile]:
-    """Single images, which video brings, and as many as run at once."""
+    """Return profiles for single images, which video brings, and for up to as many as run at once."""
     most, sizes = manifest.backbone.max_batch_size, _fixed_sizes(manifest)
     alone = _range(BACKBONE, sizes, {IMAGES: (1, 1, 1)})
     return [alone] if most == 1 else [alone, _range(BACKBONE, sizes, {IMAGES: (1, most, most)})]
 
 
 def _decoder_profiles(manifest: Manifest) -> list[Profile]:
-    """A fixed shape for each batch size: nothing is left to choose at run time."""
+    """Return a profile of fixed shapes for each batch size, which leaves nothing to choose at run time."""
     io = decoder_step(manifest.decoder.num_layers)
     return [_range(io, _fixed_sizes(manifest), {REGIONS: (rows,) * 3}) for rows in manifest.decoder.batch_sizes]
 
 
 def _beam_decoder_profiles(manifest: Manifest) -> list[Profile]:
-    """Any number of rows: beams leave as their regions are done."""
+    """Return one profile for any number of rows: beams leave the batch as their regions are done."""
     most = manifest.decoder.batch_sizes[-1]
     io = beam_decoder_step(manifest.decoder.num_layers)
     return [_range(io, _fixed_sizes(manifest), {REGIONS: (1, most, most)})]
 
 
 def _reencoder_profiles(manifest: Manifest) -> list[Profile]:
-    """Any number of regions up to a batch, of any number of patches, and the global tokens with them."""
+    """Return one profile for any number of regions up to a batch, each of any of an image's tokens."""
     most, most_tokens = manifest.decoder.batch_sizes[-1], manifest.backbone.tokens.num_tokens
     axes = {REGIONS: (1, min(16, most), most), REGION_TOKENS: (1, max(1, most_tokens // 4), most_tokens)}
     return [_range(REENCODER, _fixed_sizes(manifest), axes)]
 
 
 def _fixed_sizes(manifest: Manifest) -> dict[str, int]:
-    """Returns the sizes of the axes that a bundle fixes, by their names in `graph_io`."""
+    """Return the sizes of the axes that a bundle fixes, by their names in `graph_io`."""
     backbone, decoder = manifest.backbone, manifest.decoder
     return {
         "image_size": backbone.preprocessing.image_size,
@@ -80,7 +80,7 @@ def _fixed_sizes(manifest: Manifest) -> dict[str, int]:
 
 
 def _range(io: GraphIo, fixed: Mapping[str, int], dynamic: Mapping[str, tuple[int, int, int]]) -> Profile:
-    """Returns the shapes of all inputs with dynamic axes, for the min, opt and max sizes of those axes."""
+    """Return the shapes of all inputs with dynamic axes, for the min, opt and max sizes of those axes."""
 
     def shape(axes: tuple[str | int, ...], point: int) -> Shape:
         return tuple(

@@ -1,4 +1,4 @@
-"""Readers: one file for each published format, each returning a Checkpoint or a part of one."""
+"""Readers of published formats: one file each, which returns a Checkpoint or a part of one."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True)
 class CheckpointReader:
-    """A way to name a checkpoint.
+    """One way to name a checkpoint.
 
     Attributes:
-        expects: what such a name is, for messages.
-        accepts: whether a name is one.
-        read: reads it, looking for its files in some folders before downloading any.
+        expects: a description of such names, for messages.
+        accepts: returns whether a name is of this kind.
+        read: reads the checkpoint of a name, whose files are looked for in some folders before any is downloaded.
     """
 
     expects: str
@@ -38,7 +38,7 @@ class CheckpointReader:
 
 
 def is_repository(name: str) -> bool:
-    """Returns whether a name is that of a repository on the hub and nothing on this machine."""
+    """Return whether a name is that of a repository on the hub and nothing on this machine."""
     return _REPOSITORY.fullmatch(name) is not None and not Path(name).exists()
 
 
@@ -66,14 +66,15 @@ CHECKPOINT_READERS: tuple[CheckpointReader, ...] = (
     ),
     CheckpointReader("OWNER/NAME on the Hugging Face hub", is_repository, _read_repository),
 )
-"""All ways to name a checkpoint; the first that accepts a name reads it."""
+"""All ways to name a checkpoint: the first that accepts a name reads it."""
 
 
 def read_checkpoint(name: str, folder: Path | None = None) -> Checkpoint:
-    """Reads the checkpoint of a name: "demo", "seeded:ARCHITECTURE[,option=value...]", the path of a Patch-ioner YAML,
-    or a repository of the Hugging Face hub.
+    """Read the checkpoint of a name.
 
     Args:
+        name: "demo", "seeded:ARCHITECTURE[,option=value...]", the path of a Patch-ioner YAML, or a repository of the
+            Hugging Face hub.
         folder: where files that a configuration names are looked for too, before any is downloaded.
 
     Raises:

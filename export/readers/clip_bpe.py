@@ -25,10 +25,10 @@ _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 def read_clip_bpe(merges_file: Path | None = None) -> Tokenizer:
-    """Returns CLIP's tokenizer from its merges; None looks for them in an installed open_clip_torch.
+    """Return CLIP's tokenizer from its merges; None looks for them in an installed open_clip_torch.
 
     Raises:
-        CheckpointError: the merges are nowhere to be found, or the file is another one.
+        CheckpointError: the merges are not found, or the file holds something else.
     """
     path = merges_file or find_merges()
     if path is None:
@@ -44,10 +44,10 @@ def read_clip_bpe(merges_file: Path | None = None) -> Tokenizer:
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """Reads the tokenizer in a tokenizer.json.
+    """Read the tokenizer in a tokenizer.json.
 
     Raises:
-        CheckpointError: it is none.
+        CheckpointError: the file is no tokenizer.
     """
     try:
         return Tokenizer.from_file(str(path))
@@ -56,7 +56,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
 
 
 def find_merges() -> Path | None:
-    """Returns the merges of an installed open_clip_torch; None if there is none."""
+    """Return the merges of an installed open_clip_torch; None if there is none."""
     package = importlib.util.find_spec("open_clip")
     for folder in (package.submodule_search_locations or []) if package else []:
         path = Path(folder) / MERGES_FILE
@@ -83,7 +83,7 @@ def _tokenizer(merges: list[tuple[str, str]]) -> Tokenizer:
 
 
 def with_end_tokens(tokenizer: Tokenizer) -> Tokenizer:
-    """Makes a byte-level tokenizer put CLIP's start and end tokens around every text; adds them if it has none."""
+    """Make a byte-level tokenizer put CLIP's start and end tokens around every text, adding them if it has none."""
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([START_TOKEN, END_TOKEN])
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -94,14 +94,14 @@ def with_end_tokens(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def pad_tokens(tokenizer: Tokenizer, captions: Sequence[str]) -> Tensor:
-    """Returns token ids (m, longest) with start and end, padded with the end token: text towers read the first one."""
+    """Return token ids (m, longest) with start and end, padded with the end token: text towers read the first one."""
     end = token_id(tokenizer, END_TOKEN)
     rows = [torch.tensor(encoding.ids) for encoding in tokenizer.encode_batch(list(captions))]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=end)
 
 
 def token_id(tokenizer: Tokenizer, token: str) -> int:
-    """Returns the id of a token that the vocabulary must have.
+    """Return the id of a token that the vocabulary must have.
 
     Raises:
         CheckpointError: it has none.
@@ -113,7 +113,7 @@ def token_id(tokenizer: Tokenizer, token: str) -> int:
 
 
 def _byte_letters() -> list[str]:
-    """Returns the letter that stands for each byte, in the order of the vocabulary's first 256 pieces.
+    """Return the letter that stands for each byte, in the order of the vocabulary's first 256 pieces.
 
     Printable bytes come first as themselves; each of the others takes the next letter from 256 on.
     """

@@ -17,12 +17,12 @@ _WTE, _WPE = "decoder.transformer.wte.weight", "decoder.transformer.wpe.weight"
 
 
 def read_decap(path: Path, text_vocab_size: int) -> DecapStep:
-    """Reads the decoder in a .pt file; ids from ``text_vocab_size`` on have no text and are never chosen."""
+    """Read the decoder in a .pt file; ids from ``text_vocab_size`` on have no text and are never chosen."""
     return decoder_from_state(read_pickle(path), text_vocab_size, str(path))
 
 
 def decoder_from_state(state: dict[str, Tensor], text_vocab_size: int, source: str) -> DecapStep:
-    """Returns the decoder of a state dict; its width, layers and vocabulary are read off the weights.
+    """Return the decoder of a state dict; its width, layers and vocabulary are read off the weights.
 
     Raises:
         CheckpointError: a weight is missing, unknown or wrongly shaped.

@@ -1,4 +1,4 @@
-"""DINOv2 backbones, in the layout of facebookresearch/dinov2 or of transformers (published-system.md, section 2)."""
+"""Reads DINOv2 backbones as facebookresearch/dinov2 or transformers lay them out (published-system.md, section 2)."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ from export.readers.weight_files import read_weights, weight
 _HEAD_DIM = 64
 """Width of every DINOv2 head."""
 _PRETRAINED_GRID = 37
+"""Patches per side of the published position embeddings."""
 _IGNORED = {"mask_token"}  # only training uses it
 
-_MARK = "embeddings.patch_embeddings.projection.weight"
-_NAMES = {
+_TRANSFORMERS_MARKER = "embeddings.patch_embeddings.projection.weight"
+"""A weight that every model in transformers' layout has."""
+_HUB_NAMES = {
     "embeddings.cls_token": "cls_token",
     "embeddings.mask_token": "mask_token",
     "embeddings.position_embeddings": "pos_embed",
@@ -32,7 +34,7 @@ _NAMES = {
     "layernorm.weight": "norm.weight",
     "layernorm.bias": "norm.bias",
 }
-_OF_LAYERS = {
+_HUB_LAYER_NAMES = {
     "norm1": "norm1",
     "norm2": "norm2",
     "attention.output.dense": "attn.proj",
@@ -41,18 +43,18 @@ _OF_LAYERS = {
     "mlp.weights_in": "mlp.w12",
     "mlp.weights_out": "mlp.w3",
 }
-_SCALES = {"layer_scale1.lambda1": "ls1.gamma", "layer_scale2.lambda1": "ls2.gamma"}
+_HUB_SCALE_NAMES = {"layer_scale1.lambda1": "ls1.gamma", "layer_scale2.lambda1": "ls2.gamma"}
 _LAYER = re.compile(r"encoder\.layer\.(\d+)\.(.+)")
-_THIRD = re.compile(r"attention\.attention\.(query|key|value)\.(weight|bias)")
+_QKV_PART = re.compile(r"attention\.attention\.(query|key|value)\.(weight|bias)")
 
 
 @dataclass(frozen=True)
 class Dinov2Architecture:
-    """The numbers of a published backbone.
+    """The sizes of a published backbone, and where it is published.
 
     Attributes:
-        attention_heads: heads that the published system splits the cls attention into: 6 for ViT-S and 16 for all others,
-            ViT-B with its 12 heads among them (published-system.md, section 3).
+        attention_heads: heads that the published system splits the cls attention into: 6 for ViT-S and 16 for all
+            others, ViT-B with its 12 heads among them (published-system.md, section 3).
         swiglu_width: hidden width of its gated feed-forward layers; None for plain ones.
         file: the name of the file that the DINOv2 hub publishes.
         repository: where transformers' layout of it is published.
@@ -92,12 +94,12 @@ ARCHITECTURES = {
 def read_dinov2(
     path: Path, image_size: int, architecture: Dinov2Architecture | None = None, attention: str = "qkv"
 ) -> Dinov2Backbone:
-    """Reads a backbone from a file (or folder) of weights, its position embedding resized for the image size.
+    """Read a backbone from a file (or folder) of weights, its position embedding resized for the image size.
 
     Args:
         image_size: side of the backbone's input, in pixels.
         architecture: what it is expected to be; None takes what is there.
-        attention: which thirds of the last block's projection queries, keys and values come from
+        attention: which of queries, keys and values the last block takes as its own, "kkv" for example
             (published-system.md, section 2).
 
     Raises:
@@ -107,14 +109,14 @@ def read_dinov2(
 
 
 def recognizes(state: dict[str, Tensor]) -> bool:
-    """Returns whether a state dict is that of a DINOv2, in either layout."""
+    """Return whether a state dict is that of a DINOv2, in either layout."""
     return "patch_embed.proj.weight" in state or is_transformers_layout(state)
 
 
 def from_state(
     state: dict[str, Tensor], image_size: int, source: str, name: str | None = None, attention: str = "qkv"
 ) -> Dinov2Backbone:
-    """Returns `backbone_from_state`, of a published architecture by its name or of none."""
+    """Return the backbone of a state dict, as `backbone_from_state`, with its architecture by published name."""
     return backbone_from_state(state, image_size, source, ARCHITECTURES.get(name or ""), attention)
 
 
@@ -125,7 +127,7 @@ def backbone_from_state(
     architecture: Dinov2Architecture | None = None,
     attention: str = "qkv",
 ) -> Dinov2Backbone:
-    """Returns the backbone of a state dict; its width, depth and registers are read off the weights.
+    """Return the backbone of a state dict; its width, depth and registers are read off the weights.
 
     Raises:
         CheckpointError: a weight is missing, unknown or wrongly shaped, or the size is not a whole number of patches.
@@ -174,7 +176,7 @@ def _read_config(
 
 
 def _second_size(state: dict[str, Tensor], name: str, axes: int, source: str) -> int | None:
-    """Returns the size of a weight's second axis; None where there is no such weight."""
+    """Return the size of a weight's second axis; None where there is no such weight."""
     if name not in state:
         return None
     if state[name].ndim != axes:
@@ -191,7 +193,7 @@ def _check_architecture(config: Dinov2Config, expected: Dinov2Architecture, sour
 
 
 def _reorder_qkv(state: dict[str, Tensor], config: Dinov2Config, attention: str, source: str) -> dict[str, Tensor]:
-    """Returns the last block's projection with its thirds in another order: "kkv" takes queries from the keys' third."""
+    """Return the last block's projection in another order: "kkv" takes the queries from the keys' rows."""
     if len(attention) != 3 or not set(attention) <= set("qkv"):
         raise CheckpointError(f"attention_type: expected three of the letters q, k, v, such as kkv, got {attention!r}")
     names = [f"blocks.{config.depth - 1}.attn.qkv.{part}" for part in ("weight", "bias")]
@@ -200,13 +202,13 @@ def _reorder_qkv(state: dict[str, Tensor], config: Dinov2Config, attention: str,
         qkv = weight(state, name, source)
         if qkv.ndim == 0 or len(qkv) != 3 * config.embed_dim:
             raise CheckpointError(f"{source}: {name}: expected {3 * config.embed_dim} rows, got {tuple(qkv.shape)}")
-        thirds = dict(zip("qkv", qkv.chunk(3), strict=True))
-        reordered[name] = torch.cat([thirds[letter] for letter in attention])
+        parts = dict(zip("qkv", qkv.chunk(3), strict=True))
+        reordered[name] = torch.cat([parts[letter] for letter in attention])
     return reordered
 
 
 def state_shapes(name: str) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of a published backbone's weights in the hub's layout, by name."""
+    """Return the shapes of a published backbone's weights in the hub's layout, by name."""
     architecture = ARCHITECTURES[name]
     width, registers, gated = architecture.embed_dim, architecture.num_registers, architecture.swiglu_width
     shapes: dict[str, tuple[int, ...]] = {
@@ -251,7 +253,7 @@ def _feed_forward_shapes(
 
 
 def seeded_weight(name: str, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Returns the made-up weight of a name, from standard normal numbers (published-system.md, section 8)."""
+    """Return the random weight of a name, from standard normal numbers (published-system.md, section 8)."""
     if name.endswith("gamma"):
         return np.float32(0.2) + np.float32(0.05) * x
     if "norm" in name and name.endswith("weight"):
@@ -266,34 +268,34 @@ def seeded_weight(name: str, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float
 
 
 def is_transformers_layout(state: dict[str, Tensor]) -> bool:
-    """Returns whether weights are named as transformers does, with or without the prefix of a model for some task."""
-    return any(name.endswith(_MARK) for name in state)
+    """Return whether weights are named as transformers does, with or without the prefix of a model for some task."""
+    return any(name.endswith(_TRANSFORMERS_MARKER) for name in state)
 
 
 def to_hub_layout(state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Returns the same weights by the names of facebookresearch/dinov2, a layer's queries, keys and values in one.
+    """Return the same weights by the names of facebookresearch/dinov2, a layer's queries, keys and values in one.
 
     Weights outside the backbone, those of a classifier's head for example, are left out.
 
     Raises:
-        CheckpointError: a weight of the backbone that DINOv2 does not have, or a third of a projection missing.
+        CheckpointError: a weight of the backbone that DINOv2 does not have, or a part of a projection missing.
     """
-    prefix = next(name for name in state if name.endswith(_MARK)).removesuffix(_MARK)
+    prefix = next(name for name in state if name.endswith(_TRANSFORMERS_MARKER)).removesuffix(_TRANSFORMERS_MARKER)
     renamed: dict[str, Tensor] = {}
-    thirds: dict[str, dict[str, Tensor]] = {}
+    projections: dict[str, dict[str, Tensor]] = {}
     for full_name, value in state.items():
         if not full_name.startswith(prefix):
             continue
         name = full_name.removeprefix(prefix)
         layer = _LAYER.fullmatch(name)
-        third = _THIRD.fullmatch(layer[2]) if layer else None
-        if layer and third:
-            thirds.setdefault(f"blocks.{layer[1]}.attn.qkv.{third[2]}", {})[third[1]] = value
-        elif hub_name := _NAMES.get(name) or (layer and _of_layer(layer[1], layer[2])):
+        part = _QKV_PART.fullmatch(layer[2]) if layer else None
+        if layer and part:
+            projections.setdefault(f"blocks.{layer[1]}.attn.qkv.{part[2]}", {})[part[1]] = value
+        elif hub_name := _HUB_NAMES.get(name) or (layer and _hub_layer_name(layer[1], layer[2])):
             renamed[hub_name] = value
         elif prefix or name.split(".")[0] in ("embeddings", "encoder", "layernorm"):
             raise CheckpointError(f"{source}: {full_name} is not a weight of DINOv2")
-    for name, parts in thirds.items():
+    for name, parts in projections.items():
         missing = {"query", "key", "value"} - set(parts)
         if missing:
             raise CheckpointError(f"{source}: {name}: the {missing.pop()} of that layer is missing")
@@ -301,8 +303,8 @@ def to_hub_layout(state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
     return renamed
 
 
-def _of_layer(number: str, name: str) -> str | None:
-    if name in _SCALES:
-        return f"blocks.{number}.{_SCALES[name]}"
+def _hub_layer_name(number: str, name: str) -> str | None:
+    if name in _HUB_SCALE_NAMES:
+        return f"blocks.{number}.{_HUB_SCALE_NAMES[name]}"
     module, _, part = name.rpartition(".")
-    return f"blocks.{number}.{_OF_LAYERS[module]}.{part}" if module in _OF_LAYERS else None
+    return f"blocks.{number}.{_HUB_LAYER_NAMES[module]}.{part}" if module in _HUB_LAYER_NAMES else None

@@ -49,10 +49,10 @@ class BackboneFamily:
     Attributes:
         name: its name in the manifest.
         architectures: its published backbones, by name.
-        recognizes: whether a state dict is of this family, in any of its published layouts.
+        recognizes: returns whether a state dict is of this family, in any of its published layouts.
         from_state: makes a model of a state dict: (state, image size, source, published name or None, attention type).
-        state_shapes: the shapes of a published backbone's weights, by name.
-        seeded_weight: the made-up weight of a name, from standard normal numbers of its shape.
+        state_shapes: returns the shapes of a published backbone's weights, by name.
+        seeded_weight: returns the random weight of a name, from standard normal numbers of its shape.
     """
 
     name: str
@@ -75,11 +75,11 @@ BACKBONE_FAMILIES = (
 )
 
 DECODER_READERS: Mapping[str, Callable[[Path, int], DecoderModel]] = {"decap": read_decap}
-"""The readers of decoders by kind: (file, size of the vocabulary that has text) to a model."""
+"""The readers of decoders by kind: each makes a model of (file, size of the vocabulary that has text)."""
 
 
 def find_architecture(name: str) -> tuple[BackboneFamily, Architecture] | None:
-    """Returns a published backbone and its family; None for a name that was never published."""
+    """Return a published backbone and its family; None for a name that was never published."""
     for family in BACKBONE_FAMILIES:
         if name in family.architectures:
             return family, family.architectures[name]
@@ -87,10 +87,10 @@ def find_architecture(name: str) -> tuple[BackboneFamily, Architecture] | None:
 
 
 def recognize_family(state: StateDict, source: str) -> BackboneFamily:
-    """Returns the family of a state dict.
+    """Return the family of a state dict.
 
     Raises:
-        CheckpointError: it is of no family that is known.
+        CheckpointError: it is of no known family.
     """
     for family in BACKBONE_FAMILIES:
         if family.recognizes(state):
@@ -100,5 +100,5 @@ def recognize_family(state: StateDict, source: str) -> BackboneFamily:
 
 
 def architecture_names() -> list[str]:
-    """Returns the names of all published backbones."""
+    """Return the names of all published backbones."""
     return [name for family in BACKBONE_FAMILIES for name in family.architectures]

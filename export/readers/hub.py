@@ -30,10 +30,14 @@ _REMEDY = "put what is missing into one folder and name it with --checkpoint-dir
 def resolve_files(
     requests: Sequence[FileRequest], folders: Sequence[Path], source: str, remedy: str = _REMEDY
 ) -> list[Path]:
-    """Returns the path of every requested file; what no folder has is downloaded.
+    """Return the path of every requested file; what no folder has is downloaded.
+
+    Args:
+        source: the checkpoint that needs them, for messages.
+        remedy: what the user should do about missing files, for messages.
 
     Raises:
-        CheckpointError: one message that names all files that are nowhere, and what to do.
+        CheckpointError: files are missing; one message names all of them.
     """
     found, missing, reasons = [], [], []
     for request in requests:
@@ -52,7 +56,7 @@ def resolve_files(
 
 
 def find_local(names: Sequence[str], folders: Sequence[Path]) -> Path | None:
-    """Returns the first of the names that is in one of the folders; None if none is."""
+    """Return the first of the names that is in one of the folders; None if none is."""
     for name in names:
         for folder in folders:
             for path in (folder / name, folder / Path(name).name):
@@ -62,7 +66,7 @@ def find_local(names: Sequence[str], folders: Sequence[Path]) -> Path | None:
 
 
 def _download(request: FileRequest) -> tuple[Path | None, str | None]:
-    """Returns the file from the first source that has it, from the hub's cache if it is there; else the reason."""
+    """Return the file from the first source that has it, from the hub's cache if it is there; else the reason."""
     reason = None
     for repository, name in request.sources:
         from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache

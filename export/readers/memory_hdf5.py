@@ -1,4 +1,4 @@
-"""Memory banks in HDF5, by their published dataset names (published-system.md, section 5)."""
+"""Reads memory banks in HDF5, by their published dataset names (published-system.md, section 5)."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from export.checkpoint import CaptionedRows, CheckpointError, MemorySource
 EMBEDDINGS, CAPTIONS = "-embeddings", "-text"
 """The endings of the two datasets' names; what precedes them says which captions they are: "coco_captions-text"."""
 TEXT_SPACE = "text_space"
-"""The file's attribute that names the space of its embeddings; published files have none."""
+"""The name of the file attribute that says which space the embeddings are in; published files have none."""
 
 _BLOCK_BYTES = 2**25
 
 
 def read_memory_bank(path: Path, width: int, normalize: bool) -> MemorySource:
-    """Opens the bank in an HDF5 file, with embeddings (M, width) as float32; rows are read when they are asked for.
+    """Open the bank in an HDF5 file, with embeddings (M, width) as float32; rows are read when they are asked for.
 
     Raises:
-        CheckpointError: not such a file, a dataset missing, embeddings of another width or captions of another number.
+        CheckpointError: the file is no HDF5 file, lacks a dataset, or has embeddings of another width or another number
+            of captions.
     """
     with _open(path) as file:
         embeddings, captions = file[_name(file, path)], file[_name(file, path, CAPTIONS)]
@@ -37,6 +38,8 @@ def read_memory_bank(path: Path, width: int, normalize: bool) -> MemorySource:
             )
         source = f"{path}: {embeddings.name[1:]}"
         text_space = file.attrs.get(TEXT_SPACE)
+    if isinstance(text_space, bytes):  # as other programs than h5py store texts
+        text_space = text_space.decode("utf-8", "replace")
     return MemorySource(
         source, width, lambda: _blocks(path), normalize, None if text_space is None else str(text_space)
     )
@@ -67,7 +70,7 @@ def _open(path: Path) -> h5py.File:
 
 
 def _name(file: h5py.File, path: Path, end: str = EMBEDDINGS) -> str:
-    """Returns the name of the dataset with that ending in the file's one pair of datasets."""
+    """Return the name of the dataset with that ending in the file's one pair of datasets."""
     names = {name for name in file if isinstance(file[name], h5py.Dataset)}
     kinds = [name.removesuffix(EMBEDDINGS) for name in names if name.endswith(EMBEDDINGS)]
     pairs = [kind for kind in kinds if f"{kind}{CAPTIONS}" in names]

@@ -1,4 +1,4 @@
-"""A Patch-ioner configuration (YAML) and the files it names (published-system.md, section 7)."""
+"""Reads Patch-ioner configurations (YAML) and the files they name (published-system.md, section 7)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 from tokenizers import Tokenizer
 
 from export.checkpoint import Checkpoint, CheckpointError
-from export.models import BackboneModel
+from export.models import BackboneModel, DecoderModel
 from export.readers.clip_bpe import MERGES_FILE, read_clip_bpe, read_tokenizer
 from export.readers.families import (
     DECODER_READERS,
@@ -76,6 +76,8 @@ _OTHER_SYSTEMS = (
 """Prefixes of keys that, if set, make it another system than the one that is built here."""
 _PUBLISHED_TEXT_SPACES = {"dinov2_vitb14_reg": "t2d-dinov2-b-2024", "dinov2_vitb14": "t2d-dinov2-b-2024"}
 """The spaces of the published banks and decoders, by the backbone that they were made for."""
+_TEXT_SPACE_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]*")
+"""What the manifest accepts as the name of a space."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,9 @@ class Origin:
     """Where a configuration and its files come from.
 
     Attributes:
-        source: what the user called the checkpoint.
-        folders: where files are looked for.
-        repository: of the hub, for what no folder has.
+        source: the name that the user gave the checkpoint.
+        folders: folders to look for files in.
+        repository: the hub's repository for what no folder has.
     """
 
     source: str
@@ -94,14 +96,14 @@ class Origin:
 
 
 def read_patchioner(config_file: Path, origin: Origin) -> Checkpoint:
-    """Reads the checkpoint that a configuration describes.
+    """Read the checkpoint that a configuration describes.
 
     `dino_weights` (the backbone's file), `tokenizer` (a tokenizer.json; without it CLIP's vocabulary) and `text_space`
     (the identity of the space that decoder and bank share) are this project's own keys. Without `dino_weights` the
     backbone is looked for by its published name.
 
     Raises:
-        CheckpointError: files are missing or do not fit, or a setting asks for what is not done here.
+        CheckpointError: files are missing or do not fit, or a setting asks for what is not supported.
     """
     settings = _read_settings(config_file)
     notes = _check_settings(settings, config_file)
@@ -119,16 +121,11 @@ def read_patchioner(config_file: Path, origin: Origin) -> Checkpoint:
     backbone = _read_backbone(backbone_file, size, settings)
     width = backbone.output_dim
     decoder = DECODER_READERS["decap"](decoder_file, tokenizer.get_vocab_size())
-    expected = _whole_number(settings, "prefix_size", width, config_file)
-    if not decoder.prefix_width == width == expected:
-        raise CheckpointError(
-            f"{decoder_file}: expected a decoder for vectors of width {width}, the backbone's, and {expected}, the "
-            f"configuration's prefix_size, got {decoder.prefix_width}"
-        )
+    _check_width(decoder, decoder_file, width, _whole_number(settings, "prefix_size", width, config_file))
     return Checkpoint(
         source=origin.source,
         backbone_name=str(settings["dino_model"]),
-        text_space=_text_space(settings, folders),
+        text_space=_text_space(settings, folders, config_file),
         backbone=backbone,
         decoder=decoder,
         memory=read_memory_bank(bank_file[0], width, bool(settings.get("normalize", True))) if bank_file else None,
@@ -151,7 +148,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
 
 
 def _check_settings(settings: dict[str, Any], path: Path) -> tuple[str, ...]:
-    """Refuses settings of other systems; returns notes on settings that have no effect here."""
+    """Refuse settings of other systems; return notes on settings that have no effect here."""
     for key, value in settings.items():
         if value and str(key).startswith(_OTHER_SYSTEMS):
             raise CheckpointError(f"{path}: {key}: not supported; expected a DINOv2 backbone with a DeCap decoder")
@@ -160,7 +157,7 @@ def _check_settings(settings: dict[str, Any], path: Path) -> tuple[str, ...]:
 
 
 def _architecture(settings: dict[str, Any], path: Path) -> Architecture | None:
-    """Returns the published backbone that is named; None for another one, whose weights are named too."""
+    """Return the published backbone that is named; None for another one, whose weights are named too."""
     name = _setting(settings, "dino_model", path)
     found = find_architecture(name) if isinstance(name, str) else None
     if found is None and "dino_weights" not in settings:
@@ -175,15 +172,34 @@ def _read_backbone(path: Path, size: int, settings: dict[str, Any]) -> BackboneM
     return family.from_state(state, size, str(path), name if found else None, _attention(settings))
 
 
-def _text_space(settings: dict[str, Any], folders: Sequence[Path]) -> str:
-    """Returns the space that decoder and bank share: as named, that of the Talk2DINO file, or of the published files."""
-    if "text_space" in settings:
-        return str(settings["text_space"])
-    projection = find_local((str(settings["talk2dino_weights"]),), folders) if "talk2dino_weights" in settings else None
+def _check_width(decoder: DecoderModel, decoder_file: Path, width: int, prefix_size: int) -> None:
+    if not decoder.prefix_width == width == prefix_size:
+        raise CheckpointError(
+            f"{decoder_file}: expected a decoder for vectors of width {width}, the backbone's, and {prefix_size}, the "
+            f"configuration's prefix_size, got {decoder.prefix_width}"
+        )
+
+
+def _text_space(settings: dict[str, Any], folders: Sequence[Path], path: Path) -> str:
+    """Return the space that decoder and bank share: as named, that of the Talk2DINO file, or of the published files.
+
+    Raises:
+        CheckpointError: it is named by something that is no name.
+    """
+    if settings.get("text_space"):
+        name = str(settings["text_space"])
+        if not _TEXT_SPACE_NAME.fullmatch(name):
+            raise CheckpointError(
+                f"{path}: text_space: expected letters, digits, dots, dashes and underscores, such as "
+                f"t2d-dinov2-b-2024, got {name!r}"
+            )
+        return name
+    weights = settings.get("talk2dino_weights")
+    projection = find_local((str(weights),), folders) if weights else None
     if projection is not None:
         return read_talk2dino(projection).text_space
-    name = str(settings["dino_model"])
-    return _PUBLISHED_TEXT_SPACES.get(name, f"t2d-{re.sub('[^A-Za-z0-9._-]', '-', name)}")
+    model = str(settings["dino_model"])
+    return _PUBLISHED_TEXT_SPACES.get(model, f"t2d-{re.sub('[^A-Za-z0-9._-]', '-', model)}")
 
 
 def _decoder_request(settings: dict[str, Any], repository: str | None, path: Path) -> FileRequest:
@@ -204,7 +220,10 @@ def _backbone_request(settings: dict[str, Any], architecture: Architecture | Non
 
 
 def _bank_request(settings: dict[str, Any], memory_size: int, repository: str | None, path: Path) -> FileRequest:
-    """Returns the request for the bank's file: named itself, or by the captions in it (published-system.md, section 5)."""
+    """Return the request for the bank's file, which is named itself or by its captions.
+
+    See published-system.md, section 5.
+    """
     named = str(settings.get("projection_type") or "coco")
     what = "the memory bank; export/build_memory_bank.py makes one of captions"
     if named.endswith((".h5", ".hdf5")):
@@ -216,7 +235,7 @@ def _bank_request(settings: dict[str, Any], memory_size: int, repository: str | 
 
 
 def _captions_of(projection_type: str, path: Path) -> str:
-    """Returns the name of a bank's captions; a path is that of their file on the machine where the bank was made."""
+    """Return the name of a bank's captions; a path is that of their file on the machine where the bank was made."""
     if projection_type in _BANKS:
         return _BANKS[projection_type]
     if projection_type in _BANKS.values():
@@ -243,7 +262,7 @@ def _tokenizer(settings: dict[str, Any], folders: Sequence[Path], source: str) -
 
 
 def _torch_hub_folder() -> Path:
-    """Returns the folder of torch.hub's downloads, among which DINOv2's files may be."""
+    """Return the folder of torch.hub's downloads, among which DINOv2's files may be."""
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 

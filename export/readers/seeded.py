@@ -37,20 +37,24 @@ Shapes = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class SeededOptions:
-    """The options that may follow the architecture."""
+    """The options that may follow the architecture.
+
+    Attributes:
+        salt: text before every weight's name, which makes other weights.
+        memory: rows of the memory bank; 0 for none.
+        size: side of the backbone's input in pixels.
+    """
 
     salt: str = ""
     memory: int = 2000
-    """Rows of the memory bank; 0 for none."""
     size: int = 518
-    """Side of the backbone's input in pixels."""
 
 
 def read_seeded(name: str) -> Checkpoint:
-    """Makes the checkpoint that a ``seeded:`` name asks for.
+    """Make the checkpoint that a ``seeded:`` name asks for.
 
     Raises:
-        CheckpointError: an unknown architecture or option, or a value that is none.
+        CheckpointError: an architecture or option is unknown, or a value is not a number.
     """
     hub_name, options = parse(name)
     found = find_architecture(hub_name)
@@ -78,7 +82,7 @@ def read_seeded(name: str) -> Checkpoint:
 
 
 def parse(name: str) -> tuple[str, SeededOptions]:
-    """Parses ``seeded:ARCHITECTURE[,option=value...]``."""
+    """Parse ``seeded:ARCHITECTURE[,option=value...]``."""
     architecture, *pairs = name.removeprefix(PREFIX).split(",")
     known = architecture_names()
     if architecture not in known:
@@ -100,7 +104,7 @@ def parse(name: str) -> tuple[str, SeededOptions]:
 
 
 def normal(full_name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """Returns standard normal numbers that depend on nothing but their name."""
+    """Return standard normal numbers that depend on nothing but their name."""
     generator = np.random.RandomState(zlib.crc32(full_name.encode()) & 0x7FFFFFFF)
     return generator.standard_normal(math.prod(shape)).astype(np.float32).reshape(shape)
 
@@ -166,7 +170,7 @@ def _memory(options: SeededOptions, width: int, source: str) -> MemorySource:
 
 
 def _placeholder_tokenizer() -> Tokenizer:
-    """Returns a stand-in where CLIP's vocabulary is not installed: token 17 reads "<17>".
+    """Return a stand-in where CLIP's vocabulary is not installed: token 17 reads "<17>".
 
     Random weights say nothing anyway; the checkpoint's notes say that it was used.
     """

@@ -1,4 +1,4 @@
-"""Talk2DINO: CLIP's text embeddings into DINOv2's space (published-system.md, section 5)."""
+"""Reads Talk2DINO's projection of CLIP's text embeddings into DINOv2's space (published-system.md, section 5)."""
 
 from __future__ import annotations
 
@@ -15,32 +15,33 @@ from runtime.bundle import sha256_of
 
 _FIRST, _SECOND, _OLD_SECOND = "linear_layer", "hidden_layers.0", "linear_layer2"
 
-_KNOWN = {
+PUBLISHED_FILES = {
     "5db3e85d8745a621cddfcb5c76641f47a0514852a2da64138d5c893864c9bc81": (
         "t2d-dinov2-b-2024",
         "vitb_mlp_infonce of 2024-11, Patch-ioner's",
     ),
     "5f6efcc520f22916ecf3dfdfb01d6f57e701c1c2e1feda71a80d89e3cd752f0f": (
         "t2d-dinov2-b-2025",
-        "vitb_mlp_infonce of 2025-07, Talk2DINO's own, not the one that Patch-ioner's banks and decoders were made with",
+        "vitb_mlp_infonce of 2025-07, Talk2DINO's own, not the one that Patch-ioner's banks and decoders were made "
+        "with",
     ),
     "6fc5ce7a05d8f1c829c174d87b861da05399cf0bfe50de3711ac940115d85fcc": (
         "t2d-dinov3-b",
         "that of DINOv3 ViT-B, not of DINOv2",
     ),
 }
-"""The text space and description of published files by their sha256: two different ones share a name."""
+"""The text space and the description of published files, by sha256: two different files share a name."""
 
 
 @dataclass(frozen=True, eq=False)
 class Talk2Dino:
-    """Two layers with a tanh between them.
+    """Talk2DINO's projection: two layers with a tanh between them.
 
     Attributes:
         first, second: weight and bias of (hidden, C) and (D, hidden), C the width of CLIP's text embeddings.
         text_space: the identity of the space that it maps into.
         identity: which published file it is, for a note to the user.
-        sha256: of the file.
+        sha256: the file's hash.
     """
 
     first: tuple[Tensor, Tensor]
@@ -51,21 +52,21 @@ class Talk2Dino:
 
     @property
     def text_width(self) -> int:
-        """C."""
+        """C, the width of text embeddings."""
         return self.first[0].shape[1]
 
     @property
     def width(self) -> int:
-        """D."""
+        """D, the width of mapped embeddings."""
         return self.second[0].shape[0]
 
     def __call__(self, texts: Tensor) -> Tensor:
-        """Maps text embeddings (m, C), not normalised, to (m, D)."""
+        """Map text embeddings (m, C), not normalised, to (m, D)."""
         return F.linear(torch.tanh(F.linear(texts, *self.first)), *self.second)
 
 
 def read_talk2dino(path: Path) -> Talk2Dino:
-    """Reads the projection in a .pth file, its second layer named hidden_layers.0 or, as in old files, linear_layer2.
+    """Read the projection in a .pth file, its second layer named hidden_layers.0 or, as in old files, linear_layer2.
 
     Raises:
         CheckpointError: a weight is missing, unknown or wrongly shaped.
@@ -81,7 +82,7 @@ def read_talk2dino(path: Path) -> Talk2Dino:
         raise CheckpointError(f"{path}: {second}.weight: expected {hidden} columns, {_FIRST}'s rows, got {expected}")
     digest = sha256_of(path)
     unknown_file = (f"t2d-{digest[:12]}", f"an unpublished file (sha256 {digest[:12]})")
-    text_space, identity = _KNOWN.get(digest, unknown_file)
+    text_space, identity = PUBLISHED_FILES.get(digest, unknown_file)
     return Talk2Dino(layers[_FIRST], layers[second], text_space, identity, digest)
 
 

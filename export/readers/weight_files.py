@@ -1,4 +1,4 @@
-"""Opens the files that weights are published in."""
+"""Reads the files that weights are published in."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Reads the state dict in a .safetensors file, a folder of one or of its parts (as transformers saves), or a pickle.
+    """Read a state dict: a .safetensors file, a folder of one or of its parts as transformers saves it, or a pickle.
 
     Raises:
-        CheckpointError: nothing of that kind is there.
+        CheckpointError: there is nothing of that kind.
     """
     if path.is_dir():
         if (path / _WHOLE).is_file():
@@ -51,7 +51,7 @@ def _read_parts(index: Path) -> dict[str, Tensor]:
 
 
 def read_pickle(path: Path) -> dict[str, Tensor]:
-    """Reads a torch pickle of a state dict, its tensors in their stored dtype; runs no code in it.
+    """Read a torch pickle of a state dict, its tensors in their stored dtype, without running code in it.
 
     Raises:
         CheckpointError: the file is no state dict.
@@ -69,7 +69,7 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
 
 
 def weight(state: dict[str, Tensor], name: str, path: object) -> Tensor:
-    """Returns one weight of a state dict.
+    """Return one weight of a state dict.
 
     Raises:
         CheckpointError: there is none of that name.

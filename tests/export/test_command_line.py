@@ -1,16 +1,19 @@
-"""How commands end, and how their arguments become options."""
+"""How commands end, how their arguments become options, and what a build shows of its progress."""
 
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from dataclasses import dataclass
 from importlib import metadata
 
 import pytest
+from rich.console import Console
+from rich.text import Text
 
 from export.bundle_builder import BuildOptions
-from export.command_line import add_plan_options, from_namespace, positive_int, run_command
+from export.command_line import add_plan_options, from_namespace, positive_int, run_command, show_progress
 from export.plans.builder import PlanOptions
 from runtime import PatchcaptionError
 from tests.conftest import ROOT
@@ -74,6 +77,20 @@ def test_what_a_build_does_by_default_is_what_its_options_say() -> None:
     parser = argparse.ArgumentParser()
     add_plan_options(parser)
     assert from_namespace(PlanOptions, parser.parse_args([])) == PlanOptions()
+
+
+def test_a_build_shows_its_steps_and_what_tensorrt_does_within_them() -> None:
+    out = io.StringIO()
+    with show_progress(Console(file=out, force_terminal=True, width=80), 11) as progress:
+        progress.step("backbone.onnx to a TensorRT plan")
+        progress.phase("Building", 3, 10)
+        progress.phase("Tactics", 1, 2)
+        progress.note("a [word]")
+        progress.step("decoder.onnx to a TensorRT plan")
+    printed = Text.from_ansi(out.getvalue()).plain
+    assert "0/11" in printed
+    assert "Building" in printed
+    assert "note: a [word]" in printed
 
 
 def test_a_count_below_one_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Products in int8: what is quantize_rows, by how much, and what captions lose by it."""
+"""Products in int8: what is rounded, by how much, and what captions lose by it."""
 
 from __future__ import annotations
 
@@ -16,21 +16,17 @@ from torch import Tensor, nn
 
 from benchmarks.scoring.demo_scenes import evaluation_cases
 from export.demo import scenes
-from export.graphs import exporter as onnx_export
 from export.graphs.attention_fusion import fuse_attention
-from export.graphs.exporter import (
-    ExportError,
-    compare,
-    export_backbone,
-    export_beam_decoder,
-    export_decoder,
-    export_reencoder,
-)
-from export.models.decap_decoder import DecapStep, DecoderConfig
-from export.models.dinov2 import Backbone, BackboneConfig
+from export.graphs.errors import ExportError
+from export.graphs.exporter import export_graph
+from export.graphs.specs import GraphSpec, backbone_spec, decap_specs, reencoder_spec
+from export.graphs.verification import compare
+from export.models.decap_decoder import DecapConfig, DecapStep
+from export.models.dinov2 import Dinov2Backbone, Dinov2Config
 from runtime import BackendError, Captioner, WholeImage
 from runtime.backends import open_backend
 from runtime.bundle import Bundle
+from runtime.bundle.graph_io import GraphIo, TensorSpec
 from tests.conftest import build_once
 
 WIDTH, WORDS = 48, 70
@@ -60,11 +56,14 @@ VECTORS = torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(1))
 
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tied") / "tied.onnx"
+    folder = tmp_path_factory.mktemp("tied")
     rows = {0: torch.export.Dim("rows", min=1)}
-    names = ["tokens", "vectors"], ["embeddings", "hidden", "logits"]
-    onnx_export._write(Tied().eval(), (TOKENS, VECTORS), path, *names, (rows, rows), "int8", [])
-    return path
+    inputs = TensorSpec("tokens", "int64", ("rows",)), TensorSpec("vectors", "float32", ("rows", WIDTH))
+    outputs = [TensorSpec(name, "float32", ("rows", "width")) for name in ("embeddings", "hidden", "logits")]
+    io = GraphIo("tied", inputs, tuple(outputs))
+    spec = GraphSpec(Tied().eval(), io, (TOKENS, VECTORS), (rows, rows), calibration=[], checks=[])
+    assert export_graph(spec, folder, "int8").precision == "int8"
+    return folder / "tied.onnx"
 
 
 @pytest.fixture(scope="module")
@@ -130,33 +129,35 @@ def test_a_graph_that_is_wrong_is_refused_in_int8_too(graph: Path) -> None:
 
 
 def test_beam_search_needs_a_decoder_of_its_own_precision(tmp_path: Path) -> None:
-    config = DecoderConfig(prefix_width=32, width=64, layers=1, vocabulary=100, text_vocabulary=90)
+    config = DecapConfig(prefix_width=32, embed_dim=64, num_layers=1, vocab_size=100, text_vocab_size=90)
     decoder = DecapStep(config).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in decoder.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    assert export_decoder(decoder, tmp_path, "int8").precision == "int8"
-    assert export_beam_decoder(decoder, tmp_path, "int8").precision == "int8"
+    greedy, beam = decap_specs(decoder)
+    assert export_graph(greedy, tmp_path, "int8").precision == "int8"
+    assert export_graph(beam, tmp_path, "int8").precision == "int8"
     assert not (tmp_path / "beam_decoder.onnx.data").exists()
-    with pytest.raises(ExportError, match="decoder.onnx.data: has no weight .* export both anew"):
-        export_beam_decoder(decoder, tmp_path)
+    with pytest.raises(ExportError, match="decoder.onnx.data: has no weight .* export both again"):
+        export_graph(beam, tmp_path)
 
 
 def test_attention_without_a_mask_becomes_one_node_of_the_same_results(tmp_path: Path) -> None:
-    backbone = Backbone(BackboneConfig(width=128, depth=2, registers=4, size=56)).eval()
+    config = Dinov2Config(128, 2, num_heads=2, num_registers=4, image_size=56, attention_heads=2)
+    backbone = Dinov2Backbone(config).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in backbone.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
-    export_backbone(backbone, tmp_path)
+    export_graph(backbone_spec(backbone), tmp_path)
     model = onnx_ir.load(tmp_path / "backbone.onnx")
     assert fuse_attention(model) == 2
     assert not [node for node in model.graph if node.op_type == "Softmax"]
     onnx_ir.save(model, tmp_path / "fused.onnx")
     pixels = torch.randint(0, 256, (3, 56, 56, 3), dtype=torch.uint8, generator=generator)
     assert compare(tmp_path / "fused.onnx", backbone, (pixels,)) < 1e-5
-    export_reencoder(backbone, tmp_path)
+    export_graph(reencoder_spec(backbone), tmp_path)
     assert fuse_attention(onnx_ir.load(tmp_path / "reencoder.onnx")) == 0, "its attention has a mask"
 
 
@@ -173,7 +174,7 @@ def int8_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_manifest_says_int8_and_how_far_it_is_from_the_module(int8_bundle: Path, demo_bundle: Path) -> None:
     manifest = Bundle(int8_bundle).manifest
     assert len(manifest.engines) == 4
-    for record in manifest.engines:
+    for record in manifest.engines.values():
         assert record.precision == "int8"
         assert 1e-3 < record.max_error < 0.2
     for name in ("backbone.onnx.data", "decoder.onnx.data", "reencoder.onnx.data"):
@@ -210,6 +211,8 @@ def test_bfloat16_on_top_of_int8_is_refused(int8_bundle: Path) -> None:
             Captioner.load(int8_bundle, backend, precision="bf16")
 
 
-def test_int8_is_asked_for_when_building_not_when_loading() -> None:
-    with pytest.raises(BackendError, match="precision 'int8': .* int8 is how a bundle may be built"):
+def test_int8_is_chosen_when_building_not_when_loading() -> None:
+    with pytest.raises(
+        BackendError, match="precision 'int8': the backend 'cpu' computes in that of the graphs; expected fp32"
+    ):
         open_backend("cpu", precision="int8")  # type: ignore[arg-type]

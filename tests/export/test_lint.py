@@ -14,8 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.lint import lint
 from export.lint.__main__ import main
-from export.lint.support_table import newest_opset, support
-from export.plans.profiles import of_backbone, of_beam_decoder, of_decoder, of_reencoder
+from export.lint.support_table import newest_opset, supported_since
+from export.plans.profiles import profiles_of
 from runtime.bundle import Bundle, ShapeRange
 from tests.conftest import build_once
 
@@ -36,18 +36,14 @@ def test_every_exported_graph_will_likely_parse(
     if precision != "fp32":
         folder = build_once(tmp_path_factory, "demo", f"demo-{precision}", "--precision", precision)
     manifest = Bundle(folder, verify=False).manifest
-    seen, decoding = manifest.architecture, manifest.decoding
-    for name, profiles in (
-        ("backbone", of_backbone(seen)),
-        ("decoder", of_decoder(seen, decoding)),
-        ("beam_decoder", of_beam_decoder(seen, decoding)),
-        ("reencoder", of_reencoder(seen, decoding)),
-    ):
-        found = lint(folder / f"{name}.onnx", version, profiles)
+    profiles = profiles_of(manifest)
+    assert profiles.keys() == {"backbone", "decoder", "beam_decoder", "reencoder"}
+    for name, of_graph in profiles.items():
+        found = lint(folder / f"{name}.onnx", version, of_graph)
         assert [str(one) for one in found if one.severity == "error"] == []
-        fused = [one for one in found if one.rule == "attention"]
-        unfused = {"backbone": seen.depth, "reencoder": 1} if precision == "fp32" else {}
-        assert len(fused) == unfused.get(name, 0)
+        unfused = [one for one in found if one.rule == "attention"]
+        expected = {"backbone": manifest.backbone.depth, "reencoder": 1} if precision == "fp32" else {}
+        assert len(unfused) == expected.get(name, 0)
 
 
 @pytest.mark.parametrize("graph", ["backbone", "reencoder", "decoder", "beam_decoder"])
@@ -65,7 +61,7 @@ def test_int8_graphs_are_for_onnx_runtime(tmp_path_factory: pytest.TempPathFacto
     folder = build_once(tmp_path_factory, "demo", "demo-int8", "--precision", "int8")
     found = lint(folder / "decoder.onnx", NEWEST)
     assert {one.rule for one in found} == {"operator", "dtype"}  # which also multiply bytes
-    assert "com.microsoft" in found[0].what
+    assert "com.microsoft" in found[0].message
 
 
 def graph(
@@ -91,19 +87,19 @@ def graph(
 
 
 def one_node(
-    kind: str, *more: str, dtype: int = FLOAT, weights: dict[str, Any] | None = None, **how: Any
+    kind: str, *more: str, dtype: int = FLOAT, weights: dict[str, Any] | None = None, **attributes: Any
 ) -> onnx.ModelProto:
     """A graph of one operator on x (2, 8)."""
-    opset = how.pop("opset", 20)
-    shape, out_dtype = how.pop("out", [2, 8]), how.pop("out_dtype", dtype)
-    node = helper.make_node(kind, ["x", *more], ["y"], **how)
+    opset = attributes.pop("opset", 20)
+    shape, out_dtype = attributes.pop("out", [2, 8]), attributes.pop("out_dtype", dtype)
+    node = helper.make_node(kind, ["x", *more], ["y"], **attributes)
     return graph([node], [("x", dtype, [2, 8])], [("y", out_dtype, shape)], weights, opset)
 
 
 def attention(
     dtype: int = HALF, width: int = 64, scale_after: bool = False, mask: float | None = None
 ) -> onnx.ModelProto:
-    """Queries, keys and values (1, 2, 8, width) to mixed values."""
+    """A graph of attention over queries, keys and values (1, 2, 8, width)."""
     kind = {HALF: np.float16, FLOAT: np.float32}[dtype]
     shapes: list[list[int | str]] = [[1, 2, 8, width], [1, 2, width, 8]]
     weights = {"scale": np.array(0.125, kind)}
@@ -180,9 +176,9 @@ WRONG: list[tuple[str, str, str, Callable[[], onnx.ModelProto]]] = [
         "K is 4000; expected at most 3839",
         "",
         lambda: graph(
-            [helper.make_node("TopK", ["x", "k"], ["y", "places"])],
+            [helper.make_node("TopK", ["x", "k"], ["y", "indices"])],
             [("x", FLOAT, [2, 5000])],
-            [("y", FLOAT, [2, 4000]), ("places", INT64, [2, 4000])],
+            [("y", FLOAT, [2, 4000]), ("indices", INT64, [2, 4000])],
             {"k": np.array([4000])},
         ),
     ),
@@ -292,41 +288,43 @@ WRONG: list[tuple[str, str, str, Callable[[], onnx.ModelProto]]] = [
 ]
 
 
-def linted(tmp_path: Path, model: onnx.ModelProto, version: tuple[int, int] = JETPACK_6, **how: Any) -> list[str]:
+def lint_messages(
+    tmp_path: Path, model: onnx.ModelProto, version: tuple[int, int] = JETPACK_6, **checks: Any
+) -> list[str]:
     path = tmp_path / "model.onnx"
     onnx.save(model, path)
-    return [f"{one.rule}: {one.what}" for one in lint(path, version, **how)]
+    return [f"{one.rule}: {one.message}" for one in lint(path, version, **checks)]
 
 
 @pytest.mark.parametrize("name", RIGHT)
 def test_what_is_right_has_no_finding(tmp_path: Path, name: str) -> None:
-    assert linted(tmp_path, RIGHT[name]) == []
+    assert lint_messages(tmp_path, RIGHT[name]) == []
 
 
 @pytest.mark.parametrize(
-    ("rule", "what", "also", "make"),
+    ("rule", "message", "also", "make"),
     WRONG,
-    ids=[f"{rule} {what} {place}" for place, (rule, what, _, _) in enumerate(WRONG)],
+    ids=[f"{rule} {message} {number}" for number, (rule, message, _, _) in enumerate(WRONG)],
 )
 def test_what_is_wrong_in_one_way_has_one_finding(
-    tmp_path: Path, rule: str, what: str, also: str, make: Callable[[], onnx.ModelProto]
+    tmp_path: Path, rule: str, message: str, also: str, make: Callable[[], onnx.ModelProto]
 ) -> None:
-    found = linted(tmp_path, make())
+    found = lint_messages(tmp_path, make())
     assert found
     assert found[0].startswith(f"{rule}: ")
-    assert what in found[0]
+    assert message in found[0]
     assert {one.split(":")[0] for one in found[1:]} <= {rule, also}, found
 
 
 def test_the_operator_attention_is_plain_or_refused(tmp_path: Path) -> None:
-    def of(inputs: list[str], version: tuple[int, int] = NEWEST, **how: Any) -> list[str]:
-        node = helper.make_node("Attention", inputs, ["y"], **how)
+    def of(inputs: list[str], version: tuple[int, int] = NEWEST, **attributes: Any) -> list[str]:
+        node = helper.make_node("Attention", inputs, ["y"], **attributes)
         shape: list[int | str] = [1, 2, 8, 64]
         values: list[Value] = [(name, HALF, shape) for name in inputs if name not in ("mask", "")]
         values += [("mask", HALF, [8, 8])] if "mask" in inputs else []
-        return linted(tmp_path, graph([node], values, [("y", HALF, shape)], opset=23), version)
+        return lint_messages(tmp_path, graph([node], values, [("y", HALF, shape)], opset=23), version)
 
-    assert of(["q", "k", "v"]) == of(["q", "k", "v", "mask"]) == []
+    assert of(["q", "k", "v"]) == of(["q", "k", "v", "mask"]) == of(["q", "k", "v"], (10, 14)) == []
     assert any(
         "operator: TensorRT 10.13 lacks it; it has it from 10.14 on" in one for one in of(["q", "k", "v"], (10, 13))
     )
@@ -335,9 +333,9 @@ def test_the_operator_attention_is_plain_or_refused(tmp_path: Path) -> None:
     assert any("softcap" in one for one in of(["q", "k", "v"], softcap=2.0))
 
 
-def of_shapes(*shapes: tuple[int, ...]) -> ShapeRange:
-    least, best, most = shapes
-    return ShapeRange(least=least, best=best, most=most)
+def shape_range(*shapes: tuple[int, ...]) -> ShapeRange:
+    low, typical, high = shapes
+    return ShapeRange(min=low, opt=typical, max=high)
 
 
 PAIR = graph(
@@ -345,29 +343,29 @@ PAIR = graph(
     [("x", FLOAT, ["rows", 4]), ("z", FLOAT, ["rows", 4])],
     [("y", FLOAT, ["rows", 4])],
 )
-GOOD = of_shapes((1, 4), (2, 4), (8, 4))
+GOOD = shape_range((1, 4), (2, 4), (8, 4))
 
 
 @pytest.mark.parametrize(
-    ("profile", "what"),
+    ("profile", "message"),
     [
         ({"x": GOOD, "z": GOOD}, None),
         ({"x": GOOD}, "does not cover z"),
         ({"x": GOOD, "z": GOOD, "w": GOOD}, "names w, which is no input"),
-        ({"x": GOOD, "z": of_shapes((1, 5), (2, 5), (8, 5))}, "z cannot be (1, 5)"),
-        ({"x": GOOD, "z": of_shapes((1,), (2,), (8,))}, "z cannot be (1,)"),
-        ({"x": GOOD, "z": of_shapes((1, 4), (3, 4), (8, 4))}, "rows is 2 in one input and 3 in z at best"),
+        ({"x": GOOD, "z": shape_range((1, 5), (2, 5), (8, 5))}, "z cannot be (1, 5)"),
+        ({"x": GOOD, "z": shape_range((1,), (2,), (8,))}, "z cannot be (1,)"),
+        ({"x": GOOD, "z": shape_range((1, 4), (3, 4), (8, 4))}, "rows is 2 in one input and 3 in z at opt"),
     ],
 )
 def test_profiles_cover_what_is_dynamic_and_agree(
-    tmp_path: Path, profile: dict[str, ShapeRange], what: str | None
+    tmp_path: Path, profile: dict[str, ShapeRange], message: str | None
 ) -> None:
-    found = linted(tmp_path, PAIR, profiles=[profile])
-    if what is None:
+    found = lint_messages(tmp_path, PAIR, profiles=[profile])
+    if message is None:
         assert found == []
     else:
         assert len(found) == 1
-        assert what in found[0]
+        assert message in found[0]
 
 
 def test_shapes_that_do_not_resolve_at_one_point_are_found(tmp_path: Path) -> None:
@@ -376,15 +374,15 @@ def test_shapes_that_do_not_resolve_at_one_point_are_found(tmp_path: Path) -> No
         [("x", FLOAT, ["rows", 4]), ("z", FLOAT, ["others", 4])],
         [("y", FLOAT, ["all", 4])],
     )
-    assert linted(tmp_path, model, profiles=[{"x": GOOD, "z": GOOD}]) == []
-    (found,) = linted(tmp_path, model, profiles=[{"x": GOOD, "z": of_shapes((1, 4), (3, 4), (8, 4))}])
-    assert found.startswith("profile: at best: ")
+    assert lint_messages(tmp_path, model, profiles=[{"x": GOOD, "z": GOOD}]) == []
+    (found,) = lint_messages(tmp_path, model, profiles=[{"x": GOOD, "z": shape_range((1, 4), (3, 4), (8, 4))}])
+    assert found.startswith("profile: at opt: ")
 
 
 def test_measured_ranges_that_float16_does_not_hold_are_found(tmp_path: Path) -> None:
     model = attention()
-    assert linted(tmp_path, model, ranges={"scores": 1e4}) == []
-    assert "was measured at 2e+04" in linted(tmp_path, model, ranges={"scores": 2e4})[0]
+    assert lint_messages(tmp_path, model, ranges={"scores": 1e4}) == []
+    assert "was measured at 2e+04" in lint_messages(tmp_path, model, ranges={"scores": 2e4})[0]
     path = tmp_path / "model.onnx"
     assert [one.severity for one in lint(path, JETPACK_6, (), {"scores": 2e4})] == ["warning"]
     assert [one.severity for one in lint(path, JETPACK_6, (), {"scores": 7e4})] == ["error"]
@@ -392,9 +390,9 @@ def test_measured_ranges_that_float16_does_not_hold_are_found(tmp_path: Path) ->
 
 def test_the_table_is_that_of_the_version() -> None:
     assert [newest_opset(version) for version in ((10, 0), (10, 8), (10, 9), (10, 13), (11, 4))] == [20, 20, 22, 24, 24]
-    assert support("TensorScatter", (10, 15)).is_there
-    assert not support("TensorScatter", (10, 14)).is_there
-    assert support("MatMulInteger", NEWEST).since is None
+    assert supported_since("MatMul") == (10, 0)
+    assert supported_since("TensorScatter") == (10, 15)
+    assert supported_since("MatMulInteger") is None
 
 
 def test_the_command_says_one_line_a_finding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -407,7 +405,9 @@ def test_the_command_says_one_line_a_finding(tmp_path: Path, capsys: pytest.Capt
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].startswith(f"{bad}: error: operator: node '' (Unique): TensorRT 11.4 lacks it")
     assert main([str(bad), "--json"]) == 1
-    assert json.loads(capsys.readouterr().out)[0]["rule"] == "operator"
+    (finding,) = json.loads(capsys.readouterr().out)[:1]
+    assert finding.keys() == {"graph", "severity", "rule", "location", "message"}
+    assert (finding["graph"], finding["rule"]) == (str(bad), "operator")
     assert main([str(tmp_path / "none.onnx")]) == 2
     for wrong in (["--tensorrt", "9.3"], ["--tensorrt", "x"], ["--profile", "x"], ["--profile", "x=3:2:1"]):
         with pytest.raises(SystemExit) as stopped:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import stat
@@ -15,18 +14,15 @@ import onnx
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.text import Text
 
 from export import build_engines
-from export.command_line import show_progress
-from export.graphs.exporter import export_backbone
+from export.graphs.exporter import export_quantized_backbone
 from export.graphs.model_optimizer import ModelOpt, ModelOptError
 from export.lint import lint
 from export.readers import read_checkpoint
 from runtime import Captioner
-from runtime.backends import OrtBackend
-from runtime.bundle import Bundle
+from runtime.backends.onnxruntime_cpu import OrtBackend
+from runtime.bundle import Bundle, EngineFiles
 from runtime.image import Fit, prepare
 
 REAL = os.environ.get("PATCHCAPTION_MODELOPT")
@@ -36,9 +32,9 @@ import json, pathlib, sys
 given = sys.argv[1:]
 if given[0] == "-c":
     sys.exit({import_status})
-pathlib.Path({told!r}).write_text(json.dumps(given))
+pathlib.Path({record!r}).write_text(json.dumps(given))
 import numpy, onnx
-numpy.save({told!r} + ".npy", numpy.load(given[given.index("--calibration_data_path") + 1])["pixels"])
+numpy.save({record!r} + ".npy", numpy.load(given[given.index("--calibration_data_path") + 1])["pixel_values"])
 if {fails}:
     print("INFO: reading", file=sys.stderr)
     print("ValueError: no scale for /conv", file=sys.stderr)
@@ -52,8 +48,8 @@ onnx.save_model(model, out, save_as_external_data=True, location="quantized.onnx
 def stand_in(folder: Path, import_status: int = 0, fails: bool = False) -> Path:
     """An interpreter whose Model Optimizer notes what it was asked for and leaves the graph as it is."""
     path = folder / "python"
-    told = str(folder / "told.json")
-    path.write_text(STAND_IN.format(python=sys.executable, told=told, import_status=import_status, fails=fails))
+    record = str(folder / "arguments.json")
+    path.write_text(STAND_IN.format(python=sys.executable, record=record, import_status=import_status, fails=fails))
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return path
 
@@ -75,19 +71,22 @@ def build(out: Path, *options: str | Path) -> int:
 def test_the_backbone_is_quantized_by_the_images_and_the_rest_is_fp16(
     tmp_path: Path, photos: Path, sample_image: Image.Image
 ) -> None:
-    how = ("--backend", "ort-tensorrt", "--precision", "int8")
-    assert build(tmp_path / "bundle", *how, "--calibration", photos, "--modelopt", stand_in(tmp_path)) == 0
+    options = ("--backend", "ort-tensorrt", "--precision", "int8")
+    assert build(tmp_path / "bundle", *options, "--calibration", photos, "--modelopt", stand_in(tmp_path)) == 0
     manifest = Bundle(tmp_path / "bundle").manifest
-    assert manifest.backbone.precision == "int8"
-    assert manifest.decoder.precision == manifest.reencoder.precision == manifest.decoding.cache == "fp16"
-    asked = (tmp_path / "told.json").read_text()
+    precisions = {name: record.precision for name, record in manifest.engines.items()}
+    assert precisions.pop("backbone") == "int8"
+    assert precisions == dict.fromkeys(("decoder", "beam_decoder", "reencoder"), "fp16")
+    assert manifest.decoder.cache_precision == "fp16"
+    asked = (tmp_path / "arguments.json").read_text()
     assert '"--quantize_mode", "int8"' in asked
     assert '"--disable_mha_qdq"' in asked
     expected, _ = prepare([sample_image.rotate(90, expand=True), sample_image], 224, Fit.STRETCH)
-    np.testing.assert_array_equal(np.load(tmp_path / "told.json.npy"), expected)
+    np.testing.assert_array_equal(np.load(tmp_path / "arguments.json.npy"), expected)
     graph = onnx.load(tmp_path / "bundle" / "backbone.onnx", load_external_data=False)
-    places = {entry.value for one in graph.graph.initializer for entry in one.external_data if entry.key == "location"}
-    assert places == {"backbone.onnx.data"}
+    weights = graph.graph.initializer
+    files = {entry.value for weight in weights for entry in weight.external_data if entry.key == "location"}
+    assert files == {"backbone.onnx.data"}
     assert not list((tmp_path / "bundle").glob("tmp*"))
 
 
@@ -100,7 +99,7 @@ def test_the_backbone_is_quantized_by_the_images_and_the_rest_is_fp16(
         (["--precision", "int8", "--backend", "ort-tensorrt"], "needs --calibration FOLDER .* and --modelopt PYTHON"),
     ],
 )
-def test_precisions_that_are_not_to_be_had_are_refused_before_the_export(
+def test_precisions_that_a_backend_does_not_have_are_refused_before_the_export(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
     assert build(tmp_path / "bundle", *options) == 1
@@ -114,7 +113,7 @@ def test_precisions_that_are_not_to_be_had_are_refused_before_the_export(
     ("python", "message"),
     [
         ("none", "cannot be started (No such file or directory)"),
-        ("without", "it failed without a word; to install it: python -m venv modelopt"),
+        ("without", "it failed without an error message; to install it: python -m venv modelopt"),
         ("failing", "ValueError: no scale for /conv"),
     ],
 )
@@ -124,7 +123,7 @@ def test_what_goes_wrong_in_its_environment_is_one_message(
     interpreter = tmp_path / "nothing"
     if python != "none":
         interpreter = stand_in(tmp_path, int(python == "without"), fails=python == "failing")
-    modelopt, feeds = ModelOpt(interpreter), {"pixels": np.zeros((1, 224, 224, 3), np.uint8)}
+    modelopt, feeds = ModelOpt(interpreter), {"pixel_values": np.zeros((1, 224, 224, 3), np.uint8)}
     with pytest.raises(ModelOptError) as raised:
         modelopt.quantize(demo_bundle / "backbone.onnx", "int8", feeds) if python == "failing" else modelopt.check()
     assert message in str(raised.value)
@@ -154,27 +153,13 @@ def test_the_real_one_quantizes_the_demo(
 ) -> None:
     pixels, _ = prepare([sample_image, sample_image.rotate(90)], 224, Fit.STRETCH)
     backbone = read_checkpoint("demo", None).backbone
-    record = export_backbone(backbone, tmp_path, precision, pixels, ModelOpt(Path(str(REAL))))
+    record = export_quantized_backbone(backbone, tmp_path, precision, pixels, ModelOpt(Path(str(REAL))))
     assert record.precision == precision
     graph = tmp_path / record.file
     kinds = {node.op_type for node in onnx.load(graph, load_external_data=False).graph.node}
     assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
     assert [found for found in lint(graph, (10, 3)) if found.severity == "error"] == []
-    ours = OrtBackend().open(graph).run({"pixels": pixels[:1]})["tokens"][0]
+    ours = OrtBackend().open(EngineFiles(graph)).run({"pixel_values": pixels[:1]})["tokens"][0]
     cosines = torch.cosine_similarity(ours, demo.encode(sample_image).tokens[0], dim=1)
     assert cosines.min() > 0.8
     assert cosines.median() > 0.97
-
-
-def test_a_build_shows_its_steps_and_what_tensorrt_does_within_them() -> None:
-    out = io.StringIO()
-    with show_progress(Console(file=out, force_terminal=True, width=80), 11) as progress:
-        progress.step("backbone.onnx to a TensorRT plan")
-        progress.phase("Building", 3, 10)
-        progress.phase("Tactics", 1, 2)
-        progress.note("a [word]")
-        progress.step("decoder.onnx to a TensorRT plan")
-    printed = Text.from_ansi(out.getvalue()).plain
-    assert "0/11" in printed
-    assert "Building" in printed
-    assert "note: a [word]" in printed

@@ -5,42 +5,30 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-import yaml
 from tokenizers import Tokenizer
 
 from export.checkpoint import Checkpoint, CheckpointError
-from export.models.dinov2 import Backbone, BackboneConfig
+from export.models.dinov2 import Dinov2Backbone, Dinov2Config
 from export.readers import DEMO_CONFIG, read_checkpoint
 from export.readers.clip_bpe import find_merges, read_clip_bpe
 from export.readers.decap import read_decap
 from export.readers.dinov2 import read_dinov2
-from export.readers.seeded import normal, parse
-from runtime.decoding.tokenizer import CaptionTokenizer
+from tests.export.conftest import change_config
 
 needs_merges = pytest.mark.skipif(find_merges() is None, reason="needs pip install --no-deps open_clip_torch")
-
-
-@pytest.fixture
-def demo_files(tmp_path: Path) -> Path:
-    """A copy of the demo checkpoint to spoil."""
-    for file in DEMO_CONFIG.parent.iterdir():
-        if file.is_file():
-            (tmp_path / file.name).write_bytes(file.read_bytes())
-    return tmp_path
 
 
 def test_the_demo_is_of_the_published_layout() -> None:
     demo = read_checkpoint("demo")
     backbone, decoder, memory = demo.backbone.config, demo.decoder.config, demo.memory
-    assert (backbone.patch, backbone.registers) == (14, 4)
-    assert 224 <= backbone.size <= 336
+    assert (backbone.patch_size, backbone.num_registers) == (14, 4)
+    assert 224 <= backbone.image_size <= 336
     assert 3e6 <= sum(parameter.numel() for parameter in demo.backbone.parameters()) <= 6e6
-    assert decoder.text_vocabulary == demo.tokenizer.get_vocab_size()
+    assert decoder.text_vocab_size == demo.tokenizer.get_vocab_size()
     assert memory is not None
-    assert memory.width == backbone.width
+    assert memory.width == backbone.embed_dim
     assert 2000 <= sum(len(captions) for _, captions in memory.rows()) < 10000
     assert sum(file.stat().st_size for file in DEMO_CONFIG.parent.rglob("*")) < 12e6
 
@@ -60,28 +48,6 @@ def test_the_demo_is_of_the_published_layout() -> None:
 def test_unknown_checkpoints_are_refused(name: str, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         read_checkpoint(name)
-
-
-def test_options_follow_the_architecture() -> None:
-    architecture, options = parse("seeded:dinov2_vitl14_reg,salt=a,memory=7,size=28")
-    assert architecture == "dinov2_vitl14_reg"
-    assert (options.salt, options.memory, options.size) == ("a", 7, 28)
-
-
-def test_seeded_numbers_depend_on_their_name_alone() -> None:
-    # by hand: RandomState(crc32("decap/x") & 0x7fffffff) = RandomState(2140609961)
-    expected = np.random.RandomState(2140609961).standard_normal(6).astype(np.float32).reshape(2, 3)
-    np.testing.assert_array_equal(normal("decap/x", (2, 3)), expected)
-
-
-@pytest.mark.slow
-def test_seeded_checkpoints_need_no_vocabulary_and_say_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("export.readers.seeded.find_merges", lambda: None)
-    checkpoint = read_checkpoint("seeded:dinov2_vits14,size=28,memory=3")
-    assert "CLIP's vocabulary is not installed" in checkpoint.notes[0]
-    checkpoint.tokenizer.save(str(tmp_path / "tokenizer.json"))
-    tokenizer = CaptionTokenizer(tmp_path / "tokenizer.json", checkpoint.eos_token_id)
-    assert tokenizer.text([17, 49406, 4, checkpoint.eos_token_id, 5]) == "<17> <4>"
 
 
 def rewrite(path: Path, **changes: torch.Tensor | None) -> None:
@@ -131,12 +97,12 @@ def test_a_decoder_of_another_layout_is_refused_by_key(
 ) -> None:
     rewrite(demo_files / "decoder.pt", **changes)
     with pytest.raises(CheckpointError, match=message):
-        read_decap(demo_files / "decoder.pt", text_vocabulary=170)
+        read_decap(demo_files / "decoder.pt", text_vocab_size=170)
 
 
 def test_a_decoder_with_fewer_words_than_the_tokenizer_is_refused(demo_files: Path) -> None:
     with pytest.raises(CheckpointError, match="at least 1000 rows, the tokenizer's tokens, got 1"):
-        read_decap(demo_files / "decoder.pt", text_vocabulary=1000)
+        read_decap(demo_files / "decoder.pt", text_vocab_size=1000)
 
 
 class Evil:
@@ -161,18 +127,16 @@ def test_a_missing_weights_file_is_named(tmp_path: Path) -> None:
 
 
 def test_half_weights_are_read_as_float32(tmp_path: Path) -> None:
-    backbone = Backbone(BackboneConfig(width=64, depth=1, registers=0, size=28)).half()
+    config = Dinov2Config(embed_dim=64, depth=1, num_heads=1, num_registers=0, image_size=28, attention_heads=1)
+    backbone = Dinov2Backbone(config).half()
     torch.save(backbone.state_dict() | {"mask_token": torch.zeros(1, 64)}, tmp_path / "half.pth")
     read = read_dinov2(tmp_path / "half.pth", 28)
     assert {parameter.dtype for parameter in read.parameters()} == {torch.float32}
-    assert read.config == BackboneConfig(width=64, depth=1, registers=0, size=28)
+    assert read.config == config
 
 
 def read_with(folder: Path, **settings: object) -> Checkpoint:
-    path = folder / "config.yaml"
-    changed = yaml.safe_load(path.read_text()) | settings
-    path.write_text(yaml.safe_dump({key: value for key, value in changed.items() if value is not None}))
-    return read_checkpoint(str(path))
+    return read_checkpoint(str(change_config(folder, **settings)))
 
 
 def test_a_configuration_without_memory_gives_a_checkpoint_without_one(demo_files: Path) -> None:

@@ -14,15 +14,15 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from export import build_engines
 from export.checkpoint import Checkpoint, CheckpointError
-from export.models.dinov2 import Backbone, BackboneConfig
+from export.models.dinov2 import Dinov2Backbone, Dinov2Config
 from export.readers import DEMO_CONFIG, is_repository, read_checkpoint
 from export.readers.clip_bpe import find_merges
-from export.readers.dinov2 import ARCHITECTURES, Architecture
+from export.readers.dinov2 import ARCHITECTURES, Dinov2Architecture
 from export.readers.patchioner import Origin, read_patchioner
 from runtime import Captioner, Point, WholeImage
 
 MEMORY, NOISE = (f"Ruggero1912/Patch-ioner_talk2dino_{kind}_COCO_Captions" for kind in ("decap", "capdec"))
-DINOV2 = "dinov2_vits14_reg"
+DINOV2, BACKBONE = "dinov2_vits14_reg", "dinov2_vits14_reg4_pretrain.pth"
 WIDTH, ROWS = 128, 40
 BANK = f"coco_captions_text_embeddings-B16-ViT-B.16-{ROWS}.h5"
 # As published: paths of another machine, no backbone file, and of the memory the captions that it was made of.
@@ -47,7 +47,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files of a small checkpoint under their published names, the decoder with the buffers of old files."""
     folder = tmp_path_factory.mktemp("published")
     torch.manual_seed(0)
-    torch.save(Backbone(BackboneConfig(WIDTH, 1, registers=4, size=518)).state_dict(), folder / "dino.pth")
+    backbone = Dinov2Backbone(Dinov2Config(WIDTH, 1, 2, num_registers=4, image_size=518, attention_heads=2))
+    torch.save(backbone.state_dict(), folder / BACKBONE)
     gpt = GPT2LMHeadModel(GPT2Config(vocab_size=50257, n_positions=40, n_embd=64, n_layer=2, n_head=4))
     state = {f"decoder.{name}": value for name, value in gpt.state_dict().items()}
     state |= {"clip_project.model.0.weight": torch.randn(64, WIDTH), "clip_project.model.0.bias": torch.zeros(64)}
@@ -58,7 +59,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with h5py.File(folder / BANK, "w") as file:
         file["coco_captions-embeddings"] = np.random.default_rng(0).standard_normal((ROWS, WIDTH)).astype(np.float32)
         file["coco_captions-text"] = [f"caption {number}".encode() for number in range(ROWS)]
-    (folder / "dino.pth").rename(folder / "dinov2_vits14_reg4_pretrain.pth")
     return folder
 
 
@@ -68,7 +68,7 @@ def small_vits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(
         ARCHITECTURES,
         DINOV2,
-        Architecture(WIDTH, 1, 4, None, "dinov2_vits14_reg4_pretrain.pth", "facebook/dinov2-with-registers-small"),
+        Dinov2Architecture(WIDTH, 1, 4, 2, None, BACKBONE, "facebook/dinov2-with-registers-small"),
     )
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
 
@@ -111,13 +111,13 @@ def test_a_repository_becomes_a_bundle_that_captions(
     from safetensors.torch import save_file
 
     serve(hub, MEMORY, files, write_config(tmp_path / "repository"))
-    hub_state = torch.load(files / "dinov2_vits14_reg4_pretrain.pth", weights_only=True)
+    hub_state = torch.load(files / BACKBONE, weights_only=True)
     save_file(transformers_state(hub_state), tmp_path / "model.safetensors")
     hub["facebook/dinov2-with-registers-small", "model.safetensors"] = tmp_path / "model.safetensors"
     assert build_engines.main([MEMORY]) == 0
     with Captioner.load(tmp_path / "engines" / MEMORY.split("/")[1]) as captioner:
         assert captioner.manifest.memory is not None
-        assert captioner.manifest.memory.rows == ROWS
+        assert captioner.manifest.memory.num_rows == ROWS
         assert captioner.manifest.build.checkpoint == MEMORY
         image = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
         captions = captioner.caption(image, [WholeImage(), Point(3, 3)], n_best=2)
@@ -151,8 +151,8 @@ def test_files_are_found_in_a_folder_by_their_names_alone(files: Path, tmp_path:
     checkpoint = read(write_config(tmp_path / "config"), files)
     assert checkpoint.memory is not None
     assert sum(len(captions) for _, captions in checkpoint.memory.rows()) == ROWS
-    assert checkpoint.decoder.config.text_vocabulary == 49408
-    assert (checkpoint.backbone_name, checkpoint.backbone.config.size) == (DINOV2, 28)
+    assert checkpoint.decoder.config.text_vocab_size == 49408
+    assert (checkpoint.backbone_name, checkpoint.backbone.config.image_size) == (DINOV2, 28)
     assert checkpoint.notes == ()
 
 
@@ -161,9 +161,9 @@ def test_a_backbone_that_torch_hub_has_downloaded_is_used(
 ) -> None:
     checkpoints = tmp_path / "torch" / "hub" / "checkpoints"
     checkpoints.mkdir(parents=True)
-    (checkpoints / "dinov2_vits14_reg4_pretrain.pth").symlink_to(files / "dinov2_vits14_reg4_pretrain.pth")
+    (checkpoints / BACKBONE).symlink_to(files / BACKBONE)
     serve(hub, NOISE, files, write_config(tmp_path / "config", support_memory_size=0))
-    assert read_checkpoint(NOISE).backbone.config.width == WIDTH
+    assert read_checkpoint(NOISE).backbone.config.embed_dim == WIDTH
 
 
 def test_a_noise_trained_checkpoint_has_no_memory_and_asks_for_none(
@@ -237,7 +237,7 @@ def test_a_folder_that_holds_everything_needs_no_hub(
         ("/elsewhere/my_bank.h5", "my_bank.h5"),
     ],
 )
-def test_the_banks_file_follows_from_what_captions_it_is_of(
+def test_the_name_of_a_banks_file_follows_from_its_captions(
     projection_type: str | None, bank: str, tmp_path: Path, files: Path
 ) -> None:
     config = write_config(tmp_path / "config", projection_type=projection_type, support_memory_size=7)
@@ -246,8 +246,8 @@ def test_the_banks_file_follows_from_what_captions_it_is_of(
 
 
 def test_the_short_side_may_be_larger_than_the_crop(files: Path, tmp_path: Path) -> None:
-    assert read(write_config(tmp_path / "config", resize_dim=56), files).resize == 56
-    assert read(write_config(tmp_path / "config"), files).resize is None
+    assert read(write_config(tmp_path / "config", resize_dim=56), files).resize_short_side == 56
+    assert read(write_config(tmp_path / "config"), files).resize_short_side is None
 
 
 @pytest.mark.parametrize("settings", [{"kkv_attention": True}, {"attention_type": "kkv"}])
@@ -275,7 +275,7 @@ def test_the_attention_of_the_last_block_is_reordered_as_configured(
         ({"dino_model": "ViT-B/16"}, "dino_model: expected one of dinov2_vits14, .* got 'ViT-B/16'"),
         ({"dino_model": None}, "dino_model is missing"),
         (
-            {"dino_model": "dinov2_vitb14_reg", "dino_weights": "dinov2_vits14_reg4_pretrain.pth"},
+            {"dino_model": "dinov2_vitb14_reg", "dino_weights": BACKBONE},
             "expected dinov2_vitb14_",
         ),
         ({"prefix_size": 768}, "and 768, the configuration's prefix_size, got 128"),
@@ -291,7 +291,7 @@ def test_settings_that_cannot_be_followed_are_refused(
         read(write_config(tmp_path / "config", **settings), files)
 
 
-def test_settings_that_mean_nothing_here_are_noted(files: Path, tmp_path: Path) -> None:
+def test_settings_without_effect_are_noted(files: Path, tmp_path: Path) -> None:
     checkpoint = read(write_config(tmp_path / "config", colour="red", viecap=None, use_talk2dino_project=True), files)
     assert checkpoint.notes == ("settings without effect: colour",)
 

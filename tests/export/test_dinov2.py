@@ -10,18 +10,25 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import Dinov2Config, Dinov2ForImageClassification, Dinov2Model, PreTrainedModel
+from transformers import Dinov2Config as PlainConfig
+from transformers import Dinov2ForImageClassification, Dinov2Model, PreTrainedModel
 from transformers import Dinov2WithRegistersConfig as RegistersConfig
 from transformers import Dinov2WithRegistersForImageClassification as RegistersClassifier
 from transformers import Dinov2WithRegistersModel as RegistersModel
 
 from export.checkpoint import CheckpointError
-from export.models.dinov2 import IMAGENET_MEAN, IMAGENET_STD, Backbone, resize_position_embedding
-from export.readers.dinov2 import ARCHITECTURES, read_dinov2
+from export.models.dinov2 import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Dinov2Backbone,
+    Dinov2Config,
+    resize_position_embedding,
+)
+from export.readers.dinov2 import ARCHITECTURES, backbone_from_state, from_state, read_dinov2, state_shapes
 
 WIDTH, DEPTH, SIZE = 128, 2, 56
 PIXELS = torch.randint(0, 256, (2, SIZE, SIZE, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-KINDS = [(RegistersModel, RegistersConfig), (Dinov2Model, Dinov2Config)]
+KINDS = [(RegistersModel, RegistersConfig), (Dinov2Model, PlainConfig)]
 
 
 def their_model(model: type, config: type, gated: bool) -> PreTrainedModel:
@@ -43,7 +50,7 @@ def their_model(model: type, config: type, gated: bool) -> PreTrainedModel:
 
 
 def hub_state(saved: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights as transformers saves them under facebookresearch/dinov2's names (SPEC section 2), written down anew."""
+    """Returns what transformers saves under facebookresearch/dinov2's names (published-system.md, section 2)."""
     state: dict[str, Tensor] = {}
     for name, value in saved.items():
         name = re.sub(r"^encoder\.layer", "blocks", name).removeprefix("embeddings.").replace("lambda1", "gamma")
@@ -60,12 +67,12 @@ def hub_state(saved: dict[str, Tensor]) -> dict[str, Tensor]:
         state[name] = value
     for block in range(DEPTH):
         for part in ("weight", "bias"):
-            thirds = [state.pop(f"blocks.{block}.attention.attention.{k}.{part}") for k in ("query", "key", "value")]
-            state[f"blocks.{block}.attn.qkv.{part}"] = torch.cat(thirds)
+            parts = [state.pop(f"blocks.{block}.attention.attention.{k}.{part}") for k in ("query", "key", "value")]
+            state[f"blocks.{block}.attn.qkv.{part}"] = torch.cat(parts)
     return state
 
 
-def tokens_of(backbone: Backbone) -> Tensor:
+def tokens_of(backbone: Dinov2Backbone) -> Tensor:
     with torch.inference_mode():
         return backbone(PIXELS)[0]
 
@@ -88,13 +95,13 @@ def test_both_layouts_give_the_tokens_of_transformers_model(
     torch.save(hub_state(saved), tmp_path / "hub.pth")
     for path in (tmp_path / "folder", tmp_path / "folder" / "model.safetensors", tmp_path / "hub.pth"):
         backbone = read_dinov2(path, SIZE)
-        assert backbone.config.registers == (4 if model is RegistersModel else 0)
+        assert backbone.config.num_registers == (4 if model is RegistersModel else 0)
         assert (backbone.config.swiglu_width is not None) == gated
         torch.testing.assert_close(tokens_of(backbone), their_tokens(theirs), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("model", "config"), [(RegistersClassifier, RegistersConfig), (Dinov2ForImageClassification, Dinov2Config)]
+    ("model", "config"), [(RegistersClassifier, RegistersConfig), (Dinov2ForImageClassification, PlainConfig)]
 )
 def test_the_backbone_of_a_classifier_is_read_without_its_head(model: type, config: type, tmp_path: Path) -> None:
     theirs = their_model(model, config, gated=False)
@@ -120,7 +127,16 @@ def test_positions_are_resized_by_the_rule_of_the_kind(has_registers: bool, tmp_
     torch.testing.assert_close(backbone.pos_embed.detach(), resize_position_embedding(trained, 6, has_registers))
 
 
-def test_the_last_blocks_attention_may_take_its_thirds_in_another_order(tmp_path: Path) -> None:
+def test_models_without_registers_resize_positions_by_a_scale_factor() -> None:
+    # (8 + 0.1) / 4 samples a little nearer to each corner than 8 / 4 does: the two rules must differ, slightly
+    pos_embed = torch.randn(1, 1 + 16, 4, generator=torch.Generator().manual_seed(0))
+    old, new = (resize_position_embedding(pos_embed, 8, has_registers=flag) for flag in (False, True))
+    assert old.shape == new.shape == (1, 65, 4)
+    assert 1e-3 < (old - new).abs().max() < 0.5
+    torch.testing.assert_close(resize_position_embedding(pos_embed, 4, has_registers=True), pos_embed)
+
+
+def test_the_last_blocks_queries_keys_and_values_may_be_taken_in_another_order(tmp_path: Path) -> None:
     their_model(*KINDS[0], gated=False).save_pretrained(tmp_path)
     plain, reordered = read_dinov2(tmp_path, SIZE), read_dinov2(tmp_path, SIZE, attention="kkv")
     _, key, value = plain.blocks[-1].attn.qkv.weight.chunk(3)
@@ -141,12 +157,29 @@ def test_the_last_blocks_attention_may_take_its_thirds_in_another_order(tmp_path
 def test_the_hubs_files_and_repositories_have_their_published_names() -> None:
     assert len(ARCHITECTURES) == 8
     giant, small = ARCHITECTURES["dinov2_vitg14_reg"], ARCHITECTURES["dinov2_vits14"]
-    assert (giant.width, giant.depth, giant.registers, giant.swiglu_width) == (1536, 40, 4, 4096)
+    assert (giant.embed_dim, giant.depth, giant.num_registers, giant.swiglu_width) == (1536, 40, 4, 4096)
     assert (giant.file, giant.repository) == (
         "dinov2_vitg14_reg4_pretrain.pth",
         "facebook/dinov2-with-registers-giant",
     )
     assert (small.file, small.repository) == ("dinov2_vits14_pretrain.pth", "facebook/dinov2-small")
+
+
+@pytest.mark.parametrize(
+    ("size", "heads", "attention_heads"), [("s", 6, 6), ("b", 12, 16), ("l", 16, 16), ("g", 24, 16)]
+)
+@pytest.mark.parametrize("suffix", ["", "_reg"])
+def test_the_cls_attention_is_split_as_published(size: str, suffix: str, heads: int, attention_heads: int) -> None:
+    name = f"dinov2_vit{size}14{suffix}"
+    state = {part: torch.empty(shape, device="meta") for part, shape in state_shapes(name).items()}
+    config = from_state(state, 518, name, name).config
+    assert (config.num_heads, config.attention_heads) == (heads, attention_heads)
+
+
+def test_a_backbone_that_was_never_published_keeps_its_own_heads() -> None:
+    state = Dinov2Backbone(Dinov2Config(192, 1, 3, num_registers=4, image_size=28, attention_heads=3)).state_dict()
+    config = backbone_from_state(state, 28, "own").config
+    assert (config.num_heads, config.attention_heads) == (3, 3)
 
 
 def without(name: str) -> Callable[[dict[str, Tensor]], None]:
@@ -188,7 +221,7 @@ def test_transformers_files_of_another_layout_are_refused_by_key(
 
 def test_a_backbone_that_is_not_the_named_one_is_refused(tmp_path: Path) -> None:
     their_model(*KINDS[0], gated=False).save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="expected dinov2_vits14_reg4, whose width is 384, got 128"):
+    with pytest.raises(CheckpointError, match="expected dinov2_vits14_reg4, whose embed_dim is 384, got 128"):
         read_dinov2(tmp_path, SIZE, ARCHITECTURES["dinov2_vits14_reg"])
 
 

@@ -1,4 +1,4 @@
-"""The exported graphs against transformers' own DINOv2 and GPT-2, filled with the same weights."""
+"""Exported graphs against transformers' own DINOv2 and GPT-2 with the same weights, and greedy decoding with them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,20 @@ import torch
 from torch import Tensor
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel, GPT2Config, GPT2LMHeadModel
 
-from export.bundle_builder import decoder_settings
-from export.graphs.exporter import ExportError, compare, export_backbone, export_decoder
+from export.graphs.errors import ExportError
+from export.graphs.exporter import export_graph
+from export.graphs.specs import backbone_spec, decap_specs
+from export.graphs.verification import compare
+from export.models import BundleNumbers
 from export.models.decap_decoder import DecapStep
-from export.models.dinov2 import IMAGENET_MEAN, IMAGENET_STD, Backbone, BackboneConfig, resize_position_embedding
+from export.models.dinov2 import IMAGENET_MEAN, IMAGENET_STD
 from export.readers.decap import decoder_from_state
 from export.readers.dinov2 import backbone_from_state
-from runtime.backends import Engine, OrtBackend
-from runtime.decoding.greedy import Decoded, decode
+from runtime.backends import Engine, EngineReport
+from runtime.backends.onnxruntime_cpu import OrtBackend
+from runtime.bundle import DecoderConfig, EngineFiles
+from runtime.decoding.batches import TokenSequences
+from runtime.decoding.greedy import GreedyDecoder
 
 WIDTH, DEPTH, TRAINED_SIZE = 128, 2, 98
 TEXT_VOCABULARY, VOCABULARY, STEPS = 90, 100, 30
@@ -75,13 +81,13 @@ def test_the_backbone_engine_computes_what_transformers_dinov2_does(
     mean, std = torch.tensor(IMAGENET_MEAN).view(3, 1, 1), torch.tensor(IMAGENET_STD).view(3, 1, 1)
     with torch.inference_mode():
         expected = their_dinov2((pixels.permute(0, 3, 1, 2) / 255 - mean) / std).last_hidden_state
-    export_backbone(backbone_from_state(dinov2_state, size, "test"), tmp_path)
-    engine = OrtBackend().open(tmp_path / "backbone.onnx")
-    torch.testing.assert_close(engine.run({"pixels": pixels})["tokens"], expected, rtol=1e-4, atol=1e-5)
+    export_graph(backbone_spec(backbone_from_state(dinov2_state, size, "test")), tmp_path)
+    engine = OrtBackend().open(EngineFiles(tmp_path / "backbone.onnx"))
+    torch.testing.assert_close(engine.run({"pixel_values": pixels})["tokens"], expected, rtol=1e-4, atol=1e-5)
     engine.close()
 
 
-def test_cls_scores_are_the_last_blocks_attention_before_softmax(
+def test_cls_attention_logits_are_the_last_blocks_attention_before_softmax(
     their_dinov2: Dinov2WithRegistersModel, dinov2_state: dict[str, Tensor]
 ) -> None:
     pixels = torch.randint(0, 256, (2, 98, 98, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
@@ -90,24 +96,10 @@ def test_cls_scores_are_the_last_blocks_attention_before_softmax(
     their_dinov2.set_attn_implementation("eager")
     with torch.inference_mode():
         out = their_dinov2((pixels.permute(0, 3, 1, 2) / 255 - mean) / std, output_attentions=True)
-        _, scores = backbone(pixels)
+        _, logits = backbone(pixels)
     over_patches = out.attentions[-1][:, :, 0, 5:]  # softmax over all tokens: over the patches alone after dividing
     expected = over_patches / over_patches.sum(-1, keepdim=True)
-    torch.testing.assert_close(scores.softmax(-1), expected, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize(("width", "heads"), [(384, 6), (768, 16), (1024, 16), (192, 3)])
-def test_the_cls_attention_is_split_as_published(width: int, heads: int) -> None:
-    assert BackboneConfig(width=width, depth=1, registers=4, size=28).score_heads == heads
-
-
-def test_models_without_registers_resize_positions_by_a_scale_factor() -> None:
-    # (8 + 0.1) / 4 samples a little nearer to each corner than 8 / 4 does: the two rules must differ, slightly
-    pos_embed = torch.randn(1, 1 + 16, 4, generator=torch.Generator().manual_seed(0))
-    old, new = (resize_position_embedding(pos_embed, 8, has_registers=flag) for flag in (False, True))
-    assert old.shape == new.shape == (1, 65, 4)
-    assert 1e-3 < (old - new).abs().max() < 0.5
-    torch.testing.assert_close(resize_position_embedding(pos_embed, 4, has_registers=True), pos_embed)
+    torch.testing.assert_close(logits.softmax(-1), expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -136,13 +128,23 @@ def vectors() -> Tensor:
     return torch.randn(40, 48, generator=torch.Generator().manual_seed(4))
 
 
-def decoded_by_engine(decoder: DecapStep, vectors: Tensor, folder: Path) -> Decoded:
-    export_decoder(decoder, folder)
-    settings = decoder_settings(decoder.config, END)
-    return decode(OrtBackend().open(folder / "decoder.onnx"), settings, vectors)
+def manifest_entry(decoder: DecapStep) -> DecoderConfig:
+    numbers = BundleNumbers("test", max_images=1, batch_sizes=(1, 4, 16, 64, 256), precision="fp32")
+    return decoder.manifest_entry(END, numbers)
 
 
-def decoded_from_scratch(model: GPT2LMHeadModel, decoder: DecapStep, vectors: Tensor) -> Decoded:
+def export_decoder(decoder: DecapStep, folder: Path) -> EngineFiles:
+    greedy, _ = decap_specs(decoder)
+    export_graph(greedy, folder)
+    return EngineFiles(folder / "decoder.onnx")
+
+
+def decode_by_engine(decoder: DecapStep, vectors: Tensor, folder: Path) -> TokenSequences:
+    engine = OrtBackend().open(export_decoder(decoder, folder))
+    return GreedyDecoder(engine, manifest_entry(decoder)).decode(vectors)
+
+
+def decode_from_scratch(model: GPT2LMHeadModel, decoder: DecapStep, vectors: Tensor) -> TokenSequences:
     """Greedy decoding the long way: each step runs the whole sequence again, a caption at a time, without a cache."""
     all_ids, sums = [], []
     with torch.inference_mode():
@@ -155,29 +157,29 @@ def decoded_from_scratch(model: GPT2LMHeadModel, decoder: DecapStep, vectors: Te
                 inputs = torch.cat([inputs, model.transformer.wte.weight[ids[-1]][None]])
             all_ids.append(ids)
             sums.append(total)
-    return Decoded(all_ids, sums)
+    return TokenSequences(all_ids, sums)
 
 
 def test_cached_decoding_is_decoding_from_scratch_with_transformers_gpt2(
     their_gpt2: GPT2LMHeadModel, decoder: DecapStep, vectors: Tensor, tmp_path: Path
 ) -> None:
-    got = decoded_by_engine(decoder, vectors, tmp_path)
-    expected = decoded_from_scratch(their_gpt2, decoder, vectors)
+    got = decode_by_engine(decoder, vectors, tmp_path)
+    expected = decode_from_scratch(their_gpt2, decoder, vectors)
     lengths = {len(ids) for ids in expected.ids}
     assert len(lengths) > 3, "the captions should end at different steps"
     assert max(lengths) == STEPS, "and some never"
     assert got.ids == expected.ids
-    assert got.log_probabilities == pytest.approx(expected.log_probabilities, rel=1e-4)
+    assert got.log_probs == pytest.approx(expected.log_probs, rel=1e-4)
 
 
 def test_ids_without_text_are_never_chosen_however_likely(
     their_gpt2: GPT2LMHeadModel, decoder: DecapStep, vectors: Tensor, tmp_path: Path
 ) -> None:
-    """The published code fails on the whole batch when one of them is chosen (SPEC section 6)."""
+    """The published code fails on the whole batch when one of them is chosen (published-system.md, section 6)."""
     with torch.inference_mode():
         first = their_gpt2(inputs_embeds=decoder.clip_project.model(vectors)[:, None]).logits[:, 0]
     assert (first.argmax(dim=1) >= TEXT_VOCABULARY).any(), "some would win"
-    got = decoded_by_engine(decoder, vectors, tmp_path)
+    got = decode_by_engine(decoder, vectors, tmp_path)
     assert max(max(ids) for ids in got.ids) < TEXT_VOCABULARY
 
 
@@ -188,8 +190,15 @@ class CountingEngine:
         self.engine, self.rows = engine, list[int]()
 
     def run(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        self.rows.append(len(inputs["tokens"]))
+        self.rows.append(len(inputs["input_ids"]))
         return self.engine.run(inputs)
+
+    @property
+    def bindable(self) -> None:
+        return None
+
+    def report(self) -> EngineReport:
+        return self.engine.report()
 
     def close(self) -> None:
         self.engine.close()
@@ -198,77 +207,77 @@ class CountingEngine:
 @pytest.fixture(scope="module")
 def counting(decoder: DecapStep, tmp_path_factory: pytest.TempPathFactory) -> CountingEngine:
     folder = tmp_path_factory.mktemp("decoder")
-    export_decoder(decoder, folder)
-    return CountingEngine(OrtBackend().open(folder / "decoder.onnx"))
+    return CountingEngine(OrtBackend().open(export_decoder(decoder, folder)))
 
 
 @pytest.fixture(scope="module")
-def whole(decoder: DecapStep, counting: CountingEngine, vectors: Tensor) -> Decoded:
-    """What all vectors decode to at once."""
-    return decode(counting, decoder_settings(decoder.config, END), vectors)
+def greedy(decoder: DecapStep, counting: CountingEngine) -> GreedyDecoder:
+    return GreedyDecoder(counting, manifest_entry(decoder))
+
+
+@pytest.fixture(scope="module")
+def whole(greedy: GreedyDecoder, vectors: Tensor) -> TokenSequences:
+    """The captions of all vectors, decoded at once."""
+    return greedy.decode(vectors)
 
 
 def test_decoding_stops_when_every_row_has_ended(
-    decoder: DecapStep, counting: CountingEngine, vectors: Tensor, whole: Decoded
+    greedy: GreedyDecoder, counting: CountingEngine, vectors: Tensor, whole: TokenSequences
 ) -> None:
     shortest = min(range(len(vectors)), key=lambda row: len(whole.ids[row]))
     counting.rows.clear()
-    alone = decode(counting, decoder_settings(decoder.config, END), vectors[shortest : shortest + 1])
+    alone = greedy.decode(vectors[shortest : shortest + 1])
     assert len(counting.rows) == len(whole.ids[shortest]) < STEPS
     assert alone.ids[0] == whole.ids[shortest]
 
 
 def test_rows_that_have_ended_leave_the_batch(
-    decoder: DecapStep, counting: CountingEngine, vectors: Tensor, whole: Decoded, monkeypatch: pytest.MonkeyPatch
+    greedy: GreedyDecoder,
+    counting: CountingEngine,
+    vectors: Tensor,
+    whole: TokenSequences,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    settings = decoder_settings(decoder.config, END)
     for share in (0.0, 0.25, 2.0):  # at once; when they are many; never
-        monkeypatch.setattr("runtime.decoding.greedy._DROPPED_SHARE", share)
+        monkeypatch.setattr("runtime.decoding.greedy._MIN_ENDED_SHARE", share)
         counting.rows.clear()
-        got = decode(counting, settings, vectors)
+        got = greedy.decode(vectors)
         assert got.ids == whole.ids
-        assert got.log_probabilities == pytest.approx(whole.log_probabilities, rel=1e-5)
-        going = [sum(len(ids) > step for ids in whole.ids) for step in range(STEPS)]
+        assert got.log_probs == pytest.approx(whole.log_probs, rel=1e-5)
+        active = [sum(len(ids) > step for ids in whole.ids) for step in range(STEPS)]
         if share == 0.0:
-            assert counting.rows == going
+            assert counting.rows == active
         elif share == 2.0:
             assert set(counting.rows) == {len(vectors)}
         else:
-            assert all(live <= rows <= live / 0.75 for live, rows in zip(going, counting.rows, strict=True))
+            assert all(live <= rows <= live / 0.75 for live, rows in zip(active, counting.rows, strict=True))
 
 
 def test_many_rows_are_decoded_in_batches_with_progress(
-    decoder: DecapStep, counting: CountingEngine, vectors: Tensor, whole: Decoded
+    decoder: DecapStep, counting: CountingEngine, vectors: Tensor, whole: TokenSequences
 ) -> None:
-    settings = decoder_settings(decoder.config, END).model_copy(update={"batches": (4, 16)})
+    config = manifest_entry(decoder).model_copy(update={"batch_sizes": (4, 16)})
     counting.rows.clear()
-    told: list[tuple[int, int]] = []
-    got = decode(
-        counting,
-        settings,
-        vectors,
-        progress=lambda done, total: told.append((done, total)),
-    )
+    reported: list[tuple[int, int]] = []
+    got = GreedyDecoder(counting, config).decode(vectors, progress=lambda *counts: reported.append(counts))
     assert got.ids == whole.ids
     assert max(counting.rows) == 16
-    assert told == [(16, 40), (32, 40), (40, 40)]
+    assert reported == [(16, 40), (32, 40), (40, 40)]
 
 
 def test_equal_vectors_are_decoded_once(
-    decoder: DecapStep, counting: CountingEngine, vectors: Tensor, whole: Decoded
+    greedy: GreedyDecoder, counting: CountingEngine, vectors: Tensor, whole: TokenSequences
 ) -> None:
     counting.rows.clear()
     order = [3, 1, 3, 3, 0, 1]
-    got = decode(counting, decoder_settings(decoder.config, END), vectors[order])
+    got = greedy.decode(vectors[order])
     assert counting.rows[0] == 3
     assert got.ids == [whole.ids[row] for row in order]
-    assert got.log_probabilities == pytest.approx([whole.log_probabilities[row] for row in order], rel=1e-5)
+    assert got.log_probs == pytest.approx([whole.log_probs[row] for row in order], rel=1e-5)
 
 
-def test_decoding_may_stop_after_fewer_steps(
-    decoder: DecapStep, counting: CountingEngine, vectors: Tensor, whole: Decoded
-) -> None:
-    got = decode(counting, decoder_settings(decoder.config, END), vectors, at_most=4)
+def test_decoding_may_stop_after_fewer_steps(greedy: GreedyDecoder, vectors: Tensor, whole: TokenSequences) -> None:
+    got = greedy.decode(vectors, max_new_tokens=4)
     assert got.ids == [ids[:4] for ids in whole.ids]
 
 
@@ -280,8 +289,8 @@ def test_the_token_embedding_is_stored_once(decoder: DecapStep, tmp_path: Path) 
 
 def test_a_graph_that_differs_from_its_module_is_refused(dinov2_state: dict[str, Tensor], tmp_path: Path) -> None:
     own = {name: value.clone() for name, value in dinov2_state.items()}  # a module shares memory with its state dict
-    backbone: Backbone = backbone_from_state(own, 56, "test")
-    export_backbone(backbone, tmp_path)
+    backbone = backbone_from_state(own, 56, "test")
+    export_graph(backbone_spec(backbone), tmp_path)
     pixels = torch.zeros(1, 56, 56, 3, dtype=torch.uint8)
     with torch.no_grad():
         backbone.blocks[1].mlp.fc1.bias[0] += 0.5
@@ -290,7 +299,7 @@ def test_a_graph_that_differs_from_its_module_is_refused(dinov2_state: dict[str,
 
 
 def test_graphs_carry_no_path_of_the_machine_they_were_made_on(dinov2_state: dict[str, Tensor], tmp_path: Path) -> None:
-    export_backbone(backbone_from_state(dinov2_state, 56, "test"), tmp_path)
+    export_graph(backbone_spec(backbone_from_state(dinov2_state, 56, "test")), tmp_path)
     graph = (tmp_path / "backbone.onnx").read_bytes()
     assert b".py" not in graph
     assert b"/home" not in graph
