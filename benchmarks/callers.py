@@ -53,8 +53,9 @@ def _table(captioner: Captioner, options: argparse.Namespace) -> Table:
     table = Table(title=f"captions per second; {captioner.backend.name}", box=box.MARKDOWN)
     for heading in ("callers", "alone", "batched", "batched / alone"):
         table.add_column(heading, justify="right")
+    backbone = captioner.manifest.backbone
     for callers in options.callers:
-        regions = as_regions(sample_boxes(captioner.manifest.architecture, callers))
+        regions = as_regions(sample_boxes(backbone.tokens, backbone.patch_size, callers))
         with captioner.batching(max_wait_ms=options.max_wait_ms, max_regions=callers) as batching:
             ways = (captioner.describe, batching.describe)
             turns = [[_rate(way, features, regions, options.calls) for way in ways] for _ in range(1 + _TURNS)]

@@ -22,9 +22,7 @@ from benchmarks.timing.work_estimate import WorkEstimate, backbone_work, decodin
 from export.command_line import run_command
 from runtime import PatchcaptionError
 from runtime.bundle import Bundle, Manifest
-
-BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
-"""Size of a number, by precision."""
+from runtime.bundle.dtypes import NUMBER_FORMATS, StoragePrecision
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--regions", type=int, nargs="+", default=[1, 16, 64], help="default: 1 16 64")
     parser.add_argument("--precision", choices=("fp32", "fp16", "bf16"), default="fp16", help="default: %(default)s")
-    parser.add_argument("--memory-precision", choices=BYTES, default="fp16", help="default: %(default)s")
+    parser.add_argument("--memory-precision", choices=NUMBER_FORMATS, default="fp16", help="default: %(default)s")
     return run_command(partial(_run, parser.parse_args(arguments)))
 
 
@@ -80,23 +78,26 @@ def estimate_ms(work: WorkEstimate, stage: str, board: Board) -> float:
     return max(work.flop / tflop_per_s / 1e9, work.bytes / board.gigabytes_per_s / 1e6) / SHARES[stage]
 
 
-def stage_works(manifest: Manifest, regions: int, precision: str, memory_precision: str) -> dict[str, WorkEstimate]:
+def stage_works(
+    manifest: Manifest, regions: int, precision: StoragePrecision, memory_precision: StoragePrecision
+) -> dict[str, WorkEstimate]:
     """Return the work of each stage for an image and some regions of it, with captions of a typical length."""
-    architecture, weight_bytes = manifest.architecture, BYTES[precision]
-    rows = manifest.memory.rows if manifest.memory else 0
-    bank_bytes = _BANK_READS * rows * architecture.width * BYTES[memory_precision]
+    backbone, weight_bytes = manifest.backbone, NUMBER_FORMATS[precision].bytes
+    width, rows = backbone.output_dim, manifest.memory.num_rows if manifest.memory else 0
+    bank_bytes = _BANK_READS * rows * width * NUMBER_FORMATS[memory_precision].bytes
     return {
-        "backbone": backbone_work(architecture, weight_bytes),
-        "projection": projection_work(architecture.width, regions, rows, bank_bytes),
-        "decoding": decoding_work(manifest.decoding, architecture.width, regions, TYPICAL_TOKENS, weight_bytes),
+        "backbone": backbone_work(backbone, weight_bytes),
+        "projection": projection_work(width, regions, rows, bank_bytes),
+        "decoding": decoding_work(manifest.decoder, width, regions, TYPICAL_TOKENS, weight_bytes),
     }
 
 
-def _table(manifest: Manifest, counts: Sequence[int], precision: str, memory_precision: str) -> Table:
-    architecture = manifest.architecture
-    title = (
-        f"estimates, ms: {architecture.name}, {architecture.size} px, {precision}, memory bank in {memory_precision}"
-    )
+def _table(
+    manifest: Manifest, counts: Sequence[int], precision: StoragePrecision, memory_precision: StoragePrecision
+) -> Table:
+    backbone = manifest.backbone
+    size = backbone.preprocessing.image_size
+    title = f"estimates, ms: {backbone.name}, {size} px, {precision}, memory bank in {memory_precision}"
     table = Table(title=title, box=box.MARKDOWN)
     for heading in ("board", "regions", *SHARES, "together"):
         table.add_column(heading, justify="left" if heading == "board" else "right")

@@ -29,7 +29,7 @@ from benchmarks.timing import stage_rows, tables
 from benchmarks.timing.machine_limits import describe_machine, measure_limits
 from benchmarks.timing.plot import check_plotting, plot
 from benchmarks.timing.report import BundleFacts, Comparison, Report, Settings
-from benchmarks.timing.stages import Stages, caption_lengths, sample_boxes, write_sample
+from benchmarks.timing.stages import PipelineStages, caption_lengths, sample_boxes, write_sample
 from export.command_line import run_command
 from runtime import Captioner, Fit, PatchcaptionError
 from runtime.backends import BACKENDS, PRECISIONS
@@ -108,14 +108,14 @@ def _run(options: argparse.Namespace) -> None:
         if options.video:
             _show(_time_stream(options, captioner, held), [])
             return
-        report = _time_stages(options, Stages(captioner), file, load_ms)
+        report = _time_stages(options, PipelineStages(captioner), file, load_ms)
     if old is not None:
         _show(tables.against_table(old, report), tables.against_notes(old, report))
     if options.plot:
         plot(report, options.plot)
 
 
-def _time_stages(options: argparse.Namespace, stages: Stages, file: Path, load_ms: float) -> Report:
+def _time_stages(options: argparse.Namespace, stages: PipelineStages, file: Path, load_ms: float) -> Report:
     """Measure, show and write every row; with --compare the ratios too."""
     report = _measure(options, stages, file, load_ms)
     _show(tables.stage_table(report), tables.stage_notes(report))
@@ -151,11 +151,12 @@ def _fit(options: argparse.Namespace) -> Fit:
     return Fit(options.fit or (Fit.CROP if options.compare else Fit.STRETCH))
 
 
-def _measure(options: argparse.Namespace, stages: Stages, file: Path, load_ms: float) -> Report:
+def _measure(options: argparse.Namespace, stages: PipelineStages, file: Path, load_ms: float) -> Report:
     machine, made_at = describe_machine(), datetime.now(timezone.utc).isoformat(timespec="seconds")
     facts = BundleFacts.of(options.bundle)
-    settings = _settings(options, stages, caption_lengths(facts.decoding.steps))
-    sample_boxes(facts.architecture, max(settings.regions))  # refuses what does not fit, before minutes of work
+    settings = _settings(options, stages, caption_lengths(facts.decoder.max_new_tokens))
+    # Refuses what does not fit, before minutes of work.
+    sample_boxes(facts.backbone.tokens, facts.backbone.patch_size, max(settings.regions))
     samples: dict[int, stage_rows.Samples] = {}
     with _show_status() as report_progress:
         for count in settings.regions:
@@ -177,8 +178,8 @@ def _measure(options: argparse.Namespace, stages: Stages, file: Path, load_ms: f
     )
 
 
-def _settings(options: argparse.Namespace, stages: Stages, lengths: tuple[int, ...]) -> Settings:
-    graph_precision = stages.captioner.manifest.backbone.precision
+def _settings(options: argparse.Namespace, stages: PipelineStages, lengths: tuple[int, ...]) -> Settings:
+    graph_precision = stages.captioner.manifest.engines["backbone"].precision
     return Settings(
         regions=tuple(sorted(set(options.regions))),
         tokens=lengths,
@@ -193,7 +194,7 @@ def _settings(options: argparse.Namespace, stages: Stages, lengths: tuple[int, .
     )
 
 
-def _compare(options: argparse.Namespace, stages: Stages, file: Path, settings: Settings) -> Comparison:
+def _compare(options: argparse.Namespace, stages: PipelineStages, file: Path, settings: Settings) -> Comparison:
     # Here, so that export/ and its readers are not in the peak memory above.
     from benchmarks.timing.eager_comparison import PublishedSystem, compare
 

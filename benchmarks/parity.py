@@ -1,7 +1,7 @@
 """Compares what a bundle computes with what the published system computed: `python benchmarks/parity.py`.
 
-Recordings were made with random weights that a `seeded:` checkpoint reproduces. Those in benchmarks/recordings start from
-the tokens of their photographs; with --images, a folder that holds the photographs, preprocessing and backbone are
+Recordings were made with random weights that a `seeded:` checkpoint reproduces. Those in benchmarks/recordings start
+from the tokens of their photographs; with --images, a folder that holds the photographs, preprocessing and backbone are
 compared as well. Exits non-zero when a difference is more than rounding.
 """
 
@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from rich.table import Table
 
 from benchmarks.reference_recording import RECORDINGS, Recording, tasks
 from export.bundle_builder import BuildOptions, build
-from export.command_line import show_progress as shown
+from export.command_line import run_command, show_progress
 from runtime import Captioner, FeatureMap, Fit, PatchcaptionError
 from runtime.image import open_image, prepare
 
@@ -67,7 +68,7 @@ class Difference:
 
 
 def compare(captioner: Captioner, recording: Recording, features: FeatureMap) -> Iterator[Difference]:
-    """Runs every task on ``features``, with the memory bank ("mem") and without ("nomem")."""
+    """Run every task on ``features``, with the memory bank ("mem") and without ("nomem")."""
     for task in tasks(recording):
         pooling = {key: value for key, value in task.options.items() if key != "mode"}
         vectors = captioner.vectors(features, task.regions, **pooling)  # type: ignore[arg-type]  # of several types
@@ -94,7 +95,7 @@ def compare(captioner: Captioner, recording: Recording, features: FeatureMap) ->
 
 
 def compare_decoder(captioner: Captioner, recording: Recording) -> Iterator[Difference]:
-    """Compares the decoding of recorded inputs: tokens up to the first near-tie, and scores where there is none."""
+    """Compare the decoding of recorded inputs: tokens up to the first near-tie, and scores where there is none."""
     if "decoder.inputs" not in recording.arrays:
         return
     captions = captioner.decode(torch.from_numpy(recording.arrays["decoder.inputs"]), score="reference")
@@ -112,7 +113,7 @@ def compare_decoder(captioner: Captioner, recording: Recording) -> Iterator[Diff
 
 
 def compare_backbone(captioner: Captioner, recording: Recording, images: Path) -> tuple[FeatureMap, list[Difference]]:
-    """Encodes a recording's photographs, found in ``images``; returns their features and the differences."""
+    """Encode a recording's photographs, found in ``images``; returns their features and the differences."""
     photos = [open_image(images / f"{name}.jpg") for name in recording.settings["images"]]
     features = captioner.encode(photos)
     found = {
@@ -131,16 +132,17 @@ def compare_backbone(captioner: Captioner, recording: Recording, images: Path) -
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(description="Compare bundles with recordings of the published system.")
     parser.add_argument("recordings", type=Path, nargs="*", help="NAME.npz (default: all of benchmarks/recordings)")
     parser.add_argument("--images", type=Path, help="folder of the recordings' photographs; else their tokens are used")
     options = parser.parse_args(arguments)
     paths = options.recordings or sorted(RECORDINGS.glob("*.npz"))
-    try:
-        found = _worst([one for path in paths for one in _measure(Recording.load(path), options.images)])
-    except (PatchcaptionError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return run_command(partial(_run, paths, options.images), errors=(PatchcaptionError, OSError))
+
+
+def _run(paths: Sequence[Path], images: Path | None) -> int:
+    found = _worst([one for path in paths for one in _measure(Recording.load(path), images)])
     Console(width=120).print(_table(found, ", ".join(path.stem for path in paths)))
     return int(any(one.faults for one in found))
 
@@ -148,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _measure(recording: Recording, images: Path | None) -> list[Difference]:
     with tempfile.TemporaryDirectory() as folder:
         options = BuildOptions()
-        with shown(Console(stderr=True), options.steps) as progress:
+        with show_progress(Console(stderr=True), options.steps) as progress:
             build(recording.checkpoint, Path(folder) / "bundle", progress, options)
         with Captioner.load(Path(folder) / "bundle", "cpu", fit="crop") as captioner:
             features, backbone = recording.features, list[Difference]()
@@ -158,7 +160,7 @@ def _measure(recording: Recording, images: Path | None) -> list[Difference]:
 
 
 def _worst(found: Sequence[Difference]) -> list[Difference]:
-    """Returns the worst difference of each task, with and without memory bank, over all recordings."""
+    """Return the worst difference of each task, with and without memory bank, over all recordings."""
     tasks: dict[str, list[Difference]] = {}
     for one in found:
         tasks.setdefault(one.task.rsplit(".", 1)[0] if one.task.endswith("mem") else one.task, []).append(one)
@@ -185,7 +187,9 @@ def _table(found: Sequence[Difference], recordings: str) -> Table:
         table.add_column(heading, justify="left" if heading == "task" else "right", no_wrap=True)
     for one in found:
         same = f"{one.same_texts} / {one.regions}" if one.regions else ""
-        table.add_row(one.task, _shown(one.vectors), _shown(one.projected), same, _shown(one.scores))
+        table.add_row(
+            one.task, _show_progress(one.vectors), _show_progress(one.projected), same, _show_progress(one.scores)
+        )
     return table
 
 
@@ -203,7 +207,7 @@ def _worst_score(found: Sequence[float], recorded: Sequence[float] | None) -> fl
     return max(abs(got - want) / want for got, want in zip(found, recorded, strict=True))
 
 
-def _shown(value: float | None) -> str:
+def _show_progress(value: float | None) -> str:
     return "" if value is None else f"{value:.1e}"
 
 

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import get_args
@@ -28,6 +29,7 @@ from torch import Tensor
 
 from benchmarks.scoring.demo_scenes import EvaluationCase, evaluation_cases, names_objects
 from benchmarks.timing.stages import PipelineStages
+from export.command_line import run_command
 from export.demo import scenes
 from runtime import BackendError, Captioner, PatchcaptionError
 from runtime.options import Precision
@@ -67,24 +69,24 @@ class Speed:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(description="Compare backends and precisions in quality and speed.")
-    parser.add_argument("engines", type=Path, nargs="?", default=Path("engines/demo"), help="the demo bundle")
+    parser.add_argument("bundle", type=Path, nargs="?", default=Path("engines/demo"), help="the demo bundle")
     parser.add_argument("--also", type=Path, action="append", default=[], help="the demo built in another precision")
     parser.add_argument("--scenes", type=int, default=100, help="how many held-out scenes (default: 100)")
     parser.add_argument("--speed", type=Path, help="the bundle whose speed is measured (default: the demo)")
     parser.add_argument(
         "--speed-also", type=Path, action="append", default=[], help="for each --also, in its precision"
     )
-    options = parser.parse_args(arguments)
-    try:
-        if options.speed and len(options.speed_also) != len(options.also):
-            raise PatchcaptionError(f"--speed-also: expected {len(options.also)}, one for each --also")
-        timed = [options.speed, *options.speed_also] if options.speed else [options.engines, *options.also]
-        Console(width=160).print(_compare([options.engines, *options.also], timed, options.scenes))
-    except PatchcaptionError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command(partial(_run, parser.parse_args(arguments)))
+
+
+def _run(options: argparse.Namespace) -> None:
+    if options.speed and len(options.speed_also) != len(options.also):
+        raise PatchcaptionError(f"--speed-also: expected {len(options.also)}, one for each --also")
+    bundles = [options.bundle, *options.also]
+    timed = [options.speed, *options.speed_also] if options.speed else bundles
+    Console(width=160).print(_compare(bundles, timed, options.scenes))
 
 
 def _compare(bundles: Sequence[Path], timed: Sequence[Path], count: int) -> Table:

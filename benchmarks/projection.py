@@ -21,9 +21,10 @@ from rich.table import Table
 from torch import Tensor
 
 from export.command_line import run_command
-from export.memory.quantization import STORED_AS
-from runtime.memory import native_kernels, torch_kernels
+from runtime.bundle.dtypes import NUMBER_FORMATS
+from runtime.memory import native_kernels
 from runtime.memory.rows import StoredRows
+from runtime.memory.torch_kernels import TorchKernels
 
 _TEMPERATURE = 0.01
 _BLOCK_ROWS = 2**16
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, nargs="+", default=[591_753], help="of the banks (default: 591753)")
     parser.add_argument("--width", type=int, default=768, help="default: %(default)s")
     parser.add_argument(
-        "--precision", nargs="+", choices=STORED_AS, default=["fp32", "int8"], help="default: fp32 int8"
+        "--precision", nargs="+", choices=NUMBER_FORMATS, default=["fp32", "int8"], help="default: fp32 int8"
     )
     parser.add_argument("--regions", type=int, nargs="+", default=[1, 16, 64], help="default: 1 16 64")
     parser.add_argument(
@@ -53,17 +54,17 @@ def _table(options: argparse.Namespace) -> Table:
         table.add_column(heading, justify="right")
     for count in options.rows:
         for precision in options.precision:
-            rows = _random_rows(count, options.width, STORED_AS[precision])
+            rows = _random_rows(count, options.width, NUMBER_FORMATS[precision].torch)
             for regions in options.regions:
                 table.add_row(f"{count:,}", precision, str(regions), *_row(library, rows, regions, options.runs))
             del rows
     return table
 
 
-def _row(library: native_kernels.Library | None, rows: StoredRows, regions: int, runs: int) -> list[str]:
+def _row(library: native_kernels.NativeKernels | None, rows: StoredRows, regions: int, runs: int) -> list[str]:
     """Return the cells after the regions: torch, the native variants, the best rate, and how it compares with torch."""
     queries = torch.nn.functional.normalize(torch.randn(regions, rows.stored.shape[1]), dim=1)
-    kernels: list[Callable[[], Tensor]] = [partial(torch_kernels.project, rows, queries, _TEMPERATURE)]
+    kernels: list[Callable[[], Tensor]] = [partial(TorchKernels().project, rows, queries, _TEMPERATURE)]
     if library:
         kernels += [partial(library.project, rows, queries, _TEMPERATURE, name) for name in library.variants]
     best_s = [float("inf")] * len(kernels)

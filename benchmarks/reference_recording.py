@@ -60,7 +60,7 @@ class Recording:
         return f"seeded:{settings['arch']},size={settings['dim']},memory={settings['n_memory']},salt={settings['salt']}"
 
     def vectors(self, task: str) -> npt.NDArray[np.float32] | None:
-        """Returns the region vectors (R, D) of a task; they are the same with a memory bank and without."""
+        """Return the region vectors (R, D) of a task; they are the same with a memory bank and without."""
         names = (f"{task}.mem.vec", f"{task}.nomem.vec", task)
         return next((self.arrays[name] for name in names if name in self.arrays), None)
 
@@ -74,7 +74,7 @@ class Recording:
             tokens=torch.from_numpy(np.concatenate(parts, axis=1)),
             cls_attention_logits=torch.from_numpy(self.arrays["self_attn_heads"]),
             views=(view,) * len(parts[0]),
-            layout=TokenLayout(global_tokens=("cls", *["register"] * parts[1].shape[1]), grid=size // _PATCH),
+            layout=TokenLayout.with_cls(parts[1].shape[1], size // _PATCH),
         )
 
 
@@ -88,7 +88,7 @@ class Task:
 
 
 def tasks(recording: Recording) -> list[Task]:
-    """Returns every task of a recording.
+    """Return every task of a recording.
 
     Raises:
         KeyError: a task has a name that is not known here.
@@ -98,7 +98,7 @@ def tasks(recording: Recording) -> list[Task]:
 
 
 def _task(name: str, recording: Recording) -> Task:
-    """Returns the task of a recorded name, for example "boxes_gaussian_0.5"."""
+    """Return the task of a recorded name, for example "boxes_gaussian_0.5"."""
     arrays, images = recording.arrays, range(len(recording.settings["images"]))
     if name.startswith("boxes_clean_"):
         cleaning, _, when = name.removeprefix("boxes_clean_").rpartition("_")

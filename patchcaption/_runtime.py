@@ -10,7 +10,7 @@ _RUNTIME = Path(__file__).parent.parent / "runtime" / "__init__.py"
 
 
 def load_runtime() -> None:
-    """Makes `import runtime` find this project's package.
+    """Make `import runtime` find this project's package.
 
     A program's own runtime.py would be found first, since Python looks into the program's folder before site-packages.
 

@@ -29,10 +29,9 @@ from runtime.regions import (
 )
 from runtime.results import Caption
 from runtime.serving.batching import Batching
+from runtime.system.version import __version__
 from runtime.video.sources import Frame
 from runtime.video.stream import CaptionStream, FrameCaptions
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AttentionHead",

@@ -51,7 +51,7 @@ class BackendTiming:
 def open_all(
     bundle: Bundle, precision: Precision, threads: int | None = None
 ) -> tuple[dict[BackendName, Backend], dict[BackendName, str]]:
-    """Returns the backends that can be used here in a precision, and why the others cannot.
+    """Return the backends that can be used here in a precision, and why the others cannot.
 
     Raises:
         BackendError: none can be used.
@@ -71,7 +71,7 @@ def open_all(
 def measure(
     bundle: Bundle, backends: Mapping[BackendName, Backend], clock: Clock = time.perf_counter
 ) -> dict[BackendName, BackendTiming]:
-    """Times the backbone and the decoder of a bundle on each backend, in turn, for about five seconds.
+    """Time the backbone and the decoder of a bundle on each backend, in turn, for about five seconds.
 
     Args:
         clock: returns seconds.
@@ -101,7 +101,7 @@ def measure(
 
 @contextmanager
 def _open_stages(bundle: Bundle, backend: Backend) -> Iterator[dict[int, Callable[[], object]]]:
-    """Yields what is timed on a backend: the backbone (0), and decoding by batch size; closes the engines then."""
+    """Yield what is timed on a backend: the backbone (0), and decoding by batch size; closes the engines then."""
     manifest = bundle.manifest
     size, width = manifest.backbone.preprocessing.image_size, manifest.backbone.output_dim
     generator = torch.Generator().manual_seed(0)

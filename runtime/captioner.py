@@ -69,7 +69,7 @@ class Captioner(Closeable):
         threads: int | None = None,
         verify: bool = True,
     ) -> Captioner:
-        """Opens a bundle.
+        """Open a bundle.
 
         Args:
             folder: the bundle, for example "engines/demo".
@@ -123,7 +123,7 @@ class Captioner(Closeable):
         regions: Regions | RegionsOfImages,
         **options: Unpack[DescribeKeywords],
     ) -> list[Caption] | list[list[Caption]]:
-        """Encodes and describes in one call: `describe(encode(images), regions, **options)`.
+        """Encode and describe in one call: `describe(encode(images), regions, **options)`.
 
         Example:
             >>> [caption.text for caption in captioner.caption(scene, [Box(276, 174, 507, 399), Point(350, 330)])]
@@ -134,7 +134,7 @@ class Captioner(Closeable):
         return self.describe(self.encode(images), regions, **options)
 
     def encode(self, images: ImageSource | Sequence[ImageSource]) -> FeatureMap:
-        """Runs the backbone once over one image or a list of them.
+        """Run the backbone once over one image or a list of them.
 
         Args:
             images: a path, PIL image, uint8 RGB array (H, W, 3), uint8 RGB tensor (3, H, W), an encoded image as bytes
@@ -153,7 +153,7 @@ class Captioner(Closeable):
         return self.pipeline.encoder(images)
 
     def encoder(self, callers: int) -> EncodeFunction:
-        """Returns `encode` for so many threads at once, each with its share of a CPU's cores.
+        """Return `encode` for so many threads at once, each with its share of a CPU's cores.
 
         Single images take longer than with all cores, many images together less. The first call opens the backbone once
         more, which takes its memory again. On a GPU it is `encode`.
@@ -196,7 +196,7 @@ class Captioner(Closeable):
         progress: ProgressCallback | None = None,
         **options: Unpack[DescribeKeywords],
     ) -> list[Caption] | list[list[Caption]]:
-        """Captions regions of images that were encoded before; the backbone runs again for a `Crop` only.
+        """Caption regions of images that were encoded before; the backbone runs again for a `Crop` only.
 
         Args:
             features: from `encode`.
@@ -226,7 +226,7 @@ class Captioner(Closeable):
     def vectors(
         self, features: FeatureMap, regions: Regions | RegionsOfImages, **options: Unpack[PoolingKeywords]
     ) -> Tensor:
-        """Returns region vectors (R, D): each the weighted sum of its image's tokens; one image's after another's.
+        """Return region vectors (R, D): each the weighted sum of its image's tokens; one image's after another's.
 
         Args:
             options: those of `PoolingOptions`.
@@ -243,7 +243,7 @@ class Captioner(Closeable):
         return self.pipeline.pooler(features, RegionBatch.of(regions, len(features)).by_image, pooling).data
 
     def project(self, vectors: Tensor) -> Tensor:
-        """Carries region vectors (R, D) into text space (R, D), through the memory bank if the bundle has one.
+        """Carry region vectors (R, D) into text space (R, D), through the memory bank if the bundle has one.
 
         Example:
             >>> vectors = captioner.vectors(captioner.encode(scene), [WholeImage()])
@@ -255,7 +255,7 @@ class Captioner(Closeable):
     def decode(
         self, vectors: Tensor, *, progress: ProgressCallback | None = None, **options: Unpack[DecodeKeywords]
     ) -> list[Caption]:
-        """Decodes vectors in text space (R, D) to captions that have no region.
+        """Decode vectors in text space (R, D) to captions that have no region.
 
         Args:
             progress: called with how many captions of how many are decoded, every few hundred.
@@ -274,7 +274,7 @@ class Captioner(Closeable):
         return self.pipeline.decode(vectors, decoding, progress)
 
     def stream(self, source: FrameSource, regions: RegionsOfFrames, **options: Unpack[StreamKeywords]) -> CaptionStream:
-        """Describes the frames of a stream; reading, encoding and describing overlap.
+        """Describe the frames of a stream; reading, encoding and describing overlap.
 
         Args:
             source: a file, a folder of images, the number of a camera, a URL (rtsp://...), or an iterable of images or
@@ -299,7 +299,7 @@ class Captioner(Closeable):
         )
 
     def batching(self, *, max_wait_ms: float = 4.0, max_regions: int = 64) -> Batching:
-        """Returns a view of this captioner for many callers: requests that arrive within a few ms are decoded together.
+        """Return a view of this captioner for many callers: requests that arrive within a few ms are decoded together.
 
         Args:
             max_wait_ms: how long the first request of a batch waits for others.
@@ -317,7 +317,7 @@ class Captioner(Closeable):
     async def acaption(
         self, images: ImageSource, regions: Regions, **options: Unpack[DescribeKeywords]
     ) -> list[Caption]:
-        """Captions one image in asyncio: the event loop stays free.
+        """Caption regions of one image in asyncio: the event loop stays free.
 
         Cancelling it gives up the captions; work that has begun is finished. `batching` suits many requests better.
 
@@ -328,7 +328,7 @@ class Captioner(Closeable):
         return await asyncio.to_thread(partial(self.caption, images, regions, **options))
 
     def runs_on(self) -> dict[str, str]:
-        """Returns the execution provider of each open engine, as its runtime reports it.
+        """Return the execution provider of each open engine, as its runtime reports it.
 
         Example:
             >>> sorted(captioner.runs_on())
@@ -337,7 +337,7 @@ class Captioner(Closeable):
         return {name: report.provider for name, report in self.pipeline.reports().items()}
 
     def captured(self) -> dict[str, list[str]]:
-        """Returns, per engine and cached shape, why it is not replayed as a CUDA graph ("" if it is).
+        """Return, per engine and cached shape, why it is not replayed as a CUDA graph ("" if it is).
 
         Example:
             >>> captioner.captured()  # on a CPU there is nothing to capture
@@ -349,7 +349,7 @@ class Captioner(Closeable):
         }
 
     def fused_layers(self) -> list[str] | None:
-        """Returns the names of the layers that TensorRT fused the backbone into; None on other backends.
+        """Return the names of the layers that TensorRT fused the backbone into; None on other backends.
 
         Example:
             >>> captioner.fused_layers() is None
@@ -359,7 +359,7 @@ class Captioner(Closeable):
         return None if layers is None else list(layers)
 
     def close(self) -> None:
-        """Releases what the engines hold.
+        """Release what the engines hold.
 
         Example:
             >>> other = Captioner.load("engines/demo")

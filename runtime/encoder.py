@@ -38,7 +38,7 @@ class Encoder:
         self._opening = Lock()
 
     def __call__(self, images: Images) -> FeatureMap:
-        """Encodes one image or a list of them.
+        """Encode one image or a list of them.
 
         Raises:
             ImageError: an image cannot be read or has a wrong type or shape; in a list, by its number.
@@ -46,7 +46,7 @@ class Encoder:
         return self._encode_sources(self._engine, images)
 
     def for_callers(self, callers: int) -> EncodeFunction:
-        """Returns a function like `__call__` for so many threads at once, each with its share of a CPU's cores.
+        """Return a function like `__call__` for so many threads at once, each with its share of a CPU's cores.
 
         Raises:
             PatchcaptionError: fewer than one caller.
@@ -61,11 +61,11 @@ class Encoder:
             return partial(self._encode_sources, self._shared_engines[callers])
 
     def encode_crops(self, images: Sequence[OpenImage]) -> Tensor:
-        """Returns the cls tokens (R, D) of images that are each stretched to the backbone's input."""
+        """Return the cls tokens (R, D) of images that are each stretched to the backbone's input."""
         return self._run(self._engine, *self.preprocess(images, Fit.STRETCH)).cls
 
     def preprocess(self, images: Sequence[OpenImage], fit: Fit | None = None) -> tuple[Tensor, tuple[View, ...]]:
-        """Returns the backbone's input (B, S, S, 3) uint8, and how each image lies on it.
+        """Return the backbone's input (B, S, S, 3) uint8, and how each image lies on it.
 
         Args:
             fit: how images are brought to the square; None for the encoder's own.
@@ -74,15 +74,15 @@ class Encoder:
         return prepare(images, numbers.image_size, fit or self._fit, numbers.resize_short_side, self._backend.device)
 
     def run(self, pixel_values: Tensor, views: tuple[View, ...]) -> FeatureMap:
-        """Runs the backbone over preprocessed images."""
+        """Run the backbone over preprocessed images."""
         return self._run(self._engine, pixel_values, views)
 
     def report(self) -> EngineReport:
-        """Returns what executes the backbone."""
+        """Return what executes the backbone."""
         return self._engine.report()
 
     def close(self) -> None:
-        """Releases what the engines hold."""
+        """Release what the engines hold."""
         for engine in (self._engine, *self._shared_engines.values()):
             engine.close()
 

@@ -40,11 +40,11 @@ class FeatureMap:
     images: tuple[OpenImage, ...] | None = None
 
     def __len__(self) -> int:
-        """Returns B, the number of images."""
+        """Return B, the number of images."""
         return len(self.views)
 
     def __getitem__(self, image: int) -> FeatureMap:
-        """Returns the feature map of one image, sharing memory with this one."""
+        """Return the feature map of one image, sharing memory with this one."""
         start = range(len(self))[image]
         rows = slice(start, start + 1)
         images = None if self.images is None else self.images[rows]
@@ -96,5 +96,5 @@ class RegionVectors:
     space: Space = "visual"
 
     def __len__(self) -> int:
-        """Returns R."""
+        """Return R."""
         return len(self.data)

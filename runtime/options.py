@@ -202,7 +202,7 @@ def split_options(keywords: Mapping[str, Any], one: type[T], two: type[U], three
 
 
 def split_options(keywords: Mapping[str, Any], *kinds: type[Any]) -> tuple[Any, ...]:
-    """Returns one dataclass of each kind, made from the keywords that are fields of it.
+    """Return one dataclass of each kind, made from the keywords that are fields of it.
 
     Raises:
         PatchcaptionError: an option has no such value, or none of the kinds has such an option.

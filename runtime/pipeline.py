@@ -50,13 +50,13 @@ class Pipeline:
         decoding: DecodingOptions,
         progress: ProgressCallback | None = None,
     ) -> list[Caption]:
-        """Captions regions of encoded images; see `Captioner.describe`."""
+        """Caption regions of encoded images; see `Captioner.describe`."""
         return self.describe_vectors(self.pooler(features, regions.by_image, pooling), decoding, progress)
 
     def describe_vectors(
         self, vectors: RegionVectors, options: DecodingOptions, progress: ProgressCallback | None = None
     ) -> list[Caption]:
-        """Captions region vectors: projects and decodes them, and looks up their nearest captions.
+        """Caption region vectors: project and decode them, and look up their nearest captions.
 
         Raises:
             PatchcaptionError: a memory bank is asked for that the bundle does not have.
@@ -71,30 +71,30 @@ class Pipeline:
         return [replace(one, nearest=found[: options.n_best]) for one, found in zip(captions, matches, strict=True)]
 
     def project(self, vectors: Tensor) -> Tensor:
-        """Carries region vectors (R, D) into text space (R, D)."""
+        """Carry region vectors (R, D) into text space (R, D)."""
         return self.projector.project(self._as_vectors(vectors))
 
     def decode(
         self, vectors: Tensor, options: DecodingOptions, progress: ProgressCallback | None = None
     ) -> list[Caption]:
-        """Decodes vectors in text space (R, D)."""
+        """Decode vectors in text space (R, D)."""
         decoded = self.decoder(self._as_vectors(vectors), options, progress)
         return [Caption(one.text, one.score, one.ids) for one in decoded]
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Lets a GPU choose, allocate and capture what single images and regions need before the first request."""
+        """Let a GPU choose, allocate and capture what single images and regions need before the first request."""
         grey = torch.full((3, 2, 2), 128, dtype=torch.uint8)
         for _ in range(_WARM_UP_RUNS):
             vectors = self.project(self.encoder(grey).tokens[:, 0])
         self.decode(vectors, DecodingOptions())
 
     def reports(self) -> Mapping[str, EngineReport]:
-        """Returns what executes each engine that is always open, by the engine's name."""
+        """Return what executes each engine that is always open, by the engine's name."""
         return {"backbone": self.encoder.report(), **self.decoder.reports()}
 
     def close(self) -> None:
-        """Releases what the engines hold."""
+        """Release what the engines hold."""
         self.encoder.close()
         self._reencoder.close()
         self.decoder.close()
@@ -103,7 +103,7 @@ class Pipeline:
         return self.projector.nearest(self._as_vectors(vectors), count) if count else [()] * len(vectors)
 
     def _as_vectors(self, vectors: Tensor) -> Tensor:
-        """Returns vectors (R, D) as engines take them: float32, contiguous, on the backend's device."""
+        """Return vectors (R, D) as engines take them: float32, contiguous, on the backend's device."""
         width = self.bundle.manifest.backbone.output_dim
         if vectors.ndim != 2 or vectors.shape[1] != width:
             raise PatchcaptionError(f"expected vectors of shape (R, {width}), got {tuple(vectors.shape)}")

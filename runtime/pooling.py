@@ -18,8 +18,7 @@ from runtime.errors import RegionError
 from runtime.features import FeatureMap, RegionVectors
 from runtime.image import OpenImage
 from runtime.options import PoolingOptions, Reencode
-from runtime.regions import Box, Canvas, Crop, PublishedBox, Region, weight_rows
-from runtime.regions.canvas import is_of_patches
+from runtime.regions import Box, Canvas, Crop, PublishedBox, Region, is_of_patches, weight_rows
 
 _REENCODED_VARIANCE = 0.5
 """Of the Gaussian that the published re-encoding weights boxes by."""
@@ -49,7 +48,7 @@ class Pooler:
     def __call__(
         self, features: FeatureMap, regions: Sequence[Sequence[Region]], options: PoolingOptions
     ) -> RegionVectors:
-        """Returns the vectors of each image's regions, one image's after another's.
+        """Return the vectors of each image's regions, one image's after another's.
 
         Raises:
             RegionError: a region has no place on its image, or is not of a kind that an option takes.
@@ -69,7 +68,7 @@ class Pooler:
 
 
 def _pool(features: FeatureMap, regions: Sequence[Sequence[Region]]) -> Tensor:
-    """Returns weights @ tokens (R, D)."""
+    """Return weights @ tokens (R, D)."""
     parts = [
         _weight_rows(features, image, own).to(tokens.device) @ tokens
         for image, (own, tokens) in enumerate(zip(regions, features.tokens, strict=True))
@@ -83,7 +82,7 @@ def _pool_cleaned(
     options: PoolingOptions,
     project: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """Returns vectors (R, D) of cleaned patches, in text space (published-system.md, section 4).
+    """Return vectors (R, D) of cleaned patches, in text space (published-system.md, section 4).
 
     The global tokens stand for the whole image: they are projected, but not cleaned.
     """
@@ -103,14 +102,14 @@ def _pool_cleaned(
 
 
 def _common(features: FeatureMap, image: int, options: PoolingOptions) -> Tensor:
-    """Returns the common vector (D,) that an image's patches are cleaned of."""
+    """Return the common vector (D,) that an image's patches are cleaned of."""
     if options.clean_from == "cls":
         return features.cls[image]
     return features.cls_attention[image] @ features.patches[image]
 
 
 def _remove_common(patches: Tensor, common: Tensor, options: PoolingOptions) -> Tensor:
-    """Returns patches (P, D) without the component that they share with ``common`` (D,)."""
+    """Return patches (P, D) without the component that they share with ``common`` (D,)."""
     if options.clean == "contrastive":
         return patches * (1 - common / (common.norm() + 1e-6))
     coefficients = (patches @ common) / common.square().sum()
@@ -123,7 +122,7 @@ def _pool_reencoded(
     kind: Reencode,
     open_reencoder: Callable[[], Engine],
 ) -> Tensor:
-    """Returns the vectors (R, D) of regions whose patches pass the last block once more, without the other patches.
+    """Return the vectors (R, D) of regions whose patches pass the last block once more, without the other patches.
 
     "gaussian" applies its weights before that second pass, which then has no effect (published-system.md, section 4).
     """
@@ -146,7 +145,7 @@ def _pool_reencoded(
 
 
 def _adapt_region(region: Region, kind: Reencode, features: FeatureMap, image: int, number: int) -> Region:
-    """Returns a box pooled as the kind says, and in published form rounded as the published re-encoding rounds."""
+    """Return a box pooled as the kind says, and in published form rounded as the published re-encoding rounds."""
     if isinstance(region, PublishedBox):
         region = replace(region, rounding="corners")
     if isinstance(region, (Box, PublishedBox)):
@@ -158,7 +157,7 @@ def _adapt_region(region: Region, kind: Reencode, features: FeatureMap, image: i
 
 
 def _run_reencoder(engine: Engine, tokens: Tensor, images: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
-    """Returns the vectors (R, D) of the masked tokens (R, T) of each region's image (R,) in ``tokens`` (B, T, D)."""
+    """Return the vectors (R, D) of the masked tokens (R, T) of each region's image (R,) in ``tokens`` (B, T, D)."""
     vectors = tokens.new_empty(len(mask), tokens.shape[-1])
     counts = mask.sum(dim=1)
     masked_first = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
@@ -176,7 +175,7 @@ def _run_reencoder(engine: Engine, tokens: Tensor, images: Tensor, mask: Tensor,
 
 
 def _group_by_count(counts: Sequence[int]) -> list[list[int]]:
-    """Returns regions in groups of similar token counts, so that padding stays small and logits fit in memory."""
+    """Return regions in groups of similar token counts, so that padding stays small and logits fit in memory."""
     groups: list[list[int]] = []
     for region in sorted(range(len(counts)), key=counts.__getitem__):
         largest = counts[region]
@@ -188,7 +187,7 @@ def _group_by_count(counts: Sequence[int]) -> list[list[int]]:
 
 
 def _crop_images(features: FeatureMap, regions: Sequence[Sequence[Region]]) -> dict[int, OpenImage]:
-    """Returns the images of regions that are encoded by themselves, by their index among all regions.
+    """Return the images of regions that are encoded by themselves, by their index among all regions.
 
     Raises:
         RegionError: a crop lies outside its image, or the features were made without their images.

@@ -55,7 +55,7 @@ class RegionBatch:
 
     @classmethod
     def of(cls, regions: Regions | RegionsOfImages, num_images: int) -> RegionBatch:
-        """Returns the regions of so many images as a batch.
+        """Return the regions of so many images as a batch.
 
         Raises:
             RegionError: they are no list, or not as many lists as images.
@@ -73,11 +73,11 @@ class RegionBatch:
         return cls((regions,), is_nested=False)  # type: ignore[arg-type]  # regions, each of which is checked later
 
     def __iter__(self) -> Iterator[Region]:
-        """Yields all regions, one image's after another's."""
+        """Yield all regions, one image's after another's."""
         return (region for of_image in self.by_image for region in of_image)
 
     def unflatten(self, captions: Sequence[Caption]) -> list[Caption] | list[list[Caption]]:
-        """Returns R captions with their regions, in the nesting that the regions were given in."""
+        """Return R captions with their regions, in the nesting that the regions were given in."""
         described = (replace(caption, region=region) for caption, region in zip(captions, self, strict=True))
         nested = [[next(described) for _ in of_image] for of_image in self.by_image]
         return nested if self.is_nested else nested[0]

@@ -55,9 +55,8 @@ def plot(report: Report, path: Path) -> None:
         axes.annotate(share, (right, limit_total_ms), ha="center", va="bottom")
     axes.set_xticks(range(len(cases)), [f"{regions} regions\n{tokens} tokens" for regions, tokens in cases])
     axes.set_ylabel("ms, median; pale: at the machine's limit")
-    axes.set_title(
-        f"{report.bundle.architecture.name}, {report.bundle.architecture.size} px, {report.settings.backend}"
-    )
+    backbone = report.bundle.backbone
+    axes.set_title(f"{backbone.name}, {backbone.preprocessing.image_size} px, {report.settings.backend}")
     figure.legend(loc="outside right upper")
     with write_output(path) as part:
         figure.savefig(part, format="png", dpi=120)

@@ -9,11 +9,11 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from runtime.bundle import MANIFEST, Architecture, Bundle, DecoderSettings, sha256_of
+from runtime.bundle import MANIFEST, BackboneConfig, Bundle, DecoderConfig, sha256_of
 from runtime.errors import PatchcaptionError
 from runtime.system.files import write_output
 
-SCHEMA: Literal[1] = 1
+SCHEMA: Literal[2] = 2
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -168,8 +168,8 @@ class BundleFacts(_ReportPart):
     folder: str
     checkpoint: str
     manifest_sha256: str
-    architecture: Architecture
-    decoding: DecoderSettings
+    backbone: BackboneConfig
+    decoder: DecoderConfig
     memory_rows: int
     memory_bytes: int
 
@@ -186,9 +186,9 @@ class BundleFacts(_ReportPart):
             folder=str(folder),
             checkpoint=manifest.build.checkpoint,
             manifest_sha256=sha256_of(folder / MANIFEST),
-            architecture=manifest.architecture,
-            decoding=manifest.decoding,
-            memory_rows=memory.rows if memory else 0,
+            backbone=manifest.backbone,
+            decoder=manifest.decoder,
+            memory_rows=memory.num_rows if memory else 0,
             memory_bytes=manifest.files[memory.embeddings].bytes if memory else 0,
         )
 
@@ -199,8 +199,8 @@ class BundleFacts(_ReportPart):
             PatchcaptionError: it does other work; the message names the differences.
         """
         here, there = (
-            {f"architecture.{key}": value for key, value in facts.architecture}
-            | {f"decoding.{key}": value for key, value in facts.decoding}
+            {f"backbone.{key}": value for key, value in facts.backbone}
+            | {f"decoder.{key}": value for key, value in facts.decoder}
             | {"memory_rows": facts.memory_rows}
             for facts in (self, old)
         )
@@ -214,7 +214,7 @@ class BundleFacts(_ReportPart):
 class Report(_ReportPart):
     """All that a run measured, and on what."""
 
-    schema_version: Literal[1] = SCHEMA
+    schema_version: Literal[2] = SCHEMA
     made_at: str
     bundle: BundleFacts
     settings: Settings

@@ -12,7 +12,7 @@ from benchmarks.timing.stages import (
     REGION_STAGES,
     STAGES,
     Key,
-    Stages,
+    PipelineStages,
     Stopwatch,
     as_regions,
     run_stages,
@@ -34,7 +34,7 @@ _PARTS = {WHOLE: STAGES, CAPTION: STAGES, SECOND: REGION_STAGES, DESCRIBE: REGIO
 Samples: TypeAlias = dict[Key, list[float]]
 
 
-def sample_stages(stages: Stages, file: Path, regions: int, settings: Settings) -> Samples:
+def sample_stages(stages: PipelineStages, file: Path, regions: int, settings: Settings) -> Samples:
     """Time every stage in every run; return the milliseconds of the stages and of what they add up to.
 
     | row | time |
@@ -45,24 +45,24 @@ def sample_stages(stages: Stages, file: Path, regions: int, settings: Settings) 
     | backbone, several | the backbone on several images at once, where --images asks for it |
     | rest | what caption took beyond the stages of the run before it |
     """
-    manifest = stages.captioner.manifest
-    boxes = as_regions(sample_boxes(manifest.architecture, regions))
+    backbone = stages.captioner.manifest.backbone
+    boxes = as_regions(sample_boxes(backbone.tokens, backbone.patch_size, regions))
     features = stages.captioner.encode(file)
     samples: Samples = {}
     lengths = settings.tokens
     for _ in range(1 + WARM_UP + settings.runs):
-        taken_ms = dict(run_stages(stages, file, boxes, lengths).taken_ms)
+        durations_ms = dict(run_stages(stages, file, boxes, lengths).durations_ms)
         totals: dict[Key, float] = {}
         for tokens in lengths:
-            totals[WHOLE, tokens] = total_ms(taken_ms, STAGES, tokens)
-            totals[SECOND, tokens] = total_ms(taken_ms, REGION_STAGES, tokens)
+            totals[WHOLE, tokens] = total_ms(durations_ms, STAGES, tokens)
+            totals[SECOND, tokens] = total_ms(durations_ms, REGION_STAGES, tokens)
         timed, worst = Stopwatch(stages.device), max(lengths)
         timed(CAPTION, lambda: stages.captioner.caption(file, boxes, score="reference"), worst)
         timed(DESCRIBE, lambda: stages.captioner.describe(features, boxes, score="reference"), worst)
         if settings.images > 1:
             timed(SEVERAL, partial(stages.encode_noise, settings.images))
-        totals[REST, worst] = timed.taken_ms[CAPTION, worst] - totals[WHOLE, worst]
-        for key, milliseconds in (taken_ms | totals | timed.taken_ms).items():
+        totals[REST, worst] = timed.durations_ms[CAPTION, worst] - totals[WHOLE, worst]
+        for key, milliseconds in (durations_ms | totals | timed.durations_ms).items():
             samples.setdefault(key, []).append(milliseconds)
     return samples
 
@@ -103,15 +103,15 @@ def stage_work(
     stage: str, bundle: BundleFacts, regions: int, tokens: int | None, settings: Settings
 ) -> WorkEstimate | None:
     """Return the least work of a stage; None for those whose work the manifest does not tell, which are small."""
-    width, weight_bytes = bundle.architecture.width, _WEIGHT_BYTES[settings.precision]
+    width, weight_bytes = bundle.backbone.output_dim, _WEIGHT_BYTES[settings.precision]
     if stage == "backbone":
-        return backbone_work(bundle.architecture, weight_bytes)
+        return backbone_work(bundle.backbone, weight_bytes)
     if stage == SEVERAL:
-        return backbone_work(bundle.architecture, weight_bytes, settings.images)
+        return backbone_work(bundle.backbone, weight_bytes, settings.images)
     if stage == "weights and pooling":
-        return pooling_work(bundle.architecture, regions)
+        return pooling_work(bundle.backbone, regions)
     if stage == "projection" and bundle.memory_rows:
         return projection_work(width, regions, bundle.memory_rows, bundle.memory_bytes)
     if stage == "decoding" and tokens is not None:
-        return decoding_work(bundle.decoding, width, regions, tokens, weight_bytes)
+        return decoding_work(bundle.decoder, width, regions, tokens, weight_bytes)
     return None

@@ -72,19 +72,19 @@ class PipelineStages:
         self._noise: Tensor | None = None
 
     def preprocess(self, image: Image.Image) -> tuple[Tensor, tuple[View, ...]]:
-        """Returns the backbone's input for an image, and how the image lies on it."""
+        """Return the backbone's input for an image, and how the image lies on it."""
         return self._encoder.preprocess([image])
 
     def encode(self, pixel_values: Tensor, views: tuple[View, ...]) -> FeatureMap:
-        """Runs the backbone."""
+        """Run the backbone."""
         return self._encoder.run(pixel_values, views)
 
     def decode(self, vectors: Tensor, steps: int) -> list[list[int]]:
-        """Returns the tokens of vectors (R, D), each taken through exactly ``steps`` steps, past its caption's end."""
+        """Return the tokens of vectors (R, D), each taken through exactly ``steps`` steps, past its caption's end."""
         return self._decoder.greedy.decode(vectors, ignore_eos=True, max_new_tokens=steps).ids
 
     def encode_noise(self, images: int) -> None:
-        """Runs the backbone on several images at once."""
+        """Run the backbone on several images at once."""
         size = self.captioner.manifest.backbone.preprocessing.image_size
         shape = (images, size, size, 3)
         if self._noise is None or self._noise.shape != shape:
@@ -92,7 +92,7 @@ class PipelineStages:
         self._encoder.run(self._noise, (View.of((size, size), size, Fit.STRETCH),) * images)
 
     def text(self, ids: list[list[int]]) -> list[str]:
-        """Returns the texts of captions' tokens."""
+        """Return the texts of captions' tokens."""
         return [self._decoder.tokenizer.text(caption_ids) for caption_ids in ids]
 
 
@@ -110,7 +110,7 @@ class StageRun:
 
 
 def run_stages(stages: PipelineStages, file: Path, regions: Sequence[Region], lengths: Sequence[int]) -> StageRun:
-    """Runs from an image file to the texts of its regions; decodes once for each of the rising ``lengths``."""
+    """Run from an image file to the texts of its regions; decodes once for each of the rising ``lengths``."""
     timed = Stopwatch(stages.device)
     captioner, ids = stages.captioner, list[list[int]]()
     image = timed("read", lambda: open_image(file))
@@ -125,19 +125,19 @@ def run_stages(stages: PipelineStages, file: Path, regions: Sequence[Region], le
 
 
 def total_ms(durations_ms: dict[Key, float], parts: Sequence[str], tokens: int) -> float:
-    """Returns the sum over some stages, for captions of ``tokens`` tokens."""
+    """Return the sum over some stages, for captions of ``tokens`` tokens."""
     return sum(
         duration for (stage, length), duration in durations_ms.items() if stage in parts and length in (None, tokens)
     )
 
 
 def caption_lengths(steps: int) -> tuple[int, ...]:
-    """Returns the typical and the greatest length of a caption."""
+    """Return the typical and the greatest length of a caption."""
     return tuple(sorted({min(TYPICAL_TOKENS, steps), steps}))
 
 
 def sample_boxes(layout: TokenLayout, patch_size: int, count: int) -> list[PixelBox]:
-    """Returns different boxes of whole patches, the same at every call.
+    """Return different boxes of whole patches, the same at every call.
 
     Raises:
         PatchcaptionError: the grid does not have so many.
@@ -158,12 +158,12 @@ def sample_boxes(layout: TokenLayout, patch_size: int, count: int) -> list[Pixel
 
 
 def as_regions(boxes: Sequence[PixelBox]) -> list[Region]:
-    """Returns boxes in the published form, so that the published algorithm can be given exactly the same."""
+    """Return boxes in the published form, so that the published algorithm can be given exactly the same."""
     return [Box.published(*box) for box in boxes]
 
 
 def write_sample(file: Path) -> None:
-    """Writes a JPEG of 640 x 480 with about as much detail as a photograph."""
+    """Write a JPEG of 640 x 480 with about as much detail as a photograph."""
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8)).resize((640, 480), Image.Resampling.BICUBIC)
     grain = rng.integers(-12, 13, (480, 640, 1))

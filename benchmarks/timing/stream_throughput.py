@@ -52,8 +52,9 @@ def stream_table(
         "dropped",
     ):
         table.add_column(heading, justify="right")
+    backbone = captioner.manifest.backbone
     for count in counts:
-        regions = as_regions(sample_boxes(captioner.manifest.architecture, count))
+        regions = as_regions(sample_boxes(backbone.tokens, backbone.patch_size, count))
         in_turn_fps, streamed_fps = _clip_rates(captioner, clip, regions, runs, report_progress)
         camera_fps, latencies_ms, dropped = _play_as_camera(captioner, clip, regions)
         p50_ms, p95_ms = np.percentile(latencies_ms, [50, 95])

@@ -12,8 +12,9 @@ from benchmarks.timing.report import Comparison, Report
 
 def stage_table(report: Report) -> Table:
     """Return every row of a report."""
-    bundle, architecture = report.bundle, report.bundle.architecture
-    title = f"{bundle.folder}: {architecture.name}, {architecture.size} px, {bundle.memory_rows:,} rows of memory; "
+    bundle, backbone = report.bundle, report.bundle.backbone
+    size = backbone.preprocessing.image_size
+    title = f"{bundle.folder}: {backbone.name}, {size} px, {bundle.memory_rows:,} rows of memory; "
     headings = ("first ms", "best", "p50", "p90", "p99", "images/s", "regions/s", "GB/s", "GFLOP/s", "of limit")
     table = _table(title + report.settings.backend, ("stage", "regions", "tokens", *headings))
     for row in report.rows:

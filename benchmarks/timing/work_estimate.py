@@ -3,7 +3,7 @@
 Multiplications and additions count one each. Memory traffic is what must come from outside the caches, once: weights,
 the bank, tokens and the KV cache, but not activations between layers. Biases and norms are left out.
 
-Shapes: T tokens = 1 cls + registers + N patches, D width, p patch side, R regions, M memory rows, V vocabulary,
+Shapes: T tokens = global tokens + N patches, D width, p patch side, R regions, M memory rows, V vocabulary,
 E decoder width.
 """
 
@@ -12,10 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from benchmarks.timing.report import Limits
-from runtime.bundle import Architecture, DecoderSettings
+from runtime.bundle import BackboneConfig, DecoderConfig
+from runtime.bundle.dtypes import NUMBER_FORMATS
 
 _FLOAT32_BYTES = 4
-_CACHE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 
 @dataclass(frozen=True)
@@ -38,27 +38,26 @@ class WorkEstimate:
         return max(self.flop / gflop_per_s, self.bytes / limits.gigabytes_per_s) / 1e6
 
 
-def backbone_work(architecture: Architecture, weight_bytes: int = _FLOAT32_BYTES, images: int = 1) -> WorkEstimate:
+def backbone_work(backbone: BackboneConfig, weight_bytes: int = _FLOAT32_BYTES, images: int = 1) -> WorkEstimate:
     """Estimate the backbone on several images.
 
     Each image: patch embedding (N, 3 p^2) @ (3 p^2, D); in each block the products with its matrices of 12 D^2 weights
     (qkv 3, projection 1, feed-forward 8, as ViT-g's gated layers have too), T x T attention scores and the weighted sum
     of values; at the end the attention logits of cls.
     """
-    width, depth = architecture.width, architecture.depth
-    patches = (architecture.size // architecture.patch) ** 2
-    tokens = 1 + architecture.registers + patches
-    embedding, block = 3 * architecture.patch**2 * width, 12 * width**2
+    width, depth = backbone.embed_dim, backbone.depth
+    patches, tokens = backbone.tokens.num_patches, backbone.tokens.num_tokens
+    embedding, block = 3 * backbone.patch_size**2 * width, 12 * width**2
     products = patches * embedding + depth * (tokens * block + 2 * tokens**2 * width) + patches * width
     weights = embedding + depth * block
     return WorkEstimate(2 * images * products, weight_bytes * weights, weight_bytes < _FLOAT32_BYTES)
 
 
-def pooling_work(architecture: Architecture, regions: int) -> WorkEstimate:
+def pooling_work(backbone: BackboneConfig, regions: int) -> WorkEstimate:
     """Estimate the product of weight rows (R, T) and tokens (T, D)."""
-    tokens = 1 + architecture.registers + (architecture.size // architecture.patch) ** 2
-    traffic = _FLOAT32_BYTES * tokens * (regions + architecture.width)
-    return WorkEstimate(2 * regions * tokens * architecture.width, traffic)
+    tokens, width = backbone.tokens.num_tokens, backbone.output_dim
+    traffic = _FLOAT32_BYTES * tokens * (regions + width)
+    return WorkEstimate(2 * regions * tokens * width, traffic)
 
 
 def projection_work(width: int, regions: int, memory_rows: int, memory_bytes: int) -> WorkEstimate:
@@ -68,17 +67,17 @@ def projection_work(width: int, regions: int, memory_rows: int, memory_bytes: in
 
 
 def decoding_work(
-    decoding: DecoderSettings, width: int, regions: int, steps: int, weight_bytes: int = _FLOAT32_BYTES
+    decoder: DecoderConfig, width: int, regions: int, steps: int, weight_bytes: int = _FLOAT32_BYTES
 ) -> WorkEstimate:
     """Estimate ``steps`` decoding steps of all regions.
 
     Each step reads every matrix once, 12 E^2 weights a layer and V E of the vocabulary, and takes each region through
     them; the first reads the (D, E) projection too. Step s attends to s + 1 positions, s of them from the KV cache.
     """
-    e = decoding.width
-    matrices = decoding.layers * 12 * e**2 + decoding.vocabulary * e
+    e = decoder.embed_dim
+    matrices = decoder.num_layers * 12 * e**2 + decoder.vocab_size * e
     attended, from_cache = steps * (steps + 1) // 2, steps * (steps - 1) // 2
-    products = steps * matrices + width * e + decoding.layers * 2 * e * attended
-    cache_bytes = _CACHE_BYTES[decoding.cache] * regions * decoding.layers * 2 * e * from_cache
+    products = steps * matrices + width * e + decoder.num_layers * 2 * e * attended
+    cache_bytes = NUMBER_FORMATS[decoder.cache_precision].bytes * regions * decoder.num_layers * 2 * e * from_cache
     read_bytes = weight_bytes * (steps * matrices + width * e) + cache_bytes
     return WorkEstimate(2 * regions * products, read_bytes, weight_bytes < _FLOAT32_BYTES)

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from export.command_line import run_command
 from export.demo import scenes
 from export.demo.scenes import Scene, SceneObject
-from runtime import Box, PatchcaptionError
+from runtime.errors import PatchcaptionError
+from runtime.regions import Box
 
 _SECONDS_BETWEEN_POINTS = 0.02
 
@@ -32,12 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="the folder to create")
     parser.add_argument("--scenes", type=int, default=50, help="number of scenes (default: 50)")
     options = parser.parse_args(arguments)
-    try:
-        write_annotations(options.out, options.scenes)
-    except PatchcaptionError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command(partial(write_annotations, options.out, options.scenes))
 
 
 def write_annotations(out: Path, count: int) -> None:

@@ -56,7 +56,7 @@ class Dinov2Config:
     @property
     def token_layout(self) -> TokenLayout:
         """Which token is what."""
-        return TokenLayout(global_tokens=("cls", *["register"] * self.num_registers), grid=self.grid)
+        return TokenLayout.with_cls(self.num_registers, self.grid)
 
 
 class Dinov2Backbone(BackboneModel):

@@ -39,7 +39,7 @@ class Engine(Protocol):
         ...
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Executes the graph once.
+        """Execute the graph once.
 
         Args:
             inputs: every input by name, contiguous, on the backend's device.
@@ -50,11 +50,11 @@ class Engine(Protocol):
         ...
 
     def report(self) -> EngineReport:
-        """Returns what executes the engine."""
+        """Return what executes the engine."""
         ...
 
     def close(self) -> None:
-        """Releases what the engine holds; it cannot run afterwards."""
+        """Release what the engine holds; it cannot run afterwards."""
         ...
 
 
@@ -67,7 +67,7 @@ class BoundRun(Protocol):
         ...
 
     def run(self) -> None:
-        """Enqueues one execution on the engine's stream; does not synchronize.
+        """Enqueue one execution on the engine's stream; does not synchronize.
 
         Raises:
             BackendError: it could not be enqueued.
@@ -81,11 +81,11 @@ class BindableEngine(Engine, Protocol):
     stream: Stream
 
     def dtype(self, name: str) -> torch.dtype:
-        """Returns the dtype of an input or output."""
+        """Return the dtype of an input or output."""
         ...
 
     def bind(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> BoundRun:
-        """Binds the graph to memory, which must stay in place for as long as the result is used.
+        """Bind the graph to memory, which must stay in place for as long as the result is used.
 
         Args:
             inputs: every input by name, contiguous, on the backend's device.
@@ -116,7 +116,7 @@ class Backend(Protocol):
         ...
 
     def open(self, files: EngineFiles, concurrency: int = 1) -> Engine:
-        """Opens an engine.
+        """Open an engine.
 
         Args:
             concurrency: threads that will run it at the same time; on a CPU each gets its share of the cores, on a GPU
@@ -141,18 +141,18 @@ class LazyEngine:
         self._opening = Lock()
 
     def get(self) -> Engine:
-        """Returns the engine, opened once for all threads."""
+        """Return the engine, opened once for all threads."""
         with self._opening:
             if self._engine is None:
                 self._engine = self._open_engine()
             return self._engine
 
     def close(self) -> None:
-        """Closes the engine if it was opened."""
+        """Close the engine if it was opened."""
         if self._engine is not None:
             self._engine.close()
 
 
 def first_line(error: Exception) -> str:
-    """Returns the first line of an error's message, without the stack trace that runtimes append."""
+    """Return the first line of an error's message, without the stack trace that runtimes append."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -241,7 +241,7 @@ _COMPUTE_OPERATORS = frozenset(
 
 
 def _check_placement(path: Path, session: Any) -> None:
-    """Raises if a compute operator of a graph for a GPU was left to the CPU."""
+    """Raise if a compute operator of a graph for a GPU was left to the CPU."""
     on_cpu = sorted(_COMPUTE_OPERATORS & set(operators_on(session, CPU)))
     if on_cpu and session.get_providers() != [CPU]:
         raise BackendError(
@@ -251,12 +251,12 @@ def _check_placement(path: Path, session: Any) -> None:
 
 
 def operators_on(session: Any, provider: str) -> Sequence[str]:
-    """Returns the kinds of operators that a provider executes, as the session itself reports."""
+    """Return the kinds of operators that a provider executes, as the session itself reports."""
     return sorted(set(_operators(session, provider)))
 
 
 def _operators(session: Any, provider: str) -> Sequence[str]:
-    """Returns the kind of each operator that a provider executes; nothing where the session does not report it."""
+    """Return the kind of each operator that a provider executes; nothing where the session does not report it."""
     if not hasattr(session, "get_provider_graph_assignment_info"):  # ONNX Runtime before 1.24
         return []
     parts = [part for part in session.get_provider_graph_assignment_info() if part.ep_name == provider]

@@ -61,7 +61,7 @@ def _open_ort_gpu(provider: str) -> Callable[[BackendRequest], Backend]:
 
 
 def _engine_cache() -> Path | None:
-    """Returns the folder for engines that are built at a first start; None where nothing can be written."""
+    """Return the folder for engines that are built at a first start; None where nothing can be written."""
     try:
         folder = cache_folder() / "ort-tensorrt"
         folder.mkdir(parents=True, exist_ok=True)

@@ -39,7 +39,7 @@ class Selection:
 def open_backend(
     name: str, threads: int | None = None, precision: Precision = "fp32", bundle: Bundle | None = None
 ) -> Backend:
-    """Opens a backend of `runtime.backends.registry`, or for "auto" the one that `select_backend` chooses.
+    """Open a backend of `runtime.backends.registry`, or for "auto" the one that `select_backend` chooses.
 
     Args:
         precision: what it computes in: "fp32" for the precision of the bundle's graphs, or with OpenVINO "bf16".
@@ -60,7 +60,7 @@ def _graph_precision(bundle: Bundle | None) -> EnginePrecision:
 
 
 def _check_precision(name: BackendName, precision: Precision, bundle: Bundle | None) -> None:
-    """Raises if a backend does not execute a bundle's graphs, or not in the precision asked for."""
+    """Raise if a backend does not execute a bundle's graphs, or not in the precision asked for."""
     spec, in_graphs = BACKENDS[name], _graph_precision(bundle)
     if bundle is not None and in_graphs not in spec.graph_precisions:
         raise BackendError(
@@ -81,7 +81,7 @@ def _check_precision(name: BackendName, precision: Precision, bundle: Bundle | N
 def select_backend(
     bundle: Bundle | None = None, precision: Precision = "fp32", threads: int | None = None
 ) -> Selection:
-    """Returns what "auto" is for a bundle; without one, nothing is looked up.
+    """Return what "auto" is for a bundle; without one, nothing is looked up.
 
     A bundle for a GPU is opened with the backend that it was built for, whether that is there or not. Where nothing was
     measured it is ONNX Runtime, "cpu", also where OpenVINO is installed: that may be faster, but rounds differently,
@@ -100,7 +100,7 @@ def select_backend(
 def save_measurement(
     bundle: Bundle, precision: Precision, threads: int | None, milliseconds: Mapping[BackendName, float]
 ) -> BackendName:
-    """Records the backend that took least time, from now on "auto" for this bundle; returns its name.
+    """Record the backend that took least time, from now on "auto" for this bundle; returns its name.
 
     Raises:
         BackendError: the file cannot be written.
@@ -121,7 +121,7 @@ def save_measurement(
 
 
 def measurements_file() -> Path:
-    """Returns the file that measurements are kept in: $XDG_CACHE_HOME, or ~/.cache, /patchcaption/measurements.json."""
+    """Return the file that measurements are kept in: $XDG_CACHE_HOME, or ~/.cache, /patchcaption/measurements.json."""
     return cache_folder() / "measurements.json"
 
 
@@ -142,7 +142,7 @@ class _Measurements(BaseModel):
 
 
 def _read() -> _Measurements:
-    """Returns what was measured; nothing if the file is missing or broken: that must not keep a bundle from opening."""
+    """Return what was measured; nothing if the file is missing or broken: that must not keep a bundle from opening."""
     try:
         return _Measurements.model_validate_json(measurements_file().read_bytes())
     except (OSError, RuntimeError, ValidationError):
@@ -150,7 +150,7 @@ def _read() -> _Measurements:
 
 
 def _key(bundle: Bundle, precision: Precision, threads: int | None) -> str:
-    """Returns a hash of all that a measurement depends on."""
+    """Return a hash of all that a measurement depends on."""
     parts = {
         "manifest": sha256_of(bundle.path(MANIFEST)),
         "precision": precision,

@@ -11,7 +11,7 @@ _MADV_DONTNEED = 4
 
 
 def release_weight_pages(folder: Path) -> None:
-    """Drops the pages of weight files from this process's memory, where they are mapped and only read.
+    """Drop the pages of weight files from this process's memory, where they are mapped and only read.
 
     Backends repack most weights when they open a graph and never read them from the file again: 150 to 590 MiB for
     ViT-B and the published decoder. A page that is read after all is loaded again. Does nothing outside Linux.
@@ -25,7 +25,7 @@ def release_weight_pages(folder: Path) -> None:
 
 
 def _mappings(folder: Path) -> Iterator[tuple[int, int]]:
-    """Yields the address ranges at which weight files of a folder are mapped and were never written to."""
+    """Yield the address ranges at which weight files of a folder are mapped and were never written to."""
     addresses: str | None = None
     for line in Path("/proc/self/smaps").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
         key, *values = line.split(maxsplit=5)

@@ -53,12 +53,12 @@ class GraphIo:
 
     @property
     def input_names(self) -> list[str]:
-        """Returns the names of the inputs, in order."""
+        """The names of the inputs, in order."""
         return [spec.name for spec in self.inputs]
 
     @property
     def output_names(self) -> list[str]:
-        """Returns the names of the outputs, in order."""
+        """The names of the outputs, in order."""
         return [spec.name for spec in self.outputs]
 
 
@@ -83,28 +83,28 @@ REENCODER = GraphIo(
 
 
 def decoder_step(num_layers: int) -> GraphIo:
-    """Returns the contract of one greedy step: the likeliest next token and its log-probability."""
+    """Return the contract of one greedy step: the likeliest next token and its log-probability."""
     chosen = (TensorSpec(NEXT_TOKEN_IDS, "int64", (REGIONS,)), TensorSpec(LOG_PROBS, "float32", (REGIONS,)))
     return _step("decoder", num_layers, chosen)
 
 
 def beam_decoder_step(num_layers: int) -> GraphIo:
-    """Returns the contract of one step that gives the log-probability of every token that has text."""
+    """Return the contract of one step that gives the log-probability of every token that has text."""
     return _step("beam_decoder", num_layers, (TensorSpec(ALL_LOG_PROBS, "float32", (REGIONS, "vocabulary")),))
 
 
 def past_names(num_layers: int) -> list[str]:
-    """Returns the names of the cache's inputs: keys, then values, layer by layer."""
+    """Return the names of the cache's inputs: keys, then values, layer by layer."""
     return [f"past_key_values.{entry}" for entry in _cache_entries(num_layers)]
 
 
 def present_names(num_layers: int) -> list[str]:
-    """Returns the names of the cache entries that a step returns, in the order of `past_names`."""
+    """Return the names of the cache entries that a step returns, in the order of `past_names`."""
     return [f"present.{entry}" for entry in _cache_entries(num_layers)]
 
 
 def is_cache(name: str) -> bool:
-    """Returns whether an input or output is part of a decoder's cache."""
+    """Return whether an input or output is part of a decoder's cache."""
     return name.startswith(("past_key_values.", "present."))
 
 

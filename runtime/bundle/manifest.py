@@ -26,6 +26,7 @@ EngineName: TypeAlias = Literal["backbone", "reencoder", "decoder", "beam_decode
 EnginePrecision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 PlanHardware: TypeAlias = Literal["same", "same-capability", "ampere+"]
 Rgb: TypeAlias = tuple[float, float, float]
+GlobalToken: TypeAlias = Literal["cls", "pooled", "register"]
 Shape: TypeAlias = tuple[PositiveInt, ...]
 
 
@@ -92,34 +93,40 @@ class PlanRecord(Part):
 class TokenLayout(Part):
     """The tokens of an image, T = global tokens + grid * grid: global tokens first, then patches row by row."""
 
-    global_tokens: tuple[Literal["cls", "pooled", "register"], ...]
+    global_tokens: tuple[GlobalToken, ...]
     """What each token before the patches is: ``cls``, a vector ``pooled`` by a head in its place, or a ``register``."""
     grid: PositiveInt
     """G, patches per side."""
 
+    @classmethod
+    def with_cls(cls, num_registers: int, grid: int) -> TokenLayout:
+        """Return the layout of cls, registers and patches, which DINOv2 has."""
+        registers: list[GlobalToken] = ["register"] * num_registers
+        return cls(global_tokens=("cls", *registers), grid=grid)
+
     @property
     def cls_index(self) -> int | None:
-        """Returns the index of the token that stands for the whole image; None where there is none."""
+        """The index of the token that stands for the whole image; None where there is none."""
         return next((index for index, kind in enumerate(self.global_tokens) if kind in ("cls", "pooled")), None)
 
     @property
     def register_indices(self) -> tuple[int, ...]:
-        """Returns the indices of the register tokens."""
+        """The indices of the register tokens."""
         return tuple(index for index, kind in enumerate(self.global_tokens) if kind == "register")
 
     @property
     def num_global(self) -> int:
-        """Returns how many tokens come before the first patch."""
+        """How many tokens come before the first patch."""
         return len(self.global_tokens)
 
     @property
     def num_patches(self) -> int:
-        """Returns N."""
+        """N."""
         return self.grid**2
 
     @property
     def num_tokens(self) -> int:
-        """Returns T."""
+        """T."""
         return self.num_global + self.num_patches
 
 

@@ -44,7 +44,7 @@ class GraphContents:
 
 
 def graph_contents(path: Path) -> GraphContents:
-    """Reads a graph's file.
+    """Read a graph's file.
 
     Raises:
         BundleError: it cannot be read, or is no ONNX graph.
@@ -68,13 +68,13 @@ def graph_contents(path: Path) -> GraphContents:
 
 
 def _location(entry: memoryview) -> set[str]:
-    """The file that an entry of external data names, if it names one; of fields that repeat the last one counts."""
+    """Return the file that an entry of external data names, if any; where fields repeat, the last one counts."""
     said = {number: _text(content) for number, content in _fields(entry)}
     return {said.get(_VALUE, "")} if said.get(_KEY) == "location" else set()
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """The fields of a message that hold bytes: texts and messages."""
+    """Return the fields of a message that hold bytes: texts and messages."""
     place = 0
     while place < len(message):
         tag, place = _varint(message, place)
@@ -97,7 +97,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
 
 
 def _varint(message: memoryview, place: int) -> tuple[int, int]:
-    """A number of 7 bits a byte, at most 10 of them, and the place behind it."""
+    """Return a number of 7 bits a byte, at most 10 of them, and the place behind it."""
     number = 0
     for count, byte in enumerate(message[place : place + 10]):
         number |= (byte & 0x7F) << (7 * count)

@@ -55,11 +55,11 @@ class Bundle:
             self._check_graph(engine.file)
 
     def path(self, name: str) -> Path:
-        """Returns the path of a file that the manifest lists."""
+        """Return the path of a file that the manifest lists."""
         return self.folder / name
 
     def engine(self, name: EngineName) -> EngineFiles:
-        """Returns the files of an engine.
+        """Return the files of an engine.
 
         Raises:
             BundleError: the bundle was built without it.
@@ -75,7 +75,7 @@ class Bundle:
         )
 
     def check_files(self, contents: bool = True) -> None:
-        """Compares every file with the manifest: presence and size, and with ``contents`` the sha256.
+        """Compare every file with the manifest: presence and size, and with ``contents`` the sha256.
 
         Raises:
             BundleError: names the first file that is missing, truncated or altered.
@@ -112,7 +112,7 @@ class Bundle:
 
 
 def sha256_of(path: Path) -> str:
-    """Returns the sha256 of a file's contents, in hexadecimal."""
+    """Return the sha256 of a file's contents, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**20):

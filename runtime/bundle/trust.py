@@ -13,7 +13,7 @@ from runtime.system.user_dirs import data_folder
 
 
 def trust(sha256: str) -> None:
-    """Lets a plan be loaded from now on.
+    """Let a plan be loaded from now on.
 
     Raises:
         BackendError: it cannot be remembered.
@@ -36,7 +36,7 @@ def is_trusted(sha256: str) -> bool:
 
 
 def check_trusted(plan: Path, sha256: str) -> None:
-    """Raises if a plan may not be loaded."""
+    """Raise if a plan may not be loaded."""
     if not is_trusted(sha256):
         raise BackendError(
             f"{plan}: a TensorRT plan is a program, and you have not built this one on this machine; build it: python "

@@ -22,7 +22,7 @@ from runtime.errors import BundleError
 
 @contextmanager
 def new_bundle(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a folder for a bundle's files; it becomes ``folder`` when the block ends, and is removed on failure.
+    """Yield a folder for a bundle's files; it becomes ``folder`` when the block ends, and is removed on failure.
 
     Raises:
         BundleError: ``folder`` is something other than a bundle, or the disk is full.
@@ -52,7 +52,7 @@ def new_bundle(folder: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _remove_leftovers(target: Path) -> None:
-    """Removes the folders that killed builds of ``target`` left."""
+    """Remove the folders that killed builds of ``target`` left."""
     for folder in target.parent.glob(f".{glob.escape(target.name)}.building-*"):
         process_id = folder.name.removeprefix(f".{target.name}.building-").split("-")[0]
         if process_id.isdecimal() and not _is_running(int(process_id)):
@@ -70,7 +70,7 @@ def _is_running(process_id: int) -> bool:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Writes the manifest and syncs all files to disk, so that the rename that follows publishes whole files."""
+    """Write the manifest and syncs all files to disk, so that the rename that follows publishes whole files."""
     for name in manifest.files:
         _sync(folder / name)
     path = folder / MANIFEST
@@ -79,14 +79,14 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def record_files(folder: Path) -> dict[str, FileRecord]:
-    """Returns the record of every file in a folder, by name."""
+    """Return the record of every file in a folder, by name."""
     return {
         path.name: FileRecord(bytes=path.stat().st_size, sha256=sha256_of(path)) for path in sorted(folder.iterdir())
     }
 
 
 def _swap(work: Path, target: Path) -> None:
-    """Puts ``work`` in the place of ``target``; what was there is left at ``work`` or removed."""
+    """Put ``work`` in the place of ``target``; what was there is left at ``work`` or removed."""
     if not target.exists():
         work.rename(target)
     elif not _exchange(work, target):  # move the old one aside, and back should the second rename fail
@@ -102,12 +102,12 @@ def _swap(work: Path, target: Path) -> None:
 
 
 def _is_write_failure(error: Exception) -> bool:
-    """Returns whether a file could not be written. Libraries written in Rust report that as "... (os error 28)"."""
+    """Return whether a file could not be written. Libraries written in Rust report that as "... (os error 28)"."""
     return isinstance(error, OSError) or "(os error " in str(error)
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Swaps two folders atomically, so that there is no moment without a bundle; False where the system cannot."""
+    """Swap two folders atomically, so that there is no moment without a bundle; False where the system cannot."""
     renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)  # Linux; not in Python's os
     current_folder, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     return renameat2 is not None and (

@@ -11,13 +11,13 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from runtime import __version__
 from runtime.cli import exits
 from runtime.cli.bundle_commands import add_info, add_trust, add_verify
 from runtime.cli.caption_command import add_caption
 from runtime.cli.machine_commands import add_doctor, add_tune
 from runtime.cli.video_command import add_video
 from runtime.errors import ImageError, PatchcaptionError, RegionError
+from runtime.system.version import __version__
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

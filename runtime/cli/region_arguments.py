@@ -40,7 +40,7 @@ def add_region_flags(parser: argparse.ArgumentParser) -> None:
     add("--crop", _crop, "X1,Y1,X2,Y2", "a box in image pixels, cut out and encoded by itself")
     add("--polygon", _polygon, '"X,Y X,Y X,Y ..."', "the inside of a closed line in image pixels")
     add("--mask", _mask, "PNG", "a mask image of the image's size; what is neither black nor transparent is inside")
-    add("--trace", _trace, '"X,Y X,Y ..."', "a mouse trace in shares of the image, 0 to 1")
+    add("--trace", _trace, '"X,Y X,Y ..."', "a mouse trace in 0..1 of the image")
     add("--trace-pixels", _trace_pixels, '"X,Y X,Y ..."', "a mouse trace in image pixels")
     add("--point", _point, "X,Y", "a point in image pixels")
     group.add_argument("--whole", dest="regions", action="append_const", const=WholeImage(), help="the whole image")

@@ -14,7 +14,7 @@ DECODERS: Mapping[str, Callable[[Bundle, Backend], CaptionDecoder]] = {"decap": 
 
 
 def load_decoder(bundle: Bundle, backend: Backend) -> CaptionDecoder:
-    """Opens a bundle's decoder.
+    """Open a bundle's decoder.
 
     Raises:
         BundleError: its tokenizer cannot be read.

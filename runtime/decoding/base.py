@@ -32,7 +32,7 @@ class CaptionDecoder(Protocol):
     def __call__(
         self, vectors: Tensor, options: DecodingOptions, progress: ProgressCallback | None = None
     ) -> list[DecodedCaption]:
-        """Decodes vectors (R, D), float32 on the backend's device, as if each were alone.
+        """Decode vectors (R, D), float32 on the backend's device, as if each were alone.
 
         Raises:
             PatchcaptionError: the decoder does not have an option.
@@ -41,9 +41,9 @@ class CaptionDecoder(Protocol):
         ...
 
     def reports(self) -> Mapping[str, EngineReport]:
-        """Returns what executes each engine that is always open, by the engine's name."""
+        """Return what executes each engine that is always open, by the engine's name."""
         ...
 
     def close(self) -> None:
-        """Releases what the engines hold."""
+        """Release what the engines hold."""
         ...

@@ -35,7 +35,7 @@ def decode_in_batches(
     rows_per_vector: int = 1,
     progress: ProgressCallback | None = None,
 ) -> TokenSequences:
-    """Decodes vectors (R, D), equal ones once.
+    """Decode vectors (R, D), equal ones once.
 
     Args:
         decode_batch: vectors to tokens (R, P), padded with end tokens, and sums of log-probabilities (R,).

@@ -37,7 +37,7 @@ def beam_search(
     length_penalty: float = 1.0,
     progress: ProgressCallback | None = None,
 ) -> TokenSequences:
-    """Returns the best caption that K = ``beams`` beams find for each vector (R, D) on the engine's device.
+    """Return the best caption that K = ``beams`` beams find for each vector (R, D) on the engine's device.
 
     Equal vectors are decoded once.
 
@@ -59,7 +59,7 @@ def beam_search(
 def _search_batch(
     engine: Engine, config: DecoderConfig, vectors: Tensor, beams: int, length_penalty: float
 ) -> tuple[Tensor, Tensor]:
-    """Returns the tokens (R, P), padded with end tokens, and the sums of log-probabilities (R,)."""
+    """Return the tokens (R, P), padded with end tokens, and the sums of log-probabilities (R,)."""
     regions, device = len(vectors), vectors.device
     finished = _FinishedCaptions(regions, beams, config, device)
     cache = KvCache(config, regions * beams, device)
@@ -88,7 +88,7 @@ def _search_batch(
 
 
 def _run_step(engine: Engine, cache: KvCache, vectors: Tensor, tokens: Tensor, step: int) -> Tensor:
-    """Returns the log-probabilities (R, B, V) after ``tokens`` (R, B), the beams' last ids; not read at step 0."""
+    """Return the log-probabilities (R, B, V) after ``tokens`` (R, B), the beams' last ids; not read at step 0."""
     beams_per_region = tokens.shape[1]
     inputs = {
         VECTORS: vectors.repeat_interleave(beams_per_region, dim=0),
@@ -109,7 +109,7 @@ class _FinishedCaptions:
         self._scores = torch.full((regions, beams), -math.inf, device=device)  # the best first
 
     def add(self, indices: Tensor, ids: Tensor, sums: Tensor, scores: Tensor) -> None:
-        """Adds captions (R, K, P), their sums and scores (R, K), of the regions at ``indices``.
+        """Add captions (R, K, P), their sums and scores (R, K), of the regions at ``indices``.
 
         The score of a caption that has not ended is -inf.
         """
@@ -120,12 +120,12 @@ class _FinishedCaptions:
         self._scores[indices] = torch.cat([self._scores[indices], scores], dim=1).topk(scores.shape[1]).values
 
     def kth_score(self, indices: Tensor) -> Tensor:
-        """Returns the lowest score (R,) among the best K; -inf where fewer have finished."""
+        """Return the lowest score (R,) among the best K; -inf where fewer have finished."""
         return self._scores[indices, -1]
 
 
 def _top_continuations(log_probs: Tensor, sums: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the ``count`` likeliest continuations of the beams of each region, the likeliest first.
+    """Return the ``count`` likeliest continuations of the beams of each region, the likeliest first.
 
     In two steps, the best blocks of the vocabulary and the best tokens in them: sorting whole rows is far slower.
 
@@ -154,5 +154,5 @@ def _top_continuations(log_probs: Tensor, sums: Tensor, count: int) -> tuple[Ten
 
 
 def _gather_beams(values: Tensor, chosen: Tensor) -> Tensor:
-    """Returns the rows ``chosen`` (R, n) of each region's ``values`` (R, m, width), as (R, n, width)."""
+    """Return the rows ``chosen`` (R, n) of each region's ``values`` (R, m, width), as (R, n, width)."""
     return values.gather(1, chosen[:, :, None].expand(-1, -1, values.shape[2]))

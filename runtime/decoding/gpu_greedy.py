@@ -56,7 +56,7 @@ class DeviceGreedyDecoder:
 
     @torch.inference_mode()
     def decode(self, vectors: Tensor, ignore_eos: bool, steps: int) -> tuple[Tensor, Tensor]:
-        """Returns the tokens (R, steps), padded with end tokens, and the sums of log-probabilities (R,).
+        """Return the tokens (R, steps), padded with end tokens, and the sums of log-probabilities (R,).
 
         Args:
             vectors: (r, D), no more of them than R.
@@ -78,7 +78,7 @@ class DeviceGreedyDecoder:
             return self._ids[:rows, :steps].clone(), self._sums[:rows].clone()
 
     def _reset(self, vectors: Tensor, ignore_eos: bool) -> None:
-        """Sets the state before the first step. Old cache entries are finite, and no step reads beyond its own."""
+        """Set the state before the first step. Old cache entries are finite, and no step reads beyond its own."""
         rows = len(vectors)
         self._vectors[:rows] = vectors
         self._vectors[rows:] = 0
@@ -90,7 +90,7 @@ class DeviceGreedyDecoder:
         self._stops_at_eos.fill_(not ignore_eos)
 
     def _advance(self) -> None:
-        """Does one step, in the memory that all steps use."""
+        """Do one step, in the memory that all steps use."""
         self._step_run.run()
         self._cache.write(self._present, self._position)
         self._tokens.copy_(self._next_tokens)
@@ -114,7 +114,7 @@ class _FlagReadback:
             self._arrived.record()
 
     def wait(self) -> bool:
-        """Returns the flag, once the copy has arrived."""
+        """Return the flag, once the copy has arrived."""
         if self._arrived is not None:
             self._arrived.synchronize()
         return bool(self._copy)

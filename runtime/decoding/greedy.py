@@ -42,7 +42,7 @@ class GreedyDecoder:
         max_new_tokens: int | None = None,
         progress: ProgressCallback | None = None,
     ) -> TokenSequences:
-        """Decodes vectors (R, D) on the engine's device; equal vectors once.
+        """Decode vectors (R, D) on the engine's device; equal vectors once.
 
         Args:
             ignore_eos: take every caption through all steps and count the log-probabilities after its end token too, as
@@ -62,12 +62,12 @@ class GreedyDecoder:
         return decode_in_batches(decode_batch, vectors, self._config, progress=progress)
 
     def report(self) -> EngineReport:
-        """Returns what executes the engine, and for each batch size whether its step is one CUDA graph."""
+        """Return what executes the engine, and for each batch size whether its step is one CUDA graph."""
         fallbacks = tuple(decoder.step_work.fallback_reason for decoder in self._device_decoders.values())
         return replace(self._engine.report(), graph_fallbacks=fallbacks)
 
     def close(self) -> None:
-        """Closes the engine."""
+        """Close the engine."""
         self._engine.close()
 
     def _device_decoder(self, engine: BindableEngine, batch: Tensor) -> DeviceGreedyDecoder:
@@ -80,7 +80,7 @@ class GreedyDecoder:
 def _decode_batch(
     engine: Engine, config: DecoderConfig, vectors: Tensor, ignore_eos: bool, steps: int
 ) -> tuple[Tensor, Tensor]:
-    """Returns the tokens (R, steps), padded with end tokens, and the sums of log-probabilities (R,)."""
+    """Return the tokens (R, steps), padded with end tokens, and the sums of log-probabilities (R,)."""
     rows, device = len(vectors), vectors.device
     ids = torch.full((rows, steps), config.eos_token_id, dtype=torch.int64, device=device)
     sums = torch.zeros(rows, device=device)

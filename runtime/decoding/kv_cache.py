@@ -30,27 +30,27 @@ class KvCache:
         self._rows, self._length = rows, 0
 
     def inputs(self) -> dict[str, Tensor]:
-        """Returns the decoder's cache inputs, (R, H, P, d) each, for the rows in use."""
+        """Return the decoder's cache inputs, (R, H, P, d) each, for the rows in use."""
         return {name: past[: self._rows] for name, past in self._past.items()}
 
     def present_buffers(self) -> dict[str, Tensor]:
-        """Returns new memory for the cache outputs of a step, (R, H, 1, d) each."""
+        """Return new memory for the cache outputs of a step, (R, H, 1, d) each."""
         pasts = zip(self._present_names, self._past.values(), strict=True)
         return {name: torch.zeros_like(past[:, :, :1]) for name, past in pasts}
 
     def append(self, outputs: Mapping[str, Tensor]) -> None:
-        """Stores a step's entries (R, H, 1, d), which lie among its outputs, at the next position."""
+        """Store a step's entries (R, H, 1, d), which lie among its outputs, at the next position."""
         for name, past in zip(self._present_names, self._past.values(), strict=True):
             past[: self._rows, :, self._length] = outputs[name][:, :, 0]
         self._length += 1
 
     def write(self, outputs: Mapping[str, Tensor], position: Tensor) -> None:
-        """Stores a step's entries at ``position`` (1,), which only the device needs to know."""
+        """Store a step's entries at ``position`` (1,), which only the device needs to know."""
         for name, past in zip(self._present_names, self._past.values(), strict=True):
             past.index_copy_(2, position, outputs[name])
 
     def select_rows(self, rows: Tensor) -> None:
-        """Makes row i what row ``rows[i]`` was, for int64 ``rows`` (R,); no other row is in use afterwards."""
+        """Make row i what row ``rows[i]`` was, for int64 ``rows`` (R,); no other row is in use afterwards."""
         self._rows = len(rows)
         moved = torch.nonzero(rows != torch.arange(len(rows), device=rows.device))[:, 0]
         for past in self._past.values():

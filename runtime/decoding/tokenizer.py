@@ -32,7 +32,7 @@ class CaptionTokenizer:
         self._eos_token_id = eos_token_id
 
     def text(self, ids: Sequence[int]) -> str:
-        """Returns the text of ids up to the first end token, without spaces around it."""
+        """Return the text of ids up to the first end token, without spaces around it."""
         kept = list(ids)
         if self._eos_token_id in kept:
             kept = kept[: kept.index(self._eos_token_id)]

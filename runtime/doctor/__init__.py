@@ -14,7 +14,7 @@ __all__ = ["Finding", "examine"]
 
 
 def examine(bundle: Path | None = None) -> Iterator[Finding]:
-    """Checks the machine, each backend with a small graph, and a bundle if one is named, one by one.
+    """Check the machine, each backend with a small graph, and a bundle if one is named, one by one.
 
     Args:
         bundle: a folder to run on every backend that works here, against ONNX Runtime on the CPU.

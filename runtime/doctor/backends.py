@@ -38,7 +38,7 @@ _REINSTALL = "reinstall the package, in the version that fits the driver; report
 
 
 def on_backends() -> Iterator[Finding]:
-    """Yields a finding for each backend and precision. One that is not installed, or has no GPU, is "unavailable"."""
+    """Yield a finding for each backend and precision. One that is not installed, or has no GPU, is "unavailable"."""
     for spec in BACKENDS.values():
         if spec.needs_plans:
             yield _try_tensorrt()
@@ -81,7 +81,7 @@ def _try_tensorrt() -> Finding:
 
 
 def _build_small_engine(api: TensorRtApi) -> tensorrt.ICudaEngine:
-    """Builds and loads a plan of the small graph."""
+    """Build and load a plan of the small graph."""
     rows = ShapeRange(min=(1, 4), opt=(_ROWS, 4), max=(_ROWS, 4))
     plan = build_plan_bytes(api, lambda parser: parser.parse(SMALL_GRAPH), [{"x": rows}], "a small graph")
     runtime = api.require(api.module.Runtime(api.logger), "starting its runtime")

@@ -27,7 +27,7 @@ _RUNS = 3
 
 
 def on_bundle(folder: Path) -> Iterator[Finding]:
-    """Yields findings of a bundle, backend by backend, compared with ONNX Runtime on the CPU."""
+    """Yield findings of a bundle, backend by backend, compared with ONNX Runtime on the CPU."""
     try:
         reference = _BackendOutputs.of(folder, "cpu")
     except PatchcaptionError as error:
@@ -48,7 +48,7 @@ def on_bundle(folder: Path) -> Iterator[Finding]:
 
 
 def _unavailable_reason(bundle: Bundle, backend: BackendName) -> str | None:
-    """Returns why nobody can expect a bundle to run on a backend; None where it should."""
+    """Return why nobody can expect a bundle to run on a backend; None where it should."""
     if BACKENDS[backend].needs_plans and not bundle.manifest.plans:
         return f"no plans were built of it: python export/build_plans.py {bundle.folder}"
     try:

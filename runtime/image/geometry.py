@@ -39,7 +39,7 @@ class View:
 
     @classmethod
     def of(cls, image_wh: tuple[int, int], size: int, fit: Fit, resize: int | None = None) -> View:
-        """Returns the view of an image of ``image_wh`` pixels on an input of ``size`` x ``size``.
+        """Return the view of an image of ``image_wh`` pixels on an input of ``size`` x ``size``.
 
         Args:
             resize: what a crop makes of the short side before it cuts out the centre; None for ``size``.
@@ -54,15 +54,15 @@ class View:
         return cls(image_wh, resized, offset, size, fit)
 
     def to_input(self, points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Returns image pixels (..., 2) as (x, y) in input pixels (..., 2)."""
+        """Return image pixels (..., 2) as (x, y) in input pixels (..., 2)."""
         return points * (np.array(self.resized_wh) / np.array(self.image_wh)) - np.array(self.offset_xy)
 
     def to_image(self, points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Returns input pixels (..., 2) as (x, y) in image pixels (..., 2)."""
+        """Return input pixels (..., 2) as (x, y) in image pixels (..., 2)."""
         return (points + np.array(self.offset_xy)) * (np.array(self.image_wh) / np.array(self.resized_wh))
 
     def published_box(self, x: float, y: float, width: float, height: float) -> tuple[float, float, float, float]:
-        """Returns a box by corner and size in image pixels as one in input pixels, by the published rule.
+        """Return a box by corner and size in image pixels as one in input pixels, by the published rule.
 
         See published-system.md, section 1. Its rounding differs from that of `to_input`, and it does not shrink a box
         by what the crop cuts off its left or top.

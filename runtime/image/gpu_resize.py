@@ -16,7 +16,7 @@ _PILLOW_MAJOR = int(PIL.__version__.split(".")[0])
 
 
 def to_device(image: Image.Image | Tensor, device: torch.device) -> Tensor:
-    """Returns an RGB image as uint8 (3, H, W) on a device; the host does not wait for the upload."""
+    """Return an RGB image as uint8 (3, H, W) on a device; the host does not wait for the upload."""
     if isinstance(image, Tensor):
         return image.to(device, non_blocking=True)
     pixels = torch.from_numpy(np.array(image))  # (H, W, 3)
@@ -26,7 +26,7 @@ def to_device(image: Image.Image | Tensor, device: torch.device) -> Tensor:
 
 
 def resize_and_crop(image: Tensor, resized_wh: tuple[int, int], offset_xy: tuple[int, int], size: int) -> Tensor:
-    """Returns uint8 (S, S, 3): uint8 (3, H, W) resized to ``resized_wh``, and the square of ``size`` at ``offset_xy``.
+    """Return uint8 (S, S, 3): uint8 (3, H, W) resized to ``resized_wh``, and the square of ``size`` at ``offset_xy``.
 
     Pixels differ by at most 1 from Pillow's antialiased bicubic filter, which rounds its weights to fixed point; after
     both directions by 2 in one of 100,000.
@@ -38,7 +38,7 @@ def resize_and_crop(image: Tensor, resized_wh: tuple[int, int], offset_xy: tuple
 
 
 def _is_vertical_first(image: Tensor, resized_wh: tuple[int, int]) -> bool:
-    """Returns whether to resize the height first, as Pillow does since 13 where it loses twice the width's pixels."""
+    """Return whether to resize the height first, as Pillow does since 13 where it loses twice the width's pixels."""
     lost_wh = (image.shape[2] - resized_wh[0], image.shape[1] - resized_wh[1])
     return _PILLOW_MAJOR >= 13 and lost_wh[1] > max(0, 2 * lost_wh[0])
 

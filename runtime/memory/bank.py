@@ -50,7 +50,7 @@ class MemoryBank:
 
     @classmethod
     def load(cls, bundle: Bundle, config: MemoryConfig, device: torch.device) -> MemoryBank:
-        """Maps a bundle's bank into memory.
+        """Map a bundle's bank into memory.
 
         Raises:
             BundleError: its files are not what they should be.
@@ -81,7 +81,7 @@ class MemoryBank:
         return captions
 
     def project(self, vectors: Tensor) -> Tensor:
-        """Carries region vectors (R, D) into text space (R, D): softmax(cosine / temperature) @ embeddings.
+        """Carry region vectors (R, D) into text space (R, D): softmax(cosine / temperature) @ embeddings.
 
         However the rows are stored, a projected unit vector differs by less than 1e-3 from that of float32 rows
         (published-system.md, section 5).
@@ -94,7 +94,7 @@ class MemoryBank:
         return F.normalize(sums, dim=-1) if self.config.normalize else sums
 
     def nearest(self, vectors: Tensor, count: int) -> list[tuple[MemoryMatch, ...]]:
-        """Returns for each of the vectors (R, D) its ``count`` nearest captions, the nearest first."""
+        """Return for each of the vectors (R, D) its ``count`` nearest captions, the nearest first."""
         unit_queries = F.normalize(vectors, dim=-1)
         cosines, indices = unit_queries.new_empty((len(vectors), 0)), torch.empty((len(vectors), 0), dtype=torch.int64)
         for block in blocks(self.rows, len(vectors)):
@@ -110,7 +110,7 @@ class MemoryBank:
         ]
 
     def _weighted_sum(self, kernels: ProjectionKernels, unit_queries: Tensor) -> Tensor:
-        """Returns softmax @ rows (R, D).
+        """Return softmax @ rows (R, D).
 
         Where few rows have the weight, from the rows as stored, the top ones refined by their residuals. Otherwise, and
         where the unrefined rows turn out to weigh too much for their rounding to be neglected, from all rows refined.
@@ -131,7 +131,7 @@ class MemoryBank:
         return sums
 
     def _is_wide(self, kernels: ProjectionKernels, unit_queries: Tensor) -> Tensor:
-        """Returns whether the top rows are unlikely to have enough of the weight, judged by a sample: (R,) bool."""
+        """Return whether the top rows are unlikely to have enough of the weight, judged by a sample: (R,) bool."""
         sample = self.rows.head(_SAMPLE_ROWS)
         top_k = max(1, self.config.refine_top_k * len(sample) // len(self.rows))
         _, unrefined = kernels.project_with_refinement(sample, unit_queries, self.config.temperature, top_k)

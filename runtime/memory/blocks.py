@@ -41,18 +41,18 @@ class RowBlock:
     parts: tuple[tuple[Tensor, Tensor | None], ...]
 
     def products(self, queries: Tensor) -> Tensor:
-        """Returns the product of each query (R, D) float32 with each row: (R, m)."""
+        """Return the product of each query (R, D) float32 with each row: (R, m)."""
         products = [_product(queries, values.T) * (1 if scales is None else scales) for values, scales in self.parts]
         return sum(products[1:], products[0])
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
-        """Returns the sums of rows by weights (R, m) float32: (R, D)."""
+        """Return the sums of rows by weights (R, m) float32: (R, D)."""
         sums = [_product(weights if scales is None else weights * scales, values) for values, scales in self.parts]
         return sum(sums[1:], sums[0])
 
 
 def blocks(rows: StoredRows, num_queries: int) -> Iterator[RowBlock]:
-    """Yields all rows in blocks that suit their device.
+    """Yield all rows in blocks that suit their device.
 
     Args:
         num_queries: R, of the products that will be asked for.
@@ -63,14 +63,14 @@ def blocks(rows: StoredRows, num_queries: int) -> Iterator[RowBlock]:
 
 
 def float_blocks(rows: StoredRows) -> Iterator[RowBlock]:
-    """Yields all rows expanded to float32."""
+    """Yield all rows expanded to float32."""
     for start in range(0, len(rows), _CPU_ROWS):
         end = start + _CPU_ROWS
         yield RowBlock(start, rows.inverse_norms[start:end], ((rows.floats(start, end), None),))
 
 
 def stored_blocks(rows: StoredRows, rows_at_once: int) -> Iterator[RowBlock]:
-    """Yields all rows as they are stored; int8 as bfloat16, which represents all of its values."""
+    """Yield all rows as they are stored; int8 as bfloat16, which represents all of its values."""
     stored = [(rows.stored, rows.scales)]
     if rows.residual is not None:
         assert rows.residual.values is not None
@@ -88,7 +88,7 @@ def _as_factor(values: Tensor) -> Tensor:
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """Returns left (R, k) float32 @ right (k, n) in half precision, summed in float32: (R, n).
+    """Return left (R, k) float32 @ right (k, n) in half precision, summed in float32: (R, n).
 
     The left factor is split into two half-precision numbers, high and low, so that its rounding does not matter.
     """

@@ -23,13 +23,13 @@ class ProjectionKernels(Protocol):
     reads_residual_from_file: bool
 
     def project(self, rows: StoredRows, unit_queries: Tensor, temperature: float) -> Tensor:
-        """Returns the weighted sums (R, D) for unit queries (R, D), from rows refined by their residuals."""
+        """Return the weighted sums (R, D) for unit queries (R, D), from rows refined by their residuals."""
         ...
 
     def project_with_refinement(
         self, rows: StoredRows, unit_queries: Tensor, temperature: float, refine_top_k: int
     ) -> tuple[Tensor, Tensor]:
-        """Projects onto the rows as stored, but for the ``refine_top_k`` nearest of each query, which are refined.
+        """Project onto the rows as stored, but for the ``refine_top_k`` nearest of each query, which are refined.
 
         Returns:
             the weighted sums (R, D), and the unrefined mass of each (R,): the sum of weight times row length over the
@@ -39,7 +39,7 @@ class ProjectionKernels(Protocol):
 
 
 def projection_kernels(device: torch.device) -> ProjectionKernels:
-    """Returns the kernels for a device.
+    """Return the kernels for a device.
 
     Raises:
         BackendError: there is a native library that cannot be used.

@@ -72,7 +72,7 @@ class NativeKernels:
         return tuple(self._variants())
 
     def project(self, rows: StoredRows, unit_queries: Tensor, temperature: float, variant: str | None = None) -> Tensor:
-        """Projects with a variant; by default the fastest."""
+        """Project with a variant; by default the fastest."""
         unit_queries, sums = unit_queries.contiguous(), torch.empty_like(unit_queries)
         status = self._library.patchcaption_project(
             _describe_bank(rows),
@@ -93,7 +93,7 @@ class NativeKernels:
         refine_top_k: int,
         variant: str | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Projects with a variant; by default the fastest."""
+        """Project with a variant; by default the fastest."""
         unit_queries, sums = unit_queries.contiguous(), torch.empty_like(unit_queries)
         unrefined_mass = torch.empty(len(unit_queries))
         status = self._library.patchcaption_project_with_refinement(
@@ -118,7 +118,7 @@ class NativeKernels:
 
 @lru_cache(maxsize=1)
 def library() -> NativeKernels | None:
-    """Returns the kernels; None where they were not built or are switched off.
+    """Return the kernels; None where they were not built or are switched off.
 
     Raises:
         BackendError: there is a library that cannot be used.
@@ -153,11 +153,11 @@ def _describe_bank(rows: StoredRows) -> _Bank:
 
 
 def _run_options(variant: str | None) -> tuple[int, bytes | None]:
-    """Returns as many threads as torch has, and the variant's name."""
+    """Return as many threads as torch has, and the variant's name."""
     return torch.get_num_threads(), None if variant is None else variant.encode()
 
 
 def _propagate_nan(unit_queries: Tensor, sums: Tensor) -> Tensor:
-    """Propagates NaN inputs, which the kernels' max-comparisons would drop."""
+    """Propagate NaN inputs, which the kernels' max-comparisons would drop."""
     sums[~unit_queries.isfinite().all(dim=1)] = torch.nan
     return sums

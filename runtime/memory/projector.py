@@ -17,11 +17,11 @@ class Projector(Protocol):
     """Carries region vectors into the space that the decoder reads."""
 
     def project(self, vectors: Tensor) -> Tensor:
-        """Returns vectors (R, D) for region vectors (R, D)."""
+        """Return vectors (R, D) for region vectors (R, D)."""
         ...
 
     def nearest(self, vectors: Tensor, count: int) -> list[tuple[MemoryMatch, ...]]:
-        """Returns for each of the vectors (R, D) its ``count`` nearest captions, the nearest first.
+        """Return for each of the vectors (R, D) its ``count`` nearest captions, the nearest first.
 
         Raises:
             PatchcaptionError: the bundle has no memory bank.
@@ -40,7 +40,7 @@ class Identity:
 
 
 def load_projector(bundle: Bundle, device: torch.device) -> Projector:
-    """Opens a bundle's memory bank on a device.
+    """Open a bundle's memory bank on a device.
 
     Raises:
         BundleError: its files are not what they should be.

@@ -40,7 +40,7 @@ class ResidualRows:
     offset: int = 0
 
     def floats(self, start: int, end: int, width: int) -> Tensor:
-        """Returns the residuals (m, D) float32 of some rows."""
+        """Return the residuals (m, D) float32 of some rows."""
         if self.values is not None:
             values = self.values[start:end]
         else:
@@ -52,7 +52,7 @@ class ResidualRows:
         return values * self.scales[start:end, None]
 
     def head(self, count: int) -> ResidualRows:
-        """Returns the residuals of the first ``count`` rows."""
+        """Return the residuals of the first ``count`` rows."""
         values = None if self.values is None else self.values[:count]
         return replace(self, scales=self.scales[:count], values=values)
 
@@ -75,7 +75,7 @@ class StoredRows:
 
     @classmethod
     def load(cls, file: Path, residual_file: Path | None, device: torch.device) -> StoredRows:
-        """Maps rows; on the CPU nothing is read before it is used, and processes share what they read.
+        """Map rows; on the CPU nothing is read before it is used, and processes share what they read.
 
         Raises:
             BundleError: a file is not what it should be. Kernels rely on this check: they read by address.
@@ -93,7 +93,7 @@ class StoredRows:
         )
 
     def __len__(self) -> int:
-        """Returns M."""
+        """Return M."""
         return len(self.stored)
 
     @property
@@ -102,7 +102,7 @@ class StoredRows:
         return self.residual is not None and self.residual.values is not None
 
     def floats(self, start: int, end: int) -> Tensor:
-        """Returns rows from ``start`` to ``end`` (m, D) as float32, refined by their residuals."""
+        """Return rows from ``start`` to ``end`` (m, D) as float32, refined by their residuals."""
         rows = self.stored[start:end].float()
         if self.scales is not None:
             rows = rows * self.scales[start:end, None]
@@ -111,7 +111,7 @@ class StoredRows:
         return rows
 
     def head(self, count: int) -> StoredRows:
-        """Returns the first ``count`` rows."""
+        """Return the first ``count`` rows."""
         return StoredRows(
             stored=self.stored[:count],
             inverse_norms=self.inverse_norms[:count],

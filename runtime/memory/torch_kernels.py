@@ -27,7 +27,7 @@ class TorchKernels:
     reads_residual_from_file = False
 
     def project(self, rows: StoredRows, unit_queries: Tensor, temperature: float) -> Tensor:
-        """Projects in one pass over the rows, with a running softmax."""
+        """Project in one pass over the rows, with a running softmax."""
         largest = unit_queries.new_full((len(unit_queries), 1), -math.inf)
         total, sums = torch.zeros_like(largest), torch.zeros_like(unit_queries)
         for block in blocks(rows, len(unit_queries)):
@@ -42,7 +42,7 @@ class TorchKernels:
     def project_with_refinement(
         self, rows: StoredRows, unit_queries: Tensor, temperature: float, refine_top_k: int
     ) -> tuple[Tensor, Tensor]:
-        """Projects in two passes, logits and weighted sum; reads the residuals of refined rows only."""
+        """Project in two passes, logits and weighted sum; reads the residuals of refined rows only."""
         parts = unit_queries.split(max(1, _MAX_LOGITS // len(rows)))
         sums, masses = zip(*(_project_part(rows, part, temperature, refine_top_k) for part in parts), strict=True)
         return torch.cat(sums), torch.cat(masses)
@@ -70,6 +70,6 @@ def _project_part(
 
 
 def _gather_residuals(residual: ResidualRows, indices: Tensor) -> Tensor:
-    """Returns the residuals (R, K, D) float32 of the rows at ``indices`` (R, K)."""
+    """Return the residuals (R, K, D) float32 of the rows at ``indices`` (R, K)."""
     assert residual.values is not None
     return residual.values[indices].float() * residual.scales[indices][..., None]

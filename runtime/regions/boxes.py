@@ -1,4 +1,4 @@
-"""Boxes: one, several under one caption, and one that is cut out and encoded by itself."""
+"""Boxes: one, several under one caption, and crops, which are cut out and encoded by themselves."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ POOLS = ("mean", "gaussian", "attention")
 
 @dataclass(frozen=True)
 class Box:
-    """A box in image pixels, (x1, y1) its top left and (x2, y2) its bottom right corner, as in torchvision.
+    """A box in image pixels, from its top left corner (x1, y1) to its bottom right corner (x2, y2), as in torchvision.
 
     The part that reaches outside the image is cut off; a box wholly outside is an error.
 
     Args:
-        pool: how its patches count: "mean" each by its share in the box; "gaussian" by nearness to the box's middle
-            too, "attention" by how much cls attends to them too.
-        variance: of the Gaussian, with the middles of the box's outermost patches at -1 and 1; 0 is the one patch in
-            the middle.
+        pool: the weights of its patches: "mean" takes how much of each the box covers; "gaussian" multiplies that by
+            its nearness to the box's middle, "attention" by how much cls attends to it.
+        variance: the Gaussian's, with the centres of the box's outermost patches at -1 and 1; 0 is the one patch in the
+            middle.
 
     Example:
         >>> captioner.caption(scene, [Box(276, 174, 507, 399)])[0].text
@@ -57,7 +57,7 @@ class Box:
     def from_xywh(
         cls, x: float, y: float, width: float, height: float, pool: Pool = "mean", variance: float = 0.5
     ) -> Box:
-        """A box by its top left corner and its size.
+        """Return the box of a top left corner and a size.
 
         Example:
             >>> Box.from_xywh(276, 174, 231, 225) == Box(276, 174, 507, 399)
@@ -75,10 +75,13 @@ class Box:
         variance: float = 0.5,
         frame: Literal["crop", "image"] = "crop",
     ) -> PublishedBox:
-        """A box in pixels of the backbone's input, rounded to patches exactly as published (SPEC section 4).
+        """Return a box in pixels of the backbone's input, rounded to patches exactly as published.
+
+        See published-system.md, section 4.
 
         Args:
-            frame: "image" if the pixels are the image's; they then go through the published rule (SPEC section 1).
+            frame: "image" if the pixels are the image's, which then go through the published rule (published-system.md,
+                section 1).
 
         Example:
             >>> captioner.caption(scene, [Box.published(95, 60, 80, 78)])[0].text
@@ -89,13 +92,13 @@ class Box:
     def weights(self, canvas: Canvas) -> Array:
         _check_on_image(self, canvas.view.image_wh)
         inside = np.clip([[self.x1, self.y1], [self.x2, self.y2]], 0, canvas.view.image_wh)
-        across, down = canvas.view.to_input(inside).T
-        shares = canvas.overlap(down) * canvas.overlap(across).T
+        x_edges, y_edges = canvas.view.to_input(inside).T
+        coverage = canvas.overlap(y_edges) * canvas.overlap(x_edges).T
         if self.pool == "gaussian":
-            shares *= gaussian(_places(canvas, down), _places(canvas, across), self.variance)
+            coverage *= gaussian(_box_coordinates(canvas, y_edges), _box_coordinates(canvas, x_edges), self.variance)
         elif self.pool == "attention":
-            shares *= canvas.attention
-        return canvas.from_patches(shares)
+            coverage *= canvas.attention
+        return canvas.from_patches(coverage)
 
     def outline(self, _image_wh: tuple[int, int]) -> BoxesOutline:
         return BoxesOutline(((self.x1, self.y1, self.x2, self.y2),))
@@ -103,12 +106,14 @@ class Box:
 
 @dataclass(frozen=True)
 class BoxSet:
-    """Several boxes under one caption; each counts the same, whatever its size (SPEC section 4, region set).
+    """Several boxes under one caption; each counts the same, whatever its size.
+
+    It is the region set of published-system.md, section 4.
 
     Args:
-        boxes: each a `Box`, or its corners (x1, y1, x2, y2).
-        pool: how the patches of every box count; None leaves each box its own `pool`.
-        variance: of the Gaussian, if ``pool`` is given.
+        boxes: boxes, or their corners (x1, y1, x2, y2).
+        pool: the pool of every box; None leaves each its own.
+        variance: the Gaussian's, if ``pool`` is given.
 
     Example:
         >>> captioner.caption(scene, [BoxSet([Box(90, 420, 321, 648), Box(453, 450, 582, 582)])])[0].text
@@ -123,12 +128,12 @@ class BoxSet:
         pool: Pool | None = None,
         variance: float = 0.5,
     ) -> None:
-        made = [box if isinstance(box, (Box, PublishedBox)) else Box(*_four("BoxSet", box)) for box in boxes]
-        if not made:
+        members = [box if isinstance(box, (Box, PublishedBox)) else Box(*_four_numbers("BoxSet", box)) for box in boxes]
+        if not members:
             raise RegionError("BoxSet: expected at least one box, got none")
         if pool is not None:
-            made = [replace(box, pool=pool, variance=variance) for box in made]
-        object.__setattr__(self, "boxes", tuple(made))
+            members = [replace(box, pool=pool, variance=variance) for box in members]
+        object.__setattr__(self, "boxes", tuple(members))
 
     @classmethod
     def published(
@@ -138,14 +143,14 @@ class BoxSet:
         variance: float = 0.5,
         frame: Literal["crop", "image"] = "crop",
     ) -> BoxSet:
-        """Boxes (x, y, width, height) as `Box.published` takes them; sums below 0 mark padding.
+        """Return a set of boxes (x, y, width, height) as `Box.published` takes them; sums below 0 mark padding.
 
         Example:
             >>> len(BoxSet.published([(31, 145, 80, 78), (156, 155, 45, 46), (-1, -1, -1, -1)]).boxes)
             2
         """
-        corners = [_four("BoxSet.published", box) for box in boxes]
-        return cls([PublishedBox(*box, pool, variance, frame) for box in corners if sum(box) >= 0])
+        numbers = [_four_numbers("BoxSet.published", box) for box in boxes]
+        return cls([PublishedBox(*box, pool, variance, frame) for box in numbers if sum(box) >= 0])
 
     def weights(self, canvas: Canvas) -> Array:
         return np.mean([box.weights(canvas) for box in self.boxes], axis=0)
@@ -159,7 +164,8 @@ class BoxSet:
 class Crop:
     """A box in image pixels, cut from the image and encoded by itself: one more pass of the backbone for each.
 
-    It is rounded to whole pixels, stretched to the backbone's square, and its cls token is captioned (SPEC section 4).
+    It is rounded to whole pixels and stretched to the backbone's square, and its cls token is captioned
+    (published-system.md, section 4).
 
     Example:
         >>> captioner.vectors(captioner.encode(scene), [Crop(250, 150, 530, 420)]).shape
@@ -177,10 +183,10 @@ class Crop:
         _check_corners(self)
 
     def cut(self, image: OpenImage) -> OpenImage:
-        """The part of the image, where the image is.
+        """Return the part of the image that the crop covers, on the image's device.
 
         Raises:
-            RegionError: no pixel of it lies on the image.
+            RegionError: no pixel of the crop lies on the image.
 
         Example:
             >>> Crop(250, 150, 530, 420).cut(Image.open(scene)).size
@@ -197,21 +203,21 @@ class Crop:
         return image[:, top:bottom, left:right]
 
     def weights(self, canvas: Canvas) -> Array:
-        """No token of the image (T,): the vector comes from the cut."""
+        """Return zeros (T,): the vector comes from the encoded crop, not from the image's tokens."""
         return np.zeros_like(canvas.token(0))
 
     def outline(self, _image_wh: tuple[int, int]) -> BoxesOutline:
         return BoxesOutline(((self.x1, self.y1, self.x2, self.y2),))
 
 
-def _places(canvas: Canvas, edges: Array) -> Array:
-    """Where the middle of each patch (G,) lies along a box from ``edges[0]`` to ``edges[1]`` in input pixels.
+def _box_coordinates(canvas: Canvas, edges: Array) -> Array:
+    """Return where the centre of each patch (G,) lies along a box from ``edges[0]`` to ``edges[1]``, in input pixels.
 
-    The middles of a box's first and last whole patch are -1 and 1, so that a box of whole patches is the published one.
+    The centres of a box's first and last whole patch are -1 and 1, so that a box of whole patches is the published one.
     """
-    middles = (np.arange(canvas.grid) + 0.5) * canvas.patch
-    reach = max((edges[1] - edges[0] - canvas.patch) / 2, 1e-9)
-    return ((middles - edges.mean()) / reach).clip(-1, 1)
+    centres = (np.arange(canvas.grid) + 0.5) * canvas.patch
+    half_length = max((edges[1] - edges[0] - canvas.patch) / 2, 1e-9)
+    return ((centres - edges.mean()) / half_length).clip(-1, 1)
 
 
 def _check_corners(box: Box | Crop) -> None:
@@ -228,7 +234,7 @@ def _check_on_image(box: Box | Crop, image_wh: tuple[int, int]) -> None:
         raise RegionError(f"{box} lies outside the image of {width} x {height} pixels")
 
 
-def _four(owner: str, numbers: Sequence[float]) -> tuple[float, float, float, float]:
+def _four_numbers(owner: str, numbers: Sequence[float]) -> tuple[float, float, float, float]:
     if len(numbers) != 4:
         raise RegionError(f"{owner}: expected boxes of 4 numbers, got {len(numbers)}")
     first, second, third, fourth = (checks.number(owner, number) for number in numbers)

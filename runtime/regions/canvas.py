@@ -1,4 +1,4 @@
-"""What regions are laid on: the geometry and attention of an image, and the rows of weights that regions become."""
+"""The canvas that regions are laid on (geometry, tokens and attention of an image), and the rows they become on it."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ class Canvas:
         return torch.softmax(self._logits(), dim=-1).numpy().reshape(-1, self.grid, self.grid)
 
     def token(self, index: int) -> Array:
-        """Returns the row of weights (T,) of one token alone."""
+        """Return the row of weights (T,) of one token alone."""
         weights = np.zeros(self.layout.num_tokens)
         weights[index] = 1
         return weights
 
     def cls(self) -> Array:
-        """Returns the row of weights (T,) of the token that stands for the whole image.
+        """Return the row of weights (T,) of the token that stands for the whole image.
 
         Raises:
             RegionError: the backbone has no such token.
@@ -73,7 +73,7 @@ class Canvas:
 
     @staticmethod
     def require_cls(layout: TokenLayout) -> int:
-        """Returns the index of the token that stands for the whole image.
+        """Return the index of the token that stands for the whole image.
 
         Raises:
             RegionError: the backbone has no such token.
@@ -83,11 +83,11 @@ class Canvas:
         return layout.cls_index
 
     def row(self, patches: Array) -> Array:
-        """Returns the row of weights (T,) of patch weights (G, G), as they are."""
+        """Return the row of weights (T,) of patch weights (G, G), as they are."""
         return np.concatenate([np.zeros(self.layout.num_global), patches.ravel()])
 
     def from_patches(self, shares: Array) -> Array:
-        """The row (T,) of shares (G, G) of a region, made to sum to 1.
+        """Return the row (T,) of shares (G, G) of a region, made to sum to 1.
 
         Raises:
             RegionError: the region covers nothing of what the backbone sees.
@@ -101,20 +101,20 @@ class Canvas:
         return self.row(shares / total)
 
     def overlap(self, edges: Array) -> Array:
-        """How much of each patch, along x or y, lies between consecutive ``edges`` (K + 1,) in input pixels: (G, K)."""
+        """Return how much of each patch, along x or y, lies between consecutive ``edges`` (K + 1,): (G, K)."""
         limits = np.arange(self.grid + 1) * float(self.patch)
         low = np.maximum(limits[:-1, None], edges[None, :-1])
         high = np.minimum(limits[1:, None], edges[None, 1:])
         return np.maximum(high - low, 0) / self.patch
 
     def cells(self, points: Array) -> npt.NDArray[np.intp]:
-        """The patches (K, 2) as (row, column) that hold the points (P, 2); points the view cuts off are left out."""
+        """Return the patches (K, 2) as (row, column) of the points (P, 2); points the view cuts off are left out."""
         xy = self.view.to_input(points)
         shown = xy[((xy >= 0) & (xy <= self.view.size)).all(axis=1)]
         return np.minimum(shown // self.patch, self.grid - 1).astype(np.intp)[:, ::-1]
 
     def counts(self, cells: npt.NDArray[np.intp]) -> Array:
-        """How often each patch (G, G) comes among ``cells`` (K, 2) as (row, column)."""
+        """Return how often each patch (G, G) comes among ``cells`` (K, 2) as (row, column)."""
         counts = np.zeros((self.grid, self.grid))
         np.add.at(counts, tuple(cells.T), 1)
         return counts
@@ -143,7 +143,7 @@ class Region(Protocol):
     """
 
     def weights(self, canvas: Canvas) -> Array:
-        """The region's row of weights (T,).
+        """Return the region's row of weights (T,).
 
         Raises:
             RegionError: the region has no place on this image.
@@ -174,21 +174,21 @@ def cls_attention(logits: Tensor) -> Tensor:
 
 
 def gaussian(rows: Array, columns: Array, variance: float) -> Array:
-    """exp(-(x^2 + y^2) / variance) over coordinates ``rows`` (K,) and ``columns`` (L,), up to a factor: (K, L).
+    """Return exp(-(x^2 + y^2) / variance) for coordinates ``rows`` (K,) and ``columns`` (L,), up to a factor: (K, L).
 
-    At variance 0 it is the one place nearest to the origin, the lower one where two are as near.
+    At variance 0 only the point nearest to the origin counts, of two equally near ones the lower.
     """
     if variance == 0:
-        places = np.zeros((len(rows), len(columns)))
+        nearest = np.zeros((len(rows), len(columns)))
         # Rounded: the two middle coordinates of an even number may differ in their last bit.
-        places[np.abs(rows).round(9).argmin(), np.abs(columns).round(9).argmin()] = 1
-        return places
+        nearest[np.abs(rows).round(9).argmin(), np.abs(columns).round(9).argmin()] = 1
+        return nearest
     squares = rows[:, None] ** 2 + columns[None] ** 2
-    return np.exp(-(squares - squares.min()) / variance)  # the nearest place keeps 1 however small the variance
+    return np.exp(-(squares - squares.min()) / variance)  # the nearest point keeps 1 however small the variance
 
 
 def weight_rows(regions: Sequence[Region], canvas: Canvas) -> Tensor:
-    """Rows of weights (R, T), float32 on the CPU, for the regions of one image.
+    """Return rows of weights (R, T), float32 on the CPU, for the regions of one image.
 
     Raises:
         RegionError: names the first region that has no place on the image, by its number.

@@ -1,4 +1,4 @@
-"""What region kinds check of the values they are made from."""
+"""Checks of the values that regions are made from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from runtime.errors import RegionError
 
 
 def number(owner: str, value: object) -> float:
-    """A finite float of what may be any library's number."""
+    """Return the value, any library's number, as a finite float."""
     try:
         converted = float(value)  # type: ignore[arg-type]  # what cannot be one raises
     except (TypeError, ValueError):
@@ -24,7 +24,7 @@ def number(owner: str, value: object) -> float:
 
 
 def whole_number(owner: str, value: object) -> int:
-    """A whole number from 0 on."""
+    """Return the value as a whole number from 0 on."""
     converted = number(owner, value)
     if converted < 0 or converted != int(converted):
         raise RegionError(f"{owner}: expected a whole number from 0 on, got {value!r}")
@@ -32,7 +32,7 @@ def whole_number(owner: str, value: object) -> int:
 
 
 def point(owner: str, value: Sequence[float] | Mapping[str, float]) -> tuple[float, float]:
-    """A point (x, y), also as {"x": ..., "y": ...} (Localized Narratives' form)."""
+    """Return a point (x, y); it may be given as {"x": ..., "y": ...}, as in Localized Narratives."""
     if isinstance(value, Mapping):
         value = [value[name] for name in ("x", "y") if name in value]
     if not isinstance(value, (Sequence, np.ndarray)):
@@ -43,14 +43,14 @@ def point(owner: str, value: Sequence[float] | Mapping[str, float]) -> tuple[flo
 
 
 def one_of(owner: str, name: str, value: object, choices: Sequence[str]) -> None:
-    """Refuses a word that is not among the choices."""
+    """Refuse a word that is not among the choices."""
     if value not in choices:
         listed = " or ".join(f'"{choice}"' for choice in choices)
         raise RegionError(f"{owner}: expected {name} {listed}, got {value!r}")
 
 
 def variance(owner: str, value: object) -> float:
-    """The variance of a Gaussian: 0 for the one patch in the middle."""
+    """Return the variance of a Gaussian, which is at least 0."""
     converted = number(f"{owner} variance", value)
     if converted < 0:
         raise RegionError(f"{owner}: expected a variance of at least 0, got {converted}")

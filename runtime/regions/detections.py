@@ -1,4 +1,4 @@
-"""Regions from what detectors and trackers give, without depending on any of them."""
+"""Regions from the output of detectors and trackers, without depending on any of them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from runtime.regions import Box, Mask, Region
 
 @runtime_checkable
 class Detections(Protocol):
-    """What `supervision.Detections` has, and others name alike.
+    """The output of a detector, as `supervision.Detections` has it and others name it too.
 
     Attributes:
         xyxy: boxes (n, 4) in image pixels, x1, y1, x2, y2.
-        mask: None, or masks (n, H, W), which are taken instead of the boxes; need not be there.
+        mask: masks (n, H, W), which are taken instead of the boxes; optional, may be None.
     """
 
     xyxy: Any
@@ -27,9 +27,9 @@ RegionsLike: TypeAlias = "Sequence[Region] | Detections"
 
 
 def as_regions(found: RegionsLike, image_wh: tuple[int, int]) -> list[Region]:
-    """The regions of one image: as they are, or the masks or boxes of detections, row by row.
+    """Return the regions of one image: a list as it is, or the masks or boxes of detections, one for each row.
 
-    Boxes are cut off at the image's edges, beyond which detectors often reach. Rows and regions keep their places.
+    Boxes are cut off at the image's edges, beyond which detectors often reach.
 
     Raises:
         RegionError: it is neither, or a box or mask has no place on the image.
@@ -49,11 +49,11 @@ def _boxes(xyxy: np.ndarray[Any, Any], image_wh: tuple[int, int]) -> list[Region
         return []
     if xyxy.ndim != 2 or xyxy.shape[1] != 4:
         raise RegionError(f"detections: expected xyxy of shape (n, 4), got {xyxy.shape}")
-    cut = xyxy.astype(float)
-    cut[:, 0::2] = cut[:, 0::2].clip(0, image_wh[0])
-    cut[:, 1::2] = cut[:, 1::2].clip(0, image_wh[1])
+    clipped = xyxy.astype(float)
+    clipped[:, 0::2] = clipped[:, 0::2].clip(0, image_wh[0])
+    clipped[:, 1::2] = clipped[:, 1::2].clip(0, image_wh[1])
     regions: list[Region] = []
-    for number, row in enumerate(cut.tolist()):
+    for number, row in enumerate(clipped.tolist()):
         try:
             regions.append(Box(*row))
         except RegionError as error:
@@ -62,5 +62,5 @@ def _boxes(xyxy: np.ndarray[Any, Any], image_wh: tuple[int, int]) -> list[Region
 
 
 def _as_numpy(values: Any) -> np.ndarray[Any, Any]:
-    """Of arrays, lists and tensors, on a GPU too."""
+    """Return arrays, lists and tensors as NumPy arrays; tensors may be on a GPU."""
     return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)

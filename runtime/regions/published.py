@@ -1,4 +1,7 @@
-"""Boxes and traces by the published system's own coordinates and rounding (SPEC section 4), for published numbers."""
+"""Boxes and traces in the published system's own coordinates and rounding, for published numbers.
+
+See published-system.md, section 4.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,10 @@ from runtime.regions.canvas import Array, Canvas, gaussian
 
 @dataclass(frozen=True)
 class PublishedBox:
-    """`Box.published`: corner and size, rounded down to whole patches each by itself, both ends counted.
+    """`Box.published`: a corner and a size, each rounded down to whole patches by itself; both ends count.
 
     Attributes:
-        frame: what the pixels are of: the backbone's input ("crop"), or the image ("image"), which then go through the
+        frame: "crop" for pixels of the backbone's input; "image" for pixels of the image, which go through the
             published rule for boxes of images (`View.published_box`).
         rounding: "size" rounds x, y, width and height; "corners" rounds x, y, x + width and y + height, which is what
             the published re-encoding of boxes takes.
@@ -46,8 +49,8 @@ class PublishedBox:
 
     def weights(self, canvas: Canvas) -> Array:
         rows, columns = self._span(canvas)
-        places = np.zeros((canvas.grid, canvas.grid))
-        inside = places[rows, columns]  # a view: the slices end at the grid's edge
+        patches = np.zeros((canvas.grid, canvas.grid))
+        inside = patches[rows, columns]  # a view: the slices end at the grid's edge
         if not inside.size:
             raise RegionError(f"{self}: it lies outside the input of {canvas.view.size} x {canvas.view.size} pixels")
         if self.pool == "gaussian":
@@ -57,27 +60,28 @@ class PublishedBox:
             inside[...] = canvas.attention[rows, columns]
         else:
             inside[...] = 1
-        return canvas.from_patches(places)
+        return canvas.from_patches(patches)
 
     def _span(self, canvas: Canvas) -> tuple[slice, slice]:
+        """Return the rows and columns of patches that the box counts."""
         x, y, width, height = self.x, self.y, self.width, self.height
         if self.frame == "image":
             x, y, width, height = canvas.view.published_box(x, y, width, height)
 
-        def patches(start: float, length: float) -> slice:
+        def span(start: float, length: float) -> slice:
             first = int(start // canvas.patch)
             if self.rounding == "corners":
                 return slice(first, int((start + length) // canvas.patch) + 1)
             return slice(first, first + int(length // canvas.patch) + 1)
 
-        return patches(y, height), patches(x, width)
+        return span(y, height), span(x, width)
 
 
 @dataclass(frozen=True)
 class PublishedTrace:
-    """`Trace.published`: points in 0..1 of the backbone's input; the sum of their patches over N.
+    """`Trace.published`: points in 0..1 of the backbone's input; the sum of their patches, divided by N.
 
-    That scale matters to a decoder without a memory (SPEC section 5).
+    That scale matters to a decoder without a memory bank (published-system.md, section 5).
     """
 
     points: tuple[tuple[float, float], ...]
@@ -100,8 +104,8 @@ class PublishedTrace:
         if not len(inside):
             raise RegionError(f"{self}: no point of it lies in 0..1")
         # Divided by 1 / G and not times G: the published arithmetic decides which side of an edge a point falls.
-        cells = np.minimum(inside / (1 / canvas.grid), canvas.grid - 1).astype(np.intp)
-        shares = canvas.counts(cells[:, ::-1])
+        columns_and_rows = np.minimum(inside / (1 / canvas.grid), canvas.grid - 1).astype(np.intp)
+        counts = canvas.counts(columns_and_rows[:, ::-1])
         if self.pool == "attention":
-            shares *= canvas.attention
-        return canvas.row(shares / canvas.grid**2)
+            counts *= canvas.attention
+        return canvas.row(counts / canvas.grid**2)

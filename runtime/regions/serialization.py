@@ -218,7 +218,7 @@ _READERS: dict[object, Reader] = {
     tuple[tuple[float, float], ...]: _read_points,
     tuple[Box | PublishedBox, ...]: _read_boxes,
 }
-"""How a field is read, by its annotated type; words (`Literal`) have `_word_reader`."""
+"""Readers of fields by their annotated type; for words (`Literal`) there is `_word_reader`."""
 
 
 @dataclass(frozen=True)

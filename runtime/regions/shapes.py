@@ -18,7 +18,7 @@ from runtime.regions.published import PublishedTrace
 
 @dataclass(frozen=True, eq=False)
 class Mask:
-    """A mask over the image, (H, W) of its size: bool, or anything where 0 is outside and all else inside.
+    """A mask (H, W) of the image's size: bool, or numbers of which 0 is outside and all others are inside.
 
     Example:
         >>> mask = Mask(np.asarray(Image.open("export/demo/sample/mask.png")))
@@ -62,8 +62,8 @@ class Mask:
 class Polygon:
     """The inside of a closed line through points (x, y) in image pixels; the last joins the first.
 
-    The share of each patch is exact. Where the line goes round twice the inside counts once; where it crosses itself,
-    parts that it goes round in opposite directions take from each other within a patch.
+    The coverage of each patch is exact. Where the line goes round twice, the inside counts once; where it crosses
+    itself, parts that it encloses in opposite directions cancel within a patch.
 
     Example:
         >>> captioner.caption(scene, [Polygon([(353, 178), (508, 352), (277, 399)])])[0].text
@@ -81,7 +81,7 @@ class Polygon:
         points = canvas.view.to_input(np.array(self.points))
         limits = np.arange(canvas.grid + 1, dtype=np.float64) * canvas.patch
         areas = np.abs(np.diff(np.diff(_areas_below(points, limits), axis=0), axis=1)) / canvas.patch**2
-        areas[areas < 1e-9] = 0  # what rounding leaves of patches outside
+        areas[areas < 1e-9] = 0  # rounding errors of patches outside
         return canvas.from_patches(areas.clip(max=1))
 
     def outline(self, _image_wh: tuple[int, int]) -> PolygonOutline:
@@ -95,8 +95,8 @@ class Trace:
     `Trace.normalized` takes points in 0..1 of the image. Points outside the image are left out, as published.
 
     Args:
-        points: (x, y) each, or {"x": ..., "y": ...}.
-        pool: "count", or "attention" for counts times how much cls attends to the patch.
+        points: points (x, y) or {"x": ..., "y": ...}.
+        pool: "count"; "attention" multiplies the counts by how much cls attends to the patch.
 
     Example:
         >>> captioner.caption(scene, [Trace([(166, 86), (173, 130), (216, 144), (180, 79)])])[0].text
@@ -126,7 +126,7 @@ class Trace:
         points: Iterable[Sequence[float] | Mapping[str, float]],
         pool: Literal["count", "attention"] = "count",
     ) -> Trace:
-        """A trace in shares of the image: (0, 0) its top left, (1, 1) its bottom right corner.
+        """Return a trace in 0..1 of the image, from its top left corner (0, 0) to its bottom right corner (1, 1).
 
         Example:
             >>> Trace.normalized([(0.5, 0.25)]).pixels((640, 480))
@@ -139,7 +139,9 @@ class Trace:
         points: Iterable[Sequence[float] | Mapping[str, float]],
         pool: Literal["count", "attention"] = "count",
     ) -> PublishedTrace:
-        """A trace in shares of the backbone's input, counted and scaled exactly as published (SPEC section 4).
+        """Return a trace in 0..1 of the backbone's input, counted and scaled exactly as published.
+
+        See published-system.md, section 4.
 
         Example:
             >>> captioner.caption(scene, [Trace.published([(0.23, 0.12), (0.24, 0.18), (0.30, 0.20)])])[0].text
@@ -148,7 +150,7 @@ class Trace:
         return PublishedTrace(points, pool)
 
     def pixels(self, image_wh: tuple[int, int]) -> Array:
-        """The points (P, 2) as (x, y) in pixels of an image of that size.
+        """Return the points (P, 2) as (x, y) in pixels of an image of that size.
 
         Example:
             >>> Trace([(3, 4)]).pixels((640, 480))
@@ -171,7 +173,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class Point:
-    """One point in image pixels: the patch that holds it.
+    """A point in image pixels: the patch that contains it.
 
     Example:
         >>> captioner.caption(scene, [Point(350, 330)])[0].text
@@ -196,24 +198,26 @@ class Point:
 
 
 def _areas_below(points: Array, limits: Array) -> Array:
-    """The signed area of a polygon (P, 2) in x < limits[j], y < limits[i], for all i and j: (K, K) for K limits.
+    """Return the signed area of a polygon (P, 2) in x < limits[j], y < limits[i], for all i and j: (K, K) for K limits.
 
     By Green's theorem it is the integral of min(y, limits[i]) dx along the edges, each cut off at x = limits[j].
     """
     start, end = points[:, None, :], np.roll(points, -1, axis=0)[:, None, :]  # (P, 1, 2)
     (x_start, y_start), (x_end, y_end) = np.moveaxis(start, -1, 0), np.moveaxis(end, -1, 0)
-    run = np.where(x_end == x_start, 1, x_end - x_start)  # an upright edge has no area below it, whatever its height
+    run = np.where(x_end == x_start, 1, x_end - x_start)  # a vertical edge has no area below it, whatever its height
     x_from, x_to = np.minimum(x_start, limits), np.minimum(x_end, limits)  # (P, K)
-    with np.errstate(over="ignore"):  # of edges that are all but upright; their shares are cut to 0..1 like all others
+    with np.errstate(
+        over="ignore"
+    ):  # of edges that are almost vertical; their positions are clipped to 0..1 as all are
         y_from, y_to = (y_start + ((x - x_start) / run).clip(0, 1) * (y_end - y_start) for x in (x_from, x_to))
     return np.stack([((x_to - x_from) * _mean_of_min(y_from, y_to, limit)).sum(axis=0) for limit in limits])
 
 
 def _mean_of_min(start: Array, end: Array, limit: float) -> Array:
-    """The mean of min(y, limit) over y from ``start`` to ``end``."""
+    """Return the mean of min(y, limit) over y from ``start`` to ``end``."""
     above_start, above_end = np.maximum(start - limit, 0), np.maximum(end - limit, 0)
     above = np.maximum(above_start, above_end)
-    with np.errstate(over="ignore"):  # of ends that are all but equal; it is no more than half of what is above
+    with np.errstate(over="ignore"):  # of ends that are almost equal; the result is at most half of what is above
         crossing = np.minimum(above**2 / np.maximum(2 * np.abs(end - start), 1e-300), above / 2)
     excess = np.where(np.minimum(start, end) >= limit, (above_start + above_end) / 2, crossing)
     return (start + end) / 2 - excess

@@ -1,4 +1,4 @@
-"""Regions that are tokens or whole maps of them: the image, its registers, its attention heads, a single patch."""
+"""Regions that are single tokens or maps of all patches: the image, its registers and attention heads, a patch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from runtime.regions import checks
 from runtime.regions.canvas import Array, Canvas, gaussian
 
 _UNIFORM_VARIANCE = 100
-"""From here on the published system takes a Gaussian over the image for flat."""
+"""Variance from which on the published system takes a Gaussian over the image to be flat."""
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class WholeImage:
     """The whole image.
 
     Args:
-        pool: "cls" for the cls token; "mean" of the patches; "gaussian" for patches by their nearness to the middle;
-            "attention" for patches by how much cls attends to them, divided by N as published: that scale matters to a
-            decoder without a memory (SPEC section 5).
-        variance: of the Gaussian, with the image reaching from -1 to 1; 0 is the one patch in the middle.
+        pool: "cls" is the cls token, "mean" the mean of the patches; "gaussian" weighs patches by their nearness to the
+            middle, "attention" by how much cls attends to them, divided by N as published: that scale matters to a
+            decoder without a memory bank (published-system.md, section 5).
+        variance: the Gaussian's, on an image that reaches from -1 to 1; 0 is the one patch in the middle.
 
     Example:
         >>> captioner.caption(scene, [WholeImage()])[0].text
@@ -46,13 +46,13 @@ class WholeImage:
             return canvas.row(canvas.attention / canvas.grid**2)
         if self.pool == "mean" or self.variance >= _UNIFORM_VARIANCE:
             return canvas.from_patches(np.ones((canvas.grid, canvas.grid)))
-        places = np.linspace(-1, 1, canvas.grid)
-        return canvas.from_patches(gaussian(places, places, self.variance))
+        centres = np.linspace(-1, 1, canvas.grid)
+        return canvas.from_patches(gaussian(centres, centres, self.variance))
 
 
 @dataclass(frozen=True)
 class Register:
-    """A register token of the backbone, by its number from 0.
+    """A register token of the backbone, by its index.
 
     Example:
         >>> captioner.vectors(captioner.encode(scene), [Register(0), Register(1)]).shape
@@ -75,7 +75,7 @@ class Register:
 
 @dataclass(frozen=True)
 class AttentionHead:
-    """The patches by how much one head of cls attends to them, divided by N as published; by its number from 0.
+    """All patches, weighted by how much one head of cls attends to them, divided by N as published; by its index.
 
     Example:
         >>> captioner.vectors(captioner.encode(scene), [AttentionHead(0)]).shape

@@ -40,7 +40,7 @@ class _Request:
     answer: Future[list[Caption]]
 
     def is_like(self, other: _Request) -> bool:
-        """Returns whether both can be decoded in one batch."""
+        """Return whether both can be decoded in one batch."""
         return self.options == other.options and self.vectors.space == other.vectors.space
 
 
@@ -91,7 +91,7 @@ class Batching(Closeable):
         timeout_s: float | None = None,
         **options: Unpack[DescribeKeywords],
     ) -> list[Caption] | list[list[Caption]]:
-        """Does what `Captioner.caption` does, decoded together with what others ask for.
+        """Do what `Captioner.caption` does, decoded together with what others ask for.
 
         Args:
             timeout_s: how long to wait for the captions; None for as long as it takes.
@@ -130,7 +130,7 @@ class Batching(Closeable):
         timeout_s: float | None = None,
         **options: Unpack[DescribeKeywords],
     ) -> list[Caption] | list[list[Caption]]:
-        """Does what `Captioner.describe` does, decoded together with what others ask for; raises as `caption`.
+        """Do what `Captioner.describe` does, decoded together with what others ask for; raises as `caption`.
 
         Example:
             >>> with captioner.batching() as batching:
@@ -148,7 +148,7 @@ class Batching(Closeable):
     async def acaption(
         self, images: ImageSource, regions: Regions, **options: Unpack[DescribeKeywords]
     ) -> list[Caption]:
-        """Does what `caption` does for one image in asyncio: the event loop stays free.
+        """Do what `caption` does for one image in asyncio: the event loop stays free.
 
         Cancelling it does not affect others.
 
@@ -166,7 +166,7 @@ class Batching(Closeable):
     async def adescribe(
         self, features: FeatureMap, regions: Regions, **options: Unpack[DescribeKeywords]
     ) -> list[Caption]:
-        """Does what `describe` does for one image in asyncio.
+        """Do what `describe` does for one image in asyncio.
 
         Example:
             >>> with captioner.batching() as batching:
@@ -179,7 +179,7 @@ class Batching(Closeable):
         return cast("list[Caption]", batch.unflatten(captions))
 
     def close(self) -> None:
-        """Answers the waiting requests and takes no more. The captioner stays open.
+        """Answer the waiting requests and takes no more. The captioner stays open.
 
         Example:
             >>> batching = captioner.batching()
@@ -191,7 +191,7 @@ class Batching(Closeable):
         self._worker.join()
 
     def _submit(self, features: FeatureMap, batch: RegionBatch, options: DescribeKeywords) -> Future[list[Caption]]:
-        """Returns the captions to come. Errors of regions and options are raised here, and affect no other caller."""
+        """Return the captions to come. Errors of regions and options are raised here, and affect no other caller."""
         pooling, decoding = split_options(options, PoolingOptions, DecodingOptions)
         vectors = self._pipeline.pooler(features, batch.by_image, pooling)
         answer: Future[list[Caption]] = Future()
@@ -212,7 +212,7 @@ class Batching(Closeable):
                     self._answer_alone(request)
 
     def _next_batch(self) -> list[_Request]:
-        """Waits until enough like requests are there, or the first is due; returns none when all is done."""
+        """Wait until enough like requests are there, or the first is due; returns none when all is done."""
         with self._changed:
             while not self._waiting:
                 if self._is_closed:

@@ -12,7 +12,7 @@ class Closeable:
     """Makes a class with `close` a context manager."""
 
     def close(self) -> None:
-        """Releases what the object holds."""
+        """Release what the object holds."""
         raise NotImplementedError
 
     def __enter__(self: Self_) -> Self_:

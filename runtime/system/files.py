@@ -28,7 +28,7 @@ def write_atomically(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def write_output(path: Path) -> Iterator[Path]:
-    """`write_atomically` for a file that the user asked for: a failure is one line that names it.
+    """Write a file that the user asked for by `write_atomically`; a failure is one line that names it.
 
     Raises:
         PatchcaptionError: the file cannot be written.

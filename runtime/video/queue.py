@@ -28,7 +28,7 @@ class BoundedQueue(Generic[T]):
         self.dropped_at_get = 0
 
     def put(self, item: T) -> bool:
-        """Adds an item; returns False once the consumer has stopped."""
+        """Add an item; returns False once the consumer has stopped."""
         with self._changed:
             while len(self._items) >= self._capacity and not self._is_stopped:
                 if self._drops:
@@ -42,20 +42,20 @@ class BoundedQueue(Generic[T]):
             return not self._is_stopped
 
     def end(self, error: Exception | None = None) -> None:
-        """Marks the end of the items; ``error`` is raised after those that are there."""
+        """Mark the end of the items; ``error`` is raised after those that are there."""
         with self._changed:
             self._has_ended, self._error = True, error
             self._changed.notify_all()
 
     def stop(self) -> None:
-        """Discards all items: the consumer takes no more."""
+        """Discard all items: the consumer takes no more."""
         with self._changed:
             self._is_stopped = True
             self._items.clear()
             self._changed.notify_all()
 
     def get(self) -> T | None:
-        """Waits for the oldest item and returns it; None when there are no more."""
+        """Wait for the oldest item and returns it; None when there are no more."""
         with self._changed:
             while not self._items and not self._has_ended and not self._is_stopped:
                 self._changed.wait()
@@ -72,7 +72,7 @@ class BoundedQueue(Generic[T]):
 
 @contextmanager
 def propagate_end(upstream: BoundedQueue[Any], downstream: BoundedQueue[Any]) -> Iterator[None]:
-    """Ends the downstream queue when a stage ends, with the stage's error, and stops the upstream one."""
+    """End the downstream queue when a stage ends, with the stage's error, and stops the upstream one."""
     try:
         yield
         downstream.end()

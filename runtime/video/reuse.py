@@ -32,7 +32,7 @@ class CaptionReuse:
         self._captions: list[Caption] = []
 
     def captions(self, vectors: RegionVectors, decode: Callable[[RegionVectors], list[Caption]]) -> list[Caption]:
-        """Returns the captions of region vectors (R, D).
+        """Return the captions of region vectors (R, D).
 
         Args:
             decode: decodes the vectors of regions that have changed.
@@ -49,7 +49,7 @@ class CaptionReuse:
         return found
 
     def _match_previous(self, unit_vectors: Tensor) -> tuple[list[Caption | None], list[int]]:
-        """Returns the captions to reuse, and the previous rows that they come from; None and -1 where there is none."""
+        """Return the captions to reuse, and the previous rows that they come from; None and -1 where there is none."""
         if self._unit_vectors is None or len(self._captions) == 0 or len(unit_vectors) == 0:
             return [None] * len(unit_vectors), [-1] * len(unit_vectors)
         cosines, rows = (unit_vectors @ self._unit_vectors.T).max(dim=1)

@@ -69,12 +69,12 @@ class Source(Protocol):
         ...
 
     def frames(self) -> Iterator[Frame]:
-        """Yields all frames, in order; closing the iterator closes the source."""
+        """Yield all frames, in order; closing the iterator closes the source."""
         ...
 
 
 def open_source(source: FrameSource) -> Source:
-    """Opens a folder of images, a camera by its number, a URL (with "://"), a file, or an iterable of images or frames.
+    """Open a folder of images, a camera by its number, a URL (with "://"), a file, or an iterable of images or frames.
 
     Raises:
         VideoError: there is nothing to read.
@@ -186,7 +186,7 @@ class PyAvSource:
             yield packet
 
     def _decode(self, packet: av.Packet[Any]) -> list[av.VideoFrame | None]:
-        """Returns the frames of a packet; None for one that cannot be decoded."""
+        """Return the frames of a packet; None for one that cannot be decoded."""
         try:
             return list(packet.decode())
         except self._av.error.EOFError:
@@ -197,7 +197,7 @@ class PyAvSource:
 
 
 def _upright(decoded: av.VideoFrame) -> np.ndarray[Any, Any]:
-    """Returns RGB pixels (H, W, 3), rotated as players do: a phone stores how it was held beside the frames."""
+    """Return RGB pixels (H, W, 3), rotated as players do: a phone stores how it was held beside the frames."""
     pixels = decoded.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
     quarters = round(decoded.rotation / 90) % 4
     return np.ascontiguousarray(np.rot90(pixels, quarters)) if quarters else pixels

@@ -104,7 +104,7 @@ class CaptionStream(Closeable):
         return done
 
     def close(self) -> None:
-        """Stops reading and closes the source; frames in progress are discarded.
+        """Stop reading and closes the source; frames in progress are discarded.
 
         Example:
             >>> stream = captioner.stream([scene] * 100, [WholeImage()])
@@ -132,7 +132,7 @@ class _EncodingFrame:
     dropped: int
 
     def wait(self) -> FeatureMap:
-        """Returns the frame's feature map.
+        """Return the frame's feature map.
 
         Raises:
             ImageError: names the frame.
@@ -177,7 +177,7 @@ class _StreamWorkers:
             thread.start()
 
     def stop(self) -> None:
-        """Lets every stage end at its next frame."""
+        """Let every stage end at its next frame."""
         for queue in (self.read, self.encoding, self.done):
             queue.stop()
         self._encoders.shutdown(wait=False)
@@ -201,7 +201,7 @@ class _StreamWorkers:
                 frames.close()
 
     def _encode_all(self) -> None:
-        """Starts encoding each frame, and finds its regions meanwhile, one frame after another."""
+        """Start encoding each frame, and finds its regions meanwhile, one frame after another."""
         with propagate_end(self.read, self.encoding):
             dropped_before = 0
             while (read := self.read.get()) is not None:

@@ -23,7 +23,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs the command; gives its exit code, stdout and stderr."""
+    """Return a function that runs the command and returns its exit code, stdout and stderr."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
         try:

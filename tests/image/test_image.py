@@ -54,7 +54,7 @@ def test_resizing_is_pillows_antialiased_bicubic() -> None:
 
 
 class Unseekable:
-    """What a network response is: it can be read, once, and nothing else."""
+    """A file object like a network response: it can be read once, and has no other method."""
 
     def __init__(self, contents: bytes) -> None:
         self._contents = contents

@@ -43,7 +43,7 @@ class DrawnDiamond(Diamond):
 
 
 def changed(*regions: Region | None, text: str = "words") -> np.ndarray:
-    """Where the picture (H, W) is not the plain image any more."""
+    """Return which pixels (H, W) of the picture differ from the plain image."""
     drawn = draw_captions(GREY, [Caption(text, 1.0, (), region) for region in regions])
     assert drawn.size == GREY.size
     return (np.asarray(drawn) != 128).any(axis=2)

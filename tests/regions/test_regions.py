@@ -26,6 +26,7 @@ from runtime import (
     Trace,
     WholeImage,
 )
+from runtime.bundle import TokenLayout
 from runtime.image import Fit, View
 from runtime.regions import Canvas, weight_rows
 
@@ -35,7 +36,7 @@ ATTENTION = SCORES.mean(0).softmax(0).double().numpy().reshape(4, 4)
 
 
 def canvas(image_wh: tuple[int, int] = (40, 40), fit: Fit = Fit.STRETCH) -> Canvas:
-    return Canvas(View.of(image_wh, 40, fit), patch=10, registers=REGISTERS, cls_scores=SCORES)
+    return Canvas(View.of(image_wh, 40, fit), TokenLayout.with_cls(REGISTERS, 4), SCORES)
 
 
 def grid_of(region: Region, on: Canvas | None = None) -> np.ndarray:
@@ -149,7 +150,7 @@ def test_attention_over_the_image_is_divided_by_its_patches_as_published() -> No
 
 
 def test_attention_is_asked_for_only_where_it_counts() -> None:
-    without = Canvas(View.of((40, 40), 40, Fit.STRETCH), patch=10, registers=REGISTERS)
+    without = Canvas(View.of((40, 40), 40, Fit.STRETCH), TokenLayout.with_cls(REGISTERS, 4))
     assert WholeImage(pool="mean").weights(without).sum() == pytest.approx(1)
     with pytest.raises(RegionError, match="attention of cls, which was not given"):
         WholeImage(pool="attention").weights(without)
@@ -172,7 +173,7 @@ def test_a_crop_cuts_whole_pixels_of_the_image(crop: Crop, box: tuple[int, int, 
     assert crop.cut(image).tobytes() == image.crop(box).tobytes()
 
 
-# published form: SPEC section 4, on the input of 40 x 40 pixels, whatever the image
+# The published form (published-system.md, section 4) is on the input of 40 x 40 pixels, whatever the image.
 @pytest.mark.parametrize(
     ("region", "shares"),
     [
@@ -261,7 +262,7 @@ def plainly_seen(seed: int) -> tuple[eager.EncodedImage, Canvas]:
     noise = torch.Generator().manual_seed(seed)
     patches, scores = torch.randn(10, 10, 8, generator=noise), torch.randn(HEADS, 100, generator=noise)
     seen = eager.EncodedImage(torch.zeros(8), torch.zeros(REGISTERS, 8), patches, scores)
-    return seen, Canvas(View.of((140, 140), 140, Fit.STRETCH), 14, REGISTERS, scores)
+    return seen, Canvas(View.of((140, 140), 140, Fit.STRETCH), TokenLayout.with_cls(REGISTERS, 10), scores)
 
 
 @given(st.integers(0, 3), st.integers(0, 3), st.integers(1, 4), st.integers(1, 4), st.floats(0.05, 5))

@@ -359,7 +359,7 @@ def test_classes_of_others_are_not_written() -> None:
         def weights(self, canvas: object) -> None: ...
 
     class Box(serialization.Box):
-        """Of the same name, and another class."""
+        """Another class of the same name."""
 
     assert kind_of(Disc()) == "disc"  # type: ignore[arg-type]
     for region in (Disc(), Box(1, 2, 3, 4)):

@@ -18,7 +18,7 @@ class Gpu:
 
     @classmethod
     def current(cls) -> Gpu:
-        """Returns the GPU that torch works on.
+        """Return the GPU that torch works on.
 
         Raises:
             BackendError: torch finds none.
@@ -27,7 +27,7 @@ class Gpu:
 
     @classmethod
     def of(cls, device: torch.device) -> Gpu:
-        """Returns the identity of a device; that of a CPU, which only tests ask for, has capability 0.0."""
+        """Return the identity of a device; that of a CPU, which only tests ask for, has capability 0.0."""
         if device.type != "cuda":
             return cls(device.type, "0.0")
         major, minor = torch.cuda.get_device_capability(device)
@@ -35,7 +35,7 @@ class Gpu:
 
 
 def current_gpu() -> torch.device:
-    """Returns the GPU that torch works on.
+    """Return the GPU that torch works on.
 
     Raises:
         BackendError: torch finds none.

@@ -80,5 +80,5 @@ class CudaGraphEngine:
 
 
 def with_cuda_graphs(engine: Engine) -> Engine:
-    """Returns the engine, replayed where it can be bound to memory."""
+    """Return the engine, replayed where it can be bound to memory."""
     return engine if engine.bindable is None else CudaGraphEngine(engine.bindable)

@@ -43,7 +43,7 @@ class Stream:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Makes this torch's current stream: after all work enqueued outside so far, and before all that follows there.
+        """Make this torch's current stream: after all work enqueued outside so far, and before all that follows there.
 
         The host waits for neither.
         """
@@ -57,7 +57,7 @@ class Stream:
         outside.wait_stream(self._stream)
 
     def capture(self, work: Work, mode: CaptureMode = "around") -> CapturedWork:
-        """Returns ``work`` as one CUDA graph where the device accepts it; runs it a few times to find out.
+        """Return ``work`` as one CUDA graph where the device accepts it; runs it a few times to find out.
 
         Args:
             work: calls that always read and write the same memory and never wait for results. Exceptions of its first

@@ -16,7 +16,7 @@ class Workspace:
         self._memory: Tensor | None = None
 
     def reserve(self, size_bytes: int) -> tuple[Tensor, int]:
-        """Returns memory of at least so many bytes, and its aligned address.
+        """Return memory of at least so many bytes, and its aligned address.
 
         What was returned before stays valid while it is held.
         """

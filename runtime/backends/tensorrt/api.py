@@ -61,7 +61,7 @@ class TensorRtApi:
         return major, minor
 
     def require(self, result: T | None, action: str) -> T:
-        """Returns ``result``, unless it is None or False.
+        """Return ``result``, unless it is None or False.
 
         Args:
             action: what was done, and to what, for the message.
@@ -77,7 +77,7 @@ class TensorRtApi:
 
 
 def open_tensorrt() -> TensorRtApi:
-    """Imports TensorRT.
+    """Import TensorRT.
 
     Raises:
         BackendError: it is not installed, its libraries cannot be loaded, or it is too old.
@@ -106,7 +106,7 @@ def open_tensorrt() -> TensorRtApi:
 
 
 def is_compatible(built_with: str, here: str, version_compatible: bool) -> bool:
-    """Returns whether one version of TensorRT loads a plan of another.
+    """Return whether one version of TensorRT loads a plan of another.
 
     It loads its own, and of plans that were built to be version compatible those of older versions of its major.
     """
@@ -117,5 +117,5 @@ def is_compatible(built_with: str, here: str, version_compatible: bool) -> bool:
 
 
 def version_numbers(version: str) -> tuple[int, ...]:
-    """Returns the numbers of a version, in order."""
+    """Return the numbers of a version, in order."""
     return tuple(int(part) for part in version.split(".") if part.isdigit())

@@ -24,7 +24,7 @@ def build_plan_bytes(
     source: str,
     configure: Configure | None = None,
 ) -> bytes:
-    """Returns the serialized plan of a graph, in a strongly typed network: its precision is the graph's.
+    """Return the serialized plan of a graph, in a strongly typed network: its precision is the graph's.
 
     Args:
         parse: makes the parser read the graph.

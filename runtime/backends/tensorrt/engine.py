@@ -87,7 +87,7 @@ class TrtBackend:
         return TrtEngine(self._api, engine, plan, self._device, self._stream, self._workspace)
 
     def _check_fits(self, record: PlanRecord, plan: Path) -> None:
-        """Raises if a plan was built for another TensorRT or GPU: loading it would fail without saying which."""
+        """Raise if a plan was built for another TensorRT or GPU: loading it would fail without saying which."""
         if not is_compatible(record.version, self._api.version, record.version_compatible):
             raise BackendError(
                 f"{plan}: built by TensorRT {record.version}, here is {self._api.version}; build the bundle again here"
@@ -198,13 +198,13 @@ class TrtEngine:
         self._engine = None
 
     def _layers(self) -> tuple[str, ...]:
-        """Returns the names of the plan's layers, which show what TensorRT has fused."""
+        """Return the names of the plan's layers, which show what TensorRT has fused."""
         inspector = self._api.require(self._require_open().create_engine_inspector(), f"{self._plan}: inspecting it")
         information = json.loads(inspector.get_engine_information(self._api.module.LayerInformationFormat.JSON))
         return tuple(layer if isinstance(layer, str) else layer["Name"] for layer in information["Layers"])
 
     def _profile_for(self, inputs: Mapping[str, Tensor]) -> int:
-        """Returns the first profile that has these shapes.
+        """Return the first profile that has these shapes.
 
         Raises:
             BackendError: none has them, or the names are wrong.
@@ -249,7 +249,7 @@ class _Context:
         self._bindings: dict[str, Tensor] = {}
 
     def infer_output_shapes(self, inputs: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-        """Sets the shapes of the inputs; returns those that the outputs then have."""
+        """Set the shapes of the inputs; returns those that the outputs then have."""
         for name, tensor in inputs.items():
             is_set = self._context.set_input_shape(name, tuple(tensor.shape))
             self._io.api.require(is_set, f"{self._io.plan}: {name} of shape {tuple(tensor.shape)}")
@@ -259,7 +259,7 @@ class _Context:
         return {name: tuple(self._context.get_tensor_shape(name)) for name in self._io.outputs}
 
     def set_addresses(self, tensors: Mapping[str, Tensor]) -> None:
-        """Makes later runs read and write these tensors, and keeps them alive."""
+        """Make later runs read and write these tensors, and keeps them alive."""
         io = self._io
         for name, tensor in tensors.items():
             dtype = io.dtypes[name]
@@ -273,7 +273,7 @@ class _Context:
         self._bindings = dict(tensors)
 
     def run(self) -> None:
-        """Enqueues one execution."""
+        """Enqueue one execution."""
         is_enqueued = self._context.execute_async_v3(self._stream.handle)
         self._io.api.require(is_enqueued, f"{self._io.plan}: running it")
 
