@@ -97,9 +97,7 @@ def test_an_engine_reports_what_executes_it(demo: Captioner, demo_bundle: Path, 
     assert demo.runs_on() == {name: report.provider for name, report in reports.items()}
 
 
-def test_a_report_of_shapes_that_are_replayed_and_of_those_that_are_not_is_told_by_the_captioner(
-    demo: Captioner, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_captioner_passes_on_what_engines_report(demo: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
     report = EngineReport("a GPU", graph_fallbacks=(None, "out of memory"), fused_layers=("mha",))
     monkeypatch.setattr(demo.pipeline.encoder, "report", lambda: report)
     assert demo.captured()["backbone"] == ["", "out of memory"]
