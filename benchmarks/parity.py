@@ -187,9 +187,7 @@ def _table(found: Sequence[Difference], recordings: str) -> Table:
         table.add_column(heading, justify="left" if heading == "task" else "right", no_wrap=True)
     for one in found:
         same = f"{one.same_texts} / {one.regions}" if one.regions else ""
-        table.add_row(
-            one.task, _show_progress(one.vectors), _show_progress(one.projected), same, _show_progress(one.scores)
-        )
+        table.add_row(one.task, _format(one.vectors), _format(one.projected), same, _format(one.scores))
     return table
 
 
@@ -207,7 +205,7 @@ def _worst_score(found: Sequence[float], recorded: Sequence[float] | None) -> fl
     return max(abs(got - want) / want for got, want in zip(found, recorded, strict=True))
 
 
-def _show_progress(value: float | None) -> str:
+def _format(value: float | None) -> str:
     return "" if value is None else f"{value:.1e}"
 
 

@@ -26,7 +26,7 @@ def test_the_bank_is_read_twice(demo_bundle: Path) -> None:
     manifest = Bundle(demo_bundle, verify=False).manifest
     assert manifest.memory is not None
     found = estimate.stage_works(manifest, 4, "fp16", "int8")
-    assert found["projection"].bytes == 2 * manifest.memory.rows * manifest.architecture.width
+    assert found["projection"].bytes == 2 * manifest.memory.num_rows * manifest.backbone.output_dim
     assert found["decoding"].reduced_precision
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -24,7 +23,7 @@ from benchmarks.timing.stage_rows import WARM_UP
 from benchmarks.timing.stages import (
     REGION_STAGES,
     STAGES,
-    Stages,
+    PipelineStages,
     as_regions,
     caption_lengths,
     run_stages,
@@ -35,23 +34,45 @@ from benchmarks.timing.stages import (
 from benchmarks.timing.work_estimate import WorkEstimate, backbone_work, decoding_work, pooling_work, projection_work
 from export.readers import read_checkpoint
 from runtime import Captioner, Fit, PatchcaptionError
-from runtime.bundle import Architecture, DecoderSettings, sha256_of
+from runtime.bundle import BackboneConfig, Bundle, DecoderConfig, Preprocessing, TokenLayout, sha256_of
+from runtime.bundle.graph_io import INPUT_IDS
 from tests.conftest import ROOT, SAMPLE
+from tests.doubles import RecordingBackend, captioner_of
 
 SCENE = SAMPLE / "scene.jpg"
 
 # 4 patches of 588 numbers and 6 tokens of width 8.
-TINY = Architecture(
-    name="tiny", width=8, depth=2, heads=1, patch=14, registers=1, size=28, mean=(0, 0, 0), std=(1, 1, 1)
+TINY = BackboneConfig(
+    family="dinov2",
+    name="tiny",
+    text_space="tiny",
+    embed_dim=8,
+    output_dim=8,
+    depth=2,
+    num_heads=1,
+    patch_size=14,
+    attention_heads=1,
+    tokens=TokenLayout.with_cls(num_registers=1, grid=2),
+    preprocessing=Preprocessing(image_size=28, mean=(0, 0, 0), std=(1, 1, 1)),
 )
-TINY_DECODER = DecoderSettings(width=4, layers=1, heads=1, head_width=4, steps=30, vocabulary=10, end_id=9)
+TINY_DECODER = DecoderConfig(
+    kind="decap",
+    text_space="tiny",
+    embed_dim=4,
+    num_layers=1,
+    num_heads=1,
+    head_dim=4,
+    max_new_tokens=30,
+    vocab_size=10,
+    eos_token_id=9,
+)
 LIMITS = Limits(copy_gb_per_s=10, read_gb_per_s=20, fp32_gflop_per_s=100, bf16_gflop_per_s=1000)
 
 
 @pytest.fixture(scope="module")
-def stages(demo_bundle: Path) -> Iterator[Stages]:
+def stages(demo_bundle: Path) -> Iterator[PipelineStages]:
     with Captioner.load(demo_bundle, fit=Fit.CROP) as captioner:
-        yield Stages(captioner)
+        yield PipelineStages(captioner)
 
 
 @pytest.fixture
@@ -88,10 +109,10 @@ def test_the_work_of_a_backbone_is_as_worked_out_by_hand() -> None:
 
 def test_the_work_of_a_backbone_is_what_torch_counts(demo_bundle: Path) -> None:
     backbone, facts = read_checkpoint("demo").backbone, BundleFacts.of(demo_bundle)
-    pixels = torch.zeros(1, backbone.config.size, backbone.config.size, 3, dtype=torch.uint8)
+    pixels = torch.zeros(1, backbone.image_size, backbone.image_size, 3, dtype=torch.uint8)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.inference_mode():
         backbone(pixels)
-    assert backbone_work(facts.architecture).flop == counter.get_total_flops()
+    assert backbone_work(facts.backbone).flop == counter.get_total_flops()
 
 
 def test_the_work_of_pooling_is_one_product() -> None:
@@ -138,39 +159,30 @@ def test_the_first_call_and_the_warm_up_do_not_count() -> None:
     assert (times.p90_ms, times.p99_ms) == (pytest.approx(2.8), pytest.approx(2.98))
 
 
-def test_the_stages_do_what_caption_does(stages: Stages) -> None:
-    regions = as_regions(sample_boxes(stages.captioner.manifest.architecture, 5))
+def test_the_stages_do_what_caption_does(stages: PipelineStages) -> None:
+    backbone = stages.captioner.manifest.backbone
+    regions = as_regions(sample_boxes(backbone.tokens, backbone.patch_size, 5))
     run = run_stages(stages, SCENE, regions, (12, 30))
     assert run.ids == [list(caption.ids) for caption in stages.captioner.caption(SCENE, regions)]
     expected = [(stage, None) for stage in STAGES[:-2]]
-    assert list(run.taken_ms) == [*expected, ("decoding", 12), ("text", 12), ("decoding", 30), ("text", 30)]
+    assert list(run.durations_ms) == [*expected, ("decoding", 12), ("text", 12), ("decoding", 30), ("text", 30)]
 
 
 @pytest.mark.parametrize("steps", [12, 30])
-def test_captions_go_through_all_steps_wherever_they_end(
-    stages: Stages, monkeypatch: pytest.MonkeyPatch, steps: int
-) -> None:
-    rows = []
-
-    class Counting:
-        def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            rows.append(len(inputs["tokens"]))
-            return engine.run(inputs)
-
-        def close(self) -> None: ...
-
-    engine = stages._decoder._engine
-    monkeypatch.setattr(stages._decoder, "_engine", Counting())
-    vectors = torch.randn(3, stages.captioner.manifest.architecture.width, generator=torch.Generator().manual_seed(0))
-    ids = stages.decode(stages.captioner.project(vectors), steps)
-    assert rows == [3] * steps
+def test_captions_go_through_all_steps_wherever_they_end(demo_bundle: Path, steps: int) -> None:
+    backend = RecordingBackend()
+    with captioner_of(Bundle(demo_bundle, verify=False), backend) as captioner:
+        width = captioner.manifest.backbone.output_dim
+        vectors = torch.randn(3, width, generator=torch.Generator().manual_seed(0))
+        ids = PipelineStages(captioner).decode(captioner.project(vectors), steps)
+    assert [inputs[INPUT_IDS] for inputs in backend.engines["decoder"].runs] == [(3,)] * steps
     assert all(len(of_caption) < 12 for of_caption in ids)  # these end early
 
 
 def test_a_total_counts_its_own_length_and_what_has_none() -> None:
-    taken_ms = {("backbone", None): 1.0, ("decoding", 12): 10.0, ("decoding", 30): 100.0, ("text", 12): 1000.0}
-    assert total_ms(taken_ms, STAGES, 12) == 1011.0
-    assert total_ms(taken_ms, REGION_STAGES, 30) == 100.0
+    durations_ms = {("backbone", None): 1.0, ("decoding", 12): 10.0, ("decoding", 30): 100.0, ("text", 12): 1000.0}
+    assert total_ms(durations_ms, STAGES, 12) == 1011.0
+    assert total_ms(durations_ms, REGION_STAGES, 30) == 100.0
 
 
 @pytest.mark.parametrize(("steps", "lengths"), [(30, (12, 30)), (12, (12,)), (8, (8,))])
@@ -179,12 +191,12 @@ def test_captions_are_typical_or_as_long_as_can_be(steps: int, lengths: tuple[in
 
 
 def test_boxes_are_different_and_the_same_again() -> None:
-    boxes = sample_boxes(TINY, 9)  # all that 2 x 2 patches have
+    boxes = sample_boxes(TINY.tokens, TINY.patch_size, 9)  # all that 2 x 2 patches have
     assert len(set(boxes)) == 9
     assert {(0.0, 0.0, 14.0, 14.0), (14.0, 14.0, 0.0, 0.0)} <= set(boxes)
-    assert boxes == sample_boxes(TINY, 9)
+    assert boxes == sample_boxes(TINY.tokens, TINY.patch_size, 9)
     with pytest.raises(PatchcaptionError, match="a grid of 2 x 2 patches has 9 boxes, not 10"):
-        sample_boxes(TINY, 10)
+        sample_boxes(TINY.tokens, TINY.patch_size, 10)
 
 
 def test_the_sample_is_a_jpeg_as_large_as_a_photograph(tmp_path: Path) -> None:
@@ -214,7 +226,7 @@ def test_each_row_holds_every_run_and_its_work(measured: Report, demo_bundle: Pa
     assert {len(row.times.runs_ms) for row in measured.rows} == {2}
     assert measured.settings.warm_up == WARM_UP
     decoding = rows["decoding", 2, 30]
-    assert decoding.gflop == decoding_work(facts.decoding, facts.architecture.width, 2, 30).flop / 1e9
+    assert decoding.gflop == decoding_work(facts.decoder, facts.backbone.output_dim, 2, 30).flop / 1e9
     assert decoding.limit_share == decoding.limit_ms / decoding.times.p50_ms  # type: ignore[operator]
     assert rows["read", 1, None].gflop is rows["rest", 1, 30].gflop is None
     whole, parts = rows["whole", 2, 12], [rows[stage, 2, None] for stage in STAGES[:-2]]
@@ -294,13 +306,13 @@ def test_a_bundle_of_another_architecture_is_not_compared(
     measured: Report, demo_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     written = json.loads(measured.model_dump_json())
-    written["bundle"]["architecture"]["size"] = 518
+    written["bundle"]["backbone"]["depth"] = 3
     written["bundle"]["memory_rows"] = 7
     (tmp_path / "old.json").write_text(json.dumps(written))
     assert latency.main([str(demo_bundle), "--against", str(tmp_path / "old.json")]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "here architecture.size 224, there 518; memory_rows 2520, there 7" in error
+    assert "here backbone.depth 7, there 3; memory_rows 2520, there 7" in error
 
 
 # The machine
@@ -360,8 +372,9 @@ def test_what_was_measured_is_kept_where_the_comparison_fails(
 
 
 def test_another_checkpoint_than_the_bundles_is_refused(demo: Captioner) -> None:
-    larger = demo.manifest.architecture.model_copy(update={"size": 518})
-    manifest = demo.manifest.model_copy(update={"architecture": larger})
+    preprocessing = demo.manifest.backbone.preprocessing.model_copy(update={"image_size": 518})
+    larger = demo.manifest.backbone.model_copy(update={"preprocessing": preprocessing})
+    manifest = demo.manifest.model_copy(update={"backbone": larger})
     with pytest.raises(
         PatchcaptionError, match="of 518 px with 2520 rows of memory, got dinov2_vitdemo14_reg of 224 px"
     ):

@@ -13,12 +13,14 @@ import pytest
 import torch
 
 from benchmarks import eager
-from benchmarks.parity import ALLOWED, NEAR_TIE, compare, compare_decoder, relative
+from benchmarks.parity import ALLOWED, NEAR_TIE, compare, compare_decoder, relative_difference
 from benchmarks.reference_recording import RECORDINGS, Recording, tasks
 from export.readers import read_checkpoint
 from export.readers.clip_bpe import find_merges
 from runtime import Captioner
+from runtime.memory.bank import MemoryBank
 from tests.conftest import build_once
+from tests.doubles import captioner_of, with_manifest
 
 pytestmark = [
     pytest.mark.slow,
@@ -72,18 +74,18 @@ def test_a_change_of_any_rule_is_seen(seeded: Captioner) -> None:
     ):
         task = by_name[name]
         options = {**task.options, **changed}
-        difference = relative(seeded.vectors(SMALL.features, task.regions, **options), SMALL.arrays[f"{name}.mem.vec"])
+        difference = relative_difference(
+            seeded.vectors(SMALL.features, task.regions, **options), SMALL.arrays[f"{name}.mem.vec"]
+        )
         assert difference is not None
         assert difference > 100 * ALLOWED["vectors"]
 
 
-def test_a_bundle_without_memory_passes_vectors_on_as_they_are(
-    seeded: Captioner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(seeded, "_memory", None)
+def test_a_bundle_without_memory_passes_vectors_on_as_they_are(seeded: Captioner) -> None:
+    without_memory = captioner_of(with_manifest(seeded.pipeline.bundle, memory=None))
     for name in ("trace", "image_avg_attention", "boxes_mean"):
         task = next(task for task in tasks(SMALL) if task.name == name)
-        described = seeded.describe(SMALL.features, task.regions)
+        described = without_memory.describe(SMALL.features, task.regions)
         texts = [caption.text for of_image in described for caption in of_image]
         assert texts == [text.strip() for text in SMALL.captions[f"{name}.nomem"]]
 
@@ -98,8 +100,9 @@ def test_the_backbone_sees_any_image(seeded: Captioner) -> None:
 def test_the_algorithm_written_plainly_is_the_recorded_one(seeded: Captioner) -> None:
     """The oracle that other tests and the benchmarks compare with."""
     checkpoint = read_checkpoint(SMALL.checkpoint)
-    assert seeded._memory is not None
-    bank, arrays = seeded._memory.rows.stored, {name: torch.from_numpy(array) for name, array in SMALL.arrays.items()}
+    memory = seeded.pipeline.projector
+    assert isinstance(memory, MemoryBank)
+    bank, arrays = memory.rows.stored, {name: torch.from_numpy(array) for name, array in SMALL.arrays.items()}
     images = [
         eager.EncodedImage(cls, registers, patches.reshape(7, 7, -1), scores)
         for cls, registers, patches, scores in zip(
@@ -136,10 +139,10 @@ def test_the_algorithm_written_plainly_is_the_recorded_one(seeded: Captioner) ->
             for corners in own
         ]
     for name, vectors in made.items():
-        assert relative(torch.stack(vectors), SMALL.vectors(name)) < ALLOWED["vectors"], name
+        assert relative_difference(torch.stack(vectors), SMALL.vectors(name)) < ALLOWED["vectors"], name
         if f"{name}.mem.proj" in arrays:
             projected = eager.project(bank, torch.stack(vectors))
-            assert relative(projected, SMALL.arrays[f"{name}.mem.proj"]) < ALLOWED["projected"], name
+            assert relative_difference(projected, SMALL.arrays[f"{name}.mem.proj"]) < ALLOWED["projected"], name
     tokens, log_probabilities = eager.decode(checkpoint.decoder.state_dict(), arrays["decoder.inputs"][:4])
     ties = (arrays["decoder.margins"][:4] < NEAR_TIE).int().cummax(dim=1).values.bool()
     assert (~ties).sum() > 50

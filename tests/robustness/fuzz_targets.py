@@ -33,7 +33,7 @@ import torch
 from google.protobuf.message import DecodeError
 from PIL import Image
 
-_CANVAS = Canvas(View.of((64, 48), 56, Fit.STRETCH), 14, 4, torch.zeros(2, 16))
+_CANVAS = Canvas(View.of((64, 48), 56, Fit.STRETCH), TokenLayout.with_cls(4, 4), torch.zeros(2, 16))
 _FOLDER = Path(tempfile.mkdtemp(prefix="patchcaption-fuzz-"))
 
 
