@@ -1,4 +1,4 @@
-"""What tests share: the demo bundle, built once for all of them, and the sample scene."""
+"""The fixtures that tests share: the demo bundle, built once for all of them, and the sample scene."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ SAMPLE = ROOT / "export" / "demo" / "sample"
 
 
 def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of the whole test run, also where pytest-xdist runs it in several processes."""
+    """Return a folder of the whole test run, which pytest-xdist may run in several processes."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 def build_once(tmp_path_factory: pytest.TempPathFactory, checkpoint: str, name: str, *options: str) -> Path:
-    """A bundle that the whole test run shares."""
+    """Return a bundle that the whole test run shares."""
     shared = shared_folder(tmp_path_factory)
     folder = shared / "bundles" / name
     with FileLock(shared / f"{name}.lock"):
@@ -35,7 +35,7 @@ def build_once(tmp_path_factory: pytest.TempPathFactory, checkpoint: str, name: 
 
 @pytest.fixture(scope="session", autouse=True)
 def data_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A folder for what this user has decided, so that tests see and leave nothing of who runs them."""
+    """A data folder of its own, so that tests neither see nor change the user's decisions."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_DATA_HOME", str(shared_folder(tmp_path_factory) / "data"))
         yield
@@ -59,7 +59,7 @@ def sample_image() -> Image.Image:
 
 
 def write_clip(path: Path, images: Sequence[Image.Image], rate: int = 10) -> Path:
-    """A video of images of one size, each a key frame."""
+    """Write a video of images of one size, each a key frame; return its path."""
     import av
 
     with av.open(str(path), "w") as container:

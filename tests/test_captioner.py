@@ -1,4 +1,4 @@
-"""The whole runtime on the demo bundle: exact captions, and what must hold for any bundle."""
+"""The whole runtime on the demo bundle: exact captions, and properties of any bundle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From tokens to vectors, on the demo bundle: against the published algorithm written plainly, and what must hold."""
+"""From tokens to vectors, on the demo bundle: the published algorithm in plain torch, and properties of any bundle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""On an NVIDIA GPU: that it gives what the CPU gives, and does it without leaving the device. `pytest -m gpu`."""
+"""NVIDIA GPUs: the results of the CPU, without leaving the device. `pytest -m gpu`."""
 
 from __future__ import annotations
 

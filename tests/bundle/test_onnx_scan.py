@@ -1,4 +1,4 @@
-"""Held to the ONNX package, which writes and describes what is read here by hand."""
+"""The hand-written scan of ONNX graphs, held to the ONNX package, which writes and describes them."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def name_of(message: Any) -> str:
     return str(NAMES.get(name, name.removesuffix("Proto").lower()))
 
 
-def leading_on() -> dict[str, dict[int, str]]:
-    """The fields of onnx.proto that lead from a model to nodes and tensors, as the package describes them."""
+def fields_to_follow() -> dict[str, dict[int, str]]:
+    """Return the fields of onnx.proto that lead from a model to nodes and tensors, as the package describes them."""
     inner: dict[str, dict[int, str]] = {}
-    waiting = [ModelProto.DESCRIPTOR]
-    while waiting:
-        message = waiting.pop()
+    pending = [ModelProto.DESCRIPTOR]
+    while pending:
+        message = pending.pop()
         if name_of(message) not in inner:
             fields = [field for field in message.fields if field.message_type is not None]
             inner[name_of(message)] = {field.number: name_of(field.message_type) for field in fields}
-            waiting += [field.message_type for field in fields]
+            pending += [field.message_type for field in fields]
     leading = {"node", "tensor"}
     while more := {name for name, fields in inner.items() if leading & set(fields.values())} - leading:
         leading |= more
@@ -43,7 +43,7 @@ def leading_on() -> dict[str, dict[int, str]]:
 
 
 def test_every_way_to_weights_and_operators_is_followed() -> None:
-    assert leading_on() == _PARTS
+    assert fields_to_follow() == _PARTS
 
 
 def outside(name: str = "w") -> TensorProto:
@@ -86,7 +86,7 @@ def with_a_default(model: ModelProto) -> None:
     )
 
 
-PLACES: list[Callable[[ModelProto], object]] = [
+WAYS: list[Callable[[ModelProto], object]] = [
     lambda model: model.graph.initializer.append(outside()),
     lambda model: model.graph.node.append(node(value=outside())),
     lambda model: model.training_info.add().algorithm.initializer.append(outside()),
@@ -99,10 +99,10 @@ PLACES: list[Callable[[ModelProto], object]] = [
 ]
 
 
-@pytest.mark.parametrize("put", PLACES, ids=range(len(PLACES)))
-def test_weights_are_found_wherever_they_are_named(put: Callable[[ModelProto], object], tmp_path: Path) -> None:
+@pytest.mark.parametrize("add_weight", WAYS, ids=range(len(WAYS)))
+def test_weights_are_found_wherever_they_are_named(add_weight: Callable[[ModelProto], object], tmp_path: Path) -> None:
     model = ModelProto(ir_version=10, graph=onnx.GraphProto(name="g"))
-    put(model)
+    add_weight(model)
     (tmp_path / "graph.onnx").write_bytes(model.SerializeToString())
     assert graph_contents(tmp_path / "graph.onnx").files == {OUTSIDE}
 
@@ -116,7 +116,7 @@ def test_operators_of_inner_graphs_and_functions_are_found(tmp_path: Path) -> No
 
 
 def message(number: int, *content: bytes) -> bytes:
-    """A field that holds bytes, in protobuf's wire format."""
+    """Return a field that holds bytes, in protobuf's wire format."""
     inner = b"".join(content)
     assert len(inner) < 128
     return bytes([number << 3 | 2, len(inner)]) + inner
@@ -183,5 +183,5 @@ def test_graphs_of_a_bundle_name_its_files(demo_bundle: Path) -> None:
             entry.value for tensor in graph.initializer for entry in tensor.external_data if entry.key == "location"
         }
         assert contents.files == named
-        assert contents.operators >= {one.op_type for one in graph.node}
+        assert contents.operators >= {node.op_type for node in graph.node}
         assert all((demo_bundle / file).is_file() for file in contents.files)
