@@ -6,17 +6,28 @@ import doctest
 import inspect
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FunctionType
 
 import pytest
 from PIL import Image
+from pydantic import BaseModel
 
 import runtime
-from patchcaption.__main__ import main
 from runtime import Captioner
 from runtime.bundle import graph_io
+from runtime.bundle.manifest import (
+    BackboneConfig,
+    DecoderConfig,
+    EngineRecord,
+    MemoryConfig,
+    Preprocessing,
+    TokenLayout,
+)
+from runtime.cli.main import main
 from runtime.regions import serialization
 from tests.conftest import ROOT, write_clip
 
@@ -87,6 +98,13 @@ def test_documents_use_the_project_by_its_own_name(page: str) -> None:
     assert uses == [], f"{page}: import from patchcaption"
 
 
+def test_the_module_is_the_same_program_as_the_command() -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "patchcaption", "--version"], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert shown.stdout == f"patchcaption {runtime.__version__}\n"
+
+
 GRAPHS = (
     graph_io.BACKBONE,
     graph_io.decoder_step(num_layers=1),
@@ -116,6 +134,22 @@ def test_every_file_of_a_bundle_is_in_the_table_of_files(demo: Captioner) -> Non
     table = text_of("engines/README.md")
     files = {*demo.manifest.files, "memory_residual.safetensors"}
     assert {file for file in files if f"| `{file.removesuffix('.data')}`" not in table} == set()
+
+
+@pytest.mark.parametrize(
+    ("row", "part"),
+    [
+        ("backbone", BackboneConfig),
+        ("backbone.tokens", TokenLayout),
+        ("backbone.preprocessing", Preprocessing),
+        ("decoder", DecoderConfig),
+        ("memory", MemoryConfig),
+        ("engines", EngineRecord),
+    ],
+)
+def test_the_table_of_the_manifest_has_its_fields(row: str, part: type[BaseModel]) -> None:
+    (contents,) = re.findall(rf"^\| `{re.escape(row)}` \| (.*) \|$", text_of("docs/bundles.md"), re.MULTILINE)
+    assert re.findall(r"`(\w+)`", contents) == list(part.model_fields)
 
 
 def test_links_lead_somewhere() -> None:
