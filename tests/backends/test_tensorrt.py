@@ -1,5 +1,7 @@
-"""TensorRT from graph to caption, on a double of its Python package in two versions: the same captions as the CPU's,
-and every refusal one message."""
+"""TensorRT from graph to caption, on a double of its Python package in two versions.
+
+The captions are the same as the CPU's, and every refusal is one message.
+"""
 
 from __future__ import annotations
 

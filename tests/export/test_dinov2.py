@@ -50,7 +50,7 @@ def their_model(model: type, config: type, gated: bool) -> PreTrainedModel:
 
 
 def hub_state(saved: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns what transformers saves under facebookresearch/dinov2's names (published-system.md, section 2)."""
+    """Return what transformers saves under facebookresearch/dinov2's names (published-system.md, section 2)."""
     state: dict[str, Tensor] = {}
     for name, value in saved.items():
         name = re.sub(r"^encoder\.layer", "blocks", name).removeprefix("embeddings.").replace("lambda1", "gamma")

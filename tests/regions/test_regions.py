@@ -1,5 +1,7 @@
-"""Region weights, by hand-worked tables, by properties and against the published algorithm written plainly. The canvas
-of most: an image of 40 x 40 pixels on 4 x 4 patches of 10, after 1 cls and 2 register tokens, unless said otherwise."""
+"""Region weights, by hand-worked tables, by properties and against the published algorithm written plainly.
+
+The canvas of most: an image of 40 x 40 pixels on 4 x 4 patches of 10, after 1 cls and 2 register tokens.
+"""
 
 from __future__ import annotations
 

@@ -176,7 +176,7 @@ TARGETS = {target.__name__: target for target in (manifest, graph, mask, polygon
 
 
 def seeds(target: str, folder: Path) -> None:
-    """Writes what is right, to begin with."""
+    """Write what is right, to begin with."""
     picture = io.BytesIO()
     Image.new("1", (64, 48), 1).save(picture, "PNG")
     right = {

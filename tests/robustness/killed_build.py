@@ -59,7 +59,7 @@ def _copied(store: Path, record: EngineRecord) -> Callable[..., EngineRecord]:
 
 
 def _build(target: Path, killed_at: int) -> int:
-    """Returns how many times it touched the file system; does not return if it is killed before."""
+    """Return how many times it touched the file system; does not return if it is killed before."""
     count = 0
 
     def look(event: str, _: tuple[object, ...]) -> None:
