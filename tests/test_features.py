@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -11,11 +12,16 @@ from PIL import Image
 from torch import Tensor
 
 from runtime import Box, Crop, FeatureMap, Fit, PoolingOptions, Region, RegionError, Register, WholeImage
+from runtime.backends import Engine
 from runtime.bundle import TokenLayout
 from runtime.features import RegionVectors
 from runtime.image import OpenImage, View
+from runtime.options import PoolingKeywords
 from runtime.pooling import Pooler
 from runtime.regions import Canvas, Patch, weight_rows
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 GRID, WIDTH, IMAGE_WH = 4, 3, (80, 40)
 LAYOUTS = {
@@ -41,13 +47,15 @@ def feature_map(layout: TokenLayout, images: int = 2) -> FeatureMap:
     )
 
 
-def pool(features: FeatureMap, regions: Sequence[Sequence[Region]], **options: object) -> RegionVectors:
+def pool(
+    features: FeatureMap, regions: Sequence[Sequence[Region]], **options: Unpack[PoolingKeywords]
+) -> RegionVectors:
     """Pool without any engine: crops become ones, and projected vectors their negatives."""
 
     def encode_crops(images: Sequence[OpenImage]) -> Tensor:
         return torch.ones(len(images), WIDTH)
 
-    def open_reencoder() -> None:
+    def open_reencoder() -> Engine:
         pytest.fail("a re-encoder was opened")
 
     return Pooler(encode_crops, open_reencoder, torch.neg)(features, regions, PoolingOptions(**options))
@@ -94,7 +102,7 @@ def test_the_whole_image_is_its_cls_or_pooled_token_or_refused(layout: TokenLayo
     ],
 )
 def test_what_needs_a_token_that_a_backbone_lacks_is_refused_with_the_fix(
-    region: Region, options: dict[str, object], message: str
+    region: Region, options: PoolingKeywords, message: str
 ) -> None:
     with pytest.raises(RegionError, match=message):
         pool(feature_map(PATCHES_ONLY), [[region], []], **options)
@@ -148,6 +156,7 @@ def test_a_feature_map_is_taken_image_by_image_without_copies() -> None:
     assert features[-1].tokens.data_ptr() == features.tokens[2:].data_ptr()
     assert features[1].views == features.views[1:2]
     assert features[1].layout is features.layout
+    assert features.images is not None
     assert features[1].images == features.images[1:2]
     with pytest.raises(IndexError):
         features[3]

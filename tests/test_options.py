@@ -13,7 +13,7 @@ import pytest
 from runtime import Batching, Captioner, DecodingOptions, PatchcaptionError, PoolingOptions, StreamOptions
 from runtime.options import DecodeKeywords, DescribeKeywords, PoolingKeywords, StreamKeywords, split_options
 
-DEFAULTS = {
+DEFAULTS: dict[type[Any], dict[str, Any]] = {
     PoolingOptions: {
         "clean": None,
         "alpha": 0.4,
@@ -71,7 +71,7 @@ def test_defaults_are_those_of_the_documents(options: type) -> None:
 
 
 @pytest.mark.parametrize("options", DEFAULTS)
-def test_options_do_not_change_and_equal_ones_are_equal(options: type) -> None:
+def test_options_do_not_change_and_equal_ones_are_equal(options: type[Any]) -> None:
     made = options()
     assert made == options(**DEFAULTS[options])
     assert hash(made) == hash(options(**DEFAULTS[options]))

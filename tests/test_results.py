@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -50,7 +50,8 @@ def test_captions_come_out_in_the_nesting_that_regions_went_in(
 
 def test_each_caption_gets_its_region_and_those_given_stay_as_they_were() -> None:
     given = captions(3)
-    first, second = RegionBatch.of([[BOX], [POINT, WHOLE]], 2).unflatten(given)
+    regions: list[list[Region]] = [[BOX], [POINT, WHOLE]]
+    first, second = cast("list[list[Caption]]", RegionBatch.of(regions, 2).unflatten(given))
     assert [one.region for one in (*first, *second)] == [BOX, POINT, WHOLE]
     assert [one.text for one in (*first, *second)] == ["0", "1", "2"]
     assert [one.region for one in given] == [None] * 3
@@ -58,8 +59,10 @@ def test_each_caption_gets_its_region_and_those_given_stay_as_they_were() -> Non
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_captions_that_are_not_one_a_region_are_a_bug(count: int) -> None:
+    regions: list[Region] = [BOX, POINT]
+    batch = RegionBatch.of(regions, 1)
     with pytest.raises(ValueError, match="zip"):
-        RegionBatch.of([BOX, POINT], 1).unflatten(captions(count))
+        batch.unflatten(captions(count))
 
 
 @pytest.mark.parametrize(

@@ -73,9 +73,9 @@ def test_a_precision_that_is_not_there_is_refused_never_replaced(monkeypatch: py
     ):
         open_backend("cpu", precision="bf16")
     with pytest.raises(BackendError, match="precision 'int3': with the backend 'openvino' expected fp32 or bf16"):
-        open_backend("openvino", precision="int3")
+        open_backend("openvino", precision="int3")  # type: ignore[arg-type]
     with pytest.raises(BackendError, match="precision 'int3': with OpenVINO expected one of fp32, bf16"):
-        OpenVinoBackend(precision="int3")
+        OpenVinoBackend(precision="int3")  # type: ignore[arg-type]
     monkeypatch.setattr(openvino.Core, "get_property", lambda *_: ["FP32"])
     with pytest.raises(BackendError, match="this CPU does not multiply bfloat16; use fp32"):
         OpenVinoBackend(precision="bf16")

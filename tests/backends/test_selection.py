@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from torch import Tensor
 from runtime import BackendError, Captioner, autotune
 from runtime.backends import EngineReport, open_backend, selection
 from runtime.backends.base import BindableEngine
+from runtime.backends.registry import BackendName
 from runtime.backends.selection import Selection, measurements_file, save_measurement, select_backend
 from runtime.bundle import MANIFEST, Bundle, DecoderConfig, EngineFiles
 from runtime.bundle.graph_io import present_names
@@ -184,7 +186,7 @@ class FakeEngine:
 
 
 @pytest.fixture
-def fakes(bundle: Bundle) -> dict[str, FakeBackend]:
+def fakes(bundle: Bundle) -> dict[BackendName, FakeBackend]:
     clock, config = Clock(), bundle.manifest.decoder
     return {
         "cpu": FakeBackend("one", clock, config, {"backbone": 0.5, "decoder": 0.01}),
@@ -192,9 +194,14 @@ def fakes(bundle: Bundle) -> dict[str, FakeBackend]:
     }
 
 
-def test_each_backend_is_timed_by_its_best_run_after_the_first(bundle: Bundle, fakes: dict[str, FakeBackend]) -> None:
+def test_each_backend_is_timed_by_its_best_run_after_the_first(
+    bundle: Bundle, fakes: dict[BackendName, FakeBackend]
+) -> None:
     timings = autotune.measure(bundle, fakes, fakes["cpu"].clock)
-    expected = {"cpu": ("one", 500, 12 * 10), "openvino": ("other", 250, 12 * 20)}
+    expected: dict[BackendName, tuple[str, int, int]] = {
+        "cpu": ("one", 500, 12 * 10),
+        "openvino": ("other", 250, 12 * 20),
+    }
     for name, (full_name, backbone, captions) in expected.items():
         assert timings[name].name == full_name
         assert timings[name].backbone == pytest.approx(backbone)
@@ -205,7 +212,7 @@ def test_each_backend_is_timed_by_its_best_run_after_the_first(bundle: Bundle, f
 
 def test_tune_saves_the_faster_backend_and_says_so(
     bundle: Bundle,
-    fakes: dict[str, FakeBackend],
+    fakes: dict[BackendName, FakeBackend],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -214,7 +221,7 @@ def test_tune_saves_the_faster_backend_and_says_so(
 
     clock = fakes["cpu"].clock
     monkeypatch.setattr("runtime.cli.machine_commands.open_all", open_fakes)
-    monkeypatch.setattr("runtime.cli.machine_commands.measure", lambda *given: autotune.measure(*given, clock))
+    monkeypatch.setattr("runtime.cli.machine_commands.measure", partial(autotune.measure, clock=clock))
     assert main(["tune", str(bundle.folder)]) == 0
     out, err = capsys.readouterr()
     assert err == ""

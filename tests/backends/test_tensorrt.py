@@ -21,7 +21,7 @@ from export import build_engines, build_plans
 from export.plans.builder import PlanOptions, PlanTarget, build_plan, open_previous_bundle, timing_cache_file
 from export.plans.bundle_plans import open_for
 from export.plans.profiles import batch_sizes, profiles_of
-from runtime import BackendError, Box, Captioner, Point, WholeImage
+from runtime import BackendError, Box, Captioner, Point, Region, WholeImage
 from runtime.backends import EngineReport, open_backend, select_backend
 from runtime.backends.cuda.device import Gpu
 from runtime.backends.tensorrt.api import TensorRtApi, is_compatible, open_tensorrt
@@ -31,6 +31,7 @@ from runtime.bundle import MANIFEST, Bundle, EngineFiles, Manifest, PlanRecord, 
 from runtime.cli.main import main
 from runtime.decoding.gpu_greedy import DeviceGreedyDecoder
 from runtime.decoding.greedy import GreedyDecoder
+from runtime.options import DescribeKeywords
 from tests.conftest import build_once
 from tests.doubles import RecordingEngine
 from tests.tensorrt_double import ContractError, Double, Faults, tensorrt_double
@@ -40,7 +41,7 @@ CPU = torch.device("cpu")
 DEFAULT_OPTIONS = PlanOptions()
 GRAPHS = ("backbone.onnx", "reencoder.onnx", "decoder.onnx", "beam_decoder.onnx")
 PIXELS = torch.randint(0, 256, (3, 240, 320), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-REGIONS = [Box(20, 30, 200, 180), Box(90, 10, 150, 190), Point(60, 60), WholeImage(), Box(5, 5, 300, 200)]
+REGIONS: list[Region] = [Box(20, 30, 200, 180), Box(90, 10, 150, 190), Point(60, 60), WholeImage(), Box(5, 5, 300, 200)]
 
 Install = Callable[..., Double]
 
@@ -87,8 +88,9 @@ def test_captions_are_those_of_the_cpu(install: Install, trt_bundle: Bundle, ver
         ours, theirs = captioner.encode([PIXELS] * 3), demo.encode([PIXELS] * 3)
         assert double.state.count("execute_async_v3") == before + 2, "two images at once, then one"
         torch.testing.assert_close(ours.tokens, theirs.tokens, rtol=0, atol=1e-5)
-        for options in ({}, {"reencode": "mean"}, {"beams": 3}, {"score": "reference"}):
-            regions = [region for region in REGIONS if isinstance(region, Box)] if "reencode" in options else REGIONS
+        kinds: list[DescribeKeywords] = [{}, {"reencode": "mean"}, {"beams": 3}, {"score": "reference"}]
+        for options in kinds:
+            regions = [region for region in REGIONS if isinstance(region, Box) or "reencode" not in options]
             got = captioner.describe(ours[0], regions, **options)
             expected = demo.describe(theirs[0], regions, **options)
             assert [caption.text for caption in got] == [caption.text for caption in expected]

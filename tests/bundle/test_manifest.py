@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from runtime.bundle import BackboneConfig, Preprocessing, ShapeRange, TokenLayout
 
-WITH_REGISTERS = TokenLayout(global_tokens=("cls", *["register"] * 4), grid=16)
+WITH_REGISTERS = TokenLayout(global_tokens=("cls", "register", "register", "register", "register"), grid=16)
 WITH_CLS = TokenLayout(global_tokens=("cls",), grid=16)
 WITH_POOLED = TokenLayout(global_tokens=("pooled",), grid=16)
 PATCHES_ONLY = TokenLayout(global_tokens=(), grid=16)
@@ -70,4 +70,4 @@ def test_shapes_out_of_order_or_of_other_ranks_are_refused(shapes: tuple[tuple[i
 
 def test_records_do_not_change() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        WITH_CLS.grid = 3  # type: ignore[misc]
+        WITH_CLS.grid = 3

@@ -20,7 +20,7 @@ from export.graphs.exporter import export_graph
 from export.graphs.specs import decap_specs
 from export.models import BundleNumbers
 from export.models.decap_decoder import DecapBeamStep, DecapConfig, DecapStep
-from runtime import BackendError, Box, BundleError, Caption, Captioner, PatchcaptionError, Point, WholeImage
+from runtime import BackendError, Box, BundleError, Caption, Captioner, PatchcaptionError, Point, Region, WholeImage
 from runtime.backends import Backend, Engine, EngineReport
 from runtime.backends.base import BindableEngine
 from runtime.backends.onnxruntime_cpu import OrtBackend
@@ -323,7 +323,8 @@ def test_the_score_is_the_probability_of_exactly_this_caption(demo: Captioner, v
 
 def test_regions_are_described_with_beams(demo: Captioner) -> None:
     features, box = demo.encode(SAMPLE / "scene.jpg"), Box(276, 174, 507, 399)
-    projected = demo.project(demo.vectors(features, [box, WholeImage()]))
+    regions: list[Region] = [box, WholeImage()]
+    projected = demo.project(demo.vectors(features, regions))
     reported: list[tuple[int, int]] = []
     captions = demo.describe(
         features,
@@ -341,7 +342,7 @@ def test_regions_are_described_with_beams(demo: Captioner) -> None:
 @pytest.mark.parametrize("beams", [0, -1, 257, 2.0, "2", None])
 def test_a_number_of_beams_that_is_none_is_refused(demo: Captioner, vectors: Tensor, beams: object) -> None:
     with pytest.raises(PatchcaptionError, match="beams: expected a whole number from 1 to 256, got"):
-        demo.decode(vectors, beams=beams)
+        demo.decode(vectors, beams=beams)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("length_penalty", [math.nan, math.inf, -10.5, "1", None])
@@ -349,7 +350,7 @@ def test_a_length_penalty_that_is_no_small_number_is_refused(
     demo: Captioner, vectors: Tensor, length_penalty: object
 ) -> None:
     with pytest.raises(PatchcaptionError, match="length_penalty: expected a number from -10 to 10, got"):
-        demo.decode(vectors, beams=2, length_penalty=length_penalty)
+        demo.decode(vectors, beams=2, length_penalty=length_penalty)  # type: ignore[arg-type]
 
 
 def test_the_published_score_takes_one_beam_only(demo: Captioner, vectors: Tensor) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import Barrier, Event
 from threading import enumerate as threads_alive
@@ -30,7 +31,7 @@ from runtime import (
 from runtime.backends.onnxruntime_gpu import CPU, OrtGpuBackend
 from runtime.bundle import Bundle
 from runtime.features import RegionVectors
-from runtime.options import DecodingOptions
+from runtime.options import DecodingOptions, DescribeKeywords
 from runtime.serving.batching import Batching
 from tests.doubles import captioner_of
 
@@ -51,7 +52,7 @@ def texts(captions: list[Caption]) -> list[str]:
     return [caption.text for caption in captions]
 
 
-def call_at_once(calls: list[Callable[[], Any]]) -> list[Any]:
+def call_at_once(calls: Sequence[Callable[[], Any]]) -> list[Any]:
     """Return the results of calls that begin in as many threads at the same time."""
     barrier = Barrier(len(calls))
 
@@ -77,13 +78,14 @@ def shared(request: pytest.FixtureRequest, demo_bundle: Path) -> Iterator[Captio
 def test_eight_threads_get_the_captions_of_one(shared: Captioner) -> None:
     def describe_all(index: int) -> list[list[str]]:
         image = PIXELS.roll(17 * index, dims=2)
-        odd, even = ({}, {"n_best": 2}, {"reencode": "mean"}, {"beams": 2}), ({}, {"clean": "orthogonal"})
+        odd: list[DescribeKeywords] = [{}, {"n_best": 2}, {"reencode": "mean"}, {"beams": 2}]
+        even: list[DescribeKeywords] = [{}, {"clean": "orthogonal"}]
         regions = REGIONS[index][:1]
         return [texts(shared.caption(image, regions, **options)) for options in (odd if index % 2 else even)]
 
     expected = [describe_all(index) for index in range(8)]
     for _ in range(3):
-        assert call_at_once([lambda index=index: describe_all(index) for index in range(8)]) == expected
+        assert call_at_once([partial(describe_all, index) for index in range(8)]) == expected
 
 
 def test_requests_that_arrive_together_are_decoded_together(
@@ -99,8 +101,11 @@ def test_requests_that_arrive_together_are_decoded_together(
 
     monkeypatch.setattr(demo.pipeline, "describe_vectors", recording)
     with demo.batching(max_wait_ms=LONG_MS, max_regions=16) as batching:
-        calls = [lambda own=own: texts(batching.describe(features, own)) for own in REGIONS]
-        assert call_at_once(calls) == expected
+
+        def described(regions: list[Region]) -> list[str]:
+            return texts(batching.describe(features, regions))
+
+        assert call_at_once([partial(described, regions) for regions in REGIONS]) == expected
     assert batches == [16]
 
 
@@ -115,7 +120,7 @@ def test_a_batch_has_at_most_so_many_regions_and_a_larger_call_is_one_of_its_own
 
     monkeypatch.setattr(demo.pipeline, "describe_vectors", recording)
     with demo.batching(max_wait_ms=LONG_MS, max_regions=4) as batching:
-        call_at_once([lambda own=own: batching.describe(features, own) for own in REGIONS])
+        call_at_once([partial(batching.describe, features, regions) for regions in REGIONS])
         assert batches == [4] * 4
         assert len(batching.describe(features, [*REGIONS[0], *REGIONS[1], *REGIONS[2]])) == 6
     assert batches == [4, 4, 4, 4, 6]
@@ -130,11 +135,14 @@ def test_a_single_call_waits_no_longer_than_it_was_told_to(demo: Captioner, feat
 
 
 def test_calls_of_other_options_are_batches_of_their_own(demo: Captioner, features: FeatureMap) -> None:
-    kinds: list[dict[str, Any]] = [{}, {"beams": 2}, {"n_best": 1}, {"mode": "nearest"}, {"clean": "orthogonal"}]
+    kinds: list[DescribeKeywords] = [{}, {"beams": 2}, {"n_best": 1}, {"mode": "nearest"}, {"clean": "orthogonal"}]
     expected = [demo.describe(features, REGIONS[0], **options) for options in kinds]
     with demo.batching(max_wait_ms=5) as batching:
-        calls = [lambda options=options: batching.describe(features, REGIONS[0], **options) for options in kinds]
-        found = call_at_once(calls)
+
+        def describe(options: DescribeKeywords) -> list[Caption]:
+            return batching.describe(features, REGIONS[0], **options)
+
+        found = call_at_once([partial(describe, options) for options in kinds])
     assert [texts(captions) for captions in found] == [texts(captions) for captions in expected]
     assert [captions[0].nearest for captions in found] == [captions[0].nearest for captions in expected]
     assert [[caption.region for caption in captions] for captions in found] == [REGIONS[0]] * len(kinds)
@@ -170,7 +178,7 @@ def test_one_callers_mistake_does_not_affect_others(
             lambda: batching.describe(features, REGIONS[0]),
             lambda: batching.describe(features, REGIONS[0]),
         ]
-        found = call_at_once([lambda call=call: texts_or_error(call) for call in calls])
+        found = call_at_once([partial(texts_or_error, call) for call in calls])
     assert found == [expected, BundleError, RegionError, PatchcaptionError, expected, expected]
 
 

@@ -107,6 +107,15 @@ class BuilderConfig:
         }
     )
 
+    _double: Any
+    _state: State
+    flags: set[Any]
+    profiles: list[OptimizationProfile]
+    pools: dict[Any, int]
+    timing_cache: TimingCache | None
+    progress_monitor: Any
+    hardware_compatibility_level: Any
+
     def __init__(self, double: Any, state: State) -> None:
         fields: dict[str, Any] = {"_double": double, "_state": state, "flags": {double.BuilderFlag.TF32}}
         fields |= {"profiles": [], "pools": {}, "timing_cache": None, "progress_monitor": None}

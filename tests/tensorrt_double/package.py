@@ -56,7 +56,7 @@ def tensorrt_double(version: str = "10.3.0.30", gpu: str = "cpu", faults: Faults
     double.state, double.__version__ = state, version
     double.__spec__ = ModuleSpec("tensorrt", None)  # torch checks whether it could be imported
     for name, members in enums.items():
-        setattr(double, name, enum.IntEnum(name, members, start=0))  # type: ignore[misc]
+        setattr(double, name, enum.IntEnum(name, members, start=0))
     for name, value in {**building_names(double, state), **running_names(double, state)}.items():
         setattr(double, name, value)
     return double

@@ -183,7 +183,7 @@ class Context:
         shape, dtype = self.get_tensor_shape(name), np.dtype(self._engine._tensors[name].dtype)
         size = int(np.prod(shape)) * dtype.itemsize
         memory = (ctypes.c_byte * size).from_address(self._addresses[name])
-        return np.frombuffer(memory, dtype).reshape(shape)
+        return np.frombuffer(memoryview(memory), dtype).reshape(shape)
 
     def _fails(self, name: str) -> bool:
         return self._state.fails(name, self._engine._logger, ILogger.Severity.ERROR)

@@ -37,7 +37,7 @@ from runtime.features import RegionVectors
 from runtime.options import DecodingOptions
 from runtime.regions.detections import as_regions
 from runtime.video.reuse import CaptionReuse
-from runtime.video.sources import open_source
+from runtime.video.sources import FrameSource, open_source
 from tests.conftest import write_clip
 
 WH = (160, 120)
@@ -149,7 +149,8 @@ def test_cameras_urls_and_iterators_do_not_wait_but_files_folders_and_lists_do(
     clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frame_image(0).save(tmp_path / "a.png")
-    assert [open_source(one).is_live for one in (clip, tmp_path, [frame_image(0)], iter([]))] == [
+    sources: list[FrameSource] = [clip, tmp_path, [frame_image(0)], iter(())]
+    assert [open_source(one).is_live for one in sources] == [
         False,
         False,
         False,
