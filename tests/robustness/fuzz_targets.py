@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import atheris
+import atheris  # type: ignore[import-untyped]
 
 with atheris.instrument_imports(include=["runtime"]):
     import numpy as np
@@ -48,7 +48,7 @@ with atheris.instrument_imports(include=["runtime"]):
 
 import onnx
 import torch
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from PIL import Image
 
 _CANVAS = Canvas(View.of((64, 48), 56, Fit.STRETCH), TokenLayout.with_cls(4, 4), torch.zeros(2, 16))
@@ -217,8 +217,13 @@ def write_seeds(target: str, folder: Path) -> None:
     Image.new("1", (64, 48), 1).save(image, "PNG")
     manifest_text = json.dumps(_MANIFEST).encode()
     open_manifest(manifest_text)  # which is valid
-    kinds = [Box(1, 2, 30, 40), BoxSet([(1, 2, 3, 4)]), Crop(1, 2, 30, 40), Mask(np.eye(4)), Patch(1, 1), Point(5, 6)]
-    kinds += [
+    kinds: list[Region] = [
+        Box(1, 2, 30, 40),
+        BoxSet([(1, 2, 3, 4)]),
+        Crop(1, 2, 30, 40),
+        Mask(np.eye(4)),
+        Patch(1, 1),
+        Point(5, 6),
         Polygon([(0, 0), (50, 0), (25, 40)]),
         Trace([(5, 5), (9, 9)]),
         WholeImage(),

@@ -10,7 +10,9 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from rich.console import Console
@@ -30,18 +32,22 @@ def main() -> None:
     target, points = Path(sys.argv[1]), int(sys.argv[2])
     torch.set_num_threads(1)
     store = Path(shutil.copytree(target, target.with_name("store")))
-    bundle_builder.export_graph = _copy_graph(Bundle(store))
     checkpoint = read_checkpoint("demo", None)
-    bundle_builder.read_checkpoint = lambda *_: checkpoint
-    total = _run_in_child(lambda: _build(target, 0))
+    export_graph = _copy_graph(Bundle(store))
+    with patch.multiple(bundle_builder, export_graph=export_graph, read_checkpoint=lambda *_: checkpoint):
+        _kill_builds(target, points)
+
+
+def _kill_builds(target: Path, points: int) -> None:
+    """Kill a build at each of so many points; require a whole bundle after each."""
+    total = _run_in_child(partial(_build, target, 0))
     for point in range(1, points + 1):
-        at = max(1, point * total // (points + 1))
-        status = _run_in_child(lambda at=at: _build(target, at))
+        status = _run_in_child(partial(_build, target, max(1, point * total // (points + 1))))
         assert status == -signal.SIGKILL, f"point {point}: {status}"
         Bundle(target)  # whole, old or new: every file is compared
     leftovers = [path for path in target.parent.iterdir() if path.name.startswith(".")]
     assert len(leftovers) <= 1, leftovers  # of the last build; each removes those of the builds before it
-    assert _run_in_child(lambda: _build(target, 0)) > 0
+    assert _run_in_child(partial(_build, target, 0)) > 0
     Bundle(target)
     assert [path.name for path in target.parent.iterdir() if path.name.startswith(".")] == []
     print(total)
