@@ -192,6 +192,7 @@ def _table(found: Sequence[Difference], recordings: str) -> Table:
 
 
 def relative_difference(found: torch.Tensor, recorded: npt.NDArray[np.float32] | None) -> float | None:
+    """Return the largest difference, relative to the largest value of its row; None where nothing was recorded."""
     if recorded is None:
         return None
     want = recorded.reshape(-1, recorded.shape[-1])

@@ -26,4 +26,4 @@ WORKDIR /patchcaption
 COPY . .
 # Without constraints.txt, which names the torch of PyPI.
 RUN pip install --no-cache-dir -e '.[plans]' && make native
-CMD ["python", "-m", "runtime", "doctor"]
+CMD ["patchcaption", "doctor"]

@@ -5,7 +5,7 @@
 #       -v "$PWD/engines:/patchcaption/engines" -v patchcaption:/root/.local/share/patchcaption patchcaption
 #
 # BASE: NVIDIA's CUDA 13 development image for Ubuntu 24.04 on 64-bit Arm servers (SBSA), which Thor runs. TENSORRT: the
-# version that your JetPack has; plans are loaded by the version that built them only.
+# version that your JetPack has; plans can be loaded only by the version that built them.
 ARG BASE
 FROM ${BASE}
 ARG TORCH=torch==2.13.0
@@ -22,4 +22,4 @@ RUN pip install --no-cache-dir --upgrade pip && pip install --no-cache-dir "${TO
 WORKDIR /patchcaption
 COPY . .
 RUN pip install --no-cache-dir -c constraints.txt -e '.[plans]' && make native
-CMD ["python", "-m", "runtime", "doctor"]
+CMD ["patchcaption", "doctor"]

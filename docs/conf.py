@@ -1,4 +1,4 @@
-"""The documents: `make docs` builds them into build/docs, after `make demo`, whose bundle draws the pictures."""
+"""Sphinx configuration: `make docs` builds the documents into build/docs; the demo bundle draws their pictures."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ html_theme = "furo"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_enable_extensions = ["attrs_block"]
 myst_heading_anchors = 3
-# Links into the repository, which a test follows.
+# Links to files in the repository; a test follows them.
 suppress_warnings = ["myst.xref_missing"]
 exclude_patterns = ["_pictures"]
 
 default_role = "py:obj"
-autodoc_default_options = {"members": True, "exclude-members": "words"}
+autodoc_default_options = {"members": True}
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True

@@ -1,6 +1,6 @@
-"""Draws the pictures of the documents: every region on the sample, how much each patch counts for it, and its caption.
+"""Draws the pictures of the documents: each kind of region on the sample, its caption, and the weight of each patch.
 
-`python docs/pictures.py FOLDER`, in the environment and the folder of `make demo`.
+Run `python docs/pictures.py FOLDER` after `make demo`, in its environment.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ SAMPLE = ROOT / "export" / "demo" / "sample"
 BUNDLE = ROOT / "engines" / "demo"
 _SIDE, _GAP = 360, 8
 _DIMMED = 0.25
-"""What is left of the brightness of patches that do not count."""
+"""Brightness of patches without weight, as a fraction of their own."""
 _TRIANGLE = (276, 174, 507, 399)
 _STAR = [(0.232, 0.119), (0.239, 0.142), (0.239, 0.182), (0.234, 0.209), (0.258, 0.206), (0.299, 0.205), (0.271, 0.158)]
 _PAIR = [(90, 420, 321, 648), (453, 450, 582, 582)]
 
 
 def regions() -> dict[str, Region]:
-    """What is drawn, by the name of its picture."""
+    """Return the regions, by the names of their pictures."""
     return {
         "box": Box(*_TRIANGLE),
         "box_gaussian": Box(*_TRIANGLE, pool="gaussian", variance=0.5),
@@ -62,7 +62,7 @@ def regions() -> dict[str, Region]:
 
 
 def draw(folder: Path) -> None:
-    """Writes a picture of each region, and two of the ways an image is fitted, into ``folder``.
+    """Write a picture of each region, and one of each fit, into ``folder``.
 
     Raises:
         BundleError: there is no demo bundle; `make demo` builds it.
@@ -72,34 +72,34 @@ def draw(folder: Path) -> None:
     with Captioner.load(BUNDLE, "cpu") as captioner:
         features = captioner.encode(scene)
         for name, caption in zip(regions(), captioner.describe(features, list(regions().values())), strict=True):
-            _beside(_outlined(scene, caption), _lit(scene, features, caption)).save(folder / f"{name}.png")
+            _beside(_outline(scene, caption), _weights(scene, features, caption)).save(folder / f"{name}.png")
     wide = scene.crop((0, 100, 672, 480))
     for fit in Fit:
         with Captioner.load(BUNDLE, "cpu", fit) as captioner:
-            _seen(wide, captioner.encode(wide)).save(folder / f"fit_{fit.value}.png")
+            _view(wide, captioner.encode(wide)).save(folder / f"fit_{fit.value}.png")
 
 
-def _outlined(scene: Image.Image, caption: Caption) -> Image.Image:
+def _outline(scene: Image.Image, caption: Caption) -> Image.Image:
     return draw_captions(scene, [caption]).resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
 
 
-def _lit(scene: Image.Image, features: FeatureMap, caption: Caption) -> Image.Image:
-    """The scene as the region weighs it: patches as bright as they count."""
+def _weights(scene: Image.Image, features: FeatureMap, caption: Caption) -> Image.Image:
+    """Return the scene with the brightness of each patch as its weight."""
     (canvas,) = features.canvases
     assert caption.region is not None
-    weights = caption.region.weights(canvas)[1 + canvas.registers :].reshape(canvas.grid, canvas.grid)
-    shares = weights / max(weights.max(), 1e-12)
-    light = np.uint8(255 * (_DIMMED + (1 - _DIMMED) * shares))
+    weights = caption.region.weights(canvas)[canvas.layout.num_global :].reshape(canvas.grid, canvas.grid)
+    relative = weights / max(weights.max(), 1e-12)
+    light = np.uint8(255 * (_DIMMED + (1 - _DIMMED) * relative))
     patches = Image.fromarray(light).resize((_SIDE, _SIDE), Image.Resampling.NEAREST)
     small = scene.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
     picture = Image.composite(small, Image.new("RGB", small.size, "black"), patches)
     if not weights.any():
-        _written(picture, "encoded by itself")
+        _write(picture, "encoded separately")
     return picture
 
 
-def _seen(image: Image.Image, features: FeatureMap) -> Image.Image:
-    """What of the image the backbone sees, outlined, and the square that it becomes."""
+def _view(image: Image.Image, features: FeatureMap) -> Image.Image:
+    """Return the image with the part that the backbone sees outlined, beside the square that it becomes."""
     (view,) = features.views
     corners = view.to_image(np.array([[0.0, 0.0], [view.size, view.size]]))
     outlined = image.copy()
@@ -109,7 +109,7 @@ def _seen(image: Image.Image, features: FeatureMap) -> Image.Image:
     return _beside(outlined.resize((round(_SIDE * image.width / image.height), _SIDE)), square)
 
 
-def _written(picture: Image.Image, text: str) -> None:
+def _write(picture: Image.Image, text: str) -> None:
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(size=18)
     pen.text((picture.width / 2, picture.height / 2), text, anchor="mm", font=font, fill="white")
 

@@ -65,7 +65,7 @@ class FeatureMap:
         Raises:
             RegionError: the backbone has no such token.
         """
-        return self.tokens[:, Canvas.require_cls(self.layout)]
+        return self.tokens[:, Canvas.require_cls(self.layout, fix="use the mean of its patches")]
 
     @property
     def registers(self) -> Tensor:

@@ -104,7 +104,7 @@ def _pool_cleaned(
 def _common(features: FeatureMap, image: int, options: PoolingOptions) -> Tensor:
     """Return the common vector (D,) that an image's patches are cleaned of."""
     if options.clean_from == "cls":
-        return features.cls[image]
+        return features.tokens[image, Canvas.require_cls(features.layout, fix="leave out clean")]
     return features.cls_attention[image] @ features.patches[image]
 
 
@@ -138,7 +138,7 @@ def _pool_reencoded(
     if kind == "cls":
         mask[:, : features.layout.num_global] = True
         weights = torch.zeros_like(weights)
-        weights[:, Canvas.require_cls(features.layout)] = 1
+        weights[:, Canvas.require_cls(features.layout, fix='use reencode="mean"')] = 1
     images = torch.tensor([image for image, own in enumerate(adapted) for _ in own], dtype=torch.long)
     device = features.tokens.device
     return _run_reencoder(open_reencoder(), features.tokens, images.to(device), mask.to(device), weights.to(device))
@@ -198,6 +198,8 @@ def _crop_images(features: FeatureMap, regions: Sequence[Sequence[Region]]) -> d
         region = regions[image][number]
         if not isinstance(region, Crop):
             continue
+        if features.layout.cls_index is None:
+            raise _with_location(features, image, number, f"{region}: the backbone has no cls token; use a Box")
         if features.images is None:
             raise _with_location(features, image, number, f"{region}: these features were made without their image")
         try:

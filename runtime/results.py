@@ -78,6 +78,6 @@ class RegionBatch:
 
     def unflatten(self, captions: Sequence[Caption]) -> list[Caption] | list[list[Caption]]:
         """Return R captions with their regions, in the nesting that the regions were given in."""
-        described = (replace(caption, region=region) for caption, region in zip(captions, self, strict=True))
+        described = iter([replace(caption, region=region) for caption, region in zip(captions, self, strict=True)])
         nested = [[next(described) for _ in of_image] for of_image in self.by_image]
         return nested if self.is_nested else nested[0]

@@ -66,7 +66,7 @@ def write_clip(path: Path, images: Sequence[Image.Image], rate: int = 10) -> Pat
         stream = container.add_stream("mpeg4", rate=rate, options={"g": "1"})
         stream.width, stream.height, stream.pix_fmt = *images[0].size, "yuv420p"
         for image in images:
-            container.mux(stream.encode(av.VideoFrame.from_image(image)))
+            container.mux(stream.encode(av.VideoFrame.from_image(image)))  # type: ignore[no-untyped-call]
         container.mux(stream.encode())
     return path
 

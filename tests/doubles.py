@@ -29,8 +29,12 @@ class RecordingEngine:
         bound_runs: the result of each binding.
     """
 
+    stream: Stream
+
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        if engine.bindable is not None:
+            self.stream = engine.bindable.stream
         self.runs: list[Shapes] = []
         self.bindings: list[Shapes] = []
         self.bound_runs: list[BoundRun] = []
@@ -38,10 +42,6 @@ class RecordingEngine:
     @property
     def bindable(self) -> BindableEngine | None:
         return None if self._engine.bindable is None else self
-
-    @property
-    def stream(self) -> Stream:
-        return self._require_bindable().stream
 
     def dtype(self, name: str) -> torch.dtype:
         return self._require_bindable().dtype(name)

@@ -57,7 +57,7 @@ MAX_ROOT_ENTRIES = 24
 
 
 def modules(*packages: str) -> Iterator[tuple[str, Path]]:
-    """Yields the dotted name and the file of every module of some packages."""
+    """Yield the dotted name and the file of every module of some packages."""
     for package in packages:
         for file in sorted((ROOT / package).rglob("*.py")):
             parts = file.relative_to(ROOT).with_suffix("").parts
@@ -70,7 +70,7 @@ def module_names() -> frozenset[str]:
 
 
 def imports(file: Path) -> Iterator[str]:
-    """Yields the project's modules that a file imports, also in functions and under TYPE_CHECKING."""
+    """Yield the project's modules that a file imports, also in functions and under TYPE_CHECKING."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in module_names())

@@ -24,18 +24,26 @@ from runtime import (
     Patch,
     PatchcaptionError,
     Point,
+    Region,
     RegionError,
     Trace,
     WholeImage,
 )
 from runtime.bundle import Bundle
+from runtime.image import ImageSource
 from runtime.memory import MemoryBank
 from tests.conftest import ROOT
 from tests.doubles import RecordingBackend, captioner_of, with_manifest
 
 SCENE = scenes.draw_scene(scenes.HELD_OUT_SEED + 1)
 FIRST, SECOND = SCENE.objects[:2]
-REGIONS = [FIRST.box, SECOND.mask, scenes.pair_region(FIRST, SECOND), Trace.normalized([(0.5, 0.5)]), WholeImage()]
+REGIONS: list[Region] = [
+    FIRST.box,
+    SECOND.mask,
+    scenes.pair_region(FIRST, SECOND),
+    Trace.normalized([(0.5, 0.5)]),
+    WholeImage(),
+]
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +81,8 @@ def test_the_backbone_runs_once_for_any_number_of_descriptions(bundle: Bundle) -
 
 def test_several_images_at_once_are_the_same_as_one_by_one(demo: Captioner) -> None:
     drawn = [scenes.draw_scene(scenes.HELD_OUT_SEED + number) for number in range(3)]
-    images = [drawn[0].image, Image.fromarray(drawn[1].image).resize((300, 200)), drawn[2].image]
-    regions = [[drawn[0].objects[0].box, WholeImage()], [], [one.mask for one in drawn[2].objects]]
+    images: list[ImageSource] = [drawn[0].image, Image.fromarray(drawn[1].image).resize((300, 200)), drawn[2].image]
+    regions: list[list[Region]] = [[drawn[0].objects[0].box, WholeImage()], [], [one.mask for one in drawn[2].objects]]
     together = demo.caption(images, regions)
     apart = [demo.caption(image, own) for image, own in zip(images, regions, strict=True)]
     assert [len(captions) for captions in together] == [len(captions) for captions in apart]
@@ -120,7 +128,8 @@ def test_nothing_asked_is_nothing_answered(demo: Captioner) -> None:
 
 def test_vectors_are_weighted_sums_of_tokens(demo: Captioner) -> None:
     features = demo.encode([SCENE.image, SCENE.image[::-1]])
-    vectors = demo.vectors(features, [[WholeImage(pool="mean"), WholeImage(pool="cls")], [Point(0, 0)]])
+    regions: list[list[Region]] = [[WholeImage(pool="mean"), WholeImage(pool="cls")], [Point(0, 0)]]
+    vectors = demo.vectors(features, regions)
     expected = [features.patches[0].mean(0), features.cls[0], features.patches[1, 0]]
     torch.testing.assert_close(vectors, torch.stack(expected))
 
@@ -181,7 +190,7 @@ def test_fit_crop_sees_the_centre_square_at_its_own_aspect_ratio(demo_bundle: Pa
 )
 def test_regions_that_do_not_match_are_refused(demo: Captioner, regions: object, message: str) -> None:
     with pytest.raises(RegionError, match=message):
-        demo.caption([SCENE.image, SCENE.image], regions)
+        demo.caption([SCENE.image, SCENE.image], regions)  # type: ignore[call-overload]
 
 
 def test_a_bad_image_in_a_list_is_named_by_its_number(demo: Captioner) -> None:
@@ -199,7 +208,7 @@ def test_unknown_backends_and_fits_are_refused(demo_bundle: Path) -> None:
     with pytest.raises(BackendError, match="backend 'tpu': expected one of 'auto', 'cpu', 'openvino'"):
         Captioner.load(demo_bundle, backend="tpu")
     with pytest.raises(PatchcaptionError, match="fit 'zoom'"):
-        Captioner.load(demo_bundle, fit="zoom")
+        Captioner.load(demo_bundle, fit="zoom")  # type: ignore[arg-type]
 
 
 def test_a_missing_onnx_runtime_is_said_with_the_fix(demo_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ from PIL import Image
 from benchmarks import eager
 from export.checkpoint import Checkpoint
 from export.demo import scenes
+from export.models.dinov2 import Dinov2Backbone
+from export.models.vit import VitBlock
 from export.readers import read_checkpoint
 from runtime import (
     AttentionHead,
@@ -26,6 +30,7 @@ from runtime import (
     Patch,
     PatchcaptionError,
     Point,
+    Region,
     RegionError,
     Register,
     Trace,
@@ -33,13 +38,14 @@ from runtime import (
 )
 from runtime.bundle import Bundle
 from runtime.memory import MemoryBank
+from runtime.options import CleanFrom, DescribeKeywords, Mode, PoolingKeywords
 from runtime.regions.canvas import Array, Canvas
 from tests.doubles import RecordingBackend, captioner_of, with_manifest, without_engine
 
 SCENES = [scenes.draw_scene(scenes.HELD_OUT_SEED + number) for number in range(2)]
 BOXES = [(0.0, 0.0, 223.0, 223.0), (20.0, 35.5, 90.2, 60.0), (150.0, 100.0, 0.0, 0.0), (70.0, 70.0, 40.0, 120.0)]
 # Vectors are sums of float32 numbers in another order; their largest values are about 1.
-CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+assert_close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +60,9 @@ def features(demo: Captioner) -> FeatureMap:
 
 @pytest.fixture(scope="module")
 def encoded(checkpoint: Checkpoint) -> list[eager.EncodedImage]:
-    return [eager.encode_image(checkpoint.backbone, Image.fromarray(scene.image)) for scene in SCENES]
+    backbone = checkpoint.backbone
+    assert isinstance(backbone, Dinov2Backbone)
+    return [eager.encode_image(backbone, Image.fromarray(scene.image)) for scene in SCENES]
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +76,11 @@ def bundle(demo_bundle: Path) -> Bundle:
     return Bundle(demo_bundle, verify=False)
 
 
-def on_both_images(*boxes: tuple[float, ...], **options: object) -> list[list[Box]]:
+def on_both_images(
+    *boxes: tuple[float, float, float, float], pool: eager.Pool = "mean", variance: float = 0.5
+) -> list[list[Region]]:
     """Return the same boxes in published form for each of the two images."""
-    return [[Box.published(*box, **options) for box in boxes]] * 2
+    return [[Box.published(*box, pool=pool, variance=variance) for box in boxes]] * 2
 
 
 @pytest.mark.parametrize("pool", ["mean", "gaussian", "attention"])
@@ -78,16 +88,14 @@ def test_boxes_are_those_of_the_algorithm_written_plainly(
     demo: Captioner, features: FeatureMap, encoded: list[eager.EncodedImage], pool: eager.Pool
 ) -> None:
     expected = [eager.box_vector(image, box, pool) for image in encoded for box in BOXES]
-    torch.testing.assert_close(
-        demo.vectors(features, on_both_images(*BOXES, pool=pool)), torch.stack(expected), **CLOSE
-    )
+    assert_close(demo.vectors(features, on_both_images(*BOXES, pool=pool)), torch.stack(expected))
 
 
 def test_sets_and_traces_are_those_of_the_algorithm_written_plainly(
     demo: Captioner, features: FeatureMap, encoded: list[eager.EncodedImage]
 ) -> None:
     points = [(0.1, 0.2), (0.15, 0.2), (0.9, 0.5), (1.2, 0.5)]
-    regions = [
+    regions: list[Region] = [
         BoxSet.published(BOXES, pool="attention"),
         Trace.published(points, pool="attention"),
         WholeImage("attention"),
@@ -101,7 +109,7 @@ def test_sets_and_traces_are_those_of_the_algorithm_written_plainly(
             image.average_attention,
         )
     ]
-    torch.testing.assert_close(demo.vectors(features, [regions] * 2), torch.stack(expected), **CLOSE)
+    assert_close(demo.vectors(features, [regions] * 2), torch.stack(expected))
 
 
 @pytest.mark.parametrize("clean", ["orthogonal", "contrastive"])
@@ -112,9 +120,9 @@ def test_cleaned_boxes_are_those_of_the_algorithm_written_plainly(
     features: FeatureMap,
     encoded: list[eager.EncodedImage],
     bank: MemoryBank,
-    clean: str,
+    clean: Literal["orthogonal", "contrastive"],
     after: bool,
-    common: str,
+    common: CleanFrom,
 ) -> None:
     vectors = demo.vectors(
         features, on_both_images(*BOXES), clean=clean, alpha=0.7, clean_from=common, clean_after_projection=after
@@ -124,29 +132,32 @@ def test_cleaned_boxes_are_those_of_the_algorithm_written_plainly(
         shared = image.cls if common == "cls" else image.average_attention
         cleaned = eager.clean_patches(image, bank.rows.stored, clean, after, shared, alpha=0.7)
         expected += [eager.box_vector(cleaned, box) for box in BOXES]
-    torch.testing.assert_close(vectors, torch.stack(expected), **CLOSE)
+    assert_close(vectors, torch.stack(expected))
 
 
 @pytest.mark.parametrize("kind", ["mean", "cls"])
 def test_reencoded_boxes_are_those_of_the_algorithm_written_plainly(
-    demo: Captioner, features: FeatureMap, encoded: list[eager.EncodedImage], checkpoint: Checkpoint, kind: str
+    demo: Captioner,
+    features: FeatureMap,
+    encoded: list[eager.EncodedImage],
+    checkpoint: Checkpoint,
+    kind: Literal["mean", "cls"],
 ) -> None:
     block = checkpoint.backbone.last_block
+    assert isinstance(block, VitBlock)
     expected = [
         eager.reencoded_vector(image, block, (x, y, x + width, y + height), kind)
         for image in encoded
         for x, y, width, height in BOXES
     ]
-    torch.testing.assert_close(
-        demo.vectors(features, on_both_images(*BOXES), reencode=kind), torch.stack(expected), **CLOSE
-    )
+    assert_close(demo.vectors(features, on_both_images(*BOXES), reencode=kind), torch.stack(expected))
 
 
 def test_gaussian_reencoding_is_a_gaussian_box_with_the_corners_rounded(demo: Captioner, features: FeatureMap) -> None:
     # 9 + 9 = 18 reaches the second patch of 14; 9 and 9 rounded down by themselves do not
     reencoded = demo.vectors(features, on_both_images((9, 9, 9, 9)), reencode="gaussian")
     expected = demo.vectors(features, on_both_images((0, 0, 14, 14), pool="gaussian", variance=0.5))
-    torch.testing.assert_close(reencoded, expected, **CLOSE)
+    assert_close(reencoded, expected)
 
 
 def test_the_decoder_is_that_of_the_algorithm_written_plainly(demo: Captioner, checkpoint: Checkpoint) -> None:
@@ -166,7 +177,7 @@ def test_the_decoder_is_that_of_the_algorithm_written_plainly(demo: Captioner, c
 def test_reencoding_many_regions_at_once_is_reencoding_each_alone(
     demo: Captioner, features: FeatureMap, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    regions = [
+    regions: list[Region] = [
         Box(0, 0, 30, 200),
         Mask(SCENES[0].background),
         Point(100, 100),
@@ -176,9 +187,9 @@ def test_reencoding_many_regions_at_once_is_reencoding_each_alone(
     both = demo.vectors(features, [regions, regions[::-1]], reencode="cls")
     alone = [demo.vectors(features[0], [region], reencode="cls") for region in regions]
     alone += [demo.vectors(features[1], [region], reencode="cls") for region in regions[::-1]]
-    torch.testing.assert_close(both, torch.cat(alone), **CLOSE)
+    assert_close(both, torch.cat(alone))
     monkeypatch.setattr("runtime.pooling._MAX_REENCODED_LOGITS", 1)
-    torch.testing.assert_close(demo.vectors(features, [regions, regions[::-1]], reencode="cls"), both, **CLOSE)
+    assert_close(demo.vectors(features, [regions, regions[::-1]], reencode="cls"), both)
 
 
 def test_reencoding_calls_the_engine_for_groups_of_regions(features: FeatureMap, bundle: Bundle) -> None:
@@ -204,7 +215,7 @@ def test_reencoding_calls_the_engine_for_groups_of_regions(features: FeatureMap,
     ],
 )
 def test_what_cannot_be_reencoded_is_refused_by_number(
-    demo: Captioner, features: FeatureMap, region: object, options: dict[str, str]
+    demo: Captioner, features: FeatureMap, region: Region, options: PoolingKeywords
 ) -> None:
     with pytest.raises(RegionError, match=r"image 1: region 1: .*: reencode=.* takes .* only"):
         demo.vectors(features, [[], [Box(0, 0, 9, 9), region]], **options)
@@ -221,9 +232,8 @@ def test_a_users_own_kind_of_region_says_whether_it_is_of_patches(demo: Captione
         def weights(self, canvas: Canvas) -> Array:
             return canvas.token(0)
 
-    own, ours = (
-        demo.vectors(features[0], [region], reencode="mean") for region in (FirstPatch(), Patch(row=0, column=0))
-    )
+    regions: list[Region] = [FirstPatch(), Patch(row=0, column=0)]
+    own, ours = (demo.vectors(features[0], [region], reencode="mean") for region in regions)
     torch.testing.assert_close(own, ours)
     with pytest.raises(RegionError, match='region 0: .*FirstToken.*: reencode="mean" takes regions of patches only'):
         demo.vectors(features[0], [FirstToken()], reencode="mean")
@@ -238,9 +248,9 @@ def test_a_bundle_from_before_reencoding_says_so(features: FeatureMap, bundle: B
 
 
 def test_tokens_of_the_whole_image_are_projected_but_not_cleaned(demo: Captioner, features: FeatureMap) -> None:
-    regions = [[WholeImage(), Register(0)]] * 2
+    regions: list[list[Region]] = [[WholeImage(), Register(0)]] * 2
     vectors = demo.vectors(features, regions, clean="orthogonal")
-    torch.testing.assert_close(vectors, demo.project(demo.vectors(features, regions)), **CLOSE)
+    assert_close(vectors, demo.project(demo.vectors(features, regions)))
 
 
 def test_cleaned_vectors_are_not_projected_again(demo: Captioner, features: FeatureMap) -> None:
@@ -253,13 +263,14 @@ def test_cleaned_vectors_are_not_projected_again(demo: Captioner, features: Feat
 def test_crops_are_encoded_by_themselves(demo: Captioner, features: FeatureMap) -> None:
     crop = Crop(30, 40, 130.4, 90)
     cut = SCENES[1].image[40:90, 30:130]
-    vectors = demo.vectors(features, [[WholeImage()], [Point(5, 5), crop]])
+    regions: list[list[Region]] = [[WholeImage()], [Point(5, 5), crop]]
+    vectors = demo.vectors(features, regions)
     expected = torch.cat([features.cls[:1], features[1].patches[:, 0], demo.encode(cut).cls])
-    torch.testing.assert_close(vectors, expected, **CLOSE)
+    assert_close(vectors, expected)
     cropping = demo.describe(features, [[crop], []])[0][0]
     assert cropping.region is crop
     cleaned = demo.vectors(features, [[], [crop]], clean="orthogonal")
-    torch.testing.assert_close(cleaned, demo.project(demo.encode(cut).cls), **CLOSE)
+    assert_close(cleaned, demo.project(demo.encode(cut).cls))
 
 
 def test_crops_stretch_whatever_the_fit(demo_bundle: Path) -> None:
@@ -268,7 +279,7 @@ def test_crops_stretch_whatever_the_fit(demo_bundle: Path) -> None:
         both = cropping.vectors(cropping.encode(image), [Crop(0, 0, 448, 224), Crop(224, 0, 448, 224)])
     with Captioner.load(demo_bundle) as stretching:
         expected = stretching.encode([image, SCENES[1].image]).cls
-    torch.testing.assert_close(both, expected, **CLOSE)
+    assert_close(both, expected)
 
 
 @pytest.mark.parametrize(
@@ -285,11 +296,12 @@ def test_crops_with_no_place_on_the_image_are_refused_by_number(
 def test_nearest_captions_are_those_of_the_largest_cosines(
     demo: Captioner, features: FeatureMap, bank: MemoryBank
 ) -> None:
-    regions = [[Box(0, 0, 50, 50), WholeImage()], [Patch(3, 4)]]
+    regions: list[list[Region]] = [[Box(0, 0, 50, 50), WholeImage()], [Patch(3, 4)]]
     cosines = torch.cosine_similarity(demo.vectors(features, regions)[:, None], bank.rows.stored[None], dim=2)
     best = cosines.topk(3, dim=1)
     texts = [[bank.captions[index] for index in row] for row in best.indices.tolist()]
-    for mode in ("decode", "nearest"):
+    modes: list[Mode] = ["decode", "nearest"]
+    for mode in modes:
         captions = list(chain(*demo.describe(features, regions, mode=mode, n_best=3)))
         assert [[match.text for match in caption.nearest] for caption in captions] == texts
         for caption, values in zip(captions, best.values.tolist(), strict=True):
@@ -301,6 +313,7 @@ def test_nearest_captions_are_those_of_the_largest_cosines(
 
 
 def test_more_neighbours_than_the_memory_has_are_all_of_them(demo: Captioner, features: FeatureMap) -> None:
+    assert demo.manifest.memory is not None
     rows = demo.manifest.memory.num_rows
     assert len(demo.describe(features[0], [WholeImage()], n_best=rows + 5)[0].nearest) == rows
 
@@ -309,7 +322,8 @@ def test_without_a_memory_there_are_no_neighbours_and_vectors_go_to_the_decoder_
     demo: Captioner, features: FeatureMap, bundle: Bundle
 ) -> None:
     with captioner_of(with_manifest(bundle, memory=None)) as captioner:
-        for options in ({"mode": "nearest"}, {"n_best": 1}):
+        kinds: list[DescribeKeywords] = [{"mode": "nearest"}, {"n_best": 1}]
+        for options in kinds:
             with pytest.raises(PatchcaptionError, match="this bundle has no memory"):
                 captioner.describe(features[0], [WholeImage()], **options)
         vectors = demo.vectors(features, on_both_images(*BOXES))
@@ -331,7 +345,7 @@ def test_without_a_memory_there_are_no_neighbours_and_vectors_go_to_the_decoder_
     ],
 )
 def test_options_that_do_not_exist_are_refused(
-    demo: Captioner, features: FeatureMap, options: dict[str, object], message: str
+    demo: Captioner, features: FeatureMap, options: DescribeKeywords, message: str
 ) -> None:
     with pytest.raises(PatchcaptionError, match=message):
         demo.describe(features[0], [Box(0, 0, 9, 9)], **options)
@@ -342,7 +356,7 @@ def test_options_that_do_not_exist_are_refused(
 
 def test_every_kind_of_region_takes_several_images_at_once(demo: Captioner, features: FeatureMap) -> None:
     heads = [AttentionHead(index) for index in range(demo.manifest.backbone.attention_heads)]
-    regions = [[*heads, Register(1), WholeImage("attention"), *on_both_images(*BOXES)[0]]] * 2
+    regions: list[list[Region]] = [[*heads, Register(1), WholeImage("attention"), *on_both_images(*BOXES)[0]]] * 2
     together = demo.describe(features, regions)
     for image in range(2):
         alone = demo.describe(features[image], regions[image])
@@ -351,7 +365,7 @@ def test_every_kind_of_region_takes_several_images_at_once(demo: Captioner, feat
 
 def test_nothing_that_was_given_is_changed(demo: Captioner, features: FeatureMap) -> None:
     boxes = np.array(BOXES, np.float32)
-    regions = [
+    regions: list[list[Region]] = [
         [BoxSet.published(boxes, pool="attention"), *on_both_images(*boxes, pool="attention")[0], Patch(0, 0)]
     ] * 2
     before = boxes.copy(), features.tokens.clone(), features.cls_attention_logits.clone()
@@ -368,4 +382,4 @@ def test_boxes_that_overlap_see_the_same_attention(demo: Captioner, features: Fe
     box = Box.published(0, 0, 100, 100, pool="attention")
     other = Box.published(50, 50, 100, 100, pool="attention")
     alone = demo.vectors(features[0], [other])
-    torch.testing.assert_close(demo.vectors(features[0], [box, other, box])[1:2], alone, **CLOSE)
+    assert_close(demo.vectors(features[0], [box, other, box])[1:2], alone)

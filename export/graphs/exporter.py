@@ -31,7 +31,7 @@ OPSET = 20
 
 
 def export_graph(spec: GraphSpec, folder: Path, precision: EnginePrecision = "fp32") -> EngineRecord:
-    """Writes a graph and checks it.
+    """Write a graph and checks it.
 
     Raises:
         ExportError: the graph does not compute what its module does.
@@ -44,7 +44,7 @@ def export_graph(spec: GraphSpec, folder: Path, precision: EnginePrecision = "fp
 def export_quantized_backbone(
     backbone: BackboneModel, folder: Path, precision: EnginePrecision, images: Tensor, optimizer: ModelOpt
 ) -> EngineRecord:
-    """Writes a backbone that Model Optimizer quantizes to int8 or fp8 for TensorRT, and checks it.
+    """Write a backbone that Model Optimizer quantizes to int8 or fp8 for TensorRT, and checks it.
 
     Args:
         images: pixels (B, S, S, 3) uint8 that show how large activations become.
@@ -62,7 +62,7 @@ def export_quantized_backbone(
 
 
 def _write(spec: GraphSpec, path: Path, precision: EnginePrecision) -> None:
-    """Writes a graph with its weights, or with references to those of the graph that owns them."""
+    """Write a graph with its weights, or with references to those of the graph that owns them."""
     with _quiet():
         program = torch.onnx.export(
             spec.module,
@@ -95,7 +95,7 @@ def _write(spec: GraphSpec, path: Path, precision: EnginePrecision) -> None:
 
 
 def _strip_metadata(model: onnx_ir.Model) -> None:
-    """Drops what the exporter notes of the Python code behind each node, paths of this machine among it."""
+    """Drop what the exporter notes of the Python code behind each node, paths of this machine among it."""
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     for part in (*model.graph, *model.graph.initializers.values(), *model.graph.inputs, *model.graph.outputs):
@@ -112,7 +112,7 @@ def _record(path: Path, precision: EnginePrecision, max_error: float) -> EngineR
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences the exporter, whose own progress and internals are of no use to users of this command."""
+    """Silence the exporter, whose own progress and internals are of no use to users of this command."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -15,7 +15,7 @@ _MAX_INLINE_BYTES = 1024
 
 
 def share_weights(model: onnx_ir.Model, owner: Path) -> None:
-    """Makes each weight of ``model`` a reference to the same bytes in the data file of the graph ``owner``.
+    """Make each weight of ``model`` a reference to the same bytes in the data file of the graph ``owner``.
 
     Raises:
         ExportError: they are not there.

@@ -53,7 +53,7 @@ class GraphSpec:
 
 
 def backbone_spec(backbone: BackboneModel, images: Tensor | None = None) -> GraphSpec:
-    """Returns the graph of a backbone.
+    """Return the graph of a backbone.
 
     Args:
         images: pixels (B, S, S, 3) uint8 that show how large activations become, beside noise and a pattern.
@@ -76,7 +76,7 @@ def backbone_spec(backbone: BackboneModel, images: Tensor | None = None) -> Grap
 
 
 def reencoder_spec(backbone: BackboneModel) -> GraphSpec:
-    """Returns the graph of the backbone's last block for regions of different sizes."""
+    """Return the graph of the backbone's last block for regions of different sizes."""
     module = Reencoder(backbone).eval()
 
     def regions(sizes: Sequence[int]) -> Inputs:
@@ -97,7 +97,7 @@ def reencoder_spec(backbone: BackboneModel) -> GraphSpec:
 
 
 def decap_specs(decoder: DecapStep) -> tuple[GraphSpec, GraphSpec]:
-    """Returns the graphs of DeCap's greedy and beam steps, checked at the first, a middle and the last position.
+    """Return the graphs of DeCap's greedy and beam steps, checked at the first, a middle and the last position.
 
     The beam step's weights stay where the greedy step's file has them.
     """
@@ -124,7 +124,7 @@ def _step_inputs(config: DecapConfig, rows: int, position: int) -> Inputs:
 
 
 def _smooth_image(size: int) -> Tensor:
-    """Returns pixels (1, S, S, 3) that change slowly, whose activations differ from those of noise."""
+    """Return pixels (1, S, S, 3) that change slowly, whose activations differ from those of noise."""
     ramp = torch.linspace(0, 255, size)
     red, green = ramp[:, None].expand(size, size), ramp[None].expand(size, size)
     return torch.stack([red, green, 255 - red], dim=-1)[None].to(torch.uint8)

@@ -41,7 +41,7 @@ log-probability of any other token of 50,000 is about -10."""
 
 
 def compare(path: Path, module: nn.Module, *cases: Sequence[Tensor], precision: EnginePrecision = "fp32") -> float:
-    """Returns the largest difference between a graph's outputs and its module's over some cases of inputs.
+    """Return the largest difference between a graph's outputs and its module's over some cases of inputs.
 
     Best log-probabilities are compared absolutely, all else relative to the largest value of the output. Whole numbers,
     the best tokens, are compared in float32 only: in half precision the second best may be the best, and its

@@ -74,8 +74,13 @@ def _check_precision(name: BackendName, precision: Precision, bundle: Bundle | N
         )
     if precision not in spec.compute_precisions:
         able = [other.name for other in BACKENDS.values() if precision in other.compute_precisions]
-        fix = f"{', '.join(able)} has it" if able else f"expected {' or '.join(spec.compute_precisions)}"
-        raise BackendError(f"precision {precision!r}: the backend {name!r} computes in that of the graphs; {fix}")
+        if able:
+            raise BackendError(
+                f"precision {precision!r}: the backend {name!r} computes in the precision of the graphs; use fp32, or "
+                f"the backend {' or '.join(able)}"
+            )
+        expected = " or ".join(spec.compute_precisions)
+        raise BackendError(f"precision {precision!r}: with the backend {name!r} expected {expected}")
 
 
 def select_backend(

@@ -33,7 +33,8 @@ _LARGEST_TAG = 2**32 - 1
 
 @dataclass(frozen=True)
 class GraphContents:
-    """
+    """What of a graph is checked before a parser sees it.
+
     Attributes:
         files: where its weights lie, as it names them; none where all are in the graph.
         operators: the kinds of its nodes, those of its functions and inner graphs too.

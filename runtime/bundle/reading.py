@@ -135,10 +135,11 @@ def _read_manifest(folder: Path) -> Manifest:
         return Manifest.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(step) for step in first["loc"]) or "the whole file"
         if first["loc"] == ("schema_version",):
             raise BundleError(
                 f"{path}: schema {first['input']!r}, but this version reads schema {SCHEMA}; "
                 "update patchcaption or build the bundle again"
             ) from None
-        raise BundleError(f"{path}: {where}: {first['msg']}; build the bundle again") from None
+        where = "".join(f"{step}." for step in first["loc"]).removesuffix(".")
+        message = first["msg"].removeprefix("Value error, ")
+        raise BundleError(f"{path}: {f'{where}: ' if where else ''}{message}; build the bundle again") from None

@@ -29,6 +29,7 @@ def trust(sha256: str) -> None:
 
 
 def is_trusted(sha256: str) -> bool:
+    """Return whether this user trusts the file with that hash."""
     try:
         return (_trusted() / sha256).is_file()
     except (OSError, RuntimeError):

@@ -132,8 +132,11 @@ def _draw_label(
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
     colour: Colour,
 ) -> Corners:
-    """Draw a caption above, below or inside a box, where it covers no other label and stays in the picture; return its
-    box."""
+    """Draw a caption above, below or inside a box, where it covers no other label and stays in the picture.
+
+    Returns:
+        its corners.
+    """
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
     padding = 3
     width, height = right - left + 2 * padding, bottom - top + 2 * padding

@@ -69,17 +69,20 @@ class Canvas:
         Raises:
             RegionError: the backbone has no such token.
         """
-        return self.token(self.require_cls(self.layout))
+        return self.token(self.require_cls(self.layout, fix='use WholeImage(pool="mean")'))
 
     @staticmethod
-    def require_cls(layout: TokenLayout) -> int:
+    def require_cls(layout: TokenLayout, fix: str) -> int:
         """Return the index of the token that stands for the whole image.
+
+        Args:
+            fix: what to do where there is none, for the message.
 
         Raises:
             RegionError: the backbone has no such token.
         """
         if layout.cls_index is None:
-            raise RegionError('the backbone has no cls token; use WholeImage(pool="mean")')
+            raise RegionError(f"the backbone has no cls token; {fix}")
         return layout.cls_index
 
     def row(self, patches: Array) -> Array:

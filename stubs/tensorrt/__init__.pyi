@@ -1,7 +1,7 @@
-"""What this project may use of NVIDIA's `tensorrt`, written by hand from its public documentation.
+"""The names of NVIDIA's `tensorrt` that this project may use, written by hand from its public documentation.
 
 Two surfaces: that of 10.3 (JetPack 6), with only what later versions have too, and that of 11, where `TENSORRT_11` is
-true: `mypy --always-true TENSORRT_11`. What one of them lacks can be reached by `getattr` only, with a way without it.
+true: `mypy --always-true TENSORRT_11`. What one of them lacks is reached by `getattr` only, with a fallback beside it.
 """
 
 import enum

@@ -12,7 +12,9 @@ import torch
 from benchmarks.scoring.demo_scenes import evaluation_cases
 from export.demo import scenes
 from runtime import BackendError, Box, Captioner
-from runtime.backends import OpenVinoBackend, open_backend
+from runtime.backends import open_backend
+from runtime.backends.openvino import OpenVinoBackend
+from runtime.bundle import Bundle, EngineFiles
 
 openvino = pytest.importorskip("openvino", reason="needs pip install 'patchcaption[openvino]'")
 
@@ -66,10 +68,14 @@ def test_a_missing_package_is_named_with_the_fix(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_precision_that_is_not_there_is_refused_never_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(BackendError, match="precision 'bf16': the backend 'cpu' computes in .* built in; openvino"):
+    with pytest.raises(
+        BackendError, match="precision 'bf16': the backend 'cpu' computes in .* use fp32, or the backend openvino"
+    ):
         open_backend("cpu", precision="bf16")
+    with pytest.raises(BackendError, match="precision 'int3': with the backend 'openvino' expected fp32 or bf16"):
+        open_backend("openvino", precision="int3")  # type: ignore[arg-type]
     with pytest.raises(BackendError, match="precision 'int3': with OpenVINO expected one of fp32, bf16"):
-        open_backend("openvino", precision="int3")
+        OpenVinoBackend(precision="int3")  # type: ignore[arg-type]
     monkeypatch.setattr(openvino.Core, "get_property", lambda *_: ["FP32"])
     with pytest.raises(BackendError, match="this CPU does not multiply bfloat16; use fp32"):
         OpenVinoBackend(precision="bf16")
@@ -78,8 +84,8 @@ def test_a_precision_that_is_not_there_is_refused_never_replaced(monkeypatch: py
 def test_graphs_that_cannot_be_opened_or_run_are_named(tmp_path: Path, demo_bundle: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"no graph")
     with pytest.raises(BackendError, match="broken.onnx: OpenVINO cannot load it"):
-        OpenVinoBackend().open(tmp_path / "broken.onnx")
-    engine = OpenVinoBackend(threads=1).open(demo_bundle / "reencoder.onnx")
+        OpenVinoBackend().open(EngineFiles(tmp_path / "broken.onnx"))
+    engine = OpenVinoBackend(threads=1).open(Bundle(demo_bundle, verify=False).engine("reencoder"))
     with pytest.raises(BackendError, match="reencoder.onnx: OpenVINO cannot run it"):
         engine.run({"no such input": torch.zeros(1)})
     engine.close()

@@ -14,27 +14,35 @@ from torch import Tensor
 
 from runtime import BackendError, Box, Caption, Captioner, Region
 from runtime.backends import open_backend
-from runtime.bundle import MemoryPrecision
+from runtime.bundle.dtypes import StoragePrecision
 from runtime.image import Fit, prepare
 from runtime.memory.bank import MemoryBank
 from runtime.memory.rows import StoredRows
 from tests.conftest import build_once
-from tests.memory.test_stored_banks import PRECISIONS, PROMISED, all_different, built, by_definition, duplicates, normal
+from tests.memory.test_stored_banks import (
+    MAX_ERROR,
+    PRECISIONS,
+    all_different,
+    build_bank,
+    duplicates,
+    normal,
+    project_by_definition,
+)
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device"),
 ]
 
-ALLOWED = {"fp32": 1e-3, "fp16": 1e-2}
-"""Of tokens, relative to the largest: other kernels sum in another order; float16 has 11 bits."""
-LEAST_SAME = 0.99
-"""Of captions: where two tokens are as likely, the last bits decide."""
+MAX_TOKEN_ERROR = {"fp32": 1e-3, "fp16": 1e-2}
+"""Relative to the largest value: other kernels sum in another order; float16 has 11 bits."""
+MIN_EQUAL_SHARE = 0.99
+"""Share of captions: where two tokens are as likely, the last bits decide."""
 REGIONS: list[Region] = [Box(x, y, x + 150, y + 130) for x in range(0, 480, 60) for y in range(0, 340, 60)]
 
 
-def here(backend: str) -> None:
-    """Skips where a backend cannot be opened."""
+def require_backend(backend: str) -> None:
+    """Skip the test where a backend cannot be opened."""
     if backend == "tensorrt":
         if importlib.util.find_spec("tensorrt") is None:
             pytest.skip("TensorRT is not installed")
@@ -55,7 +63,7 @@ def captioner(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, precision: str
 ) -> Iterator[Captioner]:
     backend = str(request.param)
-    here(backend)
+    require_backend(backend)
     options = ("--backend", backend, "--precision", precision, "--max-regions", "64", "--max-images", "2")
     folder = build_once(tmp_path_factory, "demo", f"demo-{backend}-{precision}", *options)
     with Captioner.load(folder, backend) as opened:
@@ -72,7 +80,7 @@ def on_gpu(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().cuda()
 
 
-def same_share(ours: list[Caption], theirs: list[Caption]) -> float:
+def equal_share(ours: list[Caption], theirs: list[Caption]) -> float:
     return float(np.mean([one.text == other.text for one, other in zip(ours, theirs, strict=True)]))
 
 
@@ -83,17 +91,17 @@ def test_tokens_and_captions_are_those_of_the_cpu(
     ours, theirs = captioner.encode(images), demo.encode(images)
     assert ours.tokens.is_cuda
     difference = (ours.tokens.float().cpu() - theirs.tokens).abs().max() / theirs.tokens.abs().max()
-    assert difference < ALLOWED[precision]
+    assert difference < MAX_TOKEN_ERROR[precision]
     for number in range(len(images)):
         got, expected = captioner.describe(ours[number], REGIONS), demo.describe(theirs[number], REGIONS)
-        assert same_share(got, expected) >= LEAST_SAME
+        assert equal_share(got, expected) >= MIN_EQUAL_SHARE
 
 
 def test_other_ways_of_describing_give_the_same_too(captioner: Captioner, demo: Captioner, scene: Image.Image) -> None:
     ours, theirs = captioner.encode(scene), demo.encode(scene)
     for options in ({"beams": 3}, {"reencode": "mean"}, {"clean": "orthogonal"}, {"mode": "nearest"}):
         got, expected = captioner.describe(ours, REGIONS, **options), demo.describe(theirs, REGIONS, **options)
-        assert same_share(got, expected) >= LEAST_SAME, options
+        assert equal_share(got, expected) >= MIN_EQUAL_SHARE, options
 
 
 def test_the_backbone_and_the_steps_are_captured(captioner: Captioner, scene: Image.Image) -> None:
@@ -104,7 +112,7 @@ def test_the_backbone_and_the_steps_are_captured(captioner: Captioner, scene: Im
     else:
         assert captured["backbone"]
         assert captured["decoder"]
-        assert {reason for pieces in captured.values() for reason in pieces} == {""}
+        assert {reason for reasons in captured.values() for reason in reasons} == {""}
 
 
 def test_what_runs_is_what_was_asked_for(captioner: Captioner) -> None:
@@ -135,18 +143,18 @@ def test_callers_on_streams_of_their_own_get_what_they_asked_for(captioner: Capt
 
 
 def test_a_backend_gives_its_memory_back(tmp_path_factory: pytest.TempPathFactory, scene: Image.Image) -> None:
-    here("ort-cuda")
+    require_backend("ort-cuda")
     folder = build_once(tmp_path_factory, "demo", "demo-ort-cuda-fp32", "--backend", "ort-cuda", "--max-regions", "64")
 
-    def use() -> int:
+    def bytes_after_use() -> int:
         with Captioner.load(folder, "ort-cuda") as captioner:
             captioner.caption(scene, REGIONS[:4])
         del captioner
         torch.cuda.synchronize()
         return torch.cuda.memory_allocated()
 
-    first = use()
-    assert max(use() for _ in range(5)) <= first
+    first = bytes_after_use()
+    assert max(bytes_after_use() for _ in range(5)) <= first
 
 
 @pytest.mark.parametrize("image_wh", [(640, 480), (480, 640), (1920, 1080), (300, 1200), (37, 90)])
@@ -155,10 +163,10 @@ def test_frames_are_resized_as_pillow_does_it(image_wh: tuple[int, int], fit: Fi
     width, height = image_wh
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
     expected, views = prepare([image], 224, fit)
-    for given in (image, on_gpu(image)):
-        pixels, seen = prepare([given], 224, fit, device=torch.device("cuda"))
+    for source in (image, on_gpu(image)):
+        pixels, gpu_views = prepare([source], 224, fit, device=torch.device("cuda"))
         assert pixels.is_cuda
-        assert seen == views
+        assert gpu_views == views
         difference = (pixels.cpu().int() - expected.int()).abs()
         assert difference.max() <= 2
         assert (difference > 1).float().mean() <= 1e-3
@@ -167,18 +175,18 @@ def test_frames_are_resized_as_pillow_does_it(image_wh: tuple[int, int], fit: Fi
 @pytest.mark.parametrize("stored", PRECISIONS)
 @pytest.mark.parametrize("rows", [all_different, duplicates])
 def test_projected_vectors_are_those_of_float32_to_a_thousandth(
-    rows: object, stored: MemoryPrecision, tmp_path: Path
+    rows: object, stored: StoragePrecision, tmp_path: Path
 ) -> None:
     assert callable(rows)
     embeddings = rows()
-    bank = built(embeddings, stored, tmp_path)
-    fine = tmp_path / bank.settings.fine if bank.settings.fine else None
-    on_device = StoredRows.load(tmp_path / bank.settings.embeddings, fine, torch.device("cuda"))
-    moved = MemoryBank(on_device, bank.settings, bank.captions_file)
+    bank = build_bank(embeddings, stored, tmp_path)
+    residual = tmp_path / bank.config.residual if bank.config.residual else None
+    on_device = StoredRows.load(tmp_path / bank.config.embeddings, residual, torch.device("cuda"))
+    moved = MemoryBank(on_device, bank.config, bank.captions_file)
     vectors = torch.cat([embeddings[:20], normal(20, embeddings.shape[1], seed=4)])
-    difference = moved.project(vectors.cuda()).double().cpu() - by_definition(embeddings, vectors)
-    assert float(difference.norm(dim=1).max()) < (1e-4 if stored == "fp32" else PROMISED)
+    difference = moved.project(vectors.cuda()).double().cpu() - project_by_definition(embeddings, vectors)
+    assert float(difference.norm(dim=1).max()) < (1e-4 if stored == "fp32" else MAX_ERROR)
     nearest = moved.nearest(vectors[:4].cuda(), 3)
-    similarities = [[match.similarity for match in found] for found in nearest]
-    expected = [[match.similarity for match in found] for found in bank.nearest(vectors[:4], 3)]
+    similarities = [[match.similarity for match in matches] for matches in nearest]
+    expected = [[match.similarity for match in matches] for matches in bank.nearest(vectors[:4], 3)]
     assert np.allclose(similarities, expected, atol=2e-4)

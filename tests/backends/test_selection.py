@@ -1,4 +1,4 @@
-"""What backend="auto" takes: what was measured, for as long as that holds, else the first of a fixed order."""
+"""The backend that "auto" stands for: the one measured to be fastest while that holds, else the first of an order."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,14 +14,16 @@ import torch
 from torch import Tensor
 
 from runtime import BackendError, Captioner, autotune
-from runtime.backends import open_backend
-from runtime.backends import selection as choice
-from runtime.backends.selection import Choice, keep, measurements_file, select_backend
-from runtime.bundle import MANIFEST, Bundle, DecoderConfig
+from runtime.backends import EngineReport, open_backend, selection
+from runtime.backends.base import BindableEngine
+from runtime.backends.registry import BackendName
+from runtime.backends.selection import Selection, measurements_file, save_measurement, select_backend
+from runtime.bundle import MANIFEST, Bundle, DecoderConfig, EngineFiles
+from runtime.bundle.graph_io import present_names
 from runtime.cli.main import main
 
-UNMEASURED = Choice("cpu", "by order: not measured here")
-MEASURED = Choice("openvino", "measured on this machine")
+UNMEASURED = Selection("cpu", "by order: not measured here")
+MEASURED = Selection("openvino", "measured on this machine")
 
 
 @pytest.fixture(autouse=True)
@@ -37,21 +40,21 @@ def bundle(demo_bundle: Path) -> Bundle:
 
 def test_where_nothing_was_measured_auto_follows_a_fixed_order(bundle: Bundle) -> None:
     assert select_backend(bundle) == select_backend() == UNMEASURED
-    assert select_backend(bundle, "bf16") == Choice("openvino", "by order: it alone has bf16")
+    assert select_backend(bundle, "bf16") == Selection("openvino", "by order: it alone has bf16")
     assert open_backend("auto", bundle=bundle).name.startswith("onnxruntime ")
 
 
 def test_what_was_measured_is_what_auto_takes(bundle: Bundle, cache: Path) -> None:
-    assert keep(bundle, "fp32", None, {"cpu": 2.0, "openvino": 1.0}) == "openvino"
+    assert save_measurement(bundle, "fp32", None, {"cpu": 2.0, "openvino": 1.0}) == "openvino"
     assert select_backend(bundle) == MEASURED
-    assert [path.name for path in (cache / "patchcaption").iterdir()] == ["choices.json"]
-    assert keep(bundle, "fp32", None, {"cpu": 1.0, "openvino": 2.0}) == "cpu"
-    assert select_backend(bundle) == Choice("cpu", "measured on this machine")
+    assert [path.name for path in (cache / "patchcaption").iterdir()] == ["measurements.json"]
+    assert save_measurement(bundle, "fp32", None, {"cpu": 1.0, "openvino": 2.0}) == "cpu"
+    assert select_backend(bundle) == Selection("cpu", "measured on this machine")
 
 
 def test_auto_opens_the_measured_backend(demo_bundle: Path, bundle: Bundle) -> None:
     pytest.importorskip("openvino")
-    keep(bundle, "fp32", None, {"cpu": 2.0, "openvino": 1.0})
+    save_measurement(bundle, "fp32", None, {"cpu": 2.0, "openvino": 1.0})
     with Captioner.load(demo_bundle) as captioner:
         assert captioner.backend.name.startswith("openvino ")
     with Captioner.load(demo_bundle, "cpu") as captioner:
@@ -64,15 +67,15 @@ def other_bundle(bundle: Bundle, _: pytest.MonkeyPatch) -> None:
 
 
 def other_versions(_: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "package_version", lambda name: "0.1" if name == "openvino" else "0.2")
+    monkeypatch.setattr(selection, "package_version", lambda name: "0.1" if name == "openvino" else "0.2")
 
 
 def other_cpu(_: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "cpu_name", lambda: "Z80")
+    monkeypatch.setattr(selection, "cpu_name", lambda: "Z80")
 
 
 def other_cores(_: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "usable_cores", lambda: 1000)
+    monkeypatch.setattr(selection, "usable_cores", lambda: 1000)
 
 
 @pytest.mark.parametrize("change", [other_bundle, other_versions, other_cpu, other_cores])
@@ -82,14 +85,14 @@ def test_a_measurement_does_not_hold_for_another(
     change: Callable[[Bundle, pytest.MonkeyPatch], None],
 ) -> None:
     bundle = Bundle(bundle_copy(), verify=False)
-    keep(bundle, "fp32", None, {"cpu": 2.0, "openvino": 1.0})
+    save_measurement(bundle, "fp32", None, {"cpu": 2.0, "openvino": 1.0})
     assert select_backend(bundle) == MEASURED
     change(bundle, monkeypatch)
     assert select_backend(bundle) == UNMEASURED
 
 
 def test_nor_for_other_options(bundle: Bundle) -> None:
-    keep(bundle, "fp32", 2, {"cpu": 2.0, "openvino": 1.0})
+    save_measurement(bundle, "fp32", 2, {"cpu": 2.0, "openvino": 1.0})
     assert select_backend(bundle, threads=2) == MEASURED
     assert select_backend(bundle) == select_backend(bundle, threads=1) == UNMEASURED
     assert select_backend(bundle, "bf16", threads=2).reason.startswith("by order")
@@ -97,29 +100,31 @@ def test_nor_for_other_options(bundle: Bundle) -> None:
 
 def test_several_measurements_are_kept_together(bundle: Bundle) -> None:
     for threads in (1, 2):
-        keep(bundle, "fp32", threads, {"cpu": 2.0, "openvino": 1.0})
+        save_measurement(bundle, "fp32", threads, {"cpu": 2.0, "openvino": 1.0})
     assert select_backend(bundle, threads=1) == select_backend(bundle, threads=2) == MEASURED
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"choices": {"key": {"backend": "tpu"}}}', "\udcff"])
-def test_a_broken_file_is_as_good_as_none_and_is_replaced(bundle: Bundle, text: str) -> None:
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"measurements": {"key": {"backend": "tpu"}}}', "\udcff"])
+def test_a_broken_file_counts_as_none_and_is_replaced(bundle: Bundle, text: str) -> None:
     measurements_file().parent.mkdir(parents=True)
     measurements_file().write_bytes(text.encode("utf-8", "surrogateescape"))
     assert select_backend(bundle) == UNMEASURED
-    keep(bundle, "fp32", None, {"cpu": 2.0, "openvino": 1.0})
+    save_measurement(bundle, "fp32", None, {"cpu": 2.0, "openvino": 1.0})
     assert select_backend(bundle) == MEASURED
 
 
 def test_a_backend_that_is_not_known_is_not_taken_from_the_file(bundle: Bundle) -> None:
-    keep(bundle, "fp32", None, {"cpu": 2.0, "openvino": 1.0})
+    save_measurement(bundle, "fp32", None, {"cpu": 2.0, "openvino": 1.0})
     measurements_file().write_text(measurements_file().read_text().replace('"backend": "openvino"', '"backend": "tpu"'))
     assert select_backend(bundle) == UNMEASURED
 
 
 def test_a_cache_that_cannot_be_written_is_one_line_and_loads_as_before(bundle: Bundle, cache: Path) -> None:
     cache.write_text("a file where the folder should be")
-    with pytest.raises(BackendError, match="the choice of openvino cannot be kept: .*; set XDG_CACHE_HOME to a folder"):
-        keep(bundle, "fp32", None, {"cpu": 2.0, "openvino": 1.0})
+    with pytest.raises(
+        BackendError, match="the measurement of openvino cannot be saved: .*; set XDG_CACHE_HOME to a folder"
+    ):
+        save_measurement(bundle, "fp32", None, {"cpu": 2.0, "openvino": 1.0})
     assert select_backend(bundle) == UNMEASURED
 
 
@@ -127,7 +132,7 @@ def test_without_the_variable_the_file_lies_in_the_home(monkeypatch: pytest.Monk
     monkeypatch.setenv("HOME", str(tmp_path))
     for value in ("", "not/absolute"):
         monkeypatch.setenv("XDG_CACHE_HOME", value)
-        assert measurements_file() == tmp_path / ".cache" / "patchcaption" / "choices.json"
+        assert measurements_file() == tmp_path / ".cache" / "patchcaption" / "measurements.json"
 
 
 @dataclass
@@ -142,17 +147,18 @@ class Clock:
 
 @dataclass
 class FakeBackend:
-    """Engines that take a fixed time; the first run of each takes ten times as long."""
+    """A backend whose engines take a fixed time; the first run of each takes ten times as long."""
 
     name: str
     clock: Clock
-    settings: DecoderConfig
+    config: DecoderConfig
     seconds: Mapping[str, float]
     open_engines: list[FakeEngine] = field(default_factory=list)
     device = torch.device("cpu")
+    needs_warm_up = False
 
-    def open(self, path: Path, callers: int = 1) -> FakeEngine:  # noqa: ARG002
-        engine = FakeEngine(self, self.seconds[path.stem])
+    def open(self, files: EngineFiles, concurrency: int = 1) -> FakeEngine:  # noqa: ARG002
+        engine = FakeEngine(self, self.seconds[files.graph.stem])
         self.open_engines.append(engine)
         return engine
 
@@ -162,31 +168,40 @@ class FakeEngine:
     backend: FakeBackend
     seconds: float
     runs: int = 0
+    bindable: BindableEngine | None = None
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         self.backend.clock.seconds += self.seconds * (1 if self.runs else 10)
         self.runs += 1
-        rows, settings = len(next(iter(inputs.values()))), self.backend.settings
-        entry = torch.zeros(rows, settings.heads, 1, settings.head_width)
-        new = {name.replace("past", "new"): entry for name in inputs if name.startswith("past")}
-        return {"next_tokens": torch.zeros(rows, dtype=torch.int64), "log_probabilities": torch.zeros(rows)} | new
+        rows, config = len(next(iter(inputs.values()))), self.backend.config
+        entry = torch.zeros(rows, config.num_heads, 1, config.head_dim)
+        present = dict.fromkeys(present_names(config.num_layers), entry)
+        return {"next_token_ids": torch.zeros(rows, dtype=torch.int64), "log_probs": torch.zeros(rows), **present}
+
+    def report(self) -> EngineReport:
+        return EngineReport("nothing")
 
     def close(self) -> None:
         self.backend.open_engines.remove(self)
 
 
 @pytest.fixture
-def fakes(bundle: Bundle) -> dict[str, FakeBackend]:
-    clock, settings = Clock(), bundle.manifest.decoding
+def fakes(bundle: Bundle) -> dict[BackendName, FakeBackend]:
+    clock, config = Clock(), bundle.manifest.decoder
     return {
-        "cpu": FakeBackend("one", clock, settings, {"backbone": 0.5, "decoder": 0.01}),
-        "openvino": FakeBackend("other", clock, settings, {"backbone": 0.25, "decoder": 0.02}),
+        "cpu": FakeBackend("one", clock, config, {"backbone": 0.5, "decoder": 0.01}),
+        "openvino": FakeBackend("other", clock, config, {"backbone": 0.25, "decoder": 0.02}),
     }
 
 
-def test_each_backend_is_timed_by_its_best_run_after_the_first(bundle: Bundle, fakes: dict[str, FakeBackend]) -> None:
+def test_each_backend_is_timed_by_its_best_run_after_the_first(
+    bundle: Bundle, fakes: dict[BackendName, FakeBackend]
+) -> None:
     timings = autotune.measure(bundle, fakes, fakes["cpu"].clock)
-    expected = {"cpu": ("one", 500, 12 * 10), "openvino": ("other", 250, 12 * 20)}
+    expected: dict[BackendName, tuple[str, int, int]] = {
+        "cpu": ("one", 500, 12 * 10),
+        "openvino": ("other", 250, 12 * 20),
+    }
     for name, (full_name, backbone, captions) in expected.items():
         assert timings[name].name == full_name
         assert timings[name].backbone == pytest.approx(backbone)
@@ -195,9 +210,9 @@ def test_each_backend_is_timed_by_its_best_run_after_the_first(bundle: Bundle, f
     assert not any(fake.open_engines for fake in fakes.values()), "engines were left open"
 
 
-def test_tune_keeps_the_faster_backend_and_says_so(
+def test_tune_saves_the_faster_backend_and_says_so(
     bundle: Bundle,
-    fakes: dict[str, FakeBackend],
+    fakes: dict[BackendName, FakeBackend],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -206,7 +221,7 @@ def test_tune_keeps_the_faster_backend_and_says_so(
 
     clock = fakes["cpu"].clock
     monkeypatch.setattr("runtime.cli.machine_commands.open_all", open_fakes)
-    monkeypatch.setattr("runtime.cli.machine_commands.measure", lambda *given: autotune.measure(*given, clock))
+    monkeypatch.setattr("runtime.cli.machine_commands.measure", partial(autotune.measure, clock=clock))
     assert main(["tune", str(bundle.folder)]) == 0
     out, err = capsys.readouterr()
     assert err == ""
@@ -215,8 +230,8 @@ def test_tune_keeps_the_faster_backend_and_says_so(
     assert lines[2].split() == ["other", "250.0", "240.0", "240.0"]
     assert lines[3] == f"auto is openvino for {bundle.folder} in fp32 from now on ({measurements_file()})"
     assert select_backend(bundle) == MEASURED
-    (kept,) = json.loads(measurements_file().read_text())["choices"].values()
-    assert kept["milliseconds"] == {"cpu": pytest.approx(740), "openvino": pytest.approx(730)}
+    (saved,) = json.loads(measurements_file().read_text())["measurements"].values()
+    assert saved["milliseconds"] == {"cpu": pytest.approx(740), "openvino": pytest.approx(730)}
     assert main(["info", str(bundle.folder)]) == 0
     assert "backend     auto is openvino (measured on this machine)\n" in capsys.readouterr().out
 

@@ -1,4 +1,4 @@
-"""The typed stub of TensorRT: what mypy is told is what the double does, in both surfaces."""
+"""The typed stub of TensorRT: mypy sees the names that the double has, in both surfaces."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.tensorrt_double import Double, tensorrt_double
 ROOT = Path(__file__).parents[2]
 STUB = ast.parse((ROOT / "stubs" / "tensorrt" / "__init__.pyi").read_text(encoding="utf-8"))
 SURFACES = [("10.3.0.30", False), ("11.4.0.106", True)]
-IN_CODE = {  # the stub's name: the double's, where an object is never made by name
+NAMES_IN_DOUBLE = {  # by the stub's names, of classes that are never instantiated by name
     "ICudaEngine": "Engine",
     "IExecutionContext": "Context",
     "EngineInspector": "Inspector",
@@ -33,7 +33,7 @@ GONE_IN_11 = {  # in the stub so that mypy finds code that uses them; the double
 
 
 def members(body: list[ast.stmt], is_11: bool) -> dict[str, ast.stmt]:
-    """The names that a stub's body gives one surface."""
+    """Return the names that a stub's body declares for one surface."""
     found: dict[str, ast.stmt] = {}
     for statement in body:
         if isinstance(statement, ast.If):
@@ -48,38 +48,39 @@ def members(body: list[ast.stmt], is_11: bool) -> dict[str, ast.stmt]:
     return found
 
 
-def of_double(double: Double, name: str) -> Any:
+def find_in_double(double: Double, name: str) -> Any:
     from tests.tensorrt_double import building, running
 
-    if name in IN_CODE:
-        return getattr(building, IN_CODE[name], None) or getattr(running, IN_CODE[name])
+    if name in NAMES_IN_DOUBLE:
+        return getattr(building, NAMES_IN_DOUBLE[name], None) or getattr(running, NAMES_IN_DOUBLE[name])
     return getattr(double, name)
 
 
 @pytest.mark.parametrize(("version", "is_11"), SURFACES)
 def test_the_double_has_what_the_stub_has(version: str, is_11: bool) -> None:
     double = tensorrt_double(version)
-    others: list[str] = []
+    differences: list[str] = []
     for name, statement in members(STUB.body, is_11).items():
         if not isinstance(statement, ast.ClassDef) or name == "Dims":
             continue
-        theirs = of_double(double, name)
+        of_double = find_in_double(double, name)
         is_enum = any(isinstance(base, ast.Attribute) and base.attr == "Enum" for base in statement.bases)
-        ours = members(statement.body, is_11)
+        of_stub = members(statement.body, is_11)
         if is_enum:
-            assert {one for one in ours if not one.startswith("__")} <= set(theirs.__members__), name
+            assert {member for member in of_stub if not member.startswith("__")} <= set(of_double.__members__), name
             continue
-        for member, declared in ours.items():
+        for member, declared in of_stub.items():
             if not isinstance(declared, ast.FunctionDef) or member in GONE_IN_11 | {"__init__"}:
                 continue
-            given = getattr(theirs, member, None)
-            wanted = [argument.arg for argument in declared.args.args[1:]]
-            if given is None:
-                others.append(f"{name}.{member}: not in the double")
-            elif not isinstance(given, property):
-                takes = list(inspect.signature(given).parameters)[1:]
-                others += [] if takes[: len(wanted)] == wanted else [f"{name}.{member}: {takes}, not {wanted}"]
-    assert not others
+            found = getattr(of_double, member, None)
+            expected = [argument.arg for argument in declared.args.args[1:]]
+            if found is None:
+                differences.append(f"{name}.{member}: not in the double")
+            elif not isinstance(found, property):
+                got = list(inspect.signature(found).parameters)[1:]
+                if got[: len(expected)] != expected:
+                    differences.append(f"{name}.{member}: {got}, not {expected}")
+    assert not differences
 
 
 @pytest.mark.slow
@@ -100,6 +101,6 @@ def test_mypy_finds_what_a_version_lacks(tmp_path: Path, line: str, is_wrong_in:
     for is_11 in (False, True):
         surface = ["--always-true" if is_11 else "--always-false", "TENSORRT_11"]
         options = ["--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(tmp_path / str(is_11))]
-        said, errors, status = api.run([*options, *surface, str(code)])
+        output, errors, status = api.run([*options, *surface, str(code)])
         assert not errors
-        assert bool(status) == (is_11 in is_wrong_in), said
+        assert bool(status) == (is_11 in is_wrong_in), output

@@ -1,4 +1,4 @@
-"""Weights that backends have mapped and packed anew do not stay in this process's memory."""
+"""Weights that backends have mapped and repacked do not stay in this process's memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MIB = 2**20
 
 
 def resident_kib(path: Path) -> int:
-    """How much of a file is in this process's memory."""
+    """Return how much of a file is in this process's memory."""
     total, of_file = 0, False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if not line.split()[0].endswith(":"):
@@ -84,6 +84,6 @@ def test_a_folder_of_any_name(tmp_path: Path) -> None:
 
 
 def test_an_open_engine_holds_no_page_of_the_file_it_was_read_from(demo_bundle: Path) -> None:
-    engine = open_backend("cpu").open(Bundle(demo_bundle, verify=False).path("decoder.onnx"))
+    engine = open_backend("cpu").open(Bundle(demo_bundle, verify=False).engine("decoder"))
     assert resident_kib(demo_bundle / "decoder.onnx.data") == 0
     engine.close()

@@ -128,7 +128,7 @@ def test_spice_is_scored_where_it_was_asked_for(monkeypatch: pytest.MonkeyPatch)
             return 0.25, [0.25]
 
     monkeypatch.setattr(coco_scorers, "Spice", Spice)
-    monkeypatch.setattr(coco_scorers.Meteor, "compute_score", lambda *_: (0.5, [0.5]))
+    monkeypatch.setattr("benchmarks.scoring.coco_scorers.Meteor.compute_score", lambda *_: (0.5, [0.5]))
     assert coco_scorers.score({"1": "A cat."}, {"1": ["A cat."]}, spice=True)["SPICE"] == 0.25
     assert "SPICE" not in coco_scorers.score({"1": "A cat."}, {"1": ["A cat."]}, spice=False)
 

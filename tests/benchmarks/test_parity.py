@@ -7,6 +7,7 @@ The recordings in benchmarks/recordings hold the tokens of their photographs, so
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal, cast
 
 import numpy as np
 import pytest
@@ -15,10 +16,12 @@ import torch
 from benchmarks import eager
 from benchmarks.parity import ALLOWED, NEAR_TIE, compare, compare_decoder, relative_difference
 from benchmarks.reference_recording import RECORDINGS, Recording, tasks
+from export.models.vit import VitBlock
 from export.readers import read_checkpoint
 from export.readers.clip_bpe import find_merges
 from runtime import Captioner
 from runtime.memory.bank import MemoryBank
+from runtime.options import Clean, PoolingKeywords
 from tests.conftest import build_once
 from tests.doubles import captioner_of, with_manifest
 
@@ -66,14 +69,15 @@ def test_scores_are_the_recorded_probabilities_up_to_the_end_token(seeded: Capti
 def test_a_change_of_any_rule_is_seen(seeded: Captioner) -> None:
     """The comparison itself: another alpha, another variance or another pool is no rounding."""
     by_name = {task.name: task for task in tasks(SMALL)}
-    for name, changed in (
-        ("boxes_clean_orthogonal_projection_after", {"alpha": 0.5}),
-        ("boxes_clean_contrastive_mask_before", {"clean_after_projection": True}),
-        ("boxes_clean_contrastive_mask_after", {"clean_from": "attention"}),
-        ("boxes_reencoded_avg", {"reencode": "cls"}),
-    ):
+    changes: dict[str, PoolingKeywords] = {
+        "boxes_clean_orthogonal_projection_after": {"alpha": 0.5},
+        "boxes_clean_contrastive_mask_before": {"clean_after_projection": True},
+        "boxes_clean_contrastive_mask_after": {"clean_from": "attention"},
+        "boxes_reencoded_avg": {"reencode": "cls"},
+    }
+    for name, changed in changes.items():
         task = by_name[name]
-        options = {**task.options, **changed}
+        options = cast("PoolingKeywords", {**task.options, **changed})
         difference = relative_difference(
             seeded.vectors(SMALL.features, task.regions, **options), SMALL.arrays[f"{name}.mem.vec"]
         )
@@ -126,23 +130,31 @@ def test_the_algorithm_written_plainly_is_the_recorded_one(seeded: Captioner) ->
         eager.trace_vector(seen, [(point["x"], point["y"]) for point in own], with_attention=True)
         for seen, own in zip(images, points, strict=True)
     ]
-    for kind, name in (("orthogonal", "orthogonal_projection"), ("contrastive", "contrastive_mask")):
+    cleanings: dict[Clean, str] = {"orthogonal": "orthogonal_projection", "contrastive": "contrastive_mask"}
+    for clean, name in cleanings.items():
         for after, when in ((True, "after"), (False, "before")):
-            cleaned = [eager.clean_patches(seen, bank, kind, after, seen.cls) for seen in images]
+            cleaned = [eager.clean_patches(seen, bank, clean, after, seen.cls) for seen in images]
             made[f"boxes_clean_{name}_{when}"] = [
                 eager.box_vector(seen, box) for seen, own in zip(cleaned, boxes, strict=True) for box in own
             ]
-    for kind, name in (("mean", "avg"), ("cls", "cls")):
+    last_block = checkpoint.backbone.last_block
+    assert isinstance(last_block, VitBlock)
+    reencodings: dict[Literal["mean", "cls"], str] = {"mean": "avg", "cls": "cls"}
+    for reencode, name in reencodings.items():
         made[f"boxes_reencoded_{name}"] = [
-            eager.reencoded_vector(seen, checkpoint.backbone.blocks[-1], corners, kind)
+            eager.reencoded_vector(seen, last_block, corners, reencode)
             for seen, own in zip(images, SMALL.arrays["xyxy_boxes"].tolist(), strict=True)
             for corners in own
         ]
     for name, vectors in made.items():
-        assert relative_difference(torch.stack(vectors), SMALL.vectors(name)) < ALLOWED["vectors"], name
+        difference = relative_difference(torch.stack(vectors), SMALL.vectors(name))
+        assert difference is not None
+        assert difference < ALLOWED["vectors"], name
         if f"{name}.mem.proj" in arrays:
             projected = eager.project(bank, torch.stack(vectors))
-            assert relative_difference(projected, SMALL.arrays[f"{name}.mem.proj"]) < ALLOWED["projected"], name
+            difference = relative_difference(projected, SMALL.arrays[f"{name}.mem.proj"])
+            assert difference is not None
+            assert difference < ALLOWED["projected"], name
     tokens, log_probabilities = eager.decode(checkpoint.decoder.state_dict(), arrays["decoder.inputs"][:4])
     ties = (arrays["decoder.margins"][:4] < NEAR_TIE).int().cummax(dim=1).values.bool()
     assert (~ties).sum() > 50

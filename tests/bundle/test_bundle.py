@@ -1,4 +1,4 @@
-"""Bundles: what is checked when one is opened, and that a build replaces one wholly or not at all."""
+"""Bundles: the checks on opening one, and builds that replace one wholly or not at all."""
 
 from __future__ import annotations
 
@@ -11,11 +11,23 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from export import build_engines
-from export import bundle_builder as bundle_build
+from export import build_engines, bundle_builder
+from export.graphs.specs import GraphSpec
 from runtime import BundleError, Captioner
-from runtime.bundle import MANIFEST, Bundle, EngineRecord, new_bundle
-from runtime.bundle import writing as bundle_module
+from runtime.bundle import (
+    MANIFEST,
+    Bundle,
+    EngineFiles,
+    EngineName,
+    EnginePrecision,
+    EngineRecord,
+    Manifest,
+    PlanRecord,
+    ShapeRange,
+    new_bundle,
+    writing,
+)
+from tests.doubles import with_manifest, without_engine
 
 BundleCopy = Callable[[], Path]
 FILES = (
@@ -57,6 +69,7 @@ def test_a_missing_truncated_or_altered_file_is_named(bundle_copy: BundleCopy, n
 
 
 def change(folder: Path, **values: object) -> None:
+    """Replace values of a bundle's manifest."""
     manifest = json.loads((folder / MANIFEST).read_text())
     (folder / MANIFEST).write_text(json.dumps(manifest | values))
 
@@ -64,13 +77,14 @@ def change(folder: Path, **values: object) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"schema_version": 2}, "schema 2, but this version reads schema 1; update patchcaption"),
+        ({"schema_version": 3}, "schema 3, but this version reads schema 2; update patchcaption"),
+        ({"schema_version": 1}, "schema 1, but this version reads schema 2; .* build the bundle again"),
         ({"schema_version": "x"}, "schema 'x'"),
-        ({"decoding": {}}, "manifest.json: decoding.width: Field required"),
+        ({"decoder": {}}, "manifest.json: decoder.kind: Field required; build the bundle again"),
         ({"surprise": 1}, "surprise: Extra inputs are not permitted"),
         ({"tokenizer": "../../etc/passwd"}, "tokenizer: String should match pattern"),
         ({"files": {"../evil": {"bytes": 1, "sha256": "0" * 64}}}, "String should match pattern"),
-        ({"files": {}}, "files: backbone.onnx is used but not listed"),
+        ({"files": {}}, "manifest.json: files: backbone.onnx is used but not listed; build the bundle again"),
     ],
 )
 def test_a_manifest_of_another_kind_is_refused(
@@ -80,6 +94,93 @@ def test_a_manifest_of_another_kind_is_refused(
     change(folder, **values)
     with pytest.raises(BundleError, match=message):
         Captioner.load(folder)
+
+
+def test_a_bundle_of_the_first_schema_is_refused_by_that_before_anything_else(bundle_copy: BundleCopy) -> None:
+    folder = bundle_copy()
+    first = {"schema_version": 1, "architecture": {"width": 192}, "decoding": {"steps": 30}, "tokenizer": "t.json"}
+    (folder / MANIFEST).write_text(json.dumps(first))
+    with pytest.raises(BundleError, match="schema 1, but this version reads schema 2; .* build the bundle again"):
+        Bundle(folder)
+
+
+def in_other_space(bundle: Bundle, part: str) -> dict[str, object]:
+    return {**json.loads(bundle.manifest.model_dump_json())[part], "text_space": "another"}
+
+
+@pytest.mark.parametrize("part", ["backbone", "decoder", "memory"])
+def test_parts_of_different_text_spaces_are_refused(bundle_copy: BundleCopy, part: str) -> None:
+    folder = bundle_copy()
+    bundle = Bundle(folder, verify=False)
+    space = bundle.manifest.backbone.text_space
+    change(folder, **{part: in_other_space(bundle, part)})
+    spaces = dict.fromkeys(("backbone", "decoder", "memory"), space) | {part: "another"}
+    expected = ", ".join(f"{name} {of_part!r}" for name, of_part in spaces.items())
+    message = f"text_space: expected one for backbone, decoder and memory bank, got {expected}; build the bundle again"
+    with pytest.raises(BundleError, match=message):
+        Bundle(folder)
+
+
+def test_a_bundle_without_a_memory_has_one_text_space_too(bundle_copy: BundleCopy) -> None:
+    folder = bundle_copy()
+    bundle = Bundle(folder, verify=False)
+    change(folder, memory=None)
+    assert Bundle(folder).manifest.memory is None
+    change(folder, memory=None, decoder=in_other_space(bundle, "decoder"))
+    with pytest.raises(BundleError, match="text_space: expected one for .*, got backbone '.*', decoder 'another'"):
+        Bundle(folder)
+
+
+@pytest.mark.parametrize("name", ["backbone", "decoder"])
+def test_a_bundle_without_its_backbone_or_decoder_is_refused(bundle_copy: BundleCopy, name: str) -> None:
+    folder = bundle_copy()
+    engines = json.loads((folder / MANIFEST).read_text())["engines"]
+    del engines[name]
+    change(folder, engines=engines)
+    with pytest.raises(BundleError, match=f"manifest.json: engines: {name} is missing; build the bundle again"):
+        Bundle(folder)
+
+
+def test_an_engine_of_an_unknown_name_is_refused(bundle_copy: BundleCopy) -> None:
+    folder = bundle_copy()
+    engines = json.loads((folder / MANIFEST).read_text())["engines"]
+    change(folder, engines={**engines, "oracle": engines["decoder"]})
+    with pytest.raises(BundleError, match="manifest.json: engines.oracle.*: Input should be 'backbone', "):
+        Bundle(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("reencoder", "it was built without a re-encoder; build the bundle again"),
+        ("beam_decoder", "it was built without a decoder for beam search; build the bundle again"),
+    ],
+)
+def test_an_engine_that_a_bundle_does_not_have_is_named(demo_bundle: Path, name: EngineName, message: str) -> None:
+    bundle = Bundle(demo_bundle, verify=False)
+    assert bundle.engine(name).graph.is_file()
+    with pytest.raises(BundleError, match=f"{demo_bundle}: {message}"):
+        without_engine(bundle, name).engine(name)
+
+
+def test_an_engine_is_its_graph_and_precision_and_the_plan_that_was_built_of_it(demo_bundle: Path) -> None:
+    bundle = Bundle(demo_bundle, verify=False)
+    assert bundle.engine("backbone") == EngineFiles(demo_bundle / "backbone.onnx", "fp32", plan=None)
+    shapes = ShapeRange(min=(1,), opt=(2,), max=(3,))
+    plan = PlanRecord(
+        graph="decoder.onnx",
+        file="decoder.plan",
+        key="0" * 64,
+        version="10.3.0",
+        gpu="Orin",
+        compute_capability="8.7",
+        hardware="same",
+        version_compatible=False,
+        profiles=({"input_ids": shapes},),
+    )
+    with_plan = with_manifest(bundle, plans=(plan,))
+    assert with_plan.engine("decoder").plan == (plan, demo_bundle / "decoder.plan")
+    assert with_plan.engine("backbone").plan is None
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"schema_version": 1}', "\udcff"])
@@ -128,7 +229,7 @@ def test_a_new_bundle_replaces_the_old_one_wholly(bundle_copy: BundleCopy) -> No
 def test_it_does_so_too_where_folders_cannot_be_exchanged(
     bundle_copy: BundleCopy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bundle_module, "_exchange", lambda *_: False)
+    monkeypatch.setattr(writing, "_exchange", lambda *_: False)
     test_a_new_bundle_replaces_the_old_one_wholly(bundle_copy)
 
 
@@ -137,7 +238,7 @@ def test_a_second_rename_that_fails_brings_the_old_bundle_back(
 ) -> None:
     folder = bundle_copy()
     before = snapshot(folder)
-    monkeypatch.setattr(bundle_module, "_exchange", lambda *_: False)
+    monkeypatch.setattr(writing, "_exchange", lambda *_: False)
     rename = Path.rename
 
     def failing(self: Path, target: Path) -> Path:
@@ -161,8 +262,15 @@ def test_a_folder_that_is_no_bundle_is_never_replaced(tmp_path: Path) -> None:
     assert (home / "thesis.txt").exists()
 
 
-def quick_export(record: EngineRecord) -> Callable[..., EngineRecord]:
-    def export(_: object, folder: Path, precision: str, *__: object) -> EngineRecord:
+def export_quickly(
+    manifest: Manifest, failing: str, fail: Callable[..., None]
+) -> Callable[[GraphSpec, Path, EnginePrecision], EngineRecord]:
+    """Return an exporter that writes a line instead of each graph, and fails at one of them."""
+
+    def export(spec: GraphSpec, folder: Path, precision: EnginePrecision) -> EngineRecord:
+        if spec.io.name == failing:
+            fail()
+        record = next(record for record in manifest.engines.values() if record.file == spec.io.file)
         (folder / record.file).write_text(f"graph in {precision}")
         return record
 
@@ -185,7 +293,7 @@ def interrupt(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("place", ["export_backbone", "export_decoder", "write_memory", "write_manifest"])
+@pytest.mark.parametrize("step", ["backbone", "decoder", "write_memory", "write_manifest"])
 @pytest.mark.parametrize(
     ("fault", "code", "message"),
     [
@@ -199,17 +307,17 @@ def test_a_full_disk_or_an_interrupt_during_a_build_loses_nothing(
     bundle_copy: BundleCopy,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    place: str,
+    step: str,
     fault: Callable[..., None],
     code: int,
     message: str,
 ) -> None:
     folder = bundle_copy()
     before = snapshot(folder)
-    manifest = Bundle(folder).manifest
-    for part in ("backbone", "reencoder", "decoder", "beam_decoder"):  # exporting is slow, and not what this is about
-        monkeypatch.setattr(bundle_build, f"export_{part}", quick_export(getattr(manifest, part)))
-    monkeypatch.setattr(bundle_build, place, fault)
+    # Exporting is slow, and not what this test is about.
+    monkeypatch.setattr(bundle_builder, "export_graph", export_quickly(Bundle(folder).manifest, step, fault))
+    if step.startswith("write_"):
+        monkeypatch.setattr(bundle_builder, step, fault)
     assert build_engines.main(["demo", "--out", str(folder)]) == code
     assert message in " ".join(capsys.readouterr().err.split())
     assert snapshot(folder) == before

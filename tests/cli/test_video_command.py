@@ -14,14 +14,14 @@ from runtime.cli.main import main
 from runtime.output.video_file import annotated_video, json_lines
 from runtime.video.stream import CaptionStream
 from tests.conftest import write_clip
-from tests.video.test_stream import FRAMES, WH, picture
+from tests.video.test_stream import FRAMES, WH, frame_image
 
 Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    images = [picture(number // 4) for number in range(FRAMES)]  # each seen in four frames
+    images = [frame_image(number // 4) for number in range(FRAMES)]  # each seen in four frames
     return write_clip(tmp_path_factory.mktemp("clips") / "clip.mp4", images)
 
 
@@ -142,7 +142,7 @@ def test_a_full_disk_leaves_the_old_file(demo: Captioner, clip: Path, tmp_path: 
 
 
 def test_frames_without_a_time_or_of_odd_size_are_written_too(demo: Captioner, tmp_path: Path) -> None:
-    images = [picture(number).resize((161, 121)) for number in range(3)]
+    images = [frame_image(number).resize((161, 121)) for number in range(3)]
     with annotated_video(tmp_path / "out.mp4") as recorder:
         for described in demo.stream(images, []):
             recorder.add(described)

@@ -1,27 +1,34 @@
-"""Engines that read and write where they are told, and decoding that stays in one place: the same captions."""
+"""Engines that read and write given memory, and greedy decoding that stays on the device: the same captions."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 import pytest
 import torch
 from torch import Tensor
 
-from runtime import BackendError, Captioner
-from runtime.backends.base import BindableEngine
-from runtime.backends.cuda import graph_replay as replay_module
-from runtime.backends.cuda.graph_replay import CudaGraphEngine
+from runtime import BackendError, Box, Captioner
+from runtime.backends import Engine
+from runtime.backends.cuda import graph_replay
+from runtime.backends.cuda.graph_replay import CudaGraphEngine, with_cuda_graphs
 from runtime.backends.cuda.stream import Stream
+from runtime.backends.onnxruntime_cpu import OrtBackend
 from runtime.backends.onnxruntime_gpu import CPU, CUDA, TENSORRT, OrtGpuBackend, OrtGpuEngine, operators_on
-from runtime.bundle import Bundle, DecoderConfig, EnginePrecision
+from runtime.bundle import Bundle, DecoderConfig, EngineFiles, EnginePrecision
+from runtime.decoding.batches import TokenSequences
 from runtime.decoding.gpu_greedy import DeviceGreedyDecoder
-from runtime.decoding.greedy import Decoded, GreedyDecoder
+from runtime.decoding.greedy import GreedyDecoder
+from runtime.decoding.kv_cache import KvCache
+from tests.doubles import RecordingEngine, captioner_of
 
 DEVICE = torch.device("cpu")
-SESSIONS_SAY_WHERE_OPERATORS_RUN = hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info")
+SESSIONS_REPORT_PLACEMENT = hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info")
+"""From ONNX Runtime 1.24 on sessions report which provider executes which operator."""
 
 
 @pytest.fixture(scope="module")
@@ -31,99 +38,115 @@ def bundle(demo_bundle: Path) -> Bundle:
 
 @pytest.fixture(scope="module")
 def backend() -> OrtGpuBackend:
-    """What runs on a GPU elsewhere, on the provider that is here."""
+    """The backend of GPUs, on the provider of the CPU."""
     return OrtGpuBackend(CPU, DEVICE)
 
 
 @pytest.fixture(scope="module")
 def engine(bundle: Bundle, backend: OrtGpuBackend) -> Iterator[OrtGpuEngine]:
-    engine = backend.open(bundle.path("decoder.onnx"))
+    engine = backend.open(bundle.engine("decoder"))
     yield engine
     engine.close()
 
 
 @pytest.fixture(scope="module")
-def settings(bundle: Bundle) -> DecoderConfig:
-    return bundle.manifest.decoding
+def config(bundle: Bundle) -> DecoderConfig:
+    return bundle.manifest.decoder
 
 
 @pytest.fixture(scope="module")
 def vectors(bundle: Bundle) -> Tensor:
-    return torch.randn(40, bundle.manifest.architecture.width, generator=torch.Generator().manual_seed(0))
+    return torch.randn(40, bundle.manifest.backbone.output_dim, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(scope="module")
-def whole(demo: Captioner, settings: DecoderConfig, vectors: Tensor) -> Decoded:
-    return GreedyDecoder(demo._decoder, settings).decode(vectors)
+def plain(bundle: Bundle, config: DecoderConfig) -> Iterator[GreedyDecoder]:
+    """The plain loop, over an engine that cannot be bound to memory."""
+    decoder = GreedyDecoder(OrtBackend().open(bundle.engine("decoder")), config)
+    yield decoder
+    decoder.close()
 
 
-def same(one: Decoded, other: Decoded) -> bool:
-    """Exactly the same tokens, and the same log-probabilities up to another order of sums."""
-    return one.ids == other.ids and one.log_probabilities == pytest.approx(other.log_probabilities, abs=1e-4)
+@pytest.fixture(scope="module")
+def expected(plain: GreedyDecoder, vectors: Tensor) -> TokenSequences:
+    return plain.decode(vectors)
+
+
+def are_equal(one: TokenSequences, other: TokenSequences) -> bool:
+    """Return whether tokens are the same, and log-probabilities too up to another order of sums."""
+    return one.ids == other.ids and one.log_probs == pytest.approx(other.log_probs, abs=1e-4)
+
+
+def rows_of(sequences: TokenSequences, rows: range) -> TokenSequences:
+    return TokenSequences([sequences.ids[row] for row in rows], [sequences.log_probs[row] for row in rows])
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 5, 16, 40])
 def test_any_number_of_rows_gives_the_captions_of_the_plain_loop(
-    engine: OrtGpuEngine, settings: DecoderConfig, vectors: Tensor, whole: Decoded, count: int
+    engine: OrtGpuEngine, config: DecoderConfig, vectors: Tensor, expected: TokenSequences, count: int
 ) -> None:
-    assert isinstance(engine, BindableEngine)
-    got = GreedyDecoder(engine, settings).decode(vectors[:count])
-    assert same(got, Decoded(whole.ids[:count], whole.log_probabilities[:count]))
+    assert engine.bindable is engine
+    got = GreedyDecoder(engine, config).decode(vectors[:count])
+    assert are_equal(got, rows_of(expected, range(count)))
+
+
+def bound_rows(engine: RecordingEngine) -> list[int]:
+    """Return how many rows each binding of a decoder has memory for."""
+    return [shapes["vectors"][0] for shapes in engine.bindings]
 
 
 def test_memory_is_made_once_for_each_number_of_rows_and_nothing_of_the_last_call_is_left_in_it(
-    engine: OrtGpuEngine, settings: DecoderConfig, vectors: Tensor, whole: Decoded
+    engine: OrtGpuEngine, config: DecoderConfig, vectors: Tensor, expected: TokenSequences
 ) -> None:
-    decoder = GreedyDecoder(engine, settings)
+    recording = RecordingEngine(engine)
+    decoder = GreedyDecoder(recording, config)
     for rows in (range(16), range(16, 32), range(5), range(20, 29), range(16)):
-        got = decoder.decode(vectors[list(rows)])
-        assert same(got, Decoded([whole.ids[row] for row in rows], [whole.log_probabilities[row] for row in rows]))
-    assert sorted(decoder._resident) == [16]
+        assert are_equal(decoder.decode(vectors[list(rows)]), rows_of(expected, rows))
+    assert bound_rows(recording) == [16]
+    assert decoder.report().graph_fallbacks == ("not on a CUDA device",)
 
 
-def test_what_comes_past_the_end_counts_where_it_is_asked_for(
-    engine: OrtGpuEngine, demo: Captioner, settings: DecoderConfig, vectors: Tensor
+def test_tokens_after_the_end_count_where_that_is_asked_for(
+    engine: OrtGpuEngine, plain: GreedyDecoder, config: DecoderConfig, vectors: Tensor
 ) -> None:
-    plain, resident = GreedyDecoder(demo._decoder, settings), GreedyDecoder(engine, settings)
-    assert same(resident.decode(vectors, past_end=True), plain.decode(vectors, past_end=True))
-    assert same(resident.decode(vectors), plain.decode(vectors)), "the call before was another"
-    assert same(resident.decode(vectors, at_most=3), plain.decode(vectors, at_most=3))
+    on_device = GreedyDecoder(engine, config)
+    assert are_equal(on_device.decode(vectors, ignore_eos=True), plain.decode(vectors, ignore_eos=True))
+    assert are_equal(on_device.decode(vectors), plain.decode(vectors)), "the call before was another"
+    assert are_equal(on_device.decode(vectors, max_new_tokens=3), plain.decode(vectors, max_new_tokens=3))
 
 
 def test_more_rows_than_the_largest_batch_are_split(
-    engine: OrtGpuEngine, settings: DecoderConfig, vectors: Tensor, whole: Decoded
+    engine: OrtGpuEngine, config: DecoderConfig, vectors: Tensor, expected: TokenSequences
 ) -> None:
-    decoder = GreedyDecoder(engine, settings.model_copy(update={"batches": (2, 16)}))
-    assert same(decoder.decode(vectors), whole)
-    assert sorted(decoder._resident) == [16]
+    recording = RecordingEngine(engine)
+    decoder = GreedyDecoder(recording, config.model_copy(update={"batch_sizes": (2, 16)}))
+    assert are_equal(decoder.decode(vectors), expected)
+    assert bound_rows(recording) == [16]
 
 
 def test_steps_stop_soon_after_all_captions_have_ended(
-    engine: OrtGpuEngine, settings: DecoderConfig, vectors: Tensor, whole: Decoded
+    engine: OrtGpuEngine, config: DecoderConfig, vectors: Tensor, expected: TokenSequences
 ) -> None:
-    resident = DeviceGreedyDecoder(engine, settings, 16, vectors.shape[1], DEVICE)
+    decoder = DeviceGreedyDecoder(engine, config, 16, vectors.shape[1], DEVICE)
     steps = 0
-    line_up = resident.step_work.run
+    enqueue = decoder.step_work.run
 
-    def counted() -> None:
+    def counting() -> None:
         nonlocal steps
         steps += 1
-        line_up()
+        enqueue()
 
-    object.__setattr__(resident.step_work, "run", counted)
-    resident.decode(vectors[:10], past_end=False, steps=settings.steps)
-    longest = max(len(ids) for ids in whole.ids[:10])
-    assert longest < settings.steps
+    decoder.step_work = replace(decoder.step_work, run=counting)
+    decoder.decode(vectors[:10], ignore_eos=False, steps=config.max_new_tokens)
+    longest = max(len(ids) for ids in expected.ids[:10])
+    assert longest < config.max_new_tokens
     assert longest <= steps <= longest + 8
 
 
 def test_every_engine_of_a_bundle_gives_what_it_gives_elsewhere(bundle: Bundle, backend: OrtGpuBackend) -> None:
-    from runtime import Box
-    from runtime.image import Fit
-
     regions = [Box(20, 30, 200, 180), Box(90, 10, 150, 190)]
     pixels = torch.randint(0, 256, (3, 240, 320), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    with Captioner(bundle, backend, Fit.STRETCH) as bound, Captioner.load(bundle.folder, "cpu", verify=False) as plain:
+    with captioner_of(bundle, backend) as bound, captioner_of(bundle) as plain:
         ours, theirs = bound.encode(pixels), plain.encode(pixels)
         torch.testing.assert_close(ours.tokens, theirs.tokens, rtol=0, atol=1e-5)
         for options in ({}, {"reencode": "mean"}, {"beams": 3}):
@@ -132,32 +155,41 @@ def test_every_engine_of_a_bundle_gives_what_it_gives_elsewhere(bundle: Bundle, 
 
 
 def test_shapes_that_come_again_are_run_in_memory_that_stays(bundle: Bundle, backend: OrtGpuBackend) -> None:
-    engine = backend.open(bundle.path("backbone.onnx"))
-    replay, size = CudaGraphEngine(engine), bundle.manifest.architecture.size
+    engine = backend.open(bundle.engine("backbone"))
+    replayed, size = CudaGraphEngine(engine), bundle.manifest.backbone.preprocessing.image_size
     images = torch.randint(0, 256, (3, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    expected = engine.run({"pixels": images})["tokens"]
+    expected = engine.run({"pixel_values": images})["tokens"]
     with torch.inference_mode():
-        replay.run({"pixels": images[:1]})
-        replay.run({"pixels": images[:1]})
+        replayed.run({"pixel_values": images[:1]})
+        replayed.run({"pixel_values": images[:1]})
     for image, tokens in zip(images, expected, strict=True):
-        torch.testing.assert_close(replay.run({"pixels": image[None]})["tokens"][0], tokens, rtol=0, atol=1e-5)
-    first = replay.run({"pixels": images[:1]})["tokens"]
-    replay.run({"pixels": images[1:2]})
+        got = replayed.run({"pixel_values": image[None]})["tokens"][0]
+        torch.testing.assert_close(got, tokens, rtol=0, atol=1e-5)
+    first = replayed.run({"pixel_values": images[:1]})["tokens"]
+    replayed.run({"pixel_values": images[1:2]})
     torch.testing.assert_close(first[0], expected[0], rtol=0, atol=1e-5)  # a copy: the next run leaves it alone
-    replay.run({"pixels": images})
-    assert len(replay.captured) == 1, "a shape that came once is not kept"
-    replay.close()
+    replayed.run({"pixel_values": images})
+    assert len(replayed.report().graph_fallbacks) == 1, "a shape that came once is not kept"
+    replayed.close()
     with pytest.raises(BackendError, match="it was closed"):
-        replay.run({"pixels": images})
+        replayed.run({"pixel_values": images})
 
 
 def test_only_a_few_shapes_are_kept(bundle: Bundle, backend: OrtGpuBackend, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replay_module, "_MOST_SHAPES", 1)
-    replay, size = CudaGraphEngine(backend.open(bundle.path("backbone.onnx"))), bundle.manifest.architecture.size
+    monkeypatch.setattr(graph_replay, "_MAX_SHAPES", 1)
+    replayed = CudaGraphEngine(backend.open(bundle.engine("backbone")))
+    size = bundle.manifest.backbone.preprocessing.image_size
     images = torch.zeros(2, size, size, 3, dtype=torch.uint8)
-    outputs = [replay.run({"pixels": images[:count]})["tokens"] for count in (1, 1, 2, 2, 2)]
-    assert [len(one) for one in outputs] == [1, 1, 2, 2, 2]
-    assert len(replay.captured) == 1
+    outputs = [replayed.run({"pixel_values": images[:count]})["tokens"] for count in (1, 1, 2, 2, 2)]
+    assert [len(tokens) for tokens in outputs] == [1, 1, 2, 2, 2]
+    assert len(replayed.report().graph_fallbacks) == 1
+
+
+def test_only_engines_that_can_be_bound_are_replayed(bundle: Bundle, engine: OrtGpuEngine) -> None:
+    assert isinstance(with_cuda_graphs(engine), CudaGraphEngine)
+    unbindable: Engine = OrtBackend().open(bundle.engine("decoder"))
+    assert with_cuda_graphs(unbindable) is unbindable
+    assert CudaGraphEngine(engine).bindable is None, "its memory is its own"
 
 
 def test_a_backend_that_binds_is_warm_when_it_is_loaded(
@@ -166,35 +198,34 @@ def test_a_backend_that_binds_is_warm_when_it_is_loaded(
     monkeypatch.setattr("runtime.captioner.open_backend", lambda *_: backend)
     with Captioner.load(bundle.folder, verify=False) as captioner:
         assert captioner.captured() == {"backbone": ["not on a CUDA device"], "decoder": ["not on a CUDA device"]}
-        provider = "CPUExecutionProvider (" if SESSIONS_SAY_WHERE_OPERATORS_RUN else "CPUExecutionProvider"
+        provider = "CPUExecutionProvider (" if SESSIONS_REPORT_PLACEMENT else "CPUExecutionProvider"
         assert captioner.runs_on()["backbone"].startswith(provider)
 
 
-def decoder_memory(engine: OrtGpuEngine, settings: DecoderConfig, width: int) -> tuple[dict[str, Tensor], ...]:
-    cache = (2, settings.heads, settings.steps, settings.head_width)
-    places = [f"{kind}_{layer}" for layer in range(settings.layers) for kind in ("key", "value")]
-    inputs = {"vectors": torch.zeros(2, width), "tokens": torch.zeros(2, dtype=torch.int64)}
-    inputs |= {"step": torch.zeros(1, dtype=torch.int64)} | {f"past_{place}": torch.zeros(cache) for place in places}
+def decoder_memory(engine: OrtGpuEngine, config: DecoderConfig, width: int) -> tuple[dict[str, Tensor], ...]:
+    """Return inputs of 2 rows, and outputs."""
+    inputs = {"vectors": torch.zeros(2, width), "input_ids": torch.zeros(2, dtype=torch.int64)}
+    inputs |= {"position": torch.zeros(1, dtype=torch.int64)} | KvCache(config, 2, DEVICE).inputs()
     return inputs, engine.run(inputs)
 
 
 @pytest.mark.parametrize(
     ("name", "tensor", "message"),
     [
-        ("tokens", torch.zeros(2), "tokens: expected contiguous torch.int64 on cpu, got torch.float32 on cpu"),
-        ("step", None, "expected .*'step'.*, got "),
+        ("input_ids", torch.zeros(2), "input_ids: expected contiguous torch.int64 on cpu, got torch.float32 on cpu"),
+        ("position", None, "expected .*'position'.*, got "),
         ("other", torch.zeros(2), "expected .*, got .*'other'"),
     ],
 )
 def test_memory_that_does_not_fit_is_one_message(
     engine: OrtGpuEngine,
-    settings: DecoderConfig,
+    config: DecoderConfig,
     vectors: Tensor,
     name: str,
     tensor: Tensor | None,
     message: str,
 ) -> None:
-    inputs, outputs = decoder_memory(engine, settings, vectors.shape[1])
+    inputs, outputs = decoder_memory(engine, config, vectors.shape[1])
     inputs.pop(name, None)
     if tensor is not None:
         inputs[name] = tensor
@@ -208,50 +239,84 @@ def test_a_provider_that_is_not_there_is_an_error_that_names_the_fix(
 ) -> None:
     with pytest.raises(BackendError, match="has no CUDAExecutionProvider: .* pip install 'patchcaption.gpu.'"):
         OrtGpuBackend(CUDA, DEVICE)
-    both = [CUDA, CPU]
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: both)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
     with pytest.raises(BackendError, match="torch finds no CUDA device"):
         OrtGpuBackend(CUDA)
-    fallen_back = OrtGpuBackend(CUDA, DEVICE)
+    without_libraries = OrtGpuBackend(CUDA, DEVICE)
     with pytest.raises(BackendError, match="asked for CUDAExecutionProvider, got CPUExecutionProvider"):
-        fallen_back.open(bundle.path("decoder.onnx"))
+        without_libraries.open(bundle.engine("decoder"))
 
 
-@pytest.mark.skipif(not SESSIONS_SAY_WHERE_OPERATORS_RUN, reason="ONNX Runtime says it from 1.24 on")
-def test_where_operators_run_is_read_from_the_session(engine: OrtGpuEngine) -> None:
-    assert {"Gemm", "LayerNormalization"} <= set(operators_on(engine._session, CPU))
-    assert operators_on(engine._session, CUDA) == []
+@pytest.mark.skipif(not SESSIONS_REPORT_PLACEMENT, reason="ONNX Runtime reports it from 1.24 on")
+def test_where_operators_run_is_read_from_the_session(bundle: Bundle, engine: OrtGpuEngine) -> None:
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    session = onnxruntime.InferenceSession(str(bundle.path("decoder.onnx")), options, providers=[CPU])
+    assert {"Gemm", "LayerNormalization"} <= set(operators_on(session, CPU))
+    assert operators_on(session, CUDA) == []
+    count, rest = engine.report().provider.removeprefix("CPUExecutionProvider (").split(maxsplit=1)
+    assert int(count) > len(operators_on(session, CPU)), "one kind may be there several times"
+    assert rest == "operators)"
 
 
 def test_work_on_a_cpu_is_no_graph(engine: OrtGpuEngine) -> None:
     assert engine.stream.handle != 0
-    done: list[int] = []
-    piece = Stream(DEVICE).piece(lambda: done.append(1))
-    assert done == []
-    assert not piece.is_captured
-    piece.run()
-    assert done == [1]
+    runs: list[int] = []
+    work = Stream(DEVICE).capture(lambda: runs.append(1))
+    assert runs == []
+    assert work.fallback_reason == "not on a CUDA device"
+    work.run()
+    assert runs == [1]
 
 
-@pytest.mark.parametrize(
-    ("precision", "told"),
-    [("fp32", set()), ("fp16", {"fp16"}), ("bf16", {"fp16", "bf16"}), ("int8", {"fp16", "int8"})],
-)
-def test_the_tensorrt_provider_is_told_what_it_may_compute_in_and_where_engines_are_kept(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, precision: EnginePrecision, told: set[str]
-) -> None:
-    class AsOnAGpu:
+Providers = list[tuple[str, dict[str, str]]]
+
+
+@pytest.fixture
+def requested_providers(monkeypatch: pytest.MonkeyPatch) -> list[Providers]:
+    """The providers that each session was asked for with, on a machine whose GPU refuses them all."""
+    requested: list[Providers] = []
+
+    class StreamOnGpu:
         handle = 7
 
         def __init__(self, _: torch.device) -> None: ...
 
-    monkeypatch.setattr("runtime.backends.onnxruntime_gpu.Stream", AsOnAGpu)
+    def refuse(_path: str, _options: Any, providers: Providers) -> None:
+        requested.append(providers)
+        raise RuntimeError("no GPU here")
+
+    monkeypatch.setattr("runtime.backends.onnxruntime_gpu.Stream", StreamOnGpu)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [TENSORRT, CUDA, CPU])
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    return requested
+
+
+@pytest.mark.parametrize(
+    ("precision", "enabled"),
+    [("fp32", set()), ("fp16", {"fp16"}), ("bf16", {"fp16", "bf16"}), ("int8", {"fp16", "int8"})],
+)
+def test_the_tensorrt_provider_is_told_what_it_may_compute_in_and_where_engines_are_kept(
+    requested_providers: list[Providers], tmp_path: Path, precision: EnginePrecision, enabled: set[str]
+) -> None:
     backend = OrtGpuBackend(TENSORRT, torch.device("cuda", 1), tmp_path, precision)
-    (first, options), (second, of_cuda) = backend._providers(tmp_path / "backbone.onnx", captures=False)
+    with pytest.raises(BackendError, match="backbone.onnx: ONNX Runtime cannot load it: no GPU here"):
+        backend.open(EngineFiles(tmp_path / "backbone.onnx"))
+    (((first, options), (second, cuda_options)),) = requested_providers
     assert (first, second) == (TENSORRT, CUDA)
-    assert {name for name in ("fp16", "bf16", "int8", "fp8") if options.get(f"trt_{name}_enable") == "1"} == told
+    assert {name for name in ("fp16", "bf16", "int8", "fp8") if options.get(f"trt_{name}_enable") == "1"} == enabled
     assert options["trt_engine_cache_path"] == str(tmp_path)
     assert (options["device_id"], options["user_compute_stream"]) == ("1", "7")
-    assert of_cuda["use_tf32"] == "0"
+    assert (cuda_options["use_tf32"], cuda_options["enable_cuda_graph"]) == ("0", "0")
+
+
+def test_the_cuda_provider_is_asked_to_capture_graphs_and_where_it_cannot_to_run_without(
+    requested_providers: list[Providers], tmp_path: Path
+) -> None:
+    with pytest.raises(BackendError, match="no GPU here"):
+        OrtGpuBackend(CUDA, torch.device("cuda", 0)).open(EngineFiles(tmp_path / "backbone.onnx"))
+    assert [(name, options["enable_cuda_graph"]) for ((name, options),) in requested_providers] == [
+        (CUDA, "1"),
+        (CUDA, "0"),
+    ]

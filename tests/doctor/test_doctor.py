@@ -1,4 +1,4 @@
-"""What the doctor finds, on machines that have this or that, or something broken."""
+"""The doctor's findings, on machines that have a part, lack it or have it broken."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from runtime import BackendError
 from runtime.cli.main import main
 from runtime.doctor import Finding, backends, bundles, examine, machine
-from runtime.memory import native_kernels as native
+from runtime.memory import native_kernels
 from tests.conftest import build_once
 from tests.tensorrt_double import Faults, tensorrt_double
 
@@ -42,7 +42,7 @@ def test_the_machine_is_described_line_by_line() -> None:
         *("cpu", "native kernels", "torch", "gpu", "onnxruntime", "openvino", "tensorrt", "jetson"),
     ]
     assert found["cpu"].state == found["torch"].state == "pass"
-    assert found["jetson"].state == "not here"
+    assert found["jetson"].state == "unavailable"
 
 
 def test_two_wheels_of_onnxruntime_are_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,25 +50,25 @@ def test_two_wheels_of_onnxruntime_are_a_fault(monkeypatch: pytest.MonkeyPatch) 
     found = by_subject(machine.on_machine())
     assert found["onnxruntime"].state == "fail"
     assert found["onnxruntime"].fix.startswith("pip uninstall onnxruntime onnxruntime-gpu")
-    assert found["openvino"].state == found["tensorrt"].state == "not here"
+    assert found["openvino"].state == found["tensorrt"].state == "unavailable"
     monkeypatch.setattr(machine, "package_version", lambda _: None)
     assert "pip install 'patchcaption[cpu]'" in by_subject(machine.on_machine())["onnxruntime"].fix
 
 
 def test_native_kernels_that_are_broken_are_a_fault_and_absent_ones_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken() -> native.Library:
-        raise BackendError("of version 0, expected 1")
+    def broken() -> native_kernels.NativeKernels:
+        raise BackendError("its ABI version is 0, expected 1")
 
-    monkeypatch.setattr(native, "library", broken)
+    monkeypatch.setattr(native_kernels, "library", broken)
     found = by_subject(machine.on_machine())["native kernels"]
-    assert (found.state, found.detail, found.fix) == ("fail", "of version 0, expected 1", "make native")
-    monkeypatch.setattr(native, "library", lambda: None)
-    assert by_subject(machine.on_machine())["native kernels"].state == "not here"
+    assert (found.state, found.detail, found.fix) == ("fail", "its ABI version is 0, expected 1", "make native")
+    monkeypatch.setattr(native_kernels, "library", lambda: None)
+    assert by_subject(machine.on_machine())["native kernels"].state == "unavailable"
 
 
 def test_a_gpu_that_torch_cannot_use_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = {"nvidia-smi": "NVIDIA H200, 580.1, 143771 MiB"}
-    monkeypatch.setattr(machine, "command_output", lambda *command: said.get(command[0]))
+    output = {"nvidia-smi": "NVIDIA H200, 580.1, 143771 MiB"}
+    monkeypatch.setattr(machine, "command_output", lambda *command: output.get(command[0]))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     found = by_subject(machine.on_machine())["gpu"]
     assert found.state == "fail"
@@ -78,7 +78,7 @@ def test_a_gpu_that_torch_cannot_use_is_a_fault(monkeypatch: pytest.MonkeyPatch)
     assert by_subject(machine.on_machine())["gpu"].state == "pass"
 
 
-def test_a_jetson_says_its_release_and_power_mode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_jetson_is_described_by_its_release_and_power_mode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     release = tmp_path / "nv_tegra_release"
     release.write_text("# R36 (release), REVISION: 4.3\nmore\n")
     monkeypatch.setattr(machine, "_JETSON_RELEASE", release)
@@ -87,7 +87,7 @@ def test_a_jetson_says_its_release_and_power_mode(monkeypatch: pytest.MonkeyPatc
     assert (found.state, found.detail) == ("pass", "R36 (release), REVISION: 4.3; NV Power Mode: MAXN 0")
 
 
-def test_backends_that_are_here_are_right_and_others_are_not_here() -> None:
+def test_backends_that_are_here_are_right_and_others_are_unavailable() -> None:
     found = by_subject(backends.on_backends())
     gpus = ["backend ort-cuda", "backend ort-tensorrt", "backend tensorrt"]
     assert list(found) == ["backend cpu", "backend openvino", "backend openvino bf16", *gpus]
@@ -95,23 +95,23 @@ def test_backends_that_are_here_are_right_and_others_are_not_here() -> None:
     assert found["backend cpu"].detail.endswith("right on a small graph")
     for name in gpus:
         if not torch.cuda.is_available():
-            assert found[name].state == "not here"
+            assert found[name].state == "unavailable"
 
 
 @pytest.fixture
-def trt(monkeypatch: pytest.MonkeyPatch) -> Faults:
-    """TensorRT's double in its place, whose faults may be changed."""
+def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
+    """The faults of an installed double of TensorRT, which a test may change."""
     double = tensorrt_double()
     monkeypatch.setitem(sys.modules, "tensorrt", double)
-    for place in ("runtime.backends.cuda.device", "runtime.backends.tensorrt.engine", "runtime.doctor.backends"):
-        monkeypatch.setattr(f"{place}.current_gpu", lambda: CPU)
+    for module in ("runtime.backends.cuda.device", "runtime.backends.tensorrt.engine", "runtime.doctor.backends"):
+        monkeypatch.setattr(f"{module}.current_gpu", lambda: CPU)
     return double.state.faults
 
 
-def test_tensorrt_builds_and_runs_a_small_engine(trt: Faults) -> None:
+def test_tensorrt_builds_and_runs_a_small_engine(faults: Faults) -> None:
     found = by_subject(backends.on_backends())["backend tensorrt"]
     assert (found.state, found.detail) == ("pass", "tensorrt 10.3.0.30, right on a small graph")
-    trt.says, trt.returns_nothing = "out of memory", frozenset({"execute_async_v3"})
+    faults.logged_error, faults.returns_nothing = "out of memory", frozenset({"execute_async_v3"})
     found = by_subject(backends.on_backends())["backend tensorrt"]
     assert found.state == "fail"
     assert "running it: TensorRT 10.3.0.30 refused: out of memory" in found.detail
@@ -128,7 +128,7 @@ def test_wrong_results_are_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_bundle_is_run_on_every_backend_that_opens_it(
-    tmp_path_factory: pytest.TempPathFactory, trt: Faults, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    tmp_path_factory: pytest.TempPathFactory, faults: Faults, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     options = ("--backend", "tensorrt", "--max-regions", "6", "--max-images", "2")
@@ -140,8 +140,8 @@ def test_a_bundle_is_run_on_every_backend_that_opens_it(
     assert "4 of 4 captions the same" in found[f"{name} on tensorrt: parity"].detail
     assert found[f"{name} on tensorrt: speed"].detail.startswith("encode ")
     assert found[f"{name} on tensorrt: attention"].state == "fail", "the double fuses nothing"
-    assert found[f"{name} on ort-cuda"].state == "not here"
-    trt.returns_nothing = frozenset({"deserialize_cuda_engine"})
+    assert found[f"{name} on ort-cuda"].state == "unavailable"
+    faults.returns_nothing = frozenset({"deserialize_cuda_engine"})
     refused = by_subject(bundles.on_bundle(folder))[f"{name} on tensorrt"]
     assert refused.state == "fail"
     assert "loading it" in refused.detail
@@ -150,7 +150,7 @@ def test_a_bundle_is_run_on_every_backend_that_opens_it(
 def test_the_command_prints_a_line_a_finding_and_fails_if_one_does(
     demo_bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    main(["doctor", "--engines", str(demo_bundle)])
+    main(["doctor", "--bundle", str(demo_bundle)])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:2] == ["pass", "cpu"]
     assert any(line.split()[-4:] == ["the", "same"] or "captions the same" in line for line in lines)
@@ -160,7 +160,7 @@ def test_the_command_prints_a_line_a_finding_and_fails_if_one_does(
 
     monkeypatch.setattr("runtime.cli.machine_commands.examine", broken)
     assert main(["doctor"]) == 1
-    assert capsys.readouterr().out.splitlines()[1] == f"fail      {'gpu':<28} gone; fix: plug it in"
+    assert capsys.readouterr().out.splitlines()[1] == f"{'fail':<11} {'gpu':<28} gone; fix: plug it in"
     assert main(["doctor", "--json"]) == 1
     assert json.loads(capsys.readouterr().out)[1] == {
         "subject": "gpu",

@@ -1,4 +1,4 @@
-"""What the documents show runs, and says what they say."""
+"""The code and commands in the documents run, and print what the documents say."""
 
 from __future__ import annotations
 
@@ -6,16 +6,29 @@ import doctest
 import inspect
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FunctionType
 
 import pytest
 from PIL import Image
+from pydantic import BaseModel
 
 import runtime
 from runtime import Captioner
+from runtime.bundle import graph_io
+from runtime.bundle.manifest import (
+    BackboneConfig,
+    DecoderConfig,
+    EngineRecord,
+    MemoryConfig,
+    Preprocessing,
+    TokenLayout,
+)
 from runtime.cli.main import main
+from runtime.regions import serialization
 from tests.conftest import ROOT, write_clip
 
 PAGES = ["README.md", *(str(page.relative_to(ROOT)) for page in sorted((ROOT / "docs").glob("*.md")))]
@@ -23,7 +36,7 @@ LINKING = [*PAGES, "CONTRIBUTING.md", "SECURITY.md", "engines/README.md", "examp
 
 
 def blocks(language: str, pages: Sequence[str] = PAGES) -> list[tuple[str, str]]:
-    """The name of each block of code, and the block."""
+    """Return each block of code in a language, after its name."""
     return [
         (f"{page} {number}", block)
         for page in pages
@@ -37,7 +50,7 @@ def text_of(page: str) -> str:
 
 @pytest.fixture
 def clone(demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder laid out as a clone is after `make demo`, as the working directory."""
+    """Make a folder that looks like a clone after `make demo` the working directory."""
     (tmp_path / "engines").mkdir()
     (tmp_path / "engines" / "demo").symlink_to(demo_bundle)
     (tmp_path / "export").symlink_to(ROOT / "export")
@@ -63,18 +76,80 @@ def test_python_snippets_run_and_print_what_they_say(
 
 
 def commands() -> list[str]:
-    """Those that need nothing but what is in a clone; the ones of docs/jetson.md are for its boards."""
+    """Return the commands that need nothing but a clone; those of docs/jetson.md are for its boards."""
     pages = [page for page in PAGES if page != "docs/jetson.md"]
     lines = "\n".join(block for _, block in blocks("sh", pages)).replace("\\\n", " ").splitlines()
-    return sorted({line for line in lines if line.startswith("python -m runtime")})
+    return sorted({line for line in lines if line.startswith("patchcaption ")})
 
 
 @pytest.mark.parametrize("command", commands())
 @pytest.mark.usefixtures("clone")
-def test_runtime_commands_run(command: str, sample_image: Image.Image) -> None:
+def test_commands_run(command: str, sample_image: Image.Image) -> None:
     if "clip.mp4" in command:
         write_clip(Path("clip.mp4"), [sample_image] * 3)
-    assert main(shlex.split(command, comments=True)[3:]) == 0
+    assert main(shlex.split(command, comments=True)[1:]) == 0
+
+
+@pytest.mark.parametrize("page", [page for page in LINKING if page != "CONTRIBUTING.md"])
+def test_documents_use_the_project_by_its_own_name(page: str) -> None:
+    assert "python -m runtime" not in text_of(page)
+    assert "--engines" not in text_of(page).replace("(`--engines` is an alias)", "")
+    uses = re.findall(r"^from runtime import", text_of(page), flags=re.MULTILINE)
+    assert uses == [], f"{page}: import from patchcaption"
+
+
+def test_the_module_is_the_same_program_as_the_command() -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "patchcaption", "--version"], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert shown.stdout == f"patchcaption {runtime.__version__}\n"
+
+
+GRAPHS = (
+    graph_io.BACKBONE,
+    graph_io.decoder_step(num_layers=1),
+    graph_io.beam_decoder_step(num_layers=1),
+    graph_io.REENCODER,
+)
+
+
+@pytest.mark.parametrize("graph", GRAPHS, ids=[graph.name for graph in GRAPHS])
+def test_the_tables_of_graph_inputs_and_outputs_are_their_contracts(graph: graph_io.GraphIo) -> None:
+    heading = rf"^### {re.escape(graph.file)}\n\n"
+    (table,) = re.findall(heading + r"(.*?)(?=\n\n|\Z)", text_of("engines/README.md"), re.MULTILINE | re.DOTALL)
+    tensors = [("input", spec) for spec in graph.inputs] + [("output", spec) for spec in graph.outputs]
+    expected = [
+        (way, spec.name.replace(".0.", ".i."), spec.dtype, f"({', '.join(map(str, spec.axes))})")
+        for way, spec in tensors
+    ]
+    assert re.findall(r"^\| (input|output) \| `(.*?)` \| (\w+) \| (\(.*?\)) \|", table, re.MULTILINE) == expected
+
+
+def test_every_graph_of_a_bundle_has_a_table(demo: Captioner) -> None:
+    headings = set(re.findall(r"^### (.*)$", text_of("engines/README.md"), re.MULTILINE))
+    assert headings == {record.file for record in demo.manifest.engines.values()}
+
+
+def test_every_file_of_a_bundle_is_in_the_table_of_files(demo: Captioner) -> None:
+    table = text_of("engines/README.md")
+    files = {*demo.manifest.files, "memory_residual.safetensors"}
+    assert {file for file in files if f"| `{file.removesuffix('.data')}`" not in table} == set()
+
+
+@pytest.mark.parametrize(
+    ("row", "part"),
+    [
+        ("backbone", BackboneConfig),
+        ("backbone.tokens", TokenLayout),
+        ("backbone.preprocessing", Preprocessing),
+        ("decoder", DecoderConfig),
+        ("memory", MemoryConfig),
+        ("engines", EngineRecord),
+    ],
+)
+def test_the_table_of_the_manifest_has_its_fields(row: str, part: type[BaseModel]) -> None:
+    (contents,) = re.findall(rf"^\| `{re.escape(row)}` \| (.*) \|$", text_of("docs/bundles.md"), re.MULTILINE)
+    assert re.findall(r"`(\w+)`", contents) == list(part.model_fields)
 
 
 def test_links_lead_somewhere() -> None:
@@ -86,12 +161,21 @@ def test_links_lead_somewhere() -> None:
 def test_every_public_name_is_in_the_reference() -> None:
     reference = text_of("docs/reference.md")
     public = {name for name in runtime.__all__ if not name.startswith("__")}
-    assert public == set(re.findall(r"auto(?:class|function|exception):: (\w+)$", reference, flags=re.MULTILINE))
+    listed = re.findall(r"auto(?:class|function|exception):: ([\w.]+)$", reference, flags=re.MULTILINE)
+    assert sorted(listed) == sorted({*public, *(f"runtime.regions.{function.__name__}" for function in SERIALIZATION)})
+
+
+SERIALIZATION = (
+    serialization.to_dict,
+    serialization.from_dict,
+    serialization.regions_from_json,
+    serialization.regions_from_list,
+)
 
 
 def examples() -> list[tuple[str, doctest.DocTest]]:
-    """Of every public name and of its public functions."""
-    found = []
+    """Return the examples of every public name and of its public functions."""
+    found: list[tuple[str, object]] = [(f"runtime.regions.{function.__name__}", function) for function in SERIALIZATION]
     for name in sorted(set(runtime.__all__) - {"__version__"}):
         thing = getattr(runtime, name)
         found.append((name, thing))
@@ -101,7 +185,7 @@ def examples() -> list[tuple[str, doctest.DocTest]]:
 
 
 def public_functions(thing: object) -> list[str]:
-    """All but `weights` and `outline` of the kinds of regions, which are those of `Region` and `Outlined`."""
+    """Return the names of a class's public functions; `weights` and `outline` of regions count for `Region` only."""
     if not isinstance(thing, type):
         return []
     own = [(name, member) for name, member in vars(thing).items() if not name.startswith("_")]
@@ -120,9 +204,10 @@ def test_every_public_name_has_an_example_that_runs(
 ) -> None:
     assert example.examples, f"{name} has no example"
     (beginning,) = (block for _, block in blocks("python", ["docs/reference.md"]))
-    names: dict[str, object] = {}
-    exec(beginning.replace("captioner = ", "pass  # "), names)
-    example.globs = {**names, "captioner": demo}
+    load = 'captioner = Captioner.load("engines/demo")\n'
+    assert load in beginning
+    example.globs = {"captioner": demo}
+    exec(beginning.replace(load, ""), example.globs)
     failed = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example).failed
     assert failed == 0, capsys.readouterr().out
 

@@ -50,7 +50,7 @@ def their_model(model: type, config: type, gated: bool) -> PreTrainedModel:
 
 
 def hub_state(saved: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns what transformers saves under facebookresearch/dinov2's names (published-system.md, section 2)."""
+    """Return what transformers saves under facebookresearch/dinov2's names (published-system.md, section 2)."""
     state: dict[str, Tensor] = {}
     for name, value in saved.items():
         name = re.sub(r"^encoder\.layer", "blocks", name).removeprefix("embeddings.").replace("lambda1", "gamma")
@@ -139,11 +139,12 @@ def test_models_without_registers_resize_positions_by_a_scale_factor() -> None:
 def test_the_last_blocks_queries_keys_and_values_may_be_taken_in_another_order(tmp_path: Path) -> None:
     their_model(*KINDS[0], gated=False).save_pretrained(tmp_path)
     plain, reordered = read_dinov2(tmp_path, SIZE), read_dinov2(tmp_path, SIZE, attention="kkv")
-    _, key, value = plain.blocks[-1].attn.qkv.weight.chunk(3)
-    torch.testing.assert_close(reordered.blocks[-1].attn.qkv.weight, torch.cat([key, key, value]), rtol=0, atol=0)
-    _, key, value = plain.blocks[-1].attn.qkv.bias.chunk(3)
-    torch.testing.assert_close(reordered.blocks[-1].attn.qkv.bias, torch.cat([key, key, value]), rtol=0, atol=0)
-    torch.testing.assert_close(reordered.blocks[0].attn.qkv.weight, plain.blocks[0].attn.qkv.weight, rtol=0, atol=0)
+    for name in ("attn.qkv.weight", "attn.qkv.bias"):
+        _, key, value = plain.last_block.get_parameter(name).chunk(3)
+        expected = torch.cat([key, key, value])
+        torch.testing.assert_close(reordered.last_block.get_parameter(name).data, expected, rtol=0, atol=0)
+    first = "blocks.0.attn.qkv.weight"
+    torch.testing.assert_close(reordered.get_parameter(first), plain.get_parameter(first), rtol=0, atol=0)
     torch.save(
         hub_state(load_file(tmp_path / "model.safetensors")) | {"blocks.1.attn.qkv.bias": torch.ones(2)},
         tmp_path / "x.pth",

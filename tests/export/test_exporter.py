@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import torch
@@ -27,9 +29,10 @@ from runtime.decoding.greedy import GreedyDecoder
 WIDTH, DEPTH, TRAINED_SIZE = 128, 2, 98
 TEXT_VOCABULARY, VOCABULARY, STEPS = 90, 100, 30
 END = TEXT_VOCABULARY - 1
+ModuleT = TypeVar("ModuleT", bound=torch.nn.Module)
 
 
-def randomized(module: torch.nn.Module) -> torch.nn.Module:
+def randomized(module: ModuleT) -> ModuleT:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -149,7 +152,7 @@ def decode_from_scratch(model: GPT2LMHeadModel, decoder: DecapStep, vectors: Ten
     all_ids, sums = [], []
     with torch.inference_mode():
         for vector in vectors:
-            inputs, ids, total = decoder.clip_project.model(vector)[None], [], 0.0
+            inputs, ids, total = decoder.clip_project.model(vector)[None], list[int](), 0.0
             while len(ids) < STEPS and END not in ids:
                 logits = model(inputs_embeds=inputs[None]).logits[0, -1]
                 ids.append(int(logits[:TEXT_VOCABULARY].argmax()))
@@ -189,7 +192,7 @@ class CountingEngine:
     def __init__(self, engine: Engine) -> None:
         self.engine, self.rows = engine, list[int]()
 
-    def run(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         self.rows.append(len(inputs["input_ids"]))
         return self.engine.run(inputs)
 
@@ -293,7 +296,7 @@ def test_a_graph_that_differs_from_its_module_is_refused(dinov2_state: dict[str,
     export_graph(backbone_spec(backbone), tmp_path)
     pixels = torch.zeros(1, 56, 56, 3, dtype=torch.uint8)
     with torch.no_grad():
-        backbone.blocks[1].mlp.fc1.bias[0] += 0.5
+        backbone.get_parameter("blocks.1.mlp.fc1.bias")[0] += 0.5
     with pytest.raises(ExportError, match=r"backbone.onnx: output tokens differs from its module by .*e-0"):
         compare(tmp_path / "backbone.onnx", backbone, [pixels])
 

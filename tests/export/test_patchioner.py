@@ -14,6 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from export import build_engines
 from export.checkpoint import Checkpoint, CheckpointError
+from export.models.decap_decoder import DecapStep
 from export.models.dinov2 import Dinov2Backbone, Dinov2Config
 from export.readers import DEMO_CONFIG, is_repository, read_checkpoint
 from export.readers.clip_bpe import find_merges
@@ -151,8 +152,9 @@ def test_files_are_found_in_a_folder_by_their_names_alone(files: Path, tmp_path:
     checkpoint = read(write_config(tmp_path / "config"), files)
     assert checkpoint.memory is not None
     assert sum(len(captions) for _, captions in checkpoint.memory.rows()) == ROWS
+    assert isinstance(checkpoint.decoder, DecapStep)
     assert checkpoint.decoder.config.text_vocab_size == 49408
-    assert (checkpoint.backbone_name, checkpoint.backbone.config.image_size) == (DINOV2, 28)
+    assert (checkpoint.backbone_name, checkpoint.backbone.image_size) == (DINOV2, 28)
     assert checkpoint.notes == ()
 
 
@@ -163,7 +165,7 @@ def test_a_backbone_that_torch_hub_has_downloaded_is_used(
     checkpoints.mkdir(parents=True)
     (checkpoints / BACKBONE).symlink_to(files / BACKBONE)
     serve(hub, NOISE, files, write_config(tmp_path / "config", support_memory_size=0))
-    assert read_checkpoint(NOISE).backbone.config.embed_dim == WIDTH
+    assert read_checkpoint(NOISE).backbone.output_dim == WIDTH
 
 
 def test_a_noise_trained_checkpoint_has_no_memory_and_asks_for_none(
@@ -254,9 +256,8 @@ def test_the_short_side_may_be_larger_than_the_crop(files: Path, tmp_path: Path)
 def test_the_attention_of_the_last_block_is_reordered_as_configured(
     settings: dict[str, Any], files: Path, tmp_path: Path
 ) -> None:
-    query, key, _ = (
-        read(write_config(tmp_path / "config", **settings), files).backbone.blocks[-1].attn.qkv.weight.chunk(3)
-    )
+    last_block = read(write_config(tmp_path / "config", **settings), files).backbone.last_block
+    query, key, _ = last_block.get_parameter("attn.qkv.weight").chunk(3)
     torch.testing.assert_close(query, key, rtol=0, atol=0)
 
 

@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer
 
 from export.checkpoint import Checkpoint, CheckpointError
+from export.models.decap_decoder import DecapStep
 from export.models.dinov2 import Dinov2Backbone, Dinov2Config
 from export.readers import DEMO_CONFIG, read_checkpoint
 from export.readers.clip_bpe import find_merges, read_clip_bpe
@@ -22,6 +23,8 @@ needs_merges = pytest.mark.skipif(find_merges() is None, reason="needs pip insta
 
 def test_the_demo_is_of_the_published_layout() -> None:
     demo = read_checkpoint("demo")
+    assert isinstance(demo.backbone, Dinov2Backbone)
+    assert isinstance(demo.decoder, DecapStep)
     backbone, decoder, memory = demo.backbone.config, demo.decoder.config, demo.memory
     assert (backbone.patch_size, backbone.num_registers) == (14, 4)
     assert 224 <= backbone.image_size <= 336

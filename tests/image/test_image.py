@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from runtime import Frame, ImageError, VideoError
-from runtime.image import Fit, View, open_image, prepare
+from runtime.image import Fit, ImageSource, View, open_image, prepare
 from runtime.video.sources import open_source
 
 
@@ -70,7 +70,7 @@ def test_every_form_of_the_same_image_gives_the_same_pixels(tmp_path: Path) -> N
     Image.fromarray(array).save(file)
     strided = np.zeros((9, 24, 3), np.uint8)[:, ::2]
     strided[...] = array
-    forms = [
+    forms: list[ImageSource] = [
         file,
         str(file),
         file.read_bytes(),
@@ -172,7 +172,7 @@ def test_file_objects_of_text_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "image.jpg"
     path.write_text("words")
     with path.open() as file, pytest.raises(ImageError, match="expected bytes, got str; open files in binary mode"):
-        open_image(file)
+        open_image(file)  # type: ignore[arg-type]
 
 
 def test_bytes_are_bombs_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,4 +209,4 @@ def test_a_folder_is_no_image(tmp_path: Path) -> None:
 )
 def test_other_things_are_refused(source: object, message: str) -> None:
     with pytest.raises(ImageError, match=message):
-        open_image(source)
+        open_image(source)  # type: ignore[arg-type]

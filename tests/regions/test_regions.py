@@ -1,7 +1,11 @@
-"""Region weights, by hand-worked tables, by properties and against the published algorithm written plainly. The canvas
-of most: an image of 40 x 40 pixels on 4 x 4 patches of 10, after 1 cls and 2 register tokens, unless said otherwise."""
+"""Region weights, by hand-worked tables, by properties and against the published algorithm written plainly.
+
+The canvas of most: an image of 40 x 40 pixels on 4 x 4 patches of 10, after 1 cls and 2 register tokens.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -170,7 +174,9 @@ def test_a_crop_is_none_of_the_images_tokens() -> None:
 )
 def test_a_crop_cuts_whole_pixels_of_the_image(crop: Crop, box: tuple[int, int, int, int]) -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 40, 3), np.uint8))
-    assert crop.cut(image).tobytes() == image.crop(box).tobytes()
+    cut = crop.cut(image)
+    assert isinstance(cut, Image.Image)
+    assert cut.tobytes() == image.crop(box).tobytes()
 
 
 # The published form (published-system.md, section 4) is on the input of 40 x 40 pixels, whatever the image.
@@ -233,7 +239,7 @@ pools = st.sampled_from(["mean", "gaussian", "attention"])
 @settings(deadline=None)  # the first call into torch takes long
 @given(st.tuples(numbers, numbers, numbers, numbers), pools, st.floats(0.1, 2), st.integers(0, 3))
 def test_published_boxes_are_those_of_the_algorithm_written_plainly(
-    box: tuple[float, ...], pool: eager.Pool, variance: float, seed: int
+    box: tuple[float, float, float, float], pool: eager.Pool, variance: float, seed: int
 ) -> None:
     seen, on = plainly_seen(seed)
     weights = Box.published(*box, pool=pool, variance=variance).weights(on)
@@ -322,7 +328,7 @@ boxes = st.tuples(*[st.floats(-50, 150, width=32)] * 4)
 
 @given(boxes, st.integers(1, 120), st.integers(1, 120))
 def test_a_box_that_is_accepted_has_weights_that_sum_to_one(
-    corners: tuple[float, ...], width: int, height: int
+    corners: tuple[float, float, float, float], width: int, height: int
 ) -> None:
     try:
         weights = Box(*corners).weights(canvas((width, height)))
@@ -342,7 +348,7 @@ def test_a_box_on_whole_pixels_is_the_mask_of_its_pixels(x: int, y: int, width: 
 
 
 def test_rows_come_in_the_order_of_the_regions() -> None:
-    regions = [Point(5, 5), WholeImage(), Box(30, 30, 40, 40)]
+    regions: list[Region] = [Point(5, 5), WholeImage(), Box(30, 30, 40, 40)]
     rows = weight_rows(regions, canvas())
     assert rows.shape == (3, 1 + REGISTERS + 16)
     for row, region in zip(rows.numpy(), regions, strict=True):
@@ -373,7 +379,7 @@ NAN, INFINITY = float("nan"), float("inf")
         (lambda: Box(0, 5, 10, 5), "expected x1 < x2 and y1 < y2"),
         (lambda: Box(NAN, 0, 10, 10), "Box x1: expected a finite number, got nan"),
         (lambda: Box(0, 0, INFINITY, 10), "finite number"),
-        (lambda: Box("0", "0", "x", "1"), "Box x2: expected a number, got 'x'"),
+        (lambda: Box("0", "0", "x", "1"), "Box x2: expected a number, got 'x'"),  # type: ignore[arg-type]
         (lambda: BoxSet([]), "at least one box"),
         (lambda: BoxSet([(1, 2, 3)]), "4 numbers"),
         (lambda: Trace([]), "at least one point"),
@@ -385,25 +391,25 @@ NAN, INFINITY = float("nan"), float("inf")
         (lambda: Mask(np.ones((4, 4, 3))), r"expected a numeric array \(H, W\), got shape \(4, 4, 3\)"),
         (lambda: Mask(np.full((4, 4), NAN)), "finite"),
         (lambda: Mask([["a"]]), "numeric array"),
-        (lambda: WholeImage(pool="max"), 'expected pool "cls" or "mean" or "gaussian" or "attention", got .max.'),
+        (lambda: WholeImage(pool="max"), 'expected pool "cls" or "mean" or "gaussian" or "attention", got .max.'),  # type: ignore[arg-type]
         (lambda: WholeImage(variance=-1), "variance of at least 0"),
-        (lambda: Box(0, 0, 1, 1, pool="cls"), 'Box: expected pool "mean" or "gaussian" or "attention"'),
+        (lambda: Box(0, 0, 1, 1, pool="cls"), 'Box: expected pool "mean" or "gaussian" or "attention"'),  # type: ignore[arg-type]
         (lambda: Box(0, 0, 1, 1, variance=NAN), "Box variance: expected a finite number"),
-        (lambda: BoxSet([(0, 0, 1, 1)], pool="max"), "expected pool"),
-        (lambda: Trace([(1, 2)], pool="mean"), 'expected pool "count" or "attention"'),
+        (lambda: BoxSet([(0, 0, 1, 1)], pool="max"), "expected pool"),  # type: ignore[arg-type]
+        (lambda: Trace([(1, 2)], pool="mean"), 'expected pool "count" or "attention"'),  # type: ignore[arg-type]
         (lambda: Trace([{"x": 1}]), "2 numbers"),
         (lambda: Polygon([(0, 0), (1, 1)]), "at least three points"),
         (lambda: Register(-1), "whole number from 0 on, got -1"),
-        (lambda: AttentionHead(0.5), "whole number from 0 on"),
-        (lambda: Patch(0, "a"), "Patch column: expected a number"),
+        (lambda: AttentionHead(0.5), "whole number from 0 on"),  # type: ignore[arg-type]
+        (lambda: Patch(0, "a"), "Patch column: expected a number"),  # type: ignore[arg-type]
         (lambda: Crop(5, 0, 5, 10), "x1 < x2"),
         (lambda: Box.published(-1, 0, 5, 5), "no number below 0"),
-        (lambda: Box.published(0, 0, 5, 5, frame="patch"), 'frame "crop" or "image"'),
+        (lambda: Box.published(0, 0, 5, 5, frame="patch"), 'frame "crop" or "image"'),  # type: ignore[arg-type]
         (lambda: BoxSet.published([(-1, -1, -1, -1)]), "at least one box"),
         (lambda: Trace.published([]), "at least one point"),
     ],
 )
-def test_regions_that_cannot_be_are_refused_when_made(make: object, message: str) -> None:
+def test_regions_that_cannot_be_are_refused_when_made(make: Callable[[], Region], message: str) -> None:
     with pytest.raises(RegionError, match=message):
         make()
 

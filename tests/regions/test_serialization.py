@@ -27,6 +27,7 @@ from runtime import (
     Trace,
     WholeImage,
 )
+from runtime.regions import boxes as boxes_module
 from runtime.regions import from_dict, regions_from_json, regions_from_list, run_lengths, serialization, to_dict
 from runtime.regions.published import PublishedBox, PublishedTrace
 from runtime.regions.serialization import kind_of
@@ -129,7 +130,7 @@ whole_numbers = st.integers(0, 2**53)
 points = st.tuples(finite, finite)
 corners = st.tuples(finite, finite, finite, finite).filter(lambda box: box[0] < box[2] and box[1] < box[3])
 positive = st.floats(0, allow_infinity=False)
-boxes = st.builds(lambda xyxy, pool, variance: Box(*xyxy, pool, variance), corners, pools, variances)
+boxes = st.builds(lambda xyxy, **how: Box(*xyxy, **how), corners, pool=pools, variance=variances)
 published_boxes = st.builds(
     PublishedBox,
     *[positive] * 4,
@@ -222,7 +223,7 @@ KINDS = (
         ({**BOX, "pol": "mean"}, "box: expected xyxy, pool and variance, got 'pol'"),
         ({"kind": "box", "x1": 1, "y1": 2, "x2": 3, "y2": 4}, "box: expected xyxy, pool and variance, got 'x1'"),
         ({**BOX, "x" * 10**6: 1}, "box: expected xyxy, pool and variance, got 'xxxxxxxxxxxx...xxxxxxxxxxxxx'"),
-        ({**BOX, 7: 1}, "box: expected xyxy, pool and variance, got 7"),
+        (BOX | {7: 1}, "box: expected xyxy, pool and variance, got 7"),
         # numbers
         ({"kind": "box", "xyxy": [1, 2, 3]}, "box xyxy: expected a list of 4 numbers, got 3"),
         ({"kind": "box", "xyxy": {"x1": 1}}, "box xyxy: expected a list of 4 numbers, got dict"),
@@ -358,7 +359,7 @@ def test_classes_of_others_are_not_written() -> None:
     class Disc:
         def weights(self, canvas: object) -> None: ...
 
-    class Box(serialization.Box):
+    class Box(boxes_module.Box):
         """Another class of the same name."""
 
     assert kind_of(Disc()) == "disc"  # type: ignore[arg-type]

@@ -21,12 +21,30 @@ import atheris
 with atheris.instrument_imports(include=["runtime"]):
     import numpy as np
 
-    from runtime.bundle import MANIFEST, SCHEMA, Bundle
+    from runtime.bundle import MANIFEST, SCHEMA, Bundle, TokenLayout
     from runtime.bundle.onnx_scan import graph_contents
     from runtime.cli.region_arguments import _mask, _polygon, _trace, _trace_pixels
     from runtime.errors import PatchcaptionError
     from runtime.image import Fit, View
-    from runtime.regions import Canvas, Mask, Region, weight_rows
+    from runtime.regions import (
+        AttentionHead,
+        Box,
+        BoxSet,
+        Canvas,
+        Crop,
+        Mask,
+        Patch,
+        Point,
+        Polygon,
+        Region,
+        Register,
+        Trace,
+        WholeImage,
+        from_dict,
+        regions_from_json,
+        to_dict,
+        weight_rows,
+    )
 
 import onnx
 import torch
@@ -37,74 +55,84 @@ _CANVAS = Canvas(View.of((64, 48), 56, Fit.STRETCH), TokenLayout.with_cls(4, 4),
 _FOLDER = Path(tempfile.mkdtemp(prefix="patchcaption-fuzz-"))
 
 
-_ENGINE = {"file": "backbone.onnx", "precision": "fp32", "opset": 20, "max_error": 1e-6}
+_EMPTY_FILE = {"bytes": 0, "sha256": hashlib.sha256(b"").hexdigest()}
 _MANIFEST: dict[str, Any] = {
     "schema_version": SCHEMA,
     "backend": "tensorrt",
-    "architecture": {
-        **{"name": "dinov2", "width": 8, "depth": 2, "heads": 2, "patch": 14, "registers": 4, "size": 28, "resize": 30},
-        **{"mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2], "images_at_once": 4},
+    "backbone": {
+        **{"family": "dinov2", "name": "dinov2_vits14_reg", "text_space": "fuzz", "embed_dim": 8, "output_dim": 8},
+        **{"depth": 2, "num_heads": 2, "patch_size": 14, "attention_heads": 2, "max_batch_size": 4},
+        "tokens": {"global_tokens": ["cls", "register"], "grid": 2},
+        "preprocessing": {
+            **{"image_size": 28, "resize_short_side": 30, "resample": "bicubic"},
+            **{"mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]},
+        },
     },
-    "backbone": _ENGINE,
-    "decoder": _ENGINE,
-    "plans": [
-        {
-            **{"graph": "backbone.onnx", "file": "backbone.plan", "key": "0" * 64, "tensorrt": "10.3.0", "gpu": "Orin"},
-            **{"compute_capability": "8.7", "hardware": "same", "version_compatible": False},
-            "profiles": [{"images": {"least": [1, 3], "best": [2, 3], "most": [4, 3]}}],
-        }
-    ],
-    "decoding": {
-        **{"width": 8, "layers": 1, "heads": 2, "head_width": 4, "steps": 30, "vocabulary": 9, "eos_token_id": 8},
-        **{"cache": "fp16", "batches": [1, 4]},
+    "decoder": {
+        **{"kind": "decap", "text_space": "fuzz", "embed_dim": 8, "num_layers": 1, "num_heads": 2, "head_dim": 4},
+        **{"max_new_tokens": 30, "vocab_size": 9, "eos_token_id": 8, "cache_precision": "fp16", "batch_sizes": [1, 4]},
     },
     "memory": {
-        **{"embeddings": "backbone.plan", "captions": "captions.jsonl", "rows": 3, "temperature": 0.01},
-        **{"normalize": True, "precision": "int8", "fine": "captions.jsonl", "rounding": 0.1, "best": 2},
+        **{"text_space": "fuzz", "embeddings": "backbone.plan", "captions": "captions.jsonl", "num_rows": 3},
+        **{"temperature": 0.01, "normalize": True, "precision": "int8", "residual": "captions.jsonl"},
+        **{"max_relative_error": 0.1, "refine_top_k": 2},
     },
+    "engines": {
+        name: {"file": "backbone.onnx", "precision": "fp32", "opset": 20, "max_error": 1e-6}
+        for name in ("backbone", "decoder", "reencoder", "beam_decoder")
+    },
+    "plans": [
+        {
+            **{"graph": "backbone.onnx", "file": "backbone.plan", "key": "0" * 64, "product": "tensorrt"},
+            **{"version": "10.3.0", "gpu": "Orin", "compute_capability": "8.7", "hardware": "same"},
+            "version_compatible": False,
+            "profiles": [{"pixel_values": {"min": [1, 3], "opt": [2, 3], "max": [4, 3]}}],
+        }
+    ],
     "tokenizer": "captions.jsonl",
     "build": {"checkpoint": "demo", "built_at": "2026-11-24", "machine": "Linux", "versions": {"torch": "2.13.0"}},
-    "files": {
-        name: {"bytes": 0, "sha256": hashlib.sha256(b"").hexdigest()}
-        for name in ("backbone.onnx", "backbone.plan", "captions.jsonl")
-    },
+    "files": dict.fromkeys(("backbone.onnx", "backbone.plan", "captions.jsonl"), _EMPTY_FILE),
 }
 
 
-def laid(region: Region) -> None:
-    """On an image, where it must be refused or come to finite weights."""
+def check_weights(region: Region) -> None:
+    """Lay a region on an image, where it must be refused or have finite weights."""
     weights = weight_rows([region], _CANVAS)
     assert torch.as_tensor(weights).isfinite().all()
 
 
 def manifest(data: bytes) -> None:
-    """The bytes as the file; then the right one with a few of its values, chosen by the bytes, put otherwise."""
-    for name in _MANIFEST["files"]:
-        (_FOLDER / name).touch()
-    for written in (data, json.dumps(_altered(_MANIFEST, atheris.FuzzedDataProvider(data))).encode()):
-        (_FOLDER / MANIFEST).write_bytes(written)
+    """Open the bytes as a manifest, then the right one with a few of its values, chosen by the bytes, changed."""
+    for text in (data, json.dumps(_altered_manifest(atheris.FuzzedDataProvider(data))).encode()):
         with contextlib.suppress(PatchcaptionError):
-            opened = Bundle(_FOLDER)
+            opened = open_manifest(text)
             for name in opened.manifest.files:
                 assert opened.path(name).resolve().parent == _FOLDER.resolve(), f"{name} leaves the folder"
 
 
-def _altered(right: dict[str, Any], provider: atheris.FuzzedDataProvider) -> dict[str, Any]:
-    copy = json.loads(json.dumps(right))
+def open_manifest(text: bytes) -> Bundle:
+    for name in _MANIFEST["files"]:
+        (_FOLDER / name).touch()
+    (_FOLDER / MANIFEST).write_bytes(text)
+    return Bundle(_FOLDER)
+
+
+def _altered_manifest(provider: atheris.FuzzedDataProvider) -> dict[str, Any]:
+    altered = json.loads(json.dumps(_MANIFEST))
     for _ in range(provider.ConsumeIntInRange(0, 3)):
-        place: Any = copy
+        part: Any = altered
         while True:
-            keys = sorted(place) if isinstance(place, dict) else range(len(place))
+            keys = sorted(part) if isinstance(part, dict) else range(len(part))
             key = keys[provider.ConsumeIntInRange(0, len(keys) - 1)]
-            if not place[key] or not isinstance(place[key], dict | list) or provider.ConsumeProbability() < 0.2:
+            if not part[key] or not isinstance(part[key], dict | list) or provider.ConsumeProbability() < 0.2:
                 break
-            place = place[key]
+            part = part[key]
         value = _value(provider)
-        if isinstance(place, dict) and isinstance(value, str) and provider.ConsumeBool():
-            place[value] = place.pop(key)
+        if isinstance(part, dict) and isinstance(value, str) and provider.ConsumeBool():
+            part[value] = part.pop(key)
         else:
-            place[key] = value
-    return copy
+            part[key] = value
+    return altered
 
 
 def _value(provider: atheris.FuzzedDataProvider) -> object:
@@ -125,35 +153,43 @@ def _value(provider: atheris.FuzzedDataProvider) -> object:
 
 
 def mask(data: bytes) -> None:
-    """A file of a mask, and an array of the image's size."""
+    """Read a mask's file, and take an array of the image's size."""
     path = _FOLDER / "mask.png"
     path.write_bytes(data)
     with contextlib.suppress(PatchcaptionError):
-        laid(_mask(str(path)))
+        check_weights(_mask(str(path)))
     provider = atheris.FuzzedDataProvider(data)
     height, width = provider.ConsumeIntInRange(0, 50), provider.ConsumeIntInRange(0, 70)
     floats = [provider.ConsumeFloat() for _ in range(min(height * width, 64))]
     array = np.zeros(height * width)
     array[: len(floats)] = floats
-    laid(Mask(array.reshape(height, width)))
+    check_weights(Mask(array.reshape(height, width)))
 
 
-def text_of(data: bytes) -> str:
+def as_text(data: bytes) -> str:
     return data.decode("utf-8", errors="replace")
 
 
 def polygon(data: bytes) -> None:
-    laid(_polygon(text_of(data)))
+    check_weights(_polygon(as_text(data)))
 
 
 def trace(data: bytes) -> None:
     with contextlib.suppress(PatchcaptionError):
-        laid(_trace(text_of(data)))
-    laid(_trace_pixels(text_of(data)))
+        check_weights(_trace(as_text(data)))
+    check_weights(_trace_pixels(as_text(data)))
+
+
+def regions(data: bytes) -> None:
+    """Read a JSON list of regions; what is read can be written and read again."""
+    for region in regions_from_json(data):
+        assert from_dict(json.loads(json.dumps(to_dict(region)))) == region or isinstance(region, Mask)
+        with contextlib.suppress(PatchcaptionError):
+            check_weights(region)
 
 
 def graph(data: bytes) -> None:
-    """What protobuf takes for a model is refused, or the files it names are all found."""
+    """Refuse what protobuf takes for a model, or find all files that it names."""
     path = _FOLDER / "graph.onnx"
     path.write_bytes(data)
     files = graph_contents(path).files
@@ -161,7 +197,7 @@ def graph(data: bytes) -> None:
         tensors = onnx.ModelProto.FromString(data).graph.initializer
         for entries in ({entry.key: entry.value for entry in tensor.external_data} for tensor in tensors):
             named = entries.get("location", "")  # bytes where it is no UTF-8
-            assert "location" not in entries or (named if isinstance(named, str) else text_of(named)) in files
+            assert "location" not in entries or (named if isinstance(named, str) else as_text(named)) in files
 
 
 def small_graph() -> bytes:
@@ -172,21 +208,32 @@ def small_graph() -> bytes:
     return onnx.ModelProto(ir_version=10, graph=onnx.GraphProto(node=[node], initializer=[tensor])).SerializeToString()
 
 
-TARGETS = {target.__name__: target for target in (manifest, graph, mask, polygon, trace)}
+TARGETS = {target.__name__: target for target in (manifest, graph, mask, polygon, trace, regions)}
 
 
-def seeds(target: str, folder: Path) -> None:
-    """Writes what is right, to begin with."""
-    picture = io.BytesIO()
-    Image.new("1", (64, 48), 1).save(picture, "PNG")
-    right = {
-        "manifest": [json.dumps(_MANIFEST).encode()],
+def write_seeds(target: str, folder: Path) -> None:
+    """Write valid inputs, which the fuzzer begins with."""
+    image = io.BytesIO()
+    Image.new("1", (64, 48), 1).save(image, "PNG")
+    manifest_text = json.dumps(_MANIFEST).encode()
+    open_manifest(manifest_text)  # which is valid
+    kinds = [Box(1, 2, 30, 40), BoxSet([(1, 2, 3, 4)]), Crop(1, 2, 30, 40), Mask(np.eye(4)), Patch(1, 1), Point(5, 6)]
+    kinds += [
+        Polygon([(0, 0), (50, 0), (25, 40)]),
+        Trace([(5, 5), (9, 9)]),
+        WholeImage(),
+        Register(0),
+        AttentionHead(1),
+    ]
+    valid = {
+        "manifest": [manifest_text],
         "graph": [small_graph()],
-        "mask": [picture.getvalue()],
+        "mask": [image.getvalue()],
         "polygon": [b"0,0 50,0 25,40", b"-5,-5 70,1e1 3.5,nan"],
         "trace": [b"0.1,0.2 0.3,0.4", b"10,20 30,40 1e3,2", b"inf,0"],
+        "regions": [json.dumps([to_dict(region)]).encode() for region in kinds],
     }
-    for number, data in enumerate(right[target]):
+    for number, data in enumerate(valid[target]):
         (folder / f"seed{number}").write_bytes(data)
 
 
@@ -194,13 +241,13 @@ def main() -> None:
     target = TARGETS[sys.argv[1]]
     corpus = _FOLDER / "corpus"
     corpus.mkdir()
-    seeds(sys.argv[1], corpus)
+    write_seeds(sys.argv[1], corpus)
 
-    def fuzzed(data: bytes) -> None:
+    def run_target(data: bytes) -> None:
         with contextlib.suppress(PatchcaptionError):
             target(data)
 
-    atheris.Setup([sys.argv[0], *sys.argv[2:], str(corpus)], fuzzed)
+    atheris.Setup([sys.argv[0], *sys.argv[2:], str(corpus)], run_target)
     atheris.Fuzz()
 
 

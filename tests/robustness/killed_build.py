@@ -17,8 +17,9 @@ from rich.console import Console
 
 from export import bundle_builder
 from export.command_line import show_progress
+from export.graphs.specs import GraphSpec
 from export.readers import read_checkpoint
-from runtime.bundle import Bundle, EngineRecord
+from runtime.bundle import Bundle, EnginePrecision, EngineRecord
 
 EVENTS = frozenset(
     {"open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.chmod", "os.link", "ctypes.call_function"}
@@ -29,62 +30,63 @@ def main() -> None:
     target, points = Path(sys.argv[1]), int(sys.argv[2])
     torch.set_num_threads(1)
     store = Path(shutil.copytree(target, target.with_name("store")))
-    manifest = Bundle(store).manifest
-    for part in ("backbone", "reencoder", "decoder", "beam_decoder"):
-        setattr(bundle_builder, f"export_{part}", _copied(store, getattr(manifest, part)))
-    read = read_checkpoint("demo", None)
-    bundle_builder.read_checkpoint = lambda *_: read
-    total = _in_a_child(lambda: _build(target, 0))
+    bundle_builder.export_graph = _copy_graph(Bundle(store))
+    checkpoint = read_checkpoint("demo", None)
+    bundle_builder.read_checkpoint = lambda *_: checkpoint
+    total = _run_in_child(lambda: _build(target, 0))
     for point in range(1, points + 1):
         at = max(1, point * total // (points + 1))
-        status = _in_a_child(lambda at=at: _build(target, at))
+        status = _run_in_child(lambda at=at: _build(target, at))
         assert status == -signal.SIGKILL, f"point {point}: {status}"
         Bundle(target)  # whole, old or new: every file is compared
-    left = [path for path in target.parent.iterdir() if path.name.startswith(".")]
-    assert len(left) <= 1, left  # of the last; each build removes what the ones before it left
-    assert _in_a_child(lambda: _build(target, 0)) > 0
+    leftovers = [path for path in target.parent.iterdir() if path.name.startswith(".")]
+    assert len(leftovers) <= 1, leftovers  # of the last build; each removes those of the builds before it
+    assert _run_in_child(lambda: _build(target, 0)) > 0
     Bundle(target)
     assert [path.name for path in target.parent.iterdir() if path.name.startswith(".")] == []
     print(total)
 
 
-def _copied(store: Path, record: EngineRecord) -> Callable[..., EngineRecord]:
-    def export(_: object, folder: Path, *__: object) -> EngineRecord:
-        for name in (record.file, f"{record.file}.data"):
-            if (store / name).exists():
-                shutil.copyfile(store / name, folder / name)
+def _copy_graph(store: Bundle) -> Callable[[GraphSpec, Path, EnginePrecision], EngineRecord]:
+    """Return an exporter that copies graphs from a bundle."""
+
+    def export(spec: GraphSpec, folder: Path, _: EnginePrecision) -> EngineRecord:
+        record = next(record for record in store.manifest.engines.values() if record.file == spec.io.file)
+        for path in (store.path(record.file), store.path(f"{record.file}.data")):
+            if path.exists():
+                shutil.copyfile(path, folder / path.name)
         return record
 
     return export
 
 
 def _build(target: Path, killed_at: int) -> int:
-    """Returns how many times it touched the file system; does not return if it is killed before."""
+    """Build, and return how many times that touched the file system; kill this process at one of them."""
     count = 0
 
-    def look(event: str, _: tuple[object, ...]) -> None:
+    def count_event(event: str, _: tuple[object, ...]) -> None:
         nonlocal count
         if event in EVENTS:
             count += 1
             if count == killed_at:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    sys.addaudithook(look)
+    sys.addaudithook(count_event)
     with show_progress(Console(stderr=True), 7) as progress:
         bundle_builder.build("demo", target, progress)
     return count
 
 
-def _in_a_child(call: Callable[[], int]) -> int:
-    """What a call gives in a process of its own; minus the signal that ended it."""
-    here, there = os.pipe()
+def _run_in_child(call: Callable[[], int]) -> int:
+    """Return the result of a call in a child process, or minus the signal that ended it."""
+    read_end, write_end = os.pipe()
     child = os.fork()
     if child == 0:
-        os.write(there, str(call()).encode())
+        os.write(write_end, str(call()).encode())
         os._exit(0)
-    os.close(there)
-    with os.fdopen(here) as said:
-        text = said.read()
+    os.close(write_end)
+    with os.fdopen(read_end) as pipe:
+        text = pipe.read()
     _, status = os.waitpid(child, 0)
     return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else int(text)
 

@@ -1,4 +1,4 @@
-"""What users give by mistake, or others on purpose: each has its exact error, or its exact result. One table."""
+"""Bad input, by mistake or on purpose: each has its exact error or its exact result. One table."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ NAN, INF = float("nan"), float("inf")
 Case = tuple[str, Callable[[Path], Any], "type[Exception] | tuple[int, int]", str]
 
 
-def saved(image: Image.Image, name: str, **how: Any) -> Callable[[Path], Path]:
+def image_file(image: Image.Image, name: str, **options: Any) -> Callable[[Path], Path]:
     def save(folder: Path) -> Path:
-        image.save(folder / name, **how)
+        image.save(folder / name, **options)
         return folder / name
 
     return save
 
 
-def written(data: bytes, name: str = "image.png") -> Callable[[Path], Path]:
+def file_of(data: bytes, name: str = "image.png") -> Callable[[Path], Path]:
     def write(folder: Path) -> Path:
         (folder / name).write_bytes(data)
         return folder / name
@@ -62,7 +62,7 @@ def written(data: bytes, name: str = "image.png") -> Callable[[Path], Path]:
     return write
 
 
-def cut(name: str, share: float) -> Callable[[Path], Path]:
+def truncated_image(name: str, share: float) -> Callable[[Path], Path]:
     def save(folder: Path) -> Path:
         noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
         Image.fromarray(noise).save(folder / name)
@@ -74,7 +74,7 @@ def cut(name: str, share: float) -> Callable[[Path], Path]:
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A PNG of a few bytes that says it has very many pixels."""
+    """Return a PNG of a few bytes whose header claims very many pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -85,44 +85,49 @@ def bomb(width: int, height: int) -> bytes:
 
 def animated() -> Callable[[Path], Path]:
     frames = [Image.new("RGB", (20, 10), colour) for colour in ("red", "blue")]
-    return saved(frames[0], "image.gif", save_all=True, append_images=frames[1:])
+    return image_file(frames[0], "image.gif", save_all=True, append_images=frames[1:])
 
 
 def with_exif(orientation: int) -> Callable[[Path], Path]:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    return saved(Image.new("RGB", (20, 10)), "image.jpg", exif=exif)
+    return image_file(Image.new("RGB", (20, 10)), "image.jpg", exif=exif)
 
 
 IMAGES: list[Case] = [
-    ("truncated PNG", cut("image.png", 0.5), ImageError, "image.png: cannot be read as an image: "),
-    ("truncated JPEG", cut("image.jpg", 0.5), ImageError, "image.jpg: cannot be read as an image: .*truncated"),
-    ("truncated WebP", cut("image.webp", 0.5), ImageError, "image.webp: "),
-    ("no bytes", written(b""), ImageError, "image.png: not an image that Pillow can read"),
-    ("zeros", written(bytes(1000)), ImageError, "image.png: not an image that Pillow can read"),
-    ("text", written(b"GIF or not"), ImageError, "image.png: not an image that Pillow can read"),
-    ("header only", written(b"\x89PNG\r\n\x1a\n"), ImageError, "image.png: "),
+    ("truncated PNG", truncated_image("image.png", 0.5), ImageError, "image.png: cannot be read as an image: "),
+    (
+        "truncated JPEG",
+        truncated_image("image.jpg", 0.5),
+        ImageError,
+        "image.jpg: cannot be read as an image: .*truncated",
+    ),
+    ("truncated WebP", truncated_image("image.webp", 0.5), ImageError, "image.webp: "),
+    ("no bytes", file_of(b""), ImageError, "image.png: not an image that Pillow can read"),
+    ("zeros", file_of(bytes(1000)), ImageError, "image.png: not an image that Pillow can read"),
+    ("text", file_of(b"GIF or not"), ImageError, "image.png: not an image that Pillow can read"),
+    ("header only", file_of(b"\x89PNG\r\n\x1a\n"), ImageError, "image.png: "),
     ("no file", lambda folder: folder / "none.jpg", ImageError, "none.jpg: no such file"),
     ("a folder", lambda folder: folder, ImageError, "cannot be read as an image"),
     ("NUL in a path", lambda _: "a\0b.jpg", ImageError, "cannot be read as an image: embedded null"),
-    ("a decompression bomb", written(bomb(60_000, 60_000)), ImageError, "image.png: .*decompression bomb"),
-    ("a directory of a bomb", written(bomb(2**31 - 1, 1)), ImageError, "image.png: "),
-    ("one pixel", saved(Image.new("RGB", (1, 1)), "image.png"), (1, 1), ""),
-    ("30,000 x 1", saved(Image.new("RGB", (30_000, 1)), "image.png"), (30_000, 1), ""),
-    ("1 x 30,000", saved(Image.new("L", (1, 30_000)), "image.png"), (1, 30_000), ""),
-    ("CMYK", saved(Image.new("CMYK", (20, 10)), "image.jpg"), (20, 10), ""),
-    ("palette", saved(Image.new("P", (20, 10)), "image.png"), (20, 10), ""),
-    ("palette with transparency", saved(Image.new("P", (20, 10)), "image.png", transparency=0), (20, 10), ""),
-    ("16 bits", saved(Image.new("I;16", (20, 10)), "image.png"), (20, 10), ""),
-    ("1 bit", saved(Image.new("1", (20, 10)), "image.png"), (20, 10), ""),
-    ("alpha", saved(Image.new("RGBA", (20, 10)), "image.png"), (20, 10), ""),
-    ("grey and alpha", saved(Image.new("LA", (20, 10)), "image.png"), (20, 10), ""),
-    ("float TIFF", saved(Image.new("F", (20, 10)), "image.tif"), (20, 10), ""),
+    ("a decompression bomb", file_of(bomb(60_000, 60_000)), ImageError, "image.png: .*decompression bomb"),
+    ("a directory of a bomb", file_of(bomb(2**31 - 1, 1)), ImageError, "image.png: "),
+    ("one pixel", image_file(Image.new("RGB", (1, 1)), "image.png"), (1, 1), ""),
+    ("30,000 x 1", image_file(Image.new("RGB", (30_000, 1)), "image.png"), (30_000, 1), ""),
+    ("1 x 30,000", image_file(Image.new("L", (1, 30_000)), "image.png"), (1, 30_000), ""),
+    ("CMYK", image_file(Image.new("CMYK", (20, 10)), "image.jpg"), (20, 10), ""),
+    ("palette", image_file(Image.new("P", (20, 10)), "image.png"), (20, 10), ""),
+    ("palette with transparency", image_file(Image.new("P", (20, 10)), "image.png", transparency=0), (20, 10), ""),
+    ("16 bits", image_file(Image.new("I;16", (20, 10)), "image.png"), (20, 10), ""),
+    ("1 bit", image_file(Image.new("1", (20, 10)), "image.png"), (20, 10), ""),
+    ("alpha", image_file(Image.new("RGBA", (20, 10)), "image.png"), (20, 10), ""),
+    ("grey and alpha", image_file(Image.new("LA", (20, 10)), "image.png"), (20, 10), ""),
+    ("float TIFF", image_file(Image.new("F", (20, 10)), "image.tif"), (20, 10), ""),
     ("rotated by EXIF", with_exif(6), (10, 20), ""),
     ("mirrored by EXIF", with_exif(2), (20, 10), ""),
     ("an orientation that is none", with_exif(77), (20, 10), ""),
     ("animated", animated(), (20, 10), ""),
-    ("a wrong ending", saved(Image.new("RGB", (20, 10)), "image.txt", format="PNG"), (20, 10), ""),
+    ("a wrong ending", image_file(Image.new("RGB", (20, 10)), "image.txt", format="PNG"), (20, 10), ""),
 ]
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (10, 20, 3), np.uint8)
@@ -245,13 +250,13 @@ def test_lists_of_regions_that_are_none(demo: Captioner, features: FeatureMap, r
         demo.vectors(features, regions)
 
 
-def a_bit(path: Path) -> None:
+def flip_a_bit(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
 
 
-def half(path: Path) -> None:
+def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
@@ -264,8 +269,8 @@ FILES += ["captions.jsonl", "tokenizer.json", "beam_decoder.onnx", "reencoder.on
     ("spoil", "message"),
     [
         (Path.unlink, "missing"),
-        (half, "truncated: expected [0-9]+ bytes, got"),
-        (a_bit, "altered"),
+        (truncate, "truncated: expected [0-9]+ bytes, got"),
+        (flip_a_bit, "altered"),
         (lambda path: path.write_bytes(path.read_bytes() + b" "), "expected [0-9]+ bytes, got"),
     ],
     ids=["missing", "truncated", "one bit", "one byte more"],
@@ -279,12 +284,14 @@ def test_files_of_a_bundle(
         Captioner.load(folder)
 
 
-def change(*place: str, to: Any) -> Callable[[dict[str, Any]], None]:
+def change(*path: str, to: Any) -> Callable[[dict[str, Any]], None]:
+    """Return an edit of a manifest that replaces the value at a path of names."""
+
     def edit(manifest: dict[str, Any]) -> None:
         part = manifest
-        for name in place[:-1]:
+        for name in path[:-1]:
             part = part[name]
-        part[place[-1]] = to
+        part[path[-1]] = to
 
     return edit
 
@@ -294,17 +301,25 @@ def change(*place: str, to: Any) -> Callable[[dict[str, Any]], None]:
     [
         (change("schema_version", to=999), "999"),
         (change("schema_version", to="new"), "schema"),
-        (change("architecture", "width", to=0), "architecture.width"),
-        (change("architecture", "width", to="wide"), "architecture.width"),
-        (change("architecture", to=None), "architecture"),
-        (change("backbone", "file", to="../../etc/passwd"), "backbone.file"),
-        (change("backbone", "file", to="/etc/passwd"), "backbone.file"),
+        (change("schema_version", to=1), "schema 1, .* build the bundle again"),
+        (change("backbone", "output_dim", to=0), "backbone.output_dim"),
+        (change("backbone", "output_dim", to="wide"), "backbone.output_dim"),
+        (change("backbone", to=None), "backbone"),
+        (change("backbone", "tokens", "global_tokens", to=["mask"]), "backbone.tokens.global_tokens.0"),
+        (change("backbone", "tokens", "grid", to=15), "grid . patch_size = image_size, got 15 . 14 and 224"),
+        (change("backbone", "preprocessing", "resample", to="nearest"), "backbone.preprocessing.resample"),
+        (change("backbone", "text_space", to="../space"), "backbone.text_space"),
+        (change("decoder", "kind", to="parrot"), "decoder.kind"),
+        (change("decoder", "batch_sizes", to=[]), "decoder.batch_sizes"),
+        (change("engines", "backbone", "file", to="../../etc/passwd"), "engines.backbone.file"),
+        (change("engines", "backbone", "file", to="/etc/passwd"), "engines.backbone.file"),
+        (change("engines", to={}), "engines: backbone is missing"),
         (change("tokenizer", to="..\\tokenizer.json"), "tokenizer"),
         (change("tokenizer", to=""), "tokenizer"),
         (change("memory", "embeddings", to="~/bank"), "memory.embeddings"),
         (change("memory", "temperature", to=-1), "memory.temperature"),
         (change("memory", "captions", to="none.jsonl"), "none.jsonl"),
-        (change("decoding", "steps", to=10**9), "decoding.steps|steps"),
+        (change("decoder", "max_new_tokens", to=10**9), "decoder.max_new_tokens"),
         (change("files", to={}), "backbone.onnx|files"),
         (change("unknown", to=1), "unknown"),
     ],
@@ -340,7 +355,7 @@ def test_a_file_of_another_bundle_is_not_this_ones(bundle_copy: Callable[[], Pat
 def test_a_width_that_is_not_the_graphs(bundle_copy: Callable[[], Path], width: int) -> None:
     path = bundle_copy() / "manifest.json"
     manifest = json.loads(path.read_text())
-    manifest["architecture"]["width"] = width
+    manifest["backbone"]["output_dim"] = width
     path.write_text(json.dumps(manifest))
     with pytest.raises(
         BundleError, match=rf"memory\.safetensors: expected embeddings \(2520, {width}\), got \(2520, 192"
@@ -379,7 +394,7 @@ def test_any_region_is_described_or_refused(demo: Captioner, features: FeatureMa
         vectors = demo.vectors(features, [make(*arguments)])
     except RegionError:
         return
-    assert vectors.shape == (1, demo.manifest.architecture.width)
+    assert vectors.shape == (1, demo.manifest.backbone.output_dim)
     assert vectors.isfinite().all()
 
 

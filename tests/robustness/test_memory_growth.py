@@ -18,16 +18,16 @@ from runtime import Box, Captioner, Mask, WholeImage
 IMAGES = int(os.environ.get("PATCHCAPTION_IMAGES", "150"))
 WARM_UP = 40
 """Images until allocators and caches have what they need."""
-ALLOWED_MIB = 8
+MAX_GROWTH_MIB = 8
 """An image of this size, kept by mistake, is 0.3 MiB; its tokens are 0.2 MiB."""
 
 
-def held() -> tuple[float, int, int]:
-    """What this process has for itself: MiB of memory, file descriptors, threads."""
+def resources() -> tuple[float, int, int]:
+    """Return the private memory in MiB, the file descriptors and the threads of this process."""
     gc.collect()
     status = Path("/proc/self/status").read_text(encoding="ascii")
-    own_kib = int(next(line for line in status.splitlines() if line.startswith("RssAnon")).split()[1])
-    return own_kib / 1024, len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
+    private_kib = int(next(line for line in status.splitlines() if line.startswith("RssAnon")).split()[1])
+    return private_kib / 1024, len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
 
 
 @pytest.mark.slow
@@ -44,9 +44,9 @@ def test_memory_descriptors_and_threads_stay_as_they_are(demo_bundle: Path) -> N
 
         for _ in range(WARM_UP):
             describe()
-        before = held()
+        before = resources()
         for _ in range(IMAGES):
             describe()
-        after = held()
-    assert after[0] - before[0] < ALLOWED_MIB
+        after = resources()
+    assert after[0] - before[0] < MAX_GROWTH_MIB
     assert after[1:] == before[1:]

@@ -1,4 +1,4 @@
-"""What SECURITY.md says of bundles: nothing in them is executed, and nothing outside them is read."""
+"""The promises of SECURITY.md: nothing in a bundle is executed, and nothing outside it is read."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ folder, backend, image = sys.argv[1:]
 Captioner.load(folder, backend).caption(image, [WholeImage()], n_best=1)  # imports what it imports
 EXECUTING = ("exec", "compile", "marshal.loads", "pickle.find_class", "ctypes.dlopen", "import", "os.exec", "os.system",
              "os.posix_spawn", "subprocess.Popen", "socket.connect")
-seen = []  # by several threads
+events = []  # of several threads
 def watch(event, arguments):
     if event in EXECUTING:
-        seen.append(f"{event} {arguments}")
+        events.append(f"{event} {arguments}")
     elif event == "open" and isinstance(arguments[0], str) and arguments[0].startswith(folder):
-        seen.append("read " + arguments[0].removeprefix(folder + "/"))
+        events.append("read " + arguments[0].removeprefix(folder + "/"))
 sys.addaudithook(watch)
 Captioner.load(folder, backend).caption(image, [WholeImage()], n_best=1)
-print(*seen, sep="\\n")
+print(*events, sep="\\n")
 """
 
 
-def rebuilt(folder: Path) -> Path:
-    """With a manifest that agrees with what is in it: what somebody would send who means harm."""
+def with_matching_manifest(folder: Path) -> Path:
+    """Return the bundle with a manifest of its files as they are, as an attacker would send it."""
     manifest = json.loads((folder / MANIFEST).read_text())
     (folder / MANIFEST).unlink()
     manifest["files"] = {name: record.model_dump() for name, record in record_files(folder).items()}
@@ -72,19 +72,19 @@ def test_a_graph_cannot_read_outside_its_bundle(bundle_copy: Callable[[], Path],
                 entry.value = location
     (folder / "backbone.onnx").write_bytes(graph.SerializeToString())
     with pytest.raises(BundleError, match=f"backbone.onnx: its weights are in '{re.escape(location)}', which is no"):
-        Captioner.load(rebuilt(folder))
+        Captioner.load(with_matching_manifest(folder))
 
 
 def test_a_graph_cannot_hold_a_compiled_engine(bundle_copy: Callable[[], Path]) -> None:
     folder = bundle_copy()
     node = onnx.helper.make_node(
-        "EPContext", ["pixels"], ["tokens"], domain="com.microsoft", embed_mode=1, ep_cache_context=b"a plan"
+        "EPContext", ["pixel_values"], ["tokens"], domain="com.microsoft", embed_mode=1, ep_cache_context=b"a plan"
     )
     graph = onnx.load(folder / "decoder.onnx", load_external_data=False)
     graph.graph.node.append(node)
     (folder / "decoder.onnx").write_bytes(graph.SerializeToString())
     with pytest.raises(BundleError, match=r"decoder.onnx: holds a compiled engine \(EPContext\), which is a program"):
-        Captioner.load(rebuilt(folder))
+        Captioner.load(with_matching_manifest(folder))
 
 
 def test_a_graph_cannot_be_in_a_format_that_is_not_looked_at(bundle_copy: Callable[[], Path]) -> None:
@@ -92,8 +92,8 @@ def test_a_graph_cannot_be_in_a_format_that_is_not_looked_at(bundle_copy: Callab
     (folder / "backbone.onnx").rename(folder / "backbone.ort")
     manifest = (folder / MANIFEST).read_text()
     (folder / MANIFEST).write_text(manifest.replace('"backbone.onnx"', '"backbone.ort"'))
-    with pytest.raises(BundleError, match=r"manifest.json: .*backbone.file: .*should match pattern '.*onnx"):
-        Captioner.load(rebuilt(folder))
+    with pytest.raises(BundleError, match=r"manifest.json: engines.backbone.file: .*should match pattern '.*onnx"):
+        Captioner.load(with_matching_manifest(folder))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -103,29 +103,32 @@ def test_a_graph_cannot_bring_operators(bundle_copy: Callable[[], Path], backend
     graph.graph.node[0].domain = "of.a.stranger"
     onnx.save(graph, folder / "backbone.onnx")
     with pytest.raises(BackendError, match="backbone.onnx: .* cannot load it"):
-        Captioner.load(rebuilt(folder), backend)
+        Captioner.load(with_matching_manifest(folder), backend)
 
 
 class Harm:
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
+    """An object whose unpickling makes a folder."""
+
+    def __init__(self, evidence: Path) -> None:
+        self._evidence = evidence
 
     def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
-        return os.mkdir, (str(self.mark),)
+        return os.mkdir, (str(self._evidence),)
 
 
 @pytest.mark.parametrize("name", ["memory.safetensors", "tokenizer.json", "captions.jsonl", "backbone.onnx"])
 def test_pickles_in_a_bundle_are_not_opened(bundle_copy: Callable[[], Path], tmp_path: Path, name: str) -> None:
-    folder, mark = bundle_copy(), tmp_path / "harm was done"
-    (folder / name).write_bytes(pickle.dumps(Harm(mark)))
+    folder, evidence = bundle_copy(), tmp_path / "harm was done"
+    (folder / name).write_bytes(pickle.dumps(Harm(evidence)))
     with pytest.raises(PatchcaptionError, match=name):
-        Captioner.load(rebuilt(folder)).caption(SAMPLE / "scene.jpg", [WholeImage()], n_best=1)
-    assert not mark.exists()
+        Captioner.load(with_matching_manifest(folder)).caption(SAMPLE / "scene.jpg", [WholeImage()], n_best=1)
+    assert not evidence.exists()
 
 
 def bank(**changed: torch.Tensor | None) -> dict[str, torch.Tensor]:
-    right: dict[str, torch.Tensor | None] = {"embeddings": torch.zeros(2520, 192), "inverse_norms": torch.ones(2520)}
-    return {name: tensor for name, tensor in {**right, **changed}.items() if tensor is not None}
+    """Return the tensors of the demo's bank, some of them changed or left out."""
+    valid: dict[str, torch.Tensor | None] = {"embeddings": torch.zeros(2520, 192), "inverse_norms": torch.ones(2520)}
+    return {name: tensor for name, tensor in {**valid, **changed}.items() if tensor is not None}
 
 
 @pytest.mark.parametrize(
@@ -154,34 +157,37 @@ def test_kernels_are_not_sent_beyond_the_bank(
     folder = bundle_copy()
     save_file(tensors, folder / "memory.safetensors")
     with pytest.raises(BundleError, match=f"memory.safetensors: {message}"):
-        Captioner.load(rebuilt(folder))
+        Captioner.load(with_matching_manifest(folder))
 
 
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({"fine": torch.zeros(2520, 191, dtype=torch.int8)}, r"expected fine \(2520, 192\) in int8"),
-        ({"fine": torch.zeros(2520, 192)}, r"expected fine \(2520, 192\) in int8"),
-        ({"fine": torch.zeros(2520, 192, dtype=torch.int8)}, r"expected scales \(2520,\) in float32"),
+        ({"residual": torch.zeros(2520, 191, dtype=torch.int8)}, r"expected residual \(2520, 192\) in int8"),
+        ({"residual": torch.zeros(2520, 192)}, r"expected residual \(2520, 192\) in int8"),
+        ({"residual": torch.zeros(2520, 192, dtype=torch.int8)}, r"expected scales \(2520,\) in float32"),
     ],
 )
-def test_what_rounding_left_must_fit_the_bank(
+def test_residuals_must_fit_the_bank(
     bundle_copy: Callable[[], Path], tensors: dict[str, torch.Tensor], message: str
 ) -> None:
     folder = bundle_copy()
-    save_file(tensors, folder / "memory_fine.safetensors")
+    save_file(tensors, folder / "memory_residual.safetensors")
     manifest = json.loads((folder / MANIFEST).read_text())
-    manifest["memory"]["fine"] = "memory_fine.safetensors"
+    manifest["memory"]["residual"] = "memory_residual.safetensors"
     (folder / MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(BundleError, match=f"memory_fine.safetensors: {message}"):
-        Captioner.load(rebuilt(folder))
+    with pytest.raises(BundleError, match=f"memory_residual.safetensors: {message}"):
+        Captioner.load(with_matching_manifest(folder))
 
 
 @pytest.mark.parametrize("lines", ['"a"\n' * 2519, "1\n" * 2520, '"a"\n' * 2521, "[" * 9000 + "\n"])
 def test_captions_must_fit_the_bank(bundle_copy: Callable[[], Path], lines: str) -> None:
     folder = bundle_copy()
     (folder / "captions.jsonl").write_text(lines)
-    with Captioner.load(rebuilt(folder)) as captioner, pytest.raises(BundleError, match="captions.jsonl: "):
+    with (
+        Captioner.load(with_matching_manifest(folder)) as captioner,
+        pytest.raises(BundleError, match="captions.jsonl: "),
+    ):
         captioner.caption(SAMPLE / "scene.jpg", [WholeImage()], n_best=1)
 
 

@@ -1,17 +1,19 @@
-"""One captioner for many callers: threads that share it, regions that are decoded together, asyncio."""
+"""One captioner for many callers: threads that share it, regions decoded in one batch, asyncio."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import Barrier, Event
+from threading import enumerate as threads_alive
 from typing import Any
 
 import pytest
 import torch
-from runtime.wording import DecodingOptions
 from torch import Tensor
 
 from runtime import (
@@ -28,15 +30,17 @@ from runtime import (
 )
 from runtime.backends.onnxruntime_gpu import CPU, OrtGpuBackend
 from runtime.bundle import Bundle
-from runtime.image import Fit
+from runtime.features import RegionVectors
+from runtime.options import DecodingOptions, DescribeKeywords
 from runtime.serving.batching import Batching
+from tests.doubles import captioner_of
 
 PIXELS = torch.randint(0, 256, (3, 240, 320), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 REGIONS: list[list[Region]] = [
-    [Box(10 * place, 8 * place, 10 * place + 90, 8 * place + 70), Point(20 * place, 15 * place)] for place in range(8)
+    [Box(10 * index, 8 * index, 10 * index + 90, 8 * index + 70), Point(20 * index, 15 * index)] for index in range(8)
 ]
 LONG_MS = 60_000.0
-"""A wait that no test has the time for: what is answered before was answered as a batch was full."""
+"""A wait longer than any test: an answer that comes sooner came because its batch was full."""
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +52,8 @@ def texts(captions: list[Caption]) -> list[str]:
     return [caption.text for caption in captions]
 
 
-def at_once(calls: list[Callable[[], Any]]) -> list[Any]:
-    """What calls return that begin in as many threads at the same time."""
+def call_at_once(calls: Sequence[Callable[[], Any]]) -> list[Any]:
+    """Return the results of calls that begin in as many threads at the same time."""
     barrier = Barrier(len(calls))
 
     def begin(call: Callable[[], Any]) -> Any:
@@ -62,9 +66,9 @@ def at_once(calls: list[Callable[[], Any]]) -> list[Any]:
 
 @pytest.fixture(scope="module", params=["cpu", "openvino", "bound memory"])
 def shared(request: pytest.FixtureRequest, demo_bundle: Path) -> Iterator[Captioner]:
-    """A captioner of each kind of engine; bound memory is what GPUs have."""
+    """A captioner of each kind of engine; those of GPUs are bound to memory."""
     if request.param == "bound memory":
-        captioner = Captioner(Bundle(demo_bundle), OrtGpuBackend(CPU, torch.device("cpu")), Fit.STRETCH)
+        captioner = captioner_of(Bundle(demo_bundle), OrtGpuBackend(CPU, torch.device("cpu")))
     else:
         captioner = Captioner.load(demo_bundle, str(request.param))
     with captioner:
@@ -72,50 +76,54 @@ def shared(request: pytest.FixtureRequest, demo_bundle: Path) -> Iterator[Captio
 
 
 def test_eight_threads_get_the_captions_of_one(shared: Captioner) -> None:
-    def work(place: int) -> list[list[str]]:
-        image = PIXELS.roll(17 * place, dims=2)
-        kinds = ({}, {"n_best": 2}, {"reencode": "mean"}, {"beams": 2}) if place % 2 else ({}, {"clean": "orthogonal"})
-        regions = REGIONS[place][:1]
-        return [texts(shared.caption(image, regions, **options)) for options in kinds]
+    def describe_all(index: int) -> list[list[str]]:
+        image = PIXELS.roll(17 * index, dims=2)
+        odd: list[DescribeKeywords] = [{}, {"n_best": 2}, {"reencode": "mean"}, {"beams": 2}]
+        even: list[DescribeKeywords] = [{}, {"clean": "orthogonal"}]
+        regions = REGIONS[index][:1]
+        return [texts(shared.caption(image, regions, **options)) for options in (odd if index % 2 else even)]
 
-    expected = [work(place) for place in range(8)]
+    expected = [describe_all(index) for index in range(8)]
     for _ in range(3):
-        assert at_once([lambda place=place: work(place) for place in range(8)]) == expected
+        assert call_at_once([partial(describe_all, index) for index in range(8)]) == expected
 
 
-def test_what_arrives_together_is_decoded_together(
+def test_requests_that_arrive_together_are_decoded_together(
     demo: Captioner, features: FeatureMap, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = [texts(demo.describe(features, regions)) for regions in REGIONS]
-    decoded: list[int] = []
-    words = Captioner.words
+    batches: list[int] = []
+    describe_vectors = demo.pipeline.describe_vectors
 
-    def counting(self: Captioner, vectors: Tensor, *rest: Any) -> list[Caption]:
-        decoded.append(len(vectors))
-        return words(self, vectors, *rest)
+    def recording(vectors: RegionVectors, options: DecodingOptions) -> list[Caption]:
+        batches.append(len(vectors))
+        return describe_vectors(vectors, options)
 
-    monkeypatch.setattr(Captioner, "words", counting)
+    monkeypatch.setattr(demo.pipeline, "describe_vectors", recording)
     with demo.batching(max_wait_ms=LONG_MS, max_regions=16) as batching:
-        calls = [lambda own=own: texts(batching.describe(features, own)) for own in REGIONS]
-        assert at_once(calls) == expected
-    assert decoded == [16]
+
+        def described(regions: list[Region]) -> list[str]:
+            return texts(batching.describe(features, regions))
+
+        assert call_at_once([partial(described, regions) for regions in REGIONS]) == expected
+    assert batches == [16]
 
 
 def test_a_batch_has_at_most_so_many_regions_and_a_larger_call_is_one_of_its_own(
     demo: Captioner, features: FeatureMap, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoded: list[int] = []
+    batches: list[int] = []
 
-    def counting(_: Captioner, vectors: Tensor, *__: object) -> list[Caption]:
-        decoded.append(len(vectors))
+    def recording(vectors: RegionVectors, _: DecodingOptions) -> list[Caption]:
+        batches.append(len(vectors))
         return [Caption("", 1.0, ())] * len(vectors)
 
-    monkeypatch.setattr(Captioner, "words", counting)
+    monkeypatch.setattr(demo.pipeline, "describe_vectors", recording)
     with demo.batching(max_wait_ms=LONG_MS, max_regions=4) as batching:
-        at_once([lambda own=own: batching.describe(features, own) for own in REGIONS])
-        assert decoded == [4] * 4
+        call_at_once([partial(batching.describe, features, regions) for regions in REGIONS])
+        assert batches == [4] * 4
         assert len(batching.describe(features, [*REGIONS[0], *REGIONS[1], *REGIONS[2]])) == 6
-    assert decoded == [4, 4, 4, 4, 6]
+    assert batches == [4, 4, 4, 4, 6]
 
 
 def test_a_single_call_waits_no_longer_than_it_was_told_to(demo: Captioner, features: FeatureMap) -> None:
@@ -127,75 +135,80 @@ def test_a_single_call_waits_no_longer_than_it_was_told_to(demo: Captioner, feat
 
 
 def test_calls_of_other_options_are_batches_of_their_own(demo: Captioner, features: FeatureMap) -> None:
-    kinds: list[dict[str, Any]] = [{}, {"beams": 2}, {"n_best": 1}, {"mode": "nearest"}, {"clean": "orthogonal"}]
+    kinds: list[DescribeKeywords] = [{}, {"beams": 2}, {"n_best": 1}, {"mode": "nearest"}, {"clean": "orthogonal"}]
     expected = [demo.describe(features, REGIONS[0], **options) for options in kinds]
     with demo.batching(max_wait_ms=5) as batching:
-        found = at_once([lambda how=how: batching.describe(features, REGIONS[0], **how) for how in kinds])
-    assert [texts(one) for one in found] == [texts(one) for one in expected]
-    assert [one[0].nearest for one in found] == [one[0].nearest for one in expected]
-    assert [[caption.region for caption in one] for one in found] == [REGIONS[0]] * len(kinds)
+
+        def describe(options: DescribeKeywords) -> list[Caption]:
+            return batching.describe(features, REGIONS[0], **options)
+
+        found = call_at_once([partial(describe, options) for options in kinds])
+    assert [texts(captions) for captions in found] == [texts(captions) for captions in expected]
+    assert [captions[0].nearest for captions in found] == [captions[0].nearest for captions in expected]
+    assert [[caption.region for caption in captions] for captions in found] == [REGIONS[0]] * len(kinds)
 
 
-def test_one_callers_mistake_harms_no_other(
+def test_one_callers_mistake_does_not_affect_others(
     demo: Captioner, features: FeatureMap, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What cannot be laid on the image, has no such option, or breaks in the middle of a batch."""
-    words, poison = Captioner.words, 7.0
+    """A region outside the image, an option that does not exist, and vectors that break in the middle of a batch."""
+    describe_vectors, poison = demo.pipeline.describe_vectors, 7.0
 
-    def breaking(self: Captioner, vectors: Tensor, wording: DecodingOptions, **_: object) -> list[Caption]:
-        if (vectors == poison).all(dim=1).any():
+    def breaking(vectors: RegionVectors, options: DecodingOptions) -> list[Caption]:
+        if (vectors.data == poison).all(dim=1).any():
             raise BundleError("broken in the middle")
-        return words(self, vectors, wording)
+        return describe_vectors(vectors, options)
 
-    monkeypatch.setattr(Captioner, "words", breaking)
-    poisoned = FeatureMap(
-        torch.full_like(features.tokens, poison), features.cls_attention_logits, features.views, 14, 4
-    )
     expected = texts(demo.describe(features, REGIONS[0]))
+    monkeypatch.setattr(demo.pipeline, "describe_vectors", breaking)
+    poisoned = replace(features, tokens=torch.full_like(features.tokens, poison))
     with demo.batching(max_wait_ms=LONG_MS, max_regions=7) as batching:
 
-        def caught(call: Callable[[], Any]) -> Any:
+        def texts_or_error(call: Callable[[], Any]) -> Any:
             try:
                 return texts(call())
             except PatchcaptionError as error:
                 return type(error)
 
-        found = at_once(
-            [
-                lambda: caught(lambda: batching.describe(features, REGIONS[0])),
-                lambda: caught(lambda: batching.describe(poisoned, [WholeImage()])),
-                lambda: caught(lambda: batching.describe(features, [Box(900, 900, 950, 950)])),
-                lambda: caught(lambda: batching.describe(features, REGIONS[0], beems=3)),  # type: ignore[call-overload]
-                lambda: caught(lambda: batching.describe(features, REGIONS[0])),
-                lambda: caught(lambda: batching.describe(features, REGIONS[0])),
-            ]
-        )
+        calls: list[Callable[[], Any]] = [
+            lambda: batching.describe(features, REGIONS[0]),
+            lambda: batching.describe(poisoned, [WholeImage()]),
+            lambda: batching.describe(features, [Box(900, 900, 950, 950)]),
+            lambda: batching.describe(features, REGIONS[0], beems=3),  # type: ignore[call-overload]
+            lambda: batching.describe(features, REGIONS[0]),
+            lambda: batching.describe(features, REGIONS[0]),
+        ]
+        found = call_at_once([partial(texts_or_error, call) for call in calls])
     assert found == [expected, BundleError, RegionError, PatchcaptionError, expected, expected]
 
 
-def test_a_timeout_gives_up_and_harms_no_other(
+def test_a_timeout_gives_up_and_does_not_affect_others(
     demo: Captioner, features: FeatureMap, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words, may_go, began = Captioner.words, Event(), Event()
+    describe_vectors, may_go, began = demo.pipeline.describe_vectors, Event(), Event()
+    batches: list[Tensor] = []
 
-    def slow(self: Captioner, vectors: Tensor, wording: DecodingOptions) -> list[Caption]:
+    def waiting(vectors: RegionVectors, options: DecodingOptions) -> list[Caption]:
+        batches.append(vectors.data)
         began.set()
         may_go.wait()
-        return words(self, vectors, wording)
+        return describe_vectors(vectors, options)
 
     expected = texts(demo.describe(features, REGIONS[1]))
-    monkeypatch.setattr(Captioner, "words", slow)
+    monkeypatch.setattr(demo.pipeline, "describe_vectors", waiting)
     with demo.batching(max_wait_ms=0) as batching, ThreadPoolExecutor(1) as other:
         first = other.submit(batching.describe, features, REGIONS[1])
         began.wait()
-        with pytest.raises(TimeoutError, match="no words after 0.01 s"):
+        with pytest.raises(TimeoutError, match="no captions after 0.01 s; others of the batch get theirs"):
             batching.describe(features, REGIONS[0], timeout_s=0.01)
-        assert batching._waiting[0].answer.cancelled()
         may_go.set()
         assert texts(first.result()) == expected
+    assert len(batches) == 1, "what was given up is not decoded"
+    torch.testing.assert_close(batches[0], demo.vectors(features, REGIONS[1]))
 
 
 def test_a_closed_batching_has_answered_all_and_takes_no_more(demo: Captioner, features: FeatureMap) -> None:
+    before = set(threads_alive())
     batching = demo.batching(max_wait_ms=LONG_MS)
     with ThreadPoolExecutor(1) as other:
         waiting = other.submit(batching.describe, features, REGIONS[0])
@@ -203,10 +216,10 @@ def test_a_closed_batching_has_answered_all_and_takes_no_more(demo: Captioner, f
             pass
         batching.close()
         assert texts(waiting.result()) == texts(demo.describe(features, REGIONS[0]))
-    with pytest.raises(PatchcaptionError, match="this batching was closed"):
+    with pytest.raises(PatchcaptionError, match="this batching was closed; make another with Captioner.batching"):
         batching.describe(features, REGIONS[0])
     batching.close()
-    assert not batching._worker.is_alive()
+    assert set(threads_alive()) <= before, "its thread is still alive"
 
 
 @pytest.mark.parametrize(
@@ -219,27 +232,27 @@ def test_limits_that_make_no_sense_are_refused(demo: Captioner, options: dict[st
 
 
 def test_coroutines_get_the_same_captions(demo: Captioner, features: FeatureMap) -> None:
-    async def all_of(batching: Batching) -> list[list[Caption]]:
-        asked = [batching.adescribe(features, own) for own in REGIONS]
-        asked += [batching.acaption(PIXELS, REGIONS[0]), demo.acaption(PIXELS, REGIONS[1])]
-        return list(await asyncio.gather(*asked))
+    async def describe_all(batching: Batching) -> list[list[Caption]]:
+        calls = [batching.adescribe(features, own) for own in REGIONS]
+        calls += [batching.acaption(PIXELS, REGIONS[0]), demo.acaption(PIXELS, REGIONS[1])]
+        return list(await asyncio.gather(*calls))
 
     with demo.batching(max_wait_ms=20) as batching:
-        found = asyncio.run(all_of(batching))
+        found = asyncio.run(describe_all(batching))
     expected = [texts(demo.describe(features, own)) for own in (*REGIONS, *REGIONS[:2])]
-    assert [texts(one) for one in found] == expected
+    assert [texts(captions) for captions in found] == expected
 
 
-def test_a_cancelled_coroutine_harms_no_other(demo: Captioner, features: FeatureMap) -> None:
+def test_a_cancelled_coroutine_does_not_affect_others(demo: Captioner, features: FeatureMap) -> None:
     async def cancel_one(batching: Batching) -> list[Caption]:
-        given_up, going = (asyncio.create_task(batching.adescribe(features, REGIONS[place])) for place in (0, 1))
+        cancelled, active = (asyncio.create_task(batching.adescribe(features, REGIONS[index])) for index in (0, 1))
         while len(batching._waiting) < 2:
             await asyncio.sleep(0)
-        given_up.cancel()
+        cancelled.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await given_up
+            await cancelled
         await asyncio.to_thread(batching.close)
-        return await going
+        return await active
 
     with demo.batching(max_wait_ms=LONG_MS) as batching:
         assert texts(asyncio.run(cancel_one(batching))) == texts(demo.describe(features, REGIONS[1]))

@@ -41,7 +41,7 @@ class IProgressMonitor:
 
 
 class HostMemory:
-    """What a builder gives: bytes behind the buffer protocol, not bytes."""
+    """The result of a builder: bytes behind the buffer protocol, which are not `bytes`."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -107,6 +107,15 @@ class BuilderConfig:
         }
     )
 
+    _double: Any
+    _state: State
+    flags: set[Any]
+    profiles: list[OptimizationProfile]
+    pools: dict[Any, int]
+    timing_cache: TimingCache | None
+    progress_monitor: Any
+    hardware_compatibility_level: Any
+
     def __init__(self, double: Any, state: State) -> None:
         fields: dict[str, Any] = {"_double": double, "_state": state, "flags": {double.BuilderFlag.TF32}}
         fields |= {"profiles": [], "pools": {}, "timing_cache": None, "progress_monitor": None}
@@ -153,7 +162,7 @@ class BuilderConfig:
 
 
 def building_names(double: Any, state: State) -> Mapping[str, Any]:
-    """The classes of this half, for one double."""
+    """Return the classes of this half, for one double."""
 
     class OnnxParser:
         def __init__(self, network: Network, logger: ILogger) -> None:
@@ -169,13 +178,13 @@ def building_names(double: Any, state: State) -> Mapping[str, Any]:
 
         def parse_from_file(self, model: str) -> bool:
             state.call("parse_from_file", Path(model).name)
-            return self._take(onnx.load(model))
+            return self._add(onnx.load(model))
 
         def parse(self, model: bytes, path: str | None = None) -> bool:  # noqa: ARG002
             state.call("parse", len(model))
-            return self._take(onnx.load_from_string(model))
+            return self._add(onnx.load_from_string(model))
 
-        def _take(self, model: onnx.ModelProto) -> bool:
+        def _add(self, model: onnx.ModelProto) -> bool:
             self._errors += map(ParserError, refusals(model))
             if self._errors:
                 return False
@@ -205,10 +214,10 @@ def building_names(double: Any, state: State) -> Mapping[str, Any]:
             if state.fails("build_serialized_network", self._logger, ILogger.Severity.ERROR):
                 return None
             _check_profiles(network.model, config.profiles)
-            if not _was_told(config.progress_monitor):
+            if not _report_progress(config.progress_monitor):
                 return None
             plan = {
-                "model": _in_one_piece(network.model),
+                "model": _serialize(network.model),
                 "profiles": [profile.shapes for profile in config.profiles],
                 "version": state.version,
                 "gpu": state.gpu,
@@ -227,40 +236,40 @@ def building_names(double: Any, state: State) -> Mapping[str, Any]:
 
 
 def read_plan(data: bytes) -> dict[str, Any] | None:
-    """What a plan holds; None for what is none."""
+    """Return the contents of a plan; None for other data."""
     return pickle.loads(data[len(_MAGIC) :]) if data.startswith(_MAGIC) else None
 
 
 def _check_profiles(model: onnx.ModelProto, profiles: list[OptimizationProfile]) -> None:
-    """Every dynamic dimension has a range in every profile, and every other one is as it is in the graph."""
+    """Require a range for every dynamic dimension in every profile, and the graph's size for every other one."""
     for value in model.graph.input:
         sizes = [None if dim.dim_param else dim.dim_value for dim in value.type.tensor_type.shape.dim]
         if None in sizes:
             require(bool(profiles), f"{value.name} is dynamic, and there is no profile")
-        for number, profile in enumerate(profiles):
+        for index, profile in enumerate(profiles):
             if None in sizes:
-                require(value.name in profile.shapes, f"profile {number} does not cover {value.name}")
+                require(value.name in profile.shapes, f"profile {index} does not cover {value.name}")
             for shape in profile.shapes.get(value.name, ()):
                 fits = len(shape) == len(sizes) and all(
-                    size in (None, given) for size, given in zip(sizes, shape, strict=True)
+                    size in (None, chosen) for size, chosen in zip(sizes, shape, strict=True)
                 )
-                require(fits, f"profile {number}: {value.name} cannot be {shape}")
+                require(fits, f"profile {index}: {value.name} cannot be {shape}")
 
 
-def _was_told(monitor: Any) -> bool:
-    """Goes through a build's phases; False if the monitor stopped it."""
+def _report_progress(monitor: Any) -> bool:
+    """Report a build's phases; return False if the monitor stopped it."""
     if monitor is None:
         return True
     monitor.phase_start("Building", None, 2)
     monitor.phase_start("Tactics", "Building", 1)
-    going = monitor.step_complete("Tactics", 0)
+    goes_on = monitor.step_complete("Tactics", 0)
     monitor.phase_finish("Tactics")
-    going = going and monitor.step_complete("Building", 0) and monitor.step_complete("Building", 1)
+    goes_on = goes_on and monitor.step_complete("Building", 0) and monitor.step_complete("Building", 1)
     monitor.phase_finish("Building")
-    return bool(going)
+    return bool(goes_on)
 
 
-def _in_one_piece(model: onnx.ModelProto) -> bytes:
+def _serialize(model: onnx.ModelProto) -> bytes:
     for tensor in model.graph.initializer:
         require(not tensor.external_data or tensor.HasField("raw_data"), f"{tensor.name} was not loaded")
     return model.SerializeToString()

@@ -1,4 +1,4 @@
-"""What callers of TensorRT must keep to, and what it may do to them."""
+"""The contract that callers of TensorRT must keep, and the faults that it may show them."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ class ContractError(AssertionError):
 
 @dataclass
 class Faults:
-    """What goes wrong on purpose.
+    """Faults to show on purpose.
 
     Attributes:
-        parser_errors: the parser refuses every graph, with these words.
-        says: what is logged as an error before None or False is returned.
-        returns_nothing: names of calls that return None, or False where they return truth.
+        parser_errors: the parser refuses every graph with these errors.
+        logged_error: logged before None or False is returned; "" logs nothing.
+        returns_nothing: names of calls that return None, or False where they return True otherwise.
     """
 
     parser_errors: tuple[str, ...] = ()
-    says: str = ""
+    logged_error: str = ""
     returns_nothing: frozenset[str] = frozenset()
 
 
 @dataclass
 class State:
-    """What all objects of one double share.
+    """The state that all objects of one double share.
 
     Attributes:
         version: of the TensorRT that it stands for.
         gpu: the name of the GPU that it builds for and loads on.
-        calls: what was called, in order, with what.
+        calls: names and arguments of calls, in order.
     """
 
     version: str
@@ -48,22 +48,24 @@ class State:
         self.calls.append((name, arguments))
 
     def fails(self, name: str, logger: Any, error: Any) -> bool:
-        """Whether a call is to fail; then it says why."""
+        """Return whether a call is to fail; log the error if it is."""
         if name not in self.faults.returns_nothing:
             return False
-        if self.faults.says:
-            logger.log(error, self.faults.says)
+        if self.faults.logged_error:
+            logger.log(error, self.faults.logged_error)
         return True
 
-    def times(self, name: str) -> int:
+    def count(self, name: str) -> int:
+        """Return how often a call was made."""
         return sum(called == name for called, _ in self.calls)
 
 
-def require(holds: bool, what: str) -> None:
-    if not holds:
-        raise ContractError(what)
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ContractError(message)
 
 
-def require_initialized(thing: object, base: type) -> None:
-    """pybind refuses objects whose class overrides __init__ without calling that of its base."""
-    require(getattr(thing, "_base_was_initialized", False), f"{type(thing).__name__}: call {base.__name__}.__init__")
+def require_initialized(instance: object, base: type) -> None:
+    """Raise for what pybind refuses: an object whose class overrides __init__ without calling that of its base."""
+    is_initialized = getattr(instance, "_base_was_initialized", False)
+    require(is_initialized, f"{type(instance).__name__}: call {base.__name__}.__init__")

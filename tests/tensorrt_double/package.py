@@ -11,12 +11,12 @@ from tests.tensorrt_double.building import building_names
 from tests.tensorrt_double.contract import Faults, State
 from tests.tensorrt_double.running import running_names
 
-_FLAGS_OF_BOTH = [
+_COMMON_FLAGS = [
     *("DEBUG", "GPU_FALLBACK", "REFIT", "DISABLE_TIMING_CACHE", "TF32", "SPARSE_WEIGHTS", "ERROR_ON_TIMING_CACHE_MISS"),
     *("DISABLE_COMPILATION_CACHE", "STRIP_PLAN", "REFIT_IDENTICAL", "WEIGHT_STREAMING", "VERSION_COMPATIBLE"),
     "EXCLUDE_LEAN_RUNTIME",
 ]
-_FLAGS_OF_10 = [
+_VERSION_10_FLAGS = [
     *("FP16", "INT8", "BF16", "FP8", "INT4", "OBEY_PRECISION_CONSTRAINTS", "PREFER_PRECISION_CONSTRAINTS"),
     "REJECT_EMPTY_ALGORITHMS",
 ]
@@ -24,7 +24,7 @@ _FLAGS_SINCE_10_13 = ["EDITABLE_TIMING_CACHE", "DISTRIBUTIVE_INDEPENDENCE"]
 
 
 class Double(ModuleType):
-    """`tensorrt`, as far as it goes here."""
+    """The names of `tensorrt` that the double has."""
 
     state: State
     __version__: str
@@ -34,10 +34,10 @@ class Double(ModuleType):
 
 
 def tensorrt_double(version: str = "10.3.0.30", gpu: str = "cpu", faults: Faults | None = None) -> Double:
-    """A double of one version, to be put into `sys.modules` as "tensorrt"."""
+    """Return a double of one version, to be put into `sys.modules` as "tensorrt"."""
     state = State(version, gpu, faults or Faults())
     is_11, since_10_13 = state.numbers[0] >= 11, state.numbers[:2] >= (10, 13)
-    flags = [*([] if is_11 else _FLAGS_OF_10), *_FLAGS_OF_BOTH, *(_FLAGS_SINCE_10_13 if since_10_13 else [])]
+    flags = [*([] if is_11 else _VERSION_10_FLAGS), *_COMMON_FLAGS, *(_FLAGS_SINCE_10_13 if since_10_13 else [])]
     creation = ["STRONGLY_TYPED"] if is_11 else ["EXPLICIT_BATCH", "STRONGLY_TYPED"]
     levels = ["NONE", "AMPERE_PLUS", *(["SAME_COMPUTE_CAPABILITY"] if since_10_13 else [])]
     enums = {
@@ -54,9 +54,9 @@ def tensorrt_double(version: str = "10.3.0.30", gpu: str = "cpu", faults: Faults
     }
     double = Double("tensorrt")
     double.state, double.__version__ = state, version
-    double.__spec__ = ModuleSpec("tensorrt", None)  # torch looks whether it could be imported
+    double.__spec__ = ModuleSpec("tensorrt", None)  # torch checks whether it could be imported
     for name, members in enums.items():
-        setattr(double, name, enum.IntEnum(name, members, start=0))  # type: ignore[misc]
+        setattr(double, name, enum.IntEnum(name, members, start=0))
     for name, value in {**building_names(double, state), **running_names(double, state)}.items():
         setattr(double, name, value)
     return double

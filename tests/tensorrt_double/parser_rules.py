@@ -1,4 +1,4 @@
-"""What the real ONNX parser refuses, as TensorRT-RTX 1.7.1 was seen to: dtypes that its tensors do not have."""
+"""The dtypes that the real ONNX parser refuses, observed with TensorRT-RTX 1.7.1."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ _READS_UINT8 = ("Cast", "CastLike", "Shape", "Size", "Equal")
 _REFUSES_BOOL = ("DepthToSpace", "ReduceMax", "ReduceMin", "SpaceToDepth")
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _CONVERTS = ("Cast", "CastLike", "QuantizeLinear", "DequantizeLinear", "Shape")
-_LARGEST_WEIGHT = 1024
-"""Numbers: larger weights are left out where dtypes are inferred, which takes no values."""
+_MAX_WEIGHT_SIZE = 1024
+"""Weights of more values are left out where dtypes are inferred, which takes no values."""
 
 
 def refusals(model: onnx.ModelProto) -> Iterator[str]:
-    """The parser's error for each node that it does not take, in its own words."""
+    """Yield the parser's error for each node that it refuses, in its own words."""
     foreign = [node.op_type for node in model.graph.node if node.domain not in ("", "ai.onnx")]
     yield from (f"No importer registered for op: {kind}" for kind in foreign)
-    dtypes = {} if foreign else _dtypes(model)  # of which nothing can be inferred through them
+    dtypes = {} if foreign else _dtypes(model)  # nothing can be inferred through foreign operators
     outputs = {value.name for value in model.graph.output}
     for node in model.graph.node:
         name = f"node_of_{node.output[0]}"
@@ -36,12 +36,12 @@ def refusals(model: onnx.ModelProto) -> Iterator[str]:
 
 
 def _dtypes(model: onnx.ModelProto) -> dict[str, int]:
-    """The dtype of every tensor, as ONNX infers it."""
+    """Return the dtype of every tensor, as ONNX infers it."""
     light = onnx.ModelProto()
     light.CopyFrom(model)
     dtypes = {weight.name: weight.data_type for weight in model.graph.initializer}
     for weight in model.graph.initializer:
-        if int(np.prod(weight.dims)) > _LARGEST_WEIGHT:
+        if int(np.prod(weight.dims)) > _MAX_WEIGHT_SIZE:
             light.graph.initializer.remove(weight)
             light.graph.input.append(onnx.helper.make_tensor_value_info(weight.name, weight.data_type, weight.dims))
     graph = onnx.shape_inference.infer_shapes(light).graph

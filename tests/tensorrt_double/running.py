@@ -15,8 +15,8 @@ import onnxruntime
 from tests.tensorrt_double.building import ILogger, read_plan
 from tests.tensorrt_double.contract import State, require, require_initialized
 
-SCRATCH_BYTES = 4096
-"""That every context needs, for each of its profiles."""
+WORKSPACE_BYTES = 4096
+"""The workspace of every context, for each of its profiles."""
 
 _DTYPES = {
     onnx.TensorProto.FLOAT: ("FLOAT", np.float32),
@@ -64,11 +64,11 @@ class Engine:
 
     @property
     def device_memory_size_v2(self) -> int:
-        return SCRATCH_BYTES
+        return WORKSPACE_BYTES
 
     def get_device_memory_size_for_profile_v2(self, profile_index: int) -> int:
         require(0 <= profile_index < self.num_optimization_profiles, f"there is no profile {profile_index}")
-        return SCRATCH_BYTES
+        return WORKSPACE_BYTES
 
     def get_tensor_name(self, index: int) -> str:
         return list(self._tensors)[index]
@@ -105,7 +105,7 @@ class Inspector:
         self._nodes = nodes
 
     def get_engine_information(self, format: Any) -> str:  # noqa: ARG002
-        return json.dumps({"Layers": [{"Name": f"{node}_{place}"} for place, node in enumerate(self._nodes)]})
+        return json.dumps({"Layers": [{"Name": f"{node}_{index}"} for index, node in enumerate(self._nodes)]})
 
 
 class Context:
@@ -114,7 +114,7 @@ class Context:
         self._profile: int | None = 0 if engine.num_optimization_profiles == 1 else None
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
-        self._scratch_bytes = 0 if is_user_managed else SCRATCH_BYTES
+        self._workspace_bytes = 0 if is_user_managed else WORKSPACE_BYTES
 
     def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
         require(stream_handle != 0, "the default stream was given: TensorRT would synchronize the device")
@@ -125,20 +125,20 @@ class Context:
         return 0 <= profile_index < self._engine.num_optimization_profiles
 
     def set_device_memory(self, memory: int, size: int) -> None:
-        require(memory % 256 == 0, "scratch memory is not aligned to 256 bytes")
-        require(self._profile is not None, "scratch memory before a profile: its size depends on that")
-        require(size >= SCRATCH_BYTES, f"scratch memory of {size} bytes, {SCRATCH_BYTES} are needed")
-        ctypes.memset(memory, 0xAB, size)  # so that memory that is not there is felt
-        self._scratch_bytes = size
+        require(memory % 256 == 0, "the workspace is not aligned to 256 bytes")
+        require(self._profile is not None, "a workspace before a profile, which its size depends on")
+        require(size >= WORKSPACE_BYTES, f"a workspace of {size} bytes, {WORKSPACE_BYTES} are needed")
+        ctypes.memset(memory, 0xAB, size)  # so that memory which is not there is noticed
+        self._workspace_bytes = size
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         require(self._profile is not None, "a shape before a profile was chosen")
         assert self._profile is not None
         if self._fails("set_input_shape") or name not in self._engine._tensors:
             return False
-        least, _, most = self._engine.get_tensor_profile_shape(name, self._profile)
-        if len(shape) != len(least) or not all(
-            low <= size <= high for low, size, high in zip(least, shape, most, strict=True)
+        smallest, _, largest = self._engine.get_tensor_profile_shape(name, self._profile)
+        if len(shape) != len(smallest) or not all(
+            low <= size <= high for low, size, high in zip(smallest, shape, largest, strict=True)
         ):
             return False
         self._shapes[name] = tuple(shape)
@@ -150,9 +150,9 @@ class Context:
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         sizes: dict[str, int] = {}
-        for given, shape in self._shapes.items():
-            named = zip(self._engine._tensors[given].shape, shape, strict=True)
-            sizes.update({name: size for name, size in named if isinstance(name, str)})
+        for input_name, shape in self._shapes.items():
+            axes = zip(self._engine._tensors[input_name].shape, shape, strict=True)
+            sizes.update({axis: size for axis, size in axes if isinstance(axis, str)})
         shape = self._engine._tensors[name].shape
         return tuple(sizes.get(size, -1) if isinstance(size, str) else size for size in shape)
 
@@ -165,7 +165,7 @@ class Context:
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         require(stream_handle != 0, "the default stream was given: TensorRT would synchronize the device")
-        require(self._scratch_bytes > 0, "no scratch memory, which this context does not have of its own")
+        require(self._workspace_bytes > 0, "no workspace, which this context does not have of its own")
         require(not self.infer_shapes(), f"no shapes of {self.infer_shapes()}")
         self._state.call("execute_async_v3")
         if self._fails("execute_async_v3"):
@@ -178,19 +178,19 @@ class Context:
         return True
 
     def _array(self, name: str) -> npt.NDArray[Any]:
-        """The memory at a tensor's address."""
+        """Return the memory at a tensor's address."""
         require(name in self._addresses, f"{name} has no address")
         shape, dtype = self.get_tensor_shape(name), np.dtype(self._engine._tensors[name].dtype)
         size = int(np.prod(shape)) * dtype.itemsize
         memory = (ctypes.c_byte * size).from_address(self._addresses[name])
-        return np.frombuffer(memory, dtype).reshape(shape)
+        return np.frombuffer(memoryview(memory), dtype).reshape(shape)
 
     def _fails(self, name: str) -> bool:
         return self._state.fails(name, self._engine._logger, ILogger.Severity.ERROR)
 
 
 def running_names(double: Any, state: State) -> Mapping[str, Any]:
-    """The classes of this half, for one double."""
+    """Return the classes of this half, for one double."""
 
     class Runtime:
         def __init__(self, logger: ILogger) -> None:
@@ -203,17 +203,17 @@ def running_names(double: Any, state: State) -> Mapping[str, Any]:
             if state.fails("deserialize_cuda_engine", self._logger, ILogger.Severity.ERROR):
                 return None
             plan = read_plan(bytes(serialized_engine))
-            why = "not a plan" if plan is None else _why_not(plan, state, self.engine_host_code_allowed)
-            if plan is None or why:
-                self._logger.log(ILogger.Severity.ERROR, f"deserialization failed: {why}")
+            reason = "not a plan" if plan is None else _refusal(plan, state, self.engine_host_code_allowed)
+            if plan is None or reason:
+                self._logger.log(ILogger.Severity.ERROR, f"deserialization failed: {reason}")
                 return None
             return Engine(double, state, plan, self._logger)
 
     return {"Runtime": Runtime}
 
 
-def _why_not(plan: dict[str, Any], state: State, host_code_allowed: bool) -> str:
-    """Why a plan cannot be loaded here; empty if it can."""
+def _refusal(plan: dict[str, Any], state: State, host_code_allowed: bool) -> str:
+    """Return why a plan cannot be loaded here; "" if it can."""
     compatible = "VERSION_COMPATIBLE" in plan["flags"]
     if compatible and not host_code_allowed:
         return "it has host code, which is not allowed"

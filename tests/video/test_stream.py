@@ -1,4 +1,4 @@
-"""Streams of frames: sources of every kind, what happens to slow consumers, re-used captions, faults."""
+"""Streams of frames: sources of every kind, slow consumers, reused captions, faults."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from runtime import (
     Box,
@@ -31,9 +32,12 @@ from runtime import (
     VideoError,
     WholeImage,
 )
+from runtime.encoder import EncodeFunction, Encoder
+from runtime.features import RegionVectors
+from runtime.options import DecodingOptions
 from runtime.regions.detections import as_regions
 from runtime.video.reuse import CaptionReuse
-from runtime.video.sources import open_source
+from runtime.video.sources import FrameSource, open_source
 from tests.conftest import write_clip
 
 WH = (160, 120)
@@ -41,8 +45,8 @@ FRAMES = 12
 REGIONS: list[Region] = [Box(10, 10, 90, 80), WholeImage()]
 
 
-def picture(number: int) -> Image.Image:
-    """Frames that differ from each other a lot."""
+def frame_image(number: int) -> Image.Image:
+    """Return an image that differs a lot from those of other numbers."""
     random = np.random.default_rng(number)
     small = Image.fromarray(random.integers(0, 256, (6, 8, 3), np.uint8))
     return small.resize(WH, Image.Resampling.BICUBIC)
@@ -50,7 +54,7 @@ def picture(number: int) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_clip(tmp_path_factory.mktemp("clips") / "clip.mp4", [picture(number) for number in range(FRAMES)])
+    return write_clip(tmp_path_factory.mktemp("clips") / "clip.mp4", [frame_image(number) for number in range(FRAMES)])
 
 
 @pytest.fixture
@@ -58,7 +62,7 @@ def no_threads_left() -> Iterator[None]:
     before = set(threading.enumerate())
     yield
     for thread in set(threading.enumerate()) - before:
-        thread.join(timeout=20)  # of a stream that was let go of, they end at their next frame
+        thread.join(timeout=20)  # threads of a dropped stream end at their next frame
         assert not thread.is_alive(), thread.name
 
 
@@ -69,12 +73,17 @@ def texts(captions: list[Caption]) -> list[str]:
 def test_only_a_small_backbone_is_opened_for_two_workers(
     demo: Captioner, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[int] = []
-    monkeypatch.setattr(demo, "encoder", lambda callers: (asked.append(callers), demo.encode)[1])
+    requested: list[int] = []
+
+    def for_callers(callers: int) -> EncodeFunction:
+        requested.append(callers)
+        return demo.pipeline.encoder
+
+    monkeypatch.setattr(demo.pipeline.encoder, "for_callers", for_callers)
     list(demo.stream(clip, REGIONS))
     monkeypatch.setattr("runtime.video.stream._SMALL_BACKBONE_BYTES", 1 << 20)
     list(demo.stream(clip, REGIONS))
-    assert asked == [2, 1]
+    assert requested == [2, 1]
 
 
 @pytest.mark.parametrize(
@@ -93,9 +102,9 @@ def test_a_phones_video_is_upright(
     image.paste((255, 0, 0), (0, 0, 60, 40))
     file = write_clip(tmp_path / "phone.mp4", [image] * 2)
     content = bytearray(file.read_bytes())
-    place = content.index(b"tkhd") + 44  # version 0: behind times, id, duration, layer, group and volume
+    offset = content.index(b"tkhd") + 44  # version 0: behind times, id, duration, layer, group and volume
     a, b, c, d = matrix
-    struct.pack_into(">9i", content, place, *(65536 * number for number in (a, b, 0, c, d, 0, 0, 0, 16384)))
+    struct.pack_into(">9i", content, offset, *(65536 * number for number in (a, b, 0, c, d, 0, 0, 0, 16384)))
     file.write_bytes(content)
     frame = next(iter(open_source(file).frames()))
     assert isinstance(frame.image, np.ndarray)
@@ -136,48 +145,66 @@ def test_each_kind_of_source_gives_the_same_frames(demo: Captioner, clip: Path, 
     assert open_source(clip).frame_count == open_source(images).frame_count == FRAMES
 
 
-def test_cameras_addresses_and_iterators_do_not_wait_but_files_folders_and_lists_do(
+def test_cameras_urls_and_iterators_do_not_wait_but_files_folders_and_lists_do(
     clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    picture(0).save(tmp_path / "a.png")
-    assert [open_source(one).is_live for one in (clip, tmp_path, [picture(0)], iter([]))] == [False, False, False, True]
+    frame_image(0).save(tmp_path / "a.png")
+    sources: list[FrameSource] = [clip, tmp_path, [frame_image(0)], iter(())]
+    assert [open_source(one).is_live for one in sources] == [
+        False,
+        False,
+        False,
+        True,
+    ]
     opened: list[tuple[Any, ...]] = []
     av_open = av.open
 
-    def fake(place: str, **how: Any) -> Any:
-        opened.append((place, how["format"], how["options"], how["timeout"] is not None))
+    def open_clip(url: str, **options: Any) -> Any:
+        opened.append((url, options["format"], options["options"], options["timeout"] is not None))
         return av_open(str(clip))
 
-    monkeypatch.setattr(av, "open", fake)
+    monkeypatch.setattr(av, "open", open_clip)
     assert open_source(2).is_live
     assert open_source("rtsp://robot/front").is_live
     assert opened == [("/dev/video2", "v4l2", {}, True), ("rtsp://robot/front", None, {"rtsp_transport": "tcp"}, True)]
 
 
 class Gate:
-    """Lets `encode` of a captioner through one frame at a time."""
+    """An encoder that encodes one frame for each release of ``may_go``.
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    Attributes:
+        waiting: released by each frame that waits to be encoded.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
         self.may_go, self.waiting = threading.Semaphore(0), threading.Semaphore(0)
-        encode = Captioner.encode
 
-        def gated(captioner: Captioner, image: Any) -> FeatureMap:
-            self.waiting.release()
-            self.may_go.acquire()
-            return encode(captioner, image)
+    def __call__(self, images: Any) -> FeatureMap:
+        self.waiting.release()
+        self.may_go.acquire()
+        return self._encoder(images)
 
-        monkeypatch.setattr(Captioner, "encode", gated)
+    def for_callers(self, callers: int) -> Gate:
+        assert callers == 1
+        return self
 
 
-def test_a_slow_consumer_gets_the_newest_frames_of_a_live_source(
-    demo: Captioner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gate, all_read = Gate(monkeypatch), threading.Event()
+@pytest.fixture
+def gate(demo: Captioner, monkeypatch: pytest.MonkeyPatch) -> Gate:
+    """The gate that frames of the demo must pass to be encoded."""
+    gate = Gate(demo.pipeline.encoder)
+    monkeypatch.setattr(demo.pipeline, "encoder", gate)
+    return gate
+
+
+def test_a_slow_consumer_gets_the_newest_frames_of_a_live_source(demo: Captioner, gate: Gate) -> None:
+    all_read = threading.Event()
 
     def camera() -> Iterator[Image.Image]:
-        yield picture(0)
+        yield frame_image(0)
         gate.waiting.acquire()  # the first frame is being encoded, so that the others wait
-        yield from map(picture, range(1, 10))
+        yield from map(frame_image, range(1, 10))
         all_read.set()
 
     with demo.stream(camera(), REGIONS, workers=1) as stream:
@@ -195,19 +222,17 @@ def test_a_slow_consumer_gets_the_newest_frames_of_a_live_source(
     assert [result.dropped for result in found[1:]] == gaps
 
 
-def test_a_source_that_waits_loses_nothing_and_runs_no_further_ahead_than_it_may(
-    demo: Captioner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gate, taken = Gate(monkeypatch), list[int]()
+def test_a_source_that_waits_loses_nothing_and_runs_no_further_ahead_than_it_may(demo: Captioner, gate: Gate) -> None:
+    read: list[int] = []
 
     def images() -> Iterator[Image.Image]:
         for number in range(20):
-            taken.append(number)
-            yield picture(number)
+            read.append(number)
+            yield frame_image(number)
 
     with demo.stream(images(), REGIONS, policy="block", workers=1) as stream:
         gate.waiting.acquire()
-        ahead = len(taken)
+        ahead = len(read)
         for _ in range(20):
             gate.may_go.release()
         found = list(stream)
@@ -215,22 +240,23 @@ def test_a_source_that_waits_loses_nothing_and_runs_no_further_ahead_than_it_may
     assert ahead <= 6
 
 
-def test_only_each_nth_frame_is_looked_at(demo: Captioner, clip: Path) -> None:
+def test_only_each_nth_frame_is_described(demo: Captioner, clip: Path) -> None:
     found = list(demo.stream(clip, REGIONS, every=5))
     assert [result.frame.number for result in found] == [0, 5, 10]
 
 
 def test_a_still_scene_costs_the_backbone_only(demo: Captioner, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[int] = []
-    words = Captioner.words
+    describe_vectors = demo.pipeline.describe_vectors
 
-    def counting(self: Captioner, vectors: torch.Tensor, *rest: Any, **how: Any) -> list[Caption]:
+    def recording(vectors: RegionVectors, options: DecodingOptions) -> list[Caption]:
         decoded.append(len(vectors))
-        return words(self, vectors, *rest, **how)
+        return describe_vectors(vectors, options)
 
-    still, other = picture(1), picture(2)
-    monkeypatch.setattr(Captioner, "words", counting)
-    found = list(demo.stream([still] * 4 + [other] * 2 + [still], REGIONS))
+    still, other = frame_image(1), frame_image(2)
+    with monkeypatch.context() as patch:
+        patch.setattr(demo.pipeline, "describe_vectors", recording)
+        found = list(demo.stream([still] * 4 + [other] * 2 + [still], REGIONS))
     assert decoded == [2, 2, 2]
     reused = [all(one.reused for one in result.captions) for result in found]
     assert reused == [False, True, True, True, False, True, False]
@@ -238,45 +264,63 @@ def test_a_still_scene_costs_the_backbone_only(demo: Captioner, monkeypatch: pyt
     assert [one.region for one in found[3].captions] == REGIONS
 
 
-def test_captions_are_taken_over_by_what_regions_look_like_and_slow_changes_add_up() -> None:
-    reuse, decoded = CaptionReuse(0.99), list[torch.Tensor]()
+def test_captions_are_reused_by_what_regions_look_like_and_slow_changes_add_up() -> None:
+    reuse, decoded = CaptionReuse(0.99), list[Tensor]()
 
-    def words(vectors: torch.Tensor) -> list[Caption]:
-        decoded.append(vectors)
-        return [Caption(str(len(decoded)), 1.0, ()) for _ in vectors]
+    def captions_of(*directions: Tensor) -> list[Caption]:
+        return reuse.captions(RegionVectors(torch.cat(directions)), decode)
+
+    def decode(vectors: RegionVectors) -> list[Caption]:
+        decoded.append(vectors.data)
+        return [Caption(str(len(decoded)), 1.0, ()) for _ in vectors.data]
 
     east, north = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
-    assert texts(reuse.words(torch.cat([east, north]), words)) == ["1", "1"]
-    swapped = reuse.words(torch.cat([2 * north, east, north]), words)
-    assert [one.reused for one in swapped] == [True, True, True]
+    assert texts(captions_of(east, north)) == ["1", "1"]
+    swapped = captions_of(2 * north, east, north)
+    assert [caption.reused for caption in swapped] == [True, True, True]
     turned = [torch.tensor([[np.cos(angle), np.sin(angle)]], dtype=torch.float32) for angle in (0.1, 0.2, 0.3)]
-    assert [texts(reuse.words(one, words)) for one in turned] == [["1"], ["2"], ["2"]]
-    assert reuse.words(torch.empty(0, 2), words) == []
-    assert texts(reuse.words(turned[2], words)) == ["3"], "nothing is left of the frames before"
+    assert [texts(captions_of(direction)) for direction in turned] == [["1"], ["2"], ["2"]]
+    assert captions_of(torch.empty(0, 2)) == []
+    assert texts(captions_of(turned[2])) == ["3"], "nothing is left of the frames before"
+
+
+def test_only_regions_that_have_changed_are_decoded_in_the_space_they_are_in() -> None:
+    reuse, decoded = CaptionReuse(0.99), list[RegionVectors]()
+
+    def decode(vectors: RegionVectors) -> list[Caption]:
+        decoded.append(vectors)
+        return [Caption("", 1.0, ()) for _ in vectors.data]
+
+    data = torch.eye(3)
+    reuse.captions(RegionVectors(data, "text"), decode)
+    found = reuse.captions(RegionVectors(data * torch.tensor([1.0, -1.0, 1.0]), "text"), decode)
+    assert [caption.reused for caption in found] == [True, False, True]
+    assert [vectors.space for vectors in decoded] == ["text", "text"]
+    torch.testing.assert_close(decoded[1].data, -data[1:2])
 
 
 @pytest.mark.usefixtures("no_threads_left")
 def test_regions_may_come_from_a_detector(demo: Captioner, clip: Path) -> None:
-    seen: list[tuple[int, str]] = []
+    calls: list[tuple[int, str]] = []
 
     def detect(frame: Frame) -> Any:
-        seen.append((frame.number, threading.current_thread().name))
+        calls.append((frame.number, threading.current_thread().name))
         x = 5.0 * frame.number
         return SimpleNamespace(xyxy=np.array([[x, 10, x + 60, 90], [-20, -5, 400, 300]]), mask=None)
 
     found = list(demo.stream(clip, detect))
-    assert [number for number, _ in seen] == list(range(FRAMES))
-    assert len({name for _, name in seen}) == 1
+    assert [number for number, _ in calls] == list(range(FRAMES))
+    assert len({name for _, name in calls}) == 1
     assert found[3].captions[0].region == Box(15, 10, 75, 90)
     assert found[3].captions[1].region == Box(0, 0, *WH)
     assert texts(found[3].captions) == texts(demo.caption(found[3].frame.image, [Box(15, 10, 75, 90), Box(0, 0, *WH)]))
 
 
-def test_what_detectors_give() -> None:
+def test_detections_become_boxes_or_masks() -> None:
     masks = np.zeros((2, 4, 6), bool)
     masks[0, 1, 2] = masks[1, 3] = True
     by_mask = as_regions(SimpleNamespace(xyxy=np.zeros((2, 4)), mask=masks), (6, 4))
-    assert [isinstance(one, Mask) for one in by_mask] == [True, True]
+    assert [isinstance(region, Mask) for region in by_mask] == [True, True]
     boxes = as_regions(SimpleNamespace(xyxy=torch.tensor([[1, 2, 3, 4]])), (6, 4))
     assert boxes == [Box(1, 2, 3, 4)]
     assert as_regions(SimpleNamespace(xyxy=np.empty((0, 4))), (6, 4)) == []
@@ -297,7 +341,7 @@ def test_a_stream_may_be_left_at_any_time(demo: Captioner, clip: Path) -> None:
     def endless() -> Iterator[Image.Image]:
         try:
             while True:
-                yield picture(len(given_back))
+                yield frame_image(len(given_back))
         finally:
             given_back.append(True)
 
@@ -311,68 +355,70 @@ def test_a_stream_may_be_left_at_any_time(demo: Captioner, clip: Path) -> None:
     demo.stream(clip, REGIONS).close()
 
 
-def broken(clip: Path, target: Path, start: int, end: int) -> Path:
-    data = bytearray(clip.read_bytes())
-    data[start:end] = bytes(end - start)
-    target.write_bytes(data)
-    return target
-
-
-def test_frames_that_cannot_be_decoded_are_counted_and_passed_over(demo: Captioner, tmp_path: Path) -> None:
+def test_images_that_cannot_be_read_are_counted_and_skipped(demo: Captioner, tmp_path: Path) -> None:
     for number in range(4):
-        picture(number).save(tmp_path / f"{number}.png")
+        frame_image(number).save(tmp_path / f"{number}.png")
     (tmp_path / "1.png").write_bytes(b"no image")
     with demo.stream(tmp_path, REGIONS) as stream:
         assert [result.frame.number for result in stream] == [0, 2, 3]
-    assert stream.source.broken == 1
+    assert stream.source.decode_errors == 1
 
 
-def test_a_packet_that_cannot_be_decoded_is_passed_over(
+class Container:
+    """A container whose packets pass through a function."""
+
+    def __init__(self, container: Any, change: Callable[[Iterator[Any]], Iterator[Any]]) -> None:
+        self._container, self._change = container, change
+        self.streams = container.streams
+
+    def __enter__(self) -> Container:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._container.close()
+
+    def demux(self, stream: Any) -> Iterator[Any]:
+        return self._change(self._container.demux(stream))
+
+
+def change_packets(monkeypatch: pytest.MonkeyPatch, change: Callable[[Iterator[Any]], Iterator[Any]]) -> None:
+    """Let the packets of every container that is opened pass through a function."""
+    av_open = av.open
+    monkeypatch.setattr(av, "open", lambda *args, **options: Container(av_open(*args, **options), change))
+
+
+def test_a_packet_that_cannot_be_decoded_is_counted_and_skipped(
     demo: Captioner, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = open_source(clip)
-    packets = source._packets  # type: ignore[attr-defined]
-
-    class Bad:
+    class BrokenPacket:
         def decode(self) -> None:
             raise av.error.InvalidDataError(1, "Invalid data found")
 
-    def with_bad() -> Iterator[Any]:
-        for place, packet in enumerate(packets()):
-            if place == 3:
-                yield Bad()
+    def with_broken_packet(packets: Iterator[Any]) -> Iterator[Any]:
+        for index, packet in enumerate(packets):
+            if index == 3:
+                yield BrokenPacket()
             yield packet
 
-    monkeypatch.setattr(source, "_packets", with_bad)
-    monkeypatch.setattr("runtime.video.stream.open_source", lambda _: source)
-    numbers = [result.frame.number for result in demo.stream(clip, [])]
+    change_packets(monkeypatch, with_broken_packet)
+    with demo.stream(clip, []) as stream:
+        numbers = [result.frame.number for result in stream]
     assert len(numbers) == FRAMES
-    assert source.broken == 1
+    assert stream.source.decode_errors == 1
     assert len(set(range(FRAMES + 1)) - set(numbers)) == 1, "its number is not given to another"
 
 
 @pytest.mark.usefixtures("no_threads_left")
-def test_a_lost_camera_is_said_after_the_frames_before_it(
+def test_a_lost_camera_is_reported_after_the_frames_before_it(
     demo: Captioner, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = open_source(clip)
-    container = source._container  # type: ignore[attr-defined]
+    def lost(packets: Iterator[Any]) -> Iterator[Any]:
+        for index, packet in enumerate(packets):
+            if index == 5:
+                raise av.error.TimeoutError(110, "Connection timed out")
+            yield packet
 
-    class Losing:
-        def __enter__(self) -> None:
-            container.__enter__()
-
-        def __exit__(self, *of: object) -> None:
-            container.__exit__(*of)
-
-        def demux(self, stream: Any) -> Iterator[Any]:
-            for place, packet in enumerate(container.demux(stream)):
-                if place == 5:
-                    raise av.error.TimeoutError(110, "Connection timed out")
-                yield packet
-
-    monkeypatch.setattr(source, "_container", Losing())
-    monkeypatch.setattr("runtime.video.stream.open_source", lambda _: source)
+    change_packets(monkeypatch, lost)
     found: list[FrameCaptions] = []
     with pytest.raises(VideoError, match=f"{clip}: lost: Connection timed out"):
         found.extend(demo.stream(clip, REGIONS))
@@ -381,14 +427,14 @@ def test_a_lost_camera_is_said_after_the_frames_before_it(
 
 
 def failing(kind: str) -> tuple[Any, Any, type[Exception], str]:
-    """A source and regions that go wrong at frame 2, and how it is said."""
+    """Return a source and regions that go wrong at frame 2, and the error that is expected."""
 
     def source() -> Iterator[Any]:
-        yield picture(0)
-        yield picture(1)
+        yield frame_image(0)
+        yield frame_image(1)
         if kind == "source":
             raise OSError("unplugged")
-        yield np.zeros((3, 3, 3)) if kind == "image" else picture(2)
+        yield np.zeros((3, 3, 3)) if kind == "image" else frame_image(2)
 
     def regions(frame: Frame) -> Any:
         if frame.number == 2 and kind == "detector":
@@ -397,19 +443,19 @@ def failing(kind: str) -> tuple[Any, Any, type[Exception], str]:
             return [Box(500, 500, 600, 600)]
         return "no regions" if frame.number == 2 and kind == "regions" else REGIONS
 
-    said: dict[str, tuple[type[Exception], str]] = {
+    errors: dict[str, tuple[type[Exception], str]] = {
         "source": (OSError, "unplugged"),
         "image": (ImageError, "frame 2: image array: expected dtype uint8"),
         "detector": (ZeroDivisionError, "no anchors"),
         "region": (RegionError, "lies outside the image"),
         "regions": (RegionError, "expected a list of regions or something with xyxy"),
     }
-    return source(), regions, *said[kind]
+    return source(), regions, *errors[kind]
 
 
 @pytest.mark.parametrize("kind", ["source", "image", "detector", "region", "regions"])
 @pytest.mark.usefixtures("no_threads_left")
-def test_what_goes_wrong_in_a_stage_is_raised_after_the_frames_before_it(demo: Captioner, kind: str) -> None:
+def test_an_error_of_a_stage_is_raised_after_the_frames_before_it(demo: Captioner, kind: str) -> None:
     source, regions, error, message = failing(kind)
     found: list[FrameCaptions] = []
     with pytest.raises(error, match=message):

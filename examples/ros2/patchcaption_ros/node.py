@@ -1,6 +1,6 @@
-"""A node that describes the detections of each image: image and detections in, captions out.
+r"""A node that describes the detections of each image: image and detections in, captions out.
 
-    ros2 run patchcaption_ros captions --ros-args -p bundle:=/path/to/engines/demo \\
+    ros2 run patchcaption_ros captions --ros-args -p bundle:=/path/to/engines/demo \
         -r image:=/camera/image_raw -r detections:=/detector/detections
 
 Subscribes to `image` (sensor_msgs/Image) and `detections` (vision_msgs/Detection2DArray), which are matched by their

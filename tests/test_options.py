@@ -1,0 +1,139 @@
+"""The options of the public calls: one dataclass a stage, the same fields as keyword arguments, and their checks."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError, fields
+from typing import Any, get_type_hints
+
+import pytest
+
+from runtime import Batching, Captioner, DecodingOptions, PatchcaptionError, PoolingOptions, StreamOptions
+from runtime.options import DecodeKeywords, DescribeKeywords, PoolingKeywords, StreamKeywords, split_options
+
+DEFAULTS: dict[type[Any], dict[str, Any]] = {
+    PoolingOptions: {
+        "clean": None,
+        "alpha": 0.4,
+        "clean_from": "cls",
+        "clean_after_projection": True,
+        "reencode": None,
+    },
+    DecodingOptions: {"mode": "decode", "score": "natural", "n_best": 0, "beams": 1, "length_penalty": 1.0},
+    StreamOptions: {"policy": None, "every": 1, "reuse": 0.995, "workers": None},
+}
+
+
+@pytest.mark.parametrize(
+    ("keywords", "options"),
+    [
+        (PoolingKeywords, (PoolingOptions,)),
+        (DescribeKeywords, (PoolingOptions, DecodingOptions)),
+        (StreamKeywords, (PoolingOptions, DecodingOptions, StreamOptions)),
+    ],
+)
+def test_keyword_arguments_are_the_fields_of_the_options(keywords: type, options: tuple[type, ...]) -> None:
+    expected = {name: hint for one in options for name, hint in get_type_hints(one).items()}
+    assert get_type_hints(keywords) == expected
+    assert sum(len(fields(one)) for one in options) == len(expected), "an option has the name of another"
+    assert keywords.__total__ is False  # type: ignore[attr-defined]
+
+
+def test_decode_takes_some_of_the_decoding_options() -> None:
+    hints = get_type_hints(DecodeKeywords)
+    assert hints == {name: get_type_hints(DecodingOptions)[name] for name in ("score", "beams", "length_penalty")}
+
+
+@pytest.mark.parametrize(
+    ("call", "keywords"),
+    [
+        (Captioner.caption, "DescribeKeywords"),
+        (Captioner.describe, "DescribeKeywords"),
+        (Captioner.acaption, "DescribeKeywords"),
+        (Captioner.vectors, "PoolingKeywords"),
+        (Captioner.decode, "DecodeKeywords"),
+        (Captioner.stream, "StreamKeywords"),
+        (Batching.caption, "DescribeKeywords"),
+        (Batching.describe, "DescribeKeywords"),
+        (Batching.acaption, "DescribeKeywords"),
+        (Batching.adescribe, "DescribeKeywords"),
+    ],
+)
+def test_public_calls_take_the_options_of_their_stages(call: Callable[..., Any], keywords: str) -> None:
+    assert inspect.signature(call).parameters["options"].annotation == f"Unpack[{keywords}]"
+
+
+@pytest.mark.parametrize("options", DEFAULTS)
+def test_defaults_are_those_of_the_documents(options: type) -> None:
+    assert {field.name: field.default for field in fields(options)} == DEFAULTS[options]
+
+
+@pytest.mark.parametrize("options", DEFAULTS)
+def test_options_do_not_change_and_equal_ones_are_equal(options: type[Any]) -> None:
+    made = options()
+    assert made == options(**DEFAULTS[options])
+    assert hash(made) == hash(options(**DEFAULTS[options]))
+    with pytest.raises(FrozenInstanceError):
+        setattr(made, fields(options)[0].name, None)
+
+
+def test_keywords_go_to_the_stage_that_has_them() -> None:
+    keywords = {"every": 2, "beams": 3, "clean": "orthogonal", "n_best": 1}
+    stream, pooling, decoding = split_options(keywords, StreamOptions, PoolingOptions, DecodingOptions)
+    assert stream == StreamOptions(every=2)
+    assert pooling == PoolingOptions(clean="orthogonal")
+    assert decoding == DecodingOptions(beams=3, n_best=1)
+    assert split_options({}, PoolingOptions) == (PoolingOptions(),)
+    assert keywords == {"every": 2, "beams": 3, "clean": "orthogonal", "n_best": 1}
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"beems": 3}, "options: expected some of alpha, beams, clean, .*, got beems"),
+        ({"every": 2, "policy": "drop", "beams": 3}, "options: expected some of .*, got every, policy"),
+        ({"progress": print}, "options: expected some of .*, got progress"),
+    ],
+)
+def test_an_option_that_no_stage_has_is_refused_with_those_there_are(keywords: dict[str, Any], message: str) -> None:
+    with pytest.raises(PatchcaptionError, match=message):
+        split_options(keywords, PoolingOptions, DecodingOptions)
+
+
+@pytest.mark.parametrize(
+    ("options", "values", "message"),
+    [
+        (PoolingOptions, {"clean": "soap"}, 'clean: expected "orthogonal" or "contrastive", got .soap.'),
+        (PoolingOptions, {"clean_from": "mean"}, 'clean_from: expected "cls" or "attention", got .mean.'),
+        (PoolingOptions, {"reencode": "max"}, 'reencode: expected "mean", "cls" or "gaussian", got .max.'),
+        (PoolingOptions, {"clean": "orthogonal", "reencode": "mean"}, "clean and reencode exclude each other"),
+        (DecodingOptions, {"mode": "best"}, 'mode: expected "decode" or "nearest", got .best.'),
+        (DecodingOptions, {"score": None}, 'score: expected "natural" or "reference", got None'),
+        (DecodingOptions, {"n_best": -1}, "n_best: expected at least 0, got -1"),
+        (DecodingOptions, {"beams": 2.5}, "beams: expected a whole number from 1 to 256, got 2.5"),
+        (DecodingOptions, {"length_penalty": math.nan}, "length_penalty: expected a number from -10 to 10, got nan"),
+        (DecodingOptions, {"beams": 2, "score": "reference"}, 'score="reference" with beams=2: the published score'),
+        (StreamOptions, {"policy": "wait"}, 'policy: expected "drop" or "block", got .wait.'),
+        (StreamOptions, {"every": 0}, "every: expected at least 1, got 0"),
+        (StreamOptions, {"workers": -1}, "workers: expected at least 1, got -1"),
+        (StreamOptions, {"reuse": 0}, "reuse: expected a cosine above 0 and up to 1, or None, got 0"),
+    ],
+)
+def test_a_value_that_an_option_does_not_have_is_refused(options: type, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(PatchcaptionError, match=message):
+        options(**values)
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        (DecodingOptions(), 0),
+        (DecodingOptions(n_best=3), 3),
+        (DecodingOptions(mode="nearest"), 1),
+        (DecodingOptions(mode="nearest", n_best=5), 5),
+    ],
+)
+def test_as_many_captions_of_the_bank_are_looked_up_as_are_needed(options: DecodingOptions, count: int) -> None:
+    assert options.num_nearest == count
