@@ -36,9 +36,7 @@ def test_rows_without_direction_are_dropped_from_a_bank_with_their_captions(tmp_
     np.testing.assert_array_equal(rows, embeddings[[1, 3]])
 
 
-def test_a_bank_reaches_the_bundle_in_blocks_as_it_would_whole_bank(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bank_reaches_the_bundle_in_blocks_as_it_would_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("export.readers.memory_hdf5._BLOCK_BYTES", 4 * 5 * 7)  # 7 rows of width 5
     embeddings = np.random.default_rng(0).standard_normal((30, 5)).astype(np.float32)
     embeddings[[3, 7, 8, 29]] = 0
