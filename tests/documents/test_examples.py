@@ -17,7 +17,7 @@ from PIL import Image
 from runtime import Box, Captioner, Frame
 from runtime.regions import from_dict
 from tests.conftest import ROOT, write_clip
-from tests.video.test_stream import picture
+from tests.video.test_stream import frame_image
 
 sys.path.insert(0, str(ROOT / "examples" / "ros2"))
 from patchcaption_ros import messages, node  # type: ignore[import-not-found]
@@ -31,7 +31,7 @@ def run(name: str, *arguments: object) -> str:
 
 
 def test_the_overlay_has_every_frame(demo_bundle: Path, tmp_path: Path) -> None:
-    clip = write_clip(tmp_path / "clip.mp4", [picture(number) for number in range(3)])
+    clip = write_clip(tmp_path / "clip.mp4", [frame_image(number) for number in range(3)])
     run("video_overlay.py", clip, tmp_path / "out.mp4", "--bundle", demo_bundle, "--box", "10,10,90,80")
     with av.open(str(tmp_path / "out.mp4")) as container:
         assert len(list(container.decode(video=0))) == 3
