@@ -6,8 +6,6 @@ import doctest
 import inspect
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FunctionType
@@ -96,13 +94,6 @@ def test_documents_use_the_project_by_its_own_name(page: str) -> None:
     assert "--engines" not in text_of(page).replace("(`--engines` is an alias)", "")
     uses = re.findall(r"^from runtime import", text_of(page), flags=re.MULTILINE)
     assert uses == [], f"{page}: import from patchcaption"
-
-
-def test_the_module_is_the_same_program_as_the_command() -> None:
-    shown = subprocess.run(
-        [sys.executable, "-m", "patchcaption", "--version"], capture_output=True, text=True, check=True, cwd=ROOT
-    )
-    assert shown.stdout == f"patchcaption {runtime.__version__}\n"
 
 
 GRAPHS = (
