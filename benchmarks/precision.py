@@ -90,7 +90,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _compare(bundles: Sequence[Path], timed: Sequence[Path], count: int) -> Table:
-    asked = _asked(count)
+    cases = _draw_cases(count)
     table = Table(title=f"{count} scenes; speed of {timed[0]}, best of {_RUNS}", box=box.MARKDOWN)
     headings = ("bundle", "backend", "backbone ms", *(f"decoding {n} ms" for n in _REGIONS))
     for heading in (*headings, "cosine mean", "least", "same captions", "colour and shape", "every word"):
@@ -100,30 +100,30 @@ def _compare(bundles: Sequence[Path], timed: Sequence[Path], count: int) -> Tabl
         for backend, precision in (("cpu", "fp32"), *(("openvino", each) for each in get_args(Precision))):
             try:
                 with RunConfig(bundle, backend, precision).open() as captioner:
-                    name, answers = captioner.backend.name, _answer(captioner, asked)
+                    name, outputs = captioner.backend.name, _caption_scenes(captioner, cases)
                 with RunConfig(of_speed, backend, precision).open() as captioner:
-                    speed = _speed(captioner)
+                    speed = _measure_speed(captioner)
             except BackendError as error:
                 print(f"note: {backend} in {precision}: {error}", file=sys.stderr)
                 continue
-            exact = exact or answers
+            exact = exact or outputs
             times = [f"{each:,.0f}" for each in (speed.backbone_ms, *speed.decoding_ms)]
-            table.add_row(bundle.name, name, *times, *_quality(answers, exact, asked))
+            table.add_row(bundle.name, name, *times, *_quality(outputs, exact, cases))
     return table
 
 
-def _asked(count: int) -> list[tuple[scenes.Scene, list[EvaluationCase]]]:
+def _draw_cases(count: int) -> list[tuple[scenes.Scene, list[EvaluationCase]]]:
     seeds = range(scenes.HELD_OUT_SEED, scenes.HELD_OUT_SEED + count)
     drawn = [(scenes.draw_scene(seed), seed) for seed in seeds]
     return [(scene, list(evaluation_cases(scene, seed))) for scene, seed in drawn]
 
 
-def _answer(captioner: Captioner, asked: Sequence[tuple[scenes.Scene, list[EvaluationCase]]]) -> SceneOutputs:
+def _caption_scenes(captioner: Captioner, cases: Sequence[tuple[scenes.Scene, list[EvaluationCase]]]) -> SceneOutputs:
     tokens, texts = [], list[str]()
-    for start in _batches(len(asked)):
-        some = asked[start : start + _SCENES_AT_ONCE]
+    for start in _batches(len(cases)):
+        some = cases[start : start + _SCENES_AT_ONCE]
         features = captioner.encode([scene.image for scene, _ in some])
-        captions = captioner.describe(features, [[question.region for question in of] for _, of in some])
+        captions = captioner.describe(features, [[case.region for case in own] for _, own in some])
         tokens.append(features.tokens)
         texts += [caption.text for caption in chain(*captions)]
     return SceneOutputs(torch.cat(tokens), texts)
@@ -135,21 +135,21 @@ def _batches(count: int) -> Iterable[int]:
 
 
 def _quality(
-    answers: SceneOutputs, exact: SceneOutputs, asked: Sequence[tuple[scenes.Scene, list[EvaluationCase]]]
+    outputs: SceneOutputs, exact: SceneOutputs, cases: Sequence[tuple[scenes.Scene, list[EvaluationCase]]]
 ) -> list[str]:
-    cosines = torch.cosine_similarity(answers.tokens, exact.tokens, dim=-1)
-    same = np.mean([one == other for one, other in zip(answers.texts, exact.texts, strict=True)])
+    cosines = torch.cosine_similarity(outputs.tokens, exact.tokens, dim=-1)
+    same = np.mean([one == other for one, other in zip(outputs.texts, exact.texts, strict=True)])
     of_objects = [
-        (question, text)
-        for question, text in zip(chain(*(of for _, of in asked)), answers.texts, strict=True)
-        if question.kind in _ONE_OBJECT
+        (case, text)
+        for case, text in zip(chain(*(own for _, own in cases)), outputs.texts, strict=True)
+        if case.kind in _ONE_OBJECT
     ]
-    named = np.mean([names_objects(text, question.looks) for question, text in of_objects])
-    right = np.mean([text == question.caption for question, text in of_objects])
+    named = np.mean([names_objects(text, case.looks) for case, text in of_objects])
+    right = np.mean([text == case.caption for case, text in of_objects])
     return [f"{cosines.mean():.5f}", f"{cosines.min():.3f}", f"{same:.1%}", f"{named:.1%}", f"{right:.1%}"]
 
 
-def _speed(captioner: Captioner) -> Speed:
+def _measure_speed(captioner: Captioner) -> Speed:
     stages = PipelineStages(captioner)
     width = captioner.manifest.backbone.output_dim
     generator = torch.Generator().manual_seed(0)

@@ -111,11 +111,11 @@ def _task(name: str, recording: Recording) -> Task:
     if name == "boxes_argmax_text":
         return Task(name, _each(arrays["boxes"], Box.published), {"mode": "nearest"})
     grid = recording.settings["dim"] // _PATCH
-    kind, _, how = name.partition("_")
-    pool, _, variance = how.partition("_")
+    kind, _, pooling_name = name.partition("_")
+    pool, _, variance = pooling_name.partition("_")
     pooled: dict[str, Any] = {"pool": pool} | ({"variance": float(variance)} if pool == "gaussian" else {})
     makers: dict[str, Callable[[int], list[Region]]] = {
-        "image": lambda _: [WholeImage("attention") if how == "avg_attention" else WholeImage(**pooled)],
+        "image": lambda _: [WholeImage("attention") if pooling_name == "avg_attention" else WholeImage(**pooled)],
         "registers": lambda _: [Register(index) for index in range(arrays["registers"].shape[1])],
         "attention": lambda _: [AttentionHead(index) for index in range(arrays["self_attn_heads"].shape[1])],
         "patches": lambda _: [Patch(*divmod(index, grid)) for index in range(grid**2)],

@@ -57,7 +57,7 @@ class BackendSpec:
 
 
 def _open_ort_gpu(provider: str) -> Callable[[BackendRequest], Backend]:
-    return lambda asked: OrtGpuBackend(provider, engine_cache=_engine_cache(), precision=asked.graph_precision)
+    return lambda request: OrtGpuBackend(provider, engine_cache=_engine_cache(), precision=request.graph_precision)
 
 
 def _engine_cache() -> Path | None:
@@ -71,10 +71,10 @@ def _engine_cache() -> Path | None:
 
 
 _SPECS = (
-    BackendSpec("cpu", "cpu", ("fp32", "fp16", "int8"), ("fp32",), False, lambda asked: OrtBackend(asked.threads)),
+    BackendSpec("cpu", "cpu", ("fp32", "fp16", "int8"), ("fp32",), False, lambda request: OrtBackend(request.threads)),
     BackendSpec(
         *("openvino", "cpu", ("fp32", "fp16", "int8"), ("fp32", "bf16"), False),
-        lambda asked: OpenVinoBackend(asked.threads, asked.precision),
+        lambda request: OpenVinoBackend(request.threads, request.precision),
     ),
     BackendSpec("ort-cuda", "cuda", ("fp32", "fp16", "bf16"), ("fp32",), False, _open_ort_gpu(CUDA)),
     BackendSpec("ort-tensorrt", "cuda", ("fp32", "fp16", "bf16", "int8"), ("fp32",), False, _open_ort_gpu(TENSORRT)),

@@ -70,41 +70,41 @@ def graph_contents(path: Path) -> GraphContents:
 
 def _location(entry: memoryview) -> set[str]:
     """Return the file that an entry of external data names, if any; where fields repeat, the last one counts."""
-    said = {number: _text(content) for number, content in _fields(entry)}
-    return {said.get(_VALUE, "")} if said.get(_KEY) == "location" else set()
+    texts = {number: _text(content) for number, content in _fields(entry)}
+    return {texts.get(_VALUE, "")} if texts.get(_KEY) == "location" else set()
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
     """Return the fields of a message that hold bytes: texts and messages."""
-    place = 0
-    while place < len(message):
-        tag, place = _varint(message, place)
+    position = 0
+    while position < len(message):
+        tag, position = _varint(message, position)
         if tag > _LARGEST_TAG:
-            raise ValueError(f"byte {place}: no tag of a field")
+            raise ValueError(f"byte {position}: no tag of a field")
         kind, length = tag & 7, 0
         if kind == _VARINT:
-            _, place = _varint(message, place)
+            _, position = _varint(message, position)
         elif kind == _BYTES:
-            length, place = _varint(message, place)
+            length, position = _varint(message, position)
         elif kind in (_FIXED_64, _FIXED_32):
             length = 8 if kind == _FIXED_64 else 4
         else:
-            raise ValueError(f"byte {place}: no kind of field is {kind}")
-        if place + length > len(message):
-            raise ValueError(f"byte {place}: cut off")
+            raise ValueError(f"byte {position}: no kind of field is {kind}")
+        if position + length > len(message):
+            raise ValueError(f"byte {position}: cut off")
         if kind == _BYTES:
-            yield tag >> 3, message[place : place + length]
-        place += length
+            yield tag >> 3, message[position : position + length]
+        position += length
 
 
-def _varint(message: memoryview, place: int) -> tuple[int, int]:
-    """Return a number of 7 bits a byte, at most 10 of them, and the place behind it."""
+def _varint(message: memoryview, position: int) -> tuple[int, int]:
+    """Return a number of 7 bits a byte, at most 10 of them, and the position behind it."""
     number = 0
-    for count, byte in enumerate(message[place : place + 10]):
+    for count, byte in enumerate(message[position : position + 10]):
         number |= (byte & 0x7F) << (7 * count)
         if byte < 0x80:
-            return number, place + count + 1
-    raise ValueError(f"byte {place}: cut off")
+            return number, position + count + 1
+    raise ValueError(f"byte {position}: cut off")
 
 
 def _text(content: memoryview) -> str:
