@@ -29,7 +29,7 @@ from runtime import Captioner, FeatureMap, Fit, PatchcaptionError
 from runtime.image import open_image, prepare
 
 NEAR_TIE = 0.01
-"""Of logits: rounding may rightly select_backend the other token, and then other tokens after it."""
+"""A difference of logits at which rounding may choose the other token, and then other tokens after it."""
 
 ALLOWED = {"vectors": 1e-4, "projected": 1e-4, "scores": 1e-3}
 """Sums of float32 numbers in another order differ by about 1e-6 in vectors; the softmax at temperature 0.01 makes 1e-5

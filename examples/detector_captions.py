@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from runtime import Captioner, Frame
+from patchcaption import Captioner, Frame
 
 _MIN_CONTRAST = 60
 """Smallest difference of a colour channel to the border's, of 255."""

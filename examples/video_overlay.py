@@ -1,6 +1,6 @@
 """Captions drawn on a video, region by region: `python examples/video_overlay.py clip.mp4 out.mp4 --box 10,20,200,180`.
 
-What `python -m runtime video` does, as a program to begin with.
+What `patchcaption video` does, as a program to begin with.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import av
 
-from runtime import Box, Captioner, Region, WholeImage, draw_captions
+from patchcaption import Box, Captioner, Region, WholeImage, draw_captions
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""`python -m runtime`."""
+"""`python -m runtime`: the command `patchcaption` in a clone."""
 
 import sys
 

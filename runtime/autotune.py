@@ -30,7 +30,7 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True)
 class BackendTiming:
-    """What a backend took, in ms, each the best of several runs.
+    """The time that a backend took, in ms, each the best of several runs.
 
     Attributes:
         name: the backend in full, with its version.

@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 
 
 class Captioner(Closeable):
-    """Describes regions of images. One bundle, loaded once, used as often as wanted.
+    """Describes regions of images. One bundle, loaded once and used for any number of images.
 
     Use `load` to make one. It holds the engines until `close`, or the end of a `with` block. Threads may share it: each
-    gets the captions it would get alone. `batching` decodes what several of them ask for together.
+    gets the captions it would get alone. `batching` decodes the regions of several threads in one batch.
 
     Attributes:
         pipeline: the stages by themselves: encoder, pooler, projector, decoder.
@@ -77,7 +77,7 @@ class Captioner(Closeable):
                 or "tensorrt" for a bundle with plans. "auto" is the one that the bundle was built for; for CPUs the one
                 that `patchcaption tune` measured to be faster here; without it "cpu", or OpenVINO for "bf16".
             fit: how images are brought to the backbone's square input: "stretch" shows it the whole image, "crop" the
-                centre square at the image's own aspect ratio, as published.
+                centre square at the image's own aspect ratio.
             precision: what it computes in: "fp32" for the precision of the bundle's graphs; or for graphs in float32,
                 with OpenVINO on CPUs that have it, "bf16".
             threads: CPU threads that an engine may use; None leaves it to the backend.

@@ -21,7 +21,7 @@ from runtime.options import PoolingOptions, Reencode
 from runtime.regions import Box, Canvas, Crop, PublishedBox, Region, is_of_patches, weight_rows
 
 _REENCODED_VARIANCE = 0.5
-"""Of the Gaussian that the published re-encoding weights boxes by."""
+"""The variance of the Gaussian that the published re-encoding weights boxes by."""
 _MAX_REENCODED_LOGITS = 2**24
 """Regions x tokens x tokens of one run of the re-encoder: each head keeps that many float32 numbers."""
 _MAX_PADDING, _SMALL_REGION = 1.25, 16

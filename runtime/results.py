@@ -25,7 +25,7 @@ class Caption:
         ids: its token ids, up to and including the end token where it was reached; none with mode="nearest".
         region: the region it describes; None when it was decoded from a bare vector.
         nearest: the captions of the memory bank nearest to the region, as many as were asked for.
-        reused: whether it is that of an earlier frame, from which the region has hardly changed; in streams only.
+        reused: whether it was taken over from an earlier frame of a stream, as the region has hardly changed since.
 
     Example:
         >>> caption = captioner.caption(scene, [Box(276, 174, 507, 399)], n_best=1)[0]

@@ -29,7 +29,7 @@ DATA_TYPES: dict[HalfPrecision, DataType] = {"fp16": DataType.FLOAT16, "bf16": D
 
 _FP16_MAX = 65504.0
 _RANGE_MARGIN = 4.0
-"""How many times the measured ranges real images may reach."""
+"""The multiple of the measured ranges that real images may reach."""
 _MAX_FP16_SCORE = 64.0
 """The largest attention score whose softmax is float16: there it is right to 3%, and fused kernels exponentiate in
 float32."""

@@ -11,7 +11,7 @@ import onnx_ir
 from export.graphs.errors import ExportError
 
 _MAX_INLINE_BYTES = 1024
-"""What is smaller, mostly shapes and constants, lies in the graph itself and not in its data file."""
+"""Smaller tensors, mostly shapes and constants, lie in the graph itself and not in its data file."""
 
 
 def share_weights(model: onnx_ir.Model, owner: Path) -> None:

@@ -1,4 +1,4 @@
-"""What TensorRT's ONNX parser accepts, version by version: operators, opsets and restrictions of single operators.
+"""The support of TensorRT's ONNX parser, version by version: operators, opsets and restrictions of single operators.
 
 From NVIDIA's published tables; "will likely parse" is all that they can tell.
 """

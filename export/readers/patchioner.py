@@ -77,7 +77,7 @@ _OTHER_SYSTEMS = (
 _PUBLISHED_TEXT_SPACES = {"dinov2_vitb14_reg": "t2d-dinov2-b-2024", "dinov2_vitb14": "t2d-dinov2-b-2024"}
 """The spaces of the published banks and decoders, by the backbone that they were made for."""
 _TEXT_SPACE_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]*")
-"""What the manifest accepts as the name of a space."""
+"""The names of spaces that the manifest accepts."""
 
 
 @dataclass(frozen=True)

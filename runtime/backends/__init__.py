@@ -1,4 +1,4 @@
-"""What executes a graph: one file a backend behind one interface, chosen by name."""
+"""Backends execute graphs: one file a backend behind one interface, chosen by name."""
 
 from runtime.backends.base import Backend, BindableEngine, Engine, EngineReport, LazyEngine
 from runtime.backends.registry import BACKEND_NAMES, BACKENDS, PRECISIONS, BackendName

@@ -16,7 +16,7 @@ from runtime.bundle import EngineFiles
 
 @dataclass(frozen=True)
 class EngineReport:
-    """What executes an engine, as its runtime reports it.
+    """The execution of an engine, as its runtime reports it.
 
     Attributes:
         provider: what executes it: providers, and how many operators each took.
@@ -78,7 +78,10 @@ class BoundRun(Protocol):
 class BindableEngine(Engine, Protocol):
     """An engine that can read and write given memory, so that results stay on the device for what comes next."""
 
-    stream: Stream
+    @property
+    def stream(self) -> Stream:
+        """The engine's stream."""
+        ...
 
     def dtype(self, name: str) -> torch.dtype:
         """Return the dtype of an input or output."""

@@ -24,7 +24,7 @@ BackendName: TypeAlias = Literal["cpu", "openvino", "ort-cuda", "ort-tensorrt", 
 
 @dataclass(frozen=True)
 class BackendRequest:
-    """How a backend is asked for.
+    """A request to open a backend.
 
     Attributes:
         threads: CPU threads that an engine may use; None leaves it to the backend.
@@ -85,5 +85,5 @@ _SPECS = (
 
 BACKENDS: Mapping[BackendName, BackendSpec] = {spec.name: spec for spec in _SPECS}
 BACKEND_NAMES: tuple[str, ...] = ("auto", *BACKENDS)
-"""What users may ask for."""
+"""The names that users may ask for."""
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")

@@ -94,7 +94,7 @@ class TokenLayout(Part):
     """The tokens of an image, T = global tokens + grid * grid: global tokens first, then patches row by row."""
 
     global_tokens: tuple[GlobalToken, ...]
-    """What each token before the patches is: ``cls``, a vector ``pooled`` by a head in its place, or a ``register``."""
+    """The kind of each token before the patches: ``cls``, a vector ``pooled`` in its place, or a ``register``."""
     grid: PositiveInt
     """G, patches per side."""
 
@@ -116,7 +116,7 @@ class TokenLayout(Part):
 
     @property
     def num_global(self) -> int:
-        """How many tokens come before the first patch."""
+        """The number of tokens before the first patch."""
         return len(self.global_tokens)
 
     @property
@@ -136,7 +136,7 @@ class Preprocessing(Part):
     image_size: PositiveInt
     """Side of the square input, in pixels."""
     resize_short_side: PositiveInt | None = None
-    """What fit="crop" makes of an image's short side before it cuts out the centre; None for `image_size`."""
+    """The length of an image's short side before fit="crop" cuts out the centre; None for `image_size`."""
     resample: Literal["bicubic"] = "bicubic"
     mean: Rgb
     std: Rgb
@@ -189,8 +189,8 @@ class DecoderConfig(Part):
     eos_token_id: Annotated[int, Field(ge=0)]
     cache_precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     batch_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 4, 16, 64, 256)
-    """How many captions are decoded at once, rising: larger batches are split by the last; a GPU, which has memory and
-    plans for exactly these numbers, pads to the next."""
+    """The numbers of captions decoded at once, rising: larger batches are split by the last. A GPU, which has memory
+    and plans for exactly these numbers, pads to the next."""
 
 
 class MemoryConfig(Part):
@@ -203,13 +203,13 @@ class MemoryConfig(Part):
     temperature: Annotated[float, Field(gt=0)]
     normalize: bool
     precision: StoragePrecision = "fp32"
-    """What the embeddings are stored in."""
+    """The precision that the embeddings are stored in."""
     residual: FileName | None = None
     """The file with what rounding left of each row, where that matters."""
     max_relative_error: Annotated[float, Field(ge=0)] = 0.0
     """The largest rounding error of a row without its residual, relative to the row's length."""
     refine_top_k: Annotated[int, Field(ge=0)] = 0
-    """How many of the nearest rows are refined by their residuals for each region."""
+    """The number of nearest rows that are refined by their residuals for each region."""
 
 
 class BuildInfo(Part):

@@ -1,4 +1,4 @@
-"""What an ONNX graph would read and run, found before anything executes it.
+"""The files that an ONNX graph would read and the operators it would run, found before anything executes it.
 
 Executors differ in what they let a graph do: ONNX Runtime 1.23, the last for Python 3.10, follows weights to any file,
 and a node EPContext holds an engine of TensorRT's, which is a program. The ONNX package is not there where bundles run,
@@ -33,7 +33,7 @@ _LARGEST_TAG = 2**32 - 1
 
 @dataclass(frozen=True)
 class GraphContents:
-    """What of a graph is checked before a parser sees it.
+    """The contents of a graph that are checked before a parser sees it.
 
     Attributes:
         files: where its weights lie, as it names them; none where all are in the graph.

@@ -22,7 +22,7 @@ _DESCRIPTIONS: dict[EngineName, str] = {"reencoder": "a re-encoder", "beam_decod
 
 @dataclass(frozen=True)
 class EngineFiles:
-    """What a backend opens: a graph, and the TensorRT plan that was built of it, if one was.
+    """The files that a backend opens: a graph, and the TensorRT plan that was built of it, if one was.
 
     Attributes:
         graph: the ONNX file; its weights may lie beside it.

@@ -41,7 +41,7 @@ def check_trusted(plan: Path, sha256: str) -> None:
     if not is_trusted(sha256):
         raise BackendError(
             f"{plan}: a TensorRT plan is a program, and you have not built this one on this machine; build it: python "
-            f"export/build_plans.py {plan.parent}; or, if you trust who did: python -m runtime trust {plan.parent}"
+            f"export/build_plans.py {plan.parent}; or, if you trust who did: patchcaption trust {plan.parent}"
         )
 
 

@@ -1,4 +1,4 @@
-"""`python -m runtime info|verify|trust`: what a bundle is, whether it is whole, and whether its plans may be loaded."""
+"""`patchcaption info|verify|trust`: what a bundle is, whether it is whole, and whether its plans may be loaded."""
 
 from __future__ import annotations
 

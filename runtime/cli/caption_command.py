@@ -1,4 +1,4 @@
-"""`python -m runtime caption`: captions of regions of one image."""
+"""`patchcaption caption`: captions of regions of one image."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ def run_caption(options: argparse.Namespace) -> int:
     """Caption the regions; print the captions, and draw them where --save says so."""
     image = open_image(options.image)
     if options.save:
-        _check_writable_picture(options.save)
+        _check_writable(options.save)
     with load_captioner(options) as captioner:
         captions = captioner.caption(
             image, regions_or_whole_image(options), mode=options.mode, n_best=options.n_best, beams=options.beams
         )
     _print_captions(captions, as_json=options.json)
-    return _save_picture(draw_captions(image, captions), options.save) if options.save else exits.DONE
+    return _save_image(draw_captions(image, captions), options.save) if options.save else exits.DONE
 
 
 def _print_captions(captions: Sequence[Caption], as_json: bool) -> None:
@@ -76,19 +76,19 @@ def _print_captions(captions: Sequence[Caption], as_json: bool) -> None:
             print(f"    {match.similarity:.3f}  {match.text}")
 
 
-def _check_writable_picture(path: Path) -> None:
-    """Find out before the work whether the picture can be written after it."""
+def _check_writable(path: Path) -> None:
+    """Find out before the work whether the image can be written after it."""
     if path.suffix.lower() not in Image.registered_extensions():
-        raise ImageError(f"{path}: expected a picture's ending, .png or .jpg for example, got {path.suffix!r}")
+        raise ImageError(f"{path}: expected the suffix of an image file, .png or .jpg for example, got {path.suffix!r}")
     if not path.parent.is_dir():
         raise ImageError(f"{path}: the folder {path.parent} does not exist")
 
 
-def _save_picture(picture: Image.Image, path: Path) -> int:
-    """Write a picture whole or not at all; return the exit code."""
+def _save_image(image: Image.Image, path: Path) -> int:
+    """Write an image whole or not at all; return the exit code."""
     try:
         with write_atomically(path) as part:
-            picture.save(part)
+            image.save(part)
     except OSError as error:
         return exits.fail(f"{path}: cannot be written: {error}", exits.UNUSABLE)
     return exits.DONE

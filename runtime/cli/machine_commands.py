@@ -1,4 +1,4 @@
-"""`python -m runtime doctor|tune`: what this machine has, and which backend is fastest on it."""
+"""`patchcaption doctor|tune`: what this machine has, and which backend is fastest on it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: `python -m runtime caption|video|info|verify|trust|tune|doctor`, also installed as `patchcaption`.
+"""The command line: `patchcaption caption|video|info|verify|trust|tune|doctor`.
 
 Results go to stdout, messages to stderr. Exit codes: 0 done; 1 a bundle, backend or output file is not usable; 2 a
 mistake on the command line or in what it names (an image, a region); 130 interrupted.
@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"patchcaption {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_caption(commands.add_parser("caption", help="caption regions of an image, or the whole of it"))
-    add_video(commands.add_parser("video", help="caption regions of every frame of a video, a camera or an address"))
+    add_video(commands.add_parser("video", help="caption regions of every frame of a video, a camera or a URL"))
     add_info(commands.add_parser("info", help="say what a bundle is"))
     add_verify(
         commands.add_parser("verify", help="compare every file of a bundle with its manifest and open its engines")

@@ -1,4 +1,4 @@
-"""`python -m runtime video`: captions over the frames of a file, a camera or an address."""
+"""`patchcaption video`: captions over the frames of a file, a camera or a URL."""
 
 from __future__ import annotations
 

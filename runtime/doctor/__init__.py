@@ -1,4 +1,4 @@
-"""`python -m runtime doctor`: what this machine has, and whether it works, with the fix for what does not."""
+"""`patchcaption doctor`: what this machine has, and whether it works, with the fix for what does not."""
 
 from __future__ import annotations
 

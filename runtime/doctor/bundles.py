@@ -59,7 +59,7 @@ def _unavailable_reason(bundle: Bundle, backend: BackendName) -> str | None:
 
 
 class _BackendOutputs:
-    """What a backend computed for one image, how fast, and by which engines."""
+    """The result of a backend for one image, its speed, and its engines."""
 
     def __init__(self, captioner: Captioner, features: FeatureMap, captions: list[Caption]) -> None:
         self._name, self._precision = captioner.backend.name, captioner.manifest.engines["backbone"].precision

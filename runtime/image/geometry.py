@@ -13,8 +13,8 @@ class Fit(str, Enum):
     """How an image is brought to the backbone's square input (published-system.md, section 1).
 
     Example:
-        >>> with Captioner.load("engines/demo", fit=Fit.CROP) as published:
-        ...     published.encode(scene).views[0].fit
+        >>> with Captioner.load("engines/demo", fit=Fit.CROP) as cropping:
+        ...     cropping.encode(scene).views[0].fit
         <Fit.CROP: 'crop'>
     """
 

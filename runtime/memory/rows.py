@@ -25,7 +25,7 @@ _STORED_DTYPES = tuple(number_format.torch for number_format in NUMBER_FORMATS.v
 
 @dataclass(frozen=True, eq=False)
 class ResidualRows:
-    """What rounding left of each row: values[m] * scales[m], values (M, D) int8.
+    """The residual that rounding left of each row: values[m] * scales[m], values (M, D) int8.
 
     Attributes:
         scales: (M,) float32.

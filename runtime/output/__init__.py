@@ -1,1 +1,1 @@
-"""Results as pictures, JSON and videos."""
+"""Results as images, JSON and videos."""

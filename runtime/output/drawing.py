@@ -28,7 +28,7 @@ _TINT_OPACITY = 0.25
 
 Colour: TypeAlias = tuple[int, int, int]
 Corners: TypeAlias = tuple[float, float, float, float]
-"""A box (x1, y1, x2, y2) in pixels of the picture."""
+"""A box (x1, y1, x2, y2) in pixels of the image."""
 
 
 def draw_captions(image: ImageSource, captions: Sequence[Caption]) -> Image.Image:

@@ -104,7 +104,7 @@ class CaptionStream(Closeable):
         return done
 
     def close(self) -> None:
-        """Stop reading and closes the source; frames in progress are discarded.
+        """Stop reading and close the source; frames in progress are discarded.
 
         Example:
             >>> stream = captioner.stream([scene] * 100, [WholeImage()])
@@ -201,7 +201,7 @@ class _StreamWorkers:
                 frames.close()
 
     def _encode_all(self) -> None:
-        """Start encoding each frame, and finds its regions meanwhile, one frame after another."""
+        """Start encoding each frame, and find its regions meanwhile, one frame after another."""
         with propagate_end(self.read, self.encoding):
             dropped_before = 0
             while (read := self.read.get()) is not None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from runtime import Caption, Region, RegionError
+from patchcaption import Caption, Region, RegionError
 from runtime.output.as_json import caption_as_json
 from runtime.regions.detections import as_regions
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from patchcaption import Captioner, PatchcaptionError
 from patchcaption_ros.messages import captions_as_text, image_of, regions_of
-from runtime import Captioner, PatchcaptionError
 
 
 def main() -> None:

@@ -1,1 +1,1 @@
-"""What GPU backends share: device, stream, captured graphs, workspace."""
+"""The parts that GPU backends share: device, stream, captured graphs, workspace."""
