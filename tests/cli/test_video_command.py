@@ -1,4 +1,4 @@
-"""`python -m runtime video`: what it prints and writes, and what is left when it breaks off."""
+"""`patchcaption video`: what it prints and writes, and what is left when it breaks off."""
 
 from __future__ import annotations
 
