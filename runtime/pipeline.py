@@ -39,7 +39,8 @@ class Pipeline:
         self.encoder = Encoder(bundle, backend, fit)
         self.projector = load_projector(bundle, backend.device)
         self._reencoder = LazyEngine(lambda: backend.open(bundle.engine("reencoder")))
-        self.pooler = Pooler(self.encoder.encode_crops, self._reencoder.get, self.project)
+        # Not `self.project`: a pipeline that refers to itself keeps its memory until the garbage collector comes by.
+        self.pooler = Pooler(self.encoder.encode_crops, self._reencoder.get, self.projector.project)
         self.decoder = load_decoder(bundle, backend)
 
     def captions(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import subprocess
 import sys
+import weakref
+from collections.abc import Callable
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -29,9 +33,13 @@ from runtime import (
     Trace,
     WholeImage,
 )
+from runtime.backends import Backend
+from runtime.backends.onnxruntime_cpu import OrtBackend
+from runtime.backends.onnxruntime_gpu import CPU, OrtGpuBackend
 from runtime.bundle import Bundle
 from runtime.image import ImageSource
 from runtime.memory import MemoryBank
+from runtime.options import DescribeKeywords
 from tests.conftest import ROOT
 from tests.doubles import RecordingBackend, captioner_of, with_manifest
 
@@ -244,3 +252,25 @@ def test_sets_and_lists_of_boxes_mean_the_same(demo: Captioner) -> None:
     torch.testing.assert_close(
         demo.vectors(features, [as_numbers]), demo.vectors(features, [scenes.pair_region(FIRST, SECOND)])
     )
+
+
+@pytest.mark.parametrize("backend", [OrtBackend, partial(OrtGpuBackend, CPU, torch.device("cpu"))])
+def test_a_captioner_that_was_closed_and_dropped_leaves_nothing_to_the_garbage_collector(
+    bundle: Bundle, backend: Callable[[], Backend]
+) -> None:
+    """A collector that comes by seldom would leave the bank and the cache of each on a GPU."""
+    gc.collect()
+    gc.disable()
+    try:
+        with captioner_of(bundle, backend()) as captioner:
+            features = captioner.encode(SCENE.image)
+            kinds: list[DescribeKeywords] = [{}, {"clean": "orthogonal"}, {"reencode": "mean"}, {"beams": 2}]
+            for options in kinds:
+                captioner.describe(features, [FIRST.box], **options)
+            pipeline = captioner.pipeline
+            stages = pipeline, pipeline.encoder, pipeline.pooler, pipeline.projector, pipeline.decoder
+            held = [weakref.ref(stage) for stage in stages]
+        del captioner, pipeline, stages
+        assert [type(stage()).__name__ for stage in held if stage() is not None] == []
+    finally:
+        gc.enable()

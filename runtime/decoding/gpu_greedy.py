@@ -77,6 +77,10 @@ class DeviceGreedyDecoder:
                 pending.append(_FlagReadback(self._all_ended))
             return self._ids[:rows, :steps].clone(), self._sums[:rows].clone()
 
+    def close(self) -> None:
+        """Release the memory; it cannot decode afterwards."""
+        del self.step_work  # which refers to this decoder, and would keep it until the garbage collector comes by
+
     def _reset(self, vectors: Tensor, ignore_eos: bool) -> None:
         """Set the state before the first step. Old cache entries are finite, and no step reads beyond its own."""
         rows = len(vectors)

@@ -67,7 +67,11 @@ class GreedyDecoder:
         return replace(self._engine.report(), graph_fallbacks=fallbacks)
 
     def close(self) -> None:
-        """Close the engine."""
+        """Close the engine, and release the memory that it was bound to."""
+        with self._decoding:
+            for decoder in self._device_decoders.values():
+                decoder.close()
+            self._device_decoders.clear()
         self._engine.close()
 
     def _device_decoder(self, engine: BindableEngine, batch: Tensor) -> DeviceGreedyDecoder:

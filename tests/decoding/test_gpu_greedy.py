@@ -143,6 +143,17 @@ def test_steps_stop_soon_after_all_captions_have_ended(
     assert longest <= steps <= longest + 8
 
 
+def test_a_closed_decoder_says_so_though_it_had_memory(
+    bundle: Bundle, backend: OrtGpuBackend, config: DecoderConfig, vectors: Tensor
+) -> None:
+    decoder = GreedyDecoder(backend.open(bundle.engine("decoder")), config)
+    decoder.decode(vectors[:3])
+    decoder.close()
+    decoder.close()
+    with pytest.raises(BackendError, match="decoder.onnx: it was closed"):
+        decoder.decode(vectors[:3])
+
+
 def test_every_engine_of_a_bundle_gives_what_it_gives_elsewhere(bundle: Bundle, backend: OrtGpuBackend) -> None:
     regions = [Box(20, 30, 200, 180), Box(90, 10, 150, 190)]
     pixels = torch.randint(0, 256, (3, 240, 320), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
