@@ -179,7 +179,7 @@ def test_plans_of_strangers_are_not_loaded_before_somebody_trusts_them(
 ) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "of somebody else"))
     double, folder = install(version), trt_bundle.folder
-    with pytest.raises(BackendError, match="backbone.plan: a TensorRT plan is a program, .* -m runtime trust "):
+    with pytest.raises(BackendError, match="backbone.plan: a TensorRT plan is a program, .* patchcaption trust "):
         Captioner.load(folder)
     assert double.state.count("deserialize_cuda_engine") == 0
     assert main(["trust", str(folder)]) == 0
