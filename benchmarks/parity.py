@@ -113,7 +113,7 @@ def compare_decoder(captioner: Captioner, recording: Recording) -> Iterator[Diff
 
 
 def compare_backbone(captioner: Captioner, recording: Recording, images: Path) -> tuple[FeatureMap, list[Difference]]:
-    """Encode a recording's photographs, found in ``images``; returns their features and the differences."""
+    """Encode a recording's photographs, found in ``images``; return their features and the differences."""
     photos = [open_image(images / f"{name}.jpg") for name in recording.settings["images"]]
     features = captioner.encode(photos)
     found = {

@@ -101,7 +101,7 @@ def measure(
 
 @contextmanager
 def _open_stages(bundle: Bundle, backend: Backend) -> Iterator[dict[int, Callable[[], object]]]:
-    """Yield what is timed on a backend: the backbone (0), and decoding by batch size; closes the engines then."""
+    """Yield what is timed on a backend: the backbone (0), and decoding by batch size; close the engines then."""
     manifest = bundle.manifest
     size, width = manifest.backbone.preprocessing.image_size, manifest.backbone.output_dim
     generator = torch.Generator().manual_seed(0)

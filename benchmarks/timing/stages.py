@@ -110,7 +110,7 @@ class StageRun:
 
 
 def run_stages(stages: PipelineStages, file: Path, regions: Sequence[Region], lengths: Sequence[int]) -> StageRun:
-    """Run from an image file to the texts of its regions; decodes once for each of the rising ``lengths``."""
+    """Run from an image file to the texts of its regions; decode once for each of the rising ``lengths``."""
     timed = Stopwatch(stages.device)
     captioner, ids = stages.captioner, list[list[int]]()
     image = timed("read", lambda: open_image(file))

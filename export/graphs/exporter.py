@@ -31,7 +31,7 @@ OPSET = 20
 
 
 def export_graph(spec: GraphSpec, folder: Path, precision: EnginePrecision = "fp32") -> EngineRecord:
-    """Write a graph and checks it.
+    """Write a graph and check it.
 
     Raises:
         ExportError: the graph does not compute what its module does.
@@ -44,7 +44,7 @@ def export_graph(spec: GraphSpec, folder: Path, precision: EnginePrecision = "fp
 def export_quantized_backbone(
     backbone: BackboneModel, folder: Path, precision: EnginePrecision, images: Tensor, optimizer: ModelOpt
 ) -> EngineRecord:
-    """Write a backbone that Model Optimizer quantizes to int8 or fp8 for TensorRT, and checks it.
+    """Write a backbone that Model Optimizer quantizes to int8 or fp8 for TensorRT, and check it.
 
     Args:
         images: pixels (B, S, S, 3) uint8 that show how large activations become.

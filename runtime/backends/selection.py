@@ -105,7 +105,7 @@ def select_backend(
 def save_measurement(
     bundle: Bundle, precision: Precision, threads: int | None, milliseconds: Mapping[BackendName, float]
 ) -> BackendName:
-    """Record the backend that took least time, from now on "auto" for this bundle; returns its name.
+    """Record the backend that took least time, from now on "auto" for this bundle; return its name.
 
     Raises:
         BackendError: the file cannot be written.

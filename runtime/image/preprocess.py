@@ -18,7 +18,7 @@ _CPU = torch.device("cpu")
 def prepare(
     images: Sequence[OpenImage], size: int, fit: Fit, resize: int | None = None, device: torch.device = _CPU
 ) -> tuple[torch.Tensor, tuple[View, ...]]:
-    """Resize (and crops) RGB images for the backbone, on the device where it runs.
+    """Resize, and with fit="crop" crop, RGB images for the backbone, on the device where it runs.
 
     Antialiased bicubic on 8-bit pixels as published: by Pillow on a CPU, within 1 of it on a GPU. Normalisation happens
     inside the backbone engine.

@@ -42,7 +42,7 @@ class TorchKernels:
     def project_with_refinement(
         self, rows: StoredRows, unit_queries: Tensor, temperature: float, refine_top_k: int
     ) -> tuple[Tensor, Tensor]:
-        """Project in two passes, logits and weighted sum; reads the residuals of refined rows only."""
+        """Project in two passes, logits and weighted sum; read the residuals of refined rows only."""
         parts = unit_queries.split(max(1, _MAX_LOGITS // len(rows)))
         sums, masses = zip(*(_project_part(rows, part, temperature, refine_top_k) for part in parts), strict=True)
         return torch.cat(sums), torch.cat(masses)

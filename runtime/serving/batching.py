@@ -179,7 +179,7 @@ class Batching(Closeable):
         return cast("list[Caption]", batch.unflatten(captions))
 
     def close(self) -> None:
-        """Answer the waiting requests and takes no more. The captioner stays open.
+        """Answer the waiting requests and take no more. The captioner stays open.
 
         Example:
             >>> batching = captioner.batching()
@@ -212,7 +212,7 @@ class Batching(Closeable):
                     self._answer_alone(request)
 
     def _next_batch(self) -> list[_Request]:
-        """Wait until enough like requests are there, or the first is due; returns none when all is done."""
+        """Wait until enough like requests are there, or the first is due; return none when all is done."""
         with self._changed:
             while not self._waiting:
                 if self._is_closed:

@@ -28,7 +28,7 @@ class BoundedQueue(Generic[T]):
         self.dropped_at_get = 0
 
     def put(self, item: T) -> bool:
-        """Add an item; returns False once the consumer has stopped."""
+        """Add an item; return False once the consumer has stopped."""
         with self._changed:
             while len(self._items) >= self._capacity and not self._is_stopped:
                 if self._drops:
@@ -55,7 +55,7 @@ class BoundedQueue(Generic[T]):
             self._changed.notify_all()
 
     def get(self) -> T | None:
-        """Wait for the oldest item and returns it; None when there are no more."""
+        """Wait for the oldest item and return it; None when there are no more."""
         with self._changed:
             while not self._items and not self._has_ended and not self._is_stopped:
                 self._changed.wait()
@@ -72,7 +72,7 @@ class BoundedQueue(Generic[T]):
 
 @contextmanager
 def propagate_end(upstream: BoundedQueue[Any], downstream: BoundedQueue[Any]) -> Iterator[None]:
-    """End the downstream queue when a stage ends, with the stage's error, and stops the upstream one."""
+    """End the downstream queue when a stage ends, with the stage's error, and stop the upstream one."""
     try:
         yield
         downstream.end()

@@ -57,7 +57,7 @@ class Stream:
         outside.wait_stream(self._stream)
 
     def capture(self, work: Work, mode: CaptureMode = "around") -> CapturedWork:
-        """Return ``work`` as one CUDA graph where the device accepts it; runs it a few times to find out.
+        """Return ``work`` as one CUDA graph where the device accepts it; run it a few times to find out.
 
         Args:
             work: calls that always read and write the same memory and never wait for results. Exceptions of its first

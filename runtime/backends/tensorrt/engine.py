@@ -249,7 +249,7 @@ class _Context:
         self._bindings: dict[str, Tensor] = {}
 
     def infer_output_shapes(self, inputs: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-        """Set the shapes of the inputs; returns those that the outputs then have."""
+        """Set the shapes of the inputs; return those that the outputs then have."""
         for name, tensor in inputs.items():
             is_set = self._context.set_input_shape(name, tuple(tensor.shape))
             self._io.api.require(is_set, f"{self._io.plan}: {name} of shape {tuple(tensor.shape)}")
@@ -259,7 +259,7 @@ class _Context:
         return {name: tuple(self._context.get_tensor_shape(name)) for name in self._io.outputs}
 
     def set_addresses(self, tensors: Mapping[str, Tensor]) -> None:
-        """Make later runs read and write these tensors, and keeps them alive."""
+        """Make later runs read and write these tensors, and keep them alive."""
         io = self._io
         for name, tensor in tensors.items():
             dtype = io.dtypes[name]
