@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
-from typing import Any, Literal, TypeAlias, TypedDict, TypeVar, overload
+from typing import Any, Literal, TypeAlias, TypedDict, TypeVar, get_args, overload
 
 from runtime.errors import PatchcaptionError
 
@@ -62,9 +62,9 @@ class PoolingOptions:
     reencode: Reencode | None = None
 
     def __post_init__(self) -> None:
-        _check_choice("clean", self.clean, (None, "orthogonal", "contrastive"))
-        _check_choice("clean_from", self.clean_from, ("cls", "attention"))
-        _check_choice("reencode", self.reencode, (None, "mean", "cls", "gaussian"))
+        _check_choice("clean", self.clean, (None, *get_args(Clean)))
+        _check_choice("clean_from", self.clean_from, get_args(CleanFrom))
+        _check_choice("reencode", self.reencode, (None, *get_args(Reencode)))
         if self.clean and self.reencode:
             raise PatchcaptionError("clean and reencode exclude each other")
 
@@ -99,8 +99,8 @@ class DecodingOptions:
     length_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_choice("mode", self.mode, ("decode", "nearest"))
-        _check_choice("score", self.score, ("natural", "reference"))
+        _check_choice("mode", self.mode, get_args(Mode))
+        _check_choice("score", self.score, get_args(Score))
         if self.n_best < 0:
             raise PatchcaptionError(f"n_best: expected at least 0, got {self.n_best}")
         if not isinstance(self.beams, Integral) or not 1 <= self.beams <= _MAX_BEAMS:
@@ -149,8 +149,7 @@ class StreamOptions:
     workers: int | None = None
 
     def __post_init__(self) -> None:
-        if self.policy not in (None, "drop", "block"):
-            raise PatchcaptionError(f'policy: expected "drop" or "block", got {self.policy!r}')
+        _check_choice("policy", self.policy, (None, *get_args(Policy)))
         for name in ("every", "workers"):
             number = getattr(self, name)
             if number is not None and number < 1:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from runtime.backends.base import Backend
 from runtime.backends.onnxruntime_cpu import OrtBackend
@@ -86,4 +86,4 @@ _SPECS = (
 BACKENDS: Mapping[BackendName, BackendSpec] = {spec.name: spec for spec in _SPECS}
 BACKEND_NAMES: tuple[str, ...] = ("auto", *BACKENDS)
 """The names that users may ask for."""
-PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)

@@ -6,12 +6,13 @@ import argparse
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import get_args
 
 from runtime.cli import exits
 from runtime.cli.captioner_arguments import add_bundle_flag, add_captioner_flags, load_captioner
 from runtime.cli.region_arguments import add_region_flags, regions_or_whole_image
 from runtime.errors import PatchcaptionError, VideoError
-from runtime.options import DecodingOptions, StreamOptions
+from runtime.options import DecodingOptions, Policy, StreamOptions
 from runtime.output.video_file import Recorder, annotated_video, json_lines
 from runtime.video.stream import CaptionStream, FrameCaptions
 
@@ -33,7 +34,7 @@ def add_video(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--policy",
-        choices=["drop", "block"],
+        choices=get_args(Policy),
         help="what happens to frames that arrive too fast (default: drop for cameras and URLs, block for files)",
     )
     parser.add_argument(
