@@ -162,7 +162,7 @@ def _export_graphs(
     engines: dict[EngineName, EngineRecord] = {"backbone": _export_backbone(checkpoint, folder, options)}
     progress.step("re-encoder to ONNX, checked against torch")
     engines["reencoder"] = export_graph(reencoder_spec(checkpoint.backbone), folder, precision)
-    greedy, beam = _decoder_specs(checkpoint.decoder)
+    greedy, beam = _DECODER_SPECS[checkpoint.decoder.kind](checkpoint.decoder)
     progress.step("decoder to ONNX, checked against torch")
     engines["decoder"] = export_graph(greedy, folder, precision)
     progress.step("decoder for beam search to ONNX, checked against torch")
@@ -178,10 +178,6 @@ def _export_backbone(checkpoint: Checkpoint, folder: Path, options: BuildOptions
     assert options.modelopt is not None
     optimizer = ModelOpt(options.modelopt)
     return export_quantized_backbone(checkpoint.backbone, folder, options.precision, images, optimizer)
-
-
-def _decoder_specs(decoder: DecoderModel) -> tuple[GraphSpec, GraphSpec]:
-    return _DECODER_SPECS[decoder.kind](decoder)
 
 
 def _decap(decoder: DecoderModel) -> tuple[GraphSpec, GraphSpec]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from benchmarks.timing.report import BundleFacts, Limits, Row, Settings, Times
 from benchmarks.timing.stages import (
@@ -20,14 +20,13 @@ from benchmarks.timing.stages import (
     total_ms,
 )
 from benchmarks.timing.work_estimate import WorkEstimate, backbone_work, decoding_work, pooling_work, projection_work
+from runtime.bundle.dtypes import NUMBER_FORMATS, StoragePrecision
 
 WARM_UP = 2
 """Runs after the first call that do not count."""
 
 WHOLE, SECOND, CAPTION, DESCRIBE, REST = "whole", "second description", "caption", "describe", "rest"
 SEVERAL = "backbone, several"
-
-_WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 
 _PARTS = {WHOLE: STAGES, CAPTION: STAGES, SECOND: REGION_STAGES, DESCRIBE: REGION_STAGES}
 
@@ -103,7 +102,7 @@ def stage_work(
     stage: str, bundle: BundleFacts, regions: int, tokens: int | None, settings: Settings
 ) -> WorkEstimate | None:
     """Return the least work of a stage; None for those whose work the manifest does not tell, which are small."""
-    width, weight_bytes = bundle.backbone.output_dim, _WEIGHT_BYTES[settings.precision]
+    width, weight_bytes = bundle.backbone.output_dim, NUMBER_FORMATS[cast(StoragePrecision, settings.precision)].bytes
     if stage == "backbone":
         return backbone_work(bundle.backbone, weight_bytes)
     if stage == SEVERAL:

@@ -67,9 +67,9 @@ def build_plans(
     for graph, of_graph in profiles.items():
         _lint_graph(graph, api, of_graph)
     gpu, records = Gpu.current(), []
+    target = PlanTarget(api, gpu, timing_cache_file(api, gpu))
     for graph, of_graph in profiles.items():
         progress.step(f"{graph.name} to a TensorRT plan for {gpu.name}")
-        target = PlanTarget(api, gpu, timing_cache_file(api, gpu))
         records.append(build_plan(target, graph, of_graph, options, previous, progress.phase))
     return tuple(records)
 

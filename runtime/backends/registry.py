@@ -43,17 +43,21 @@ class BackendSpec:
 
     Attributes:
         graph_precisions: precisions of graphs that it executes.
+        open: opens it; raises BackendError where it cannot be used.
         compute_precisions: what it can be asked to compute in: "fp32" for the precision of the graphs.
         needs_plans: whether it executes plans that are built for one GPU, and not the graphs themselves.
-        open: opens it; raises BackendError where it cannot be used.
     """
 
     name: BackendName
     device: Literal["cpu", "cuda"]
     graph_precisions: tuple[EnginePrecision, ...]
-    compute_precisions: tuple[Precision, ...]
-    needs_plans: bool
     open: Callable[[BackendRequest], Backend]
+    compute_precisions: tuple[Precision, ...] = ("fp32",)
+    needs_plans: bool = False
+
+
+def _open_openvino(request: BackendRequest) -> Backend:
+    return OpenVinoBackend(request.threads, request.precision)
 
 
 def _open_ort_gpu(provider: str) -> Callable[[BackendRequest], Backend]:
@@ -71,16 +75,11 @@ def _engine_cache() -> Path | None:
 
 
 _SPECS = (
-    BackendSpec("cpu", "cpu", ("fp32", "fp16", "int8"), ("fp32",), False, lambda request: OrtBackend(request.threads)),
-    BackendSpec(
-        *("openvino", "cpu", ("fp32", "fp16", "int8"), ("fp32", "bf16"), False),
-        lambda request: OpenVinoBackend(request.threads, request.precision),
-    ),
-    BackendSpec("ort-cuda", "cuda", ("fp32", "fp16", "bf16"), ("fp32",), False, _open_ort_gpu(CUDA)),
-    BackendSpec("ort-tensorrt", "cuda", ("fp32", "fp16", "bf16", "int8"), ("fp32",), False, _open_ort_gpu(TENSORRT)),
-    BackendSpec(
-        *("tensorrt", "cuda", ("fp32", "fp16", "bf16", "int8", "fp8"), ("fp32",), True), lambda _: TrtBackend()
-    ),
+    BackendSpec("cpu", "cpu", ("fp32", "fp16", "int8"), lambda request: OrtBackend(request.threads)),
+    BackendSpec("openvino", "cpu", ("fp32", "fp16", "int8"), _open_openvino, compute_precisions=("fp32", "bf16")),
+    BackendSpec("ort-cuda", "cuda", ("fp32", "fp16", "bf16"), _open_ort_gpu(CUDA)),
+    BackendSpec("ort-tensorrt", "cuda", ("fp32", "fp16", "bf16", "int8"), _open_ort_gpu(TENSORRT)),
+    BackendSpec("tensorrt", "cuda", ("fp32", "fp16", "bf16", "int8", "fp8"), lambda _: TrtBackend(), needs_plans=True),
 )
 
 BACKENDS: Mapping[BackendName, BackendSpec] = {spec.name: spec for spec in _SPECS}

@@ -19,7 +19,7 @@ from runtime.options import DecodingOptions, Mode
 from runtime.output.as_json import caption_as_json
 from runtime.output.drawing import draw_captions
 from runtime.results import Caption
-from runtime.system.files import write_atomically
+from runtime.system.files import write_output
 
 
 def add_caption(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +63,11 @@ def run_caption(options: argparse.Namespace) -> int:
             image, regions_or_whole_image(options), mode=options.mode, n_best=options.n_best, beams=options.beams
         )
     _print_captions(captions, as_json=options.json)
-    return _save_image(draw_captions(image, captions), options.save) if options.save else exits.DONE
+    if options.save:
+        drawn = draw_captions(image, captions)
+        with write_output(options.save) as part:
+            drawn.save(part)
+    return exits.DONE
 
 
 def _print_captions(captions: Sequence[Caption], as_json: bool) -> None:
@@ -82,16 +86,6 @@ def _check_writable(path: Path) -> None:
         raise ImageError(f"{path}: expected the suffix of an image file, .png or .jpg for example, got {path.suffix!r}")
     if not path.parent.is_dir():
         raise ImageError(f"{path}: the folder {path.parent} does not exist")
-
-
-def _save_image(image: Image.Image, path: Path) -> int:
-    """Write an image whole or not at all; return the exit code."""
-    try:
-        with write_atomically(path) as part:
-            image.save(part)
-    except OSError as error:
-        return exits.fail(f"{path}: cannot be written: {error}", exits.UNUSABLE)
-    return exits.DONE
 
 
 def _beams(text: str) -> int:
