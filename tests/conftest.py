@@ -12,6 +12,7 @@ from PIL import Image
 
 from export import build_engines
 from runtime import Captioner
+from tests.traced_graphs import trace_once
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "export" / "demo" / "sample"
@@ -38,6 +39,13 @@ def data_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A data folder of its own, so that tests neither see nor change the user's decisions."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_DATA_HOME", str(shared_folder(tmp_path_factory) / "data"))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def traced_graphs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        trace_once(shared_folder(tmp_path_factory) / "traced", patch)
         yield
 
 

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 import onnx_ir
-import torch
 from torch import Tensor
 
 from export.graphs.attention_fusion import fuse_attention
@@ -20,14 +14,12 @@ from export.graphs.int8 import quantize
 from export.graphs.model_optimizer import ModelOpt
 from export.graphs.shared_weights import share_weights
 from export.graphs.specs import GraphSpec, backbone_spec
+from export.graphs.tracing import OPSET, trace
 from export.graphs.value_ranges import measure_ranges
 from export.graphs.verification import compare
 from export.models.base import BackboneModel
 from runtime.bundle import EnginePrecision, EngineRecord
 from runtime.bundle.graph_io import PIXEL_VALUES
-
-OPSET = 20
-"""The newest that TensorRT 10.3 (JetPack 6) reads completely."""
 
 
 def export_graph(spec: GraphSpec, folder: Path, precision: EnginePrecision = "fp32") -> EngineRecord:
@@ -63,62 +55,23 @@ def export_quantized_backbone(
 
 def _write(spec: GraphSpec, path: Path, precision: EnginePrecision) -> None:
     """Write a graph with its weights, or with references to those of the graph that owns them."""
-    with _quiet():
-        program = torch.onnx.export(
-            spec.module,
-            spec.example,
-            input_names=spec.io.input_names,
-            output_names=spec.io.output_names,
-            opset_version=OPSET,
-            dynamic_shapes=spec.dynamic_shapes,
-            dynamo=True,
-            optimize=True,
-            verbose=False,
-        )
-    assert program is not None  # only the old exporter returns nothing
-    _strip_metadata(program.model)
+    model = trace(spec)
     if precision == "int8":  # such a graph has operators of ONNX Runtime's own anyway
-        fuse_attention(program.model)
-        quantize(program.model)
+        fuse_attention(model)
+        quantize(model)
     elif precision in ("fp16", "bf16"):
         feeds = [
             dict(zip(spec.io.input_names, (value.numpy() for value in inputs), strict=True))
             for inputs in spec.calibration
         ]
-        convert_to_half(program.model, precision, measure_ranges(program.model, feeds))
+        convert_to_half(model, precision, measure_ranges(model, feeds))
     if spec.weights_from is None:
-        program.save(str(path), external_data=True)
+        onnx_ir.save(model, path, external_data=f"{path.name}.data")
     else:
-        share_weights(program.model, path.with_name(spec.weights_from))
-        onnx_ir.save(program.model, path)
+        share_weights(model, path.with_name(spec.weights_from))
+        onnx_ir.save(model, path)
     onnx.checker.check_model(str(path), full_check=True)
-
-
-def _strip_metadata(model: onnx_ir.Model) -> None:
-    """Drop what the exporter notes of the Python code behind each node, paths of this machine among it."""
-    model.metadata_props.clear()
-    model.graph.metadata_props.clear()
-    for part in (*model.graph, *model.graph.initializers.values(), *model.graph.inputs, *model.graph.outputs):
-        part.metadata_props.clear()
-        part.doc_string = None
-    for node in model.graph:
-        for value in node.outputs:
-            value.metadata_props.clear()
 
 
 def _record(path: Path, precision: EnginePrecision, max_error: float) -> EngineRecord:
     return EngineRecord(file=path.name, precision=precision, opset=OPSET, max_error=max_error)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the exporter, whose own progress and internals are of no use to users of this command."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -20,7 +20,7 @@ from export.readers import read_checkpoint
 from export.readers.clip_bpe import pad_tokens
 
 SHORT = TrainingPlan(
-    phases=(replace(SEEING, steps=3, scenes=4), replace(BINDING, steps=2, scenes=4)),
+    phases=(replace(SEEING, steps=2, scenes=4), replace(BINDING, steps=1, scenes=4)),
     scenes_per_step=2,
     captions_per_step=16,
     decoder_steps=2,

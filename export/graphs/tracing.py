@@ -1,0 +1,62 @@
+"""Torch modules to ONNX models in memory, by torch's exporter."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+
+import onnx_ir
+import torch
+
+from export.graphs.specs import GraphSpec
+
+OPSET = 20
+"""The newest that TensorRT 10.3 (JetPack 6) reads completely."""
+
+
+def trace(spec: GraphSpec) -> onnx_ir.Model:
+    """Return the graph of a module in fp32, with its weights."""
+    with _quiet():
+        program = torch.onnx.export(
+            spec.module,
+            spec.example,
+            input_names=spec.io.input_names,
+            output_names=spec.io.output_names,
+            opset_version=OPSET,
+            dynamic_shapes=spec.dynamic_shapes,
+            dynamo=True,
+            optimize=True,
+            verbose=False,
+        )
+    assert program is not None  # only the old exporter returns nothing
+    _strip_metadata(program.model)
+    return program.model
+
+
+def _strip_metadata(model: onnx_ir.Model) -> None:
+    """Drop what the exporter notes of the Python code behind each node, paths of this machine among it."""
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for part in (*model.graph, *model.graph.initializers.values(), *model.graph.inputs, *model.graph.outputs):
+        part.metadata_props.clear()
+        part.doc_string = None
+    for node in model.graph:
+        for value in node.outputs:
+            value.metadata_props.clear()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter, whose own progress and internals are of no use to users of this command."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
