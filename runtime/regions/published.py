@@ -65,14 +65,15 @@ class PublishedBox:
     def _span(self, canvas: Canvas) -> tuple[slice, slice]:
         """Return the rows and columns of patches that the box counts."""
         x, y, width, height = self.x, self.y, self.width, self.height
+        patch = canvas.patch
         if self.frame == "image":
             x, y, width, height = canvas.view.published_box(x, y, width, height)
 
         def span(start: float, length: float) -> slice:
-            first = int(start // canvas.patch)
+            first = int(start // patch)
             if self.rounding == "corners":
-                return slice(first, int((start + length) // canvas.patch) + 1)
-            return slice(first, first + int(length // canvas.patch) + 1)
+                return slice(first, int((start + length) // patch) + 1)
+            return slice(first, first + int(length // patch) + 1)
 
         return span(y, height), span(x, width)
 
