@@ -93,7 +93,7 @@ class PipelineStages:
 
     def text(self, ids: list[list[int]]) -> list[str]:
         """Return the texts of captions' tokens."""
-        return [self._decoder.tokenizer.text(caption_ids) for caption_ids in ids]
+        return [*map(self._decoder.tokenizer.text, ids)]
 
 
 @dataclass(frozen=True, eq=False)
