@@ -18,6 +18,7 @@ project = "patchcaption"
 release = version = runtime.__version__
 html_title = f"patchcaption {release}"
 html_theme = "furo"
+html_show_copyright = False
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_enable_extensions = ["attrs_block"]
 myst_heading_anchors = 3
