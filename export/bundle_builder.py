@@ -162,6 +162,7 @@ def _export_graphs(
     engines: dict[EngineName, EngineRecord] = {"backbone": _export_backbone(checkpoint, folder, options)}
     progress.step("re-encoder to ONNX, checked against torch")
     engines["reencoder"] = export_graph(reencoder_spec(checkpoint.backbone), folder, precision)
+    checkpoint.decoder.prepare_for(BACKENDS[options.backend].device)
     greedy, beam = _DECODER_SPECS[checkpoint.decoder.kind](checkpoint.decoder)
     progress.step("decoder to ONNX, checked against torch")
     engines["decoder"] = export_graph(greedy, folder, precision)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal, TypeAlias
 
 from torch import nn
 
 from runtime.bundle import BackboneConfig, DecoderConfig, EnginePrecision
+
+Device: TypeAlias = Literal["cpu", "cuda"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,9 @@ class DecoderModel(nn.Module):
     def prefix_width(self) -> int:
         """D, the width of the vectors that it decodes."""
         raise NotImplementedError
+
+    def prepare_for(self, device: Device) -> None:
+        """Compute from now on in the form that is fastest on a device; the results stay the same."""
 
     def manifest_entry(self, eos_token_id: int, numbers: BundleNumbers) -> DecoderConfig:
         """Return what the manifest says of the decoder."""

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from export.models.base import BundleNumbers, DecoderModel
+from export.models.base import BundleNumbers, DecoderModel, Device
 from export.models.gpt2 import Gpt2Transformer, log_sum_exp
 from runtime.bundle import DecoderConfig
 
@@ -107,12 +107,15 @@ class DecapStep(DecoderModel):
         """Return the logits (R, V) of the whole vocabulary, and the new cache entries; arguments as in `forward`."""
         gpt = self.decoder.transformer
         x = torch.where(position == 0, self.clip_project.model(vectors), gpt.wte(input_ids)) + gpt.wpe(position)
-        is_past = torch.arange(self.config.max_new_tokens) < position
+        is_attended = gpt.is_attended(position)
         present: list[Tensor] = []
         for layer, block in enumerate(gpt.h):
-            x, key, value = block(x, past[2 * layer], past[2 * layer + 1], is_past)
+            x, key, value = block(x, past[2 * layer], past[2 * layer + 1], is_attended)
             present += [key, value]
         return F.linear(gpt.ln_f(x), gpt.wte.weight), present
+
+    def prepare_for(self, device: Device) -> None:
+        self.decoder.transformer.join_cache(device == "cuda")
 
     def manifest_entry(self, eos_token_id: int, numbers: BundleNumbers) -> DecoderConfig:
         config = self.config

@@ -27,29 +27,54 @@ class Conv1D(nn.Module):
 
 
 class Gpt2Attention(nn.Module):
-    """Attention of one position over a cache."""
+    """Attention of one position over a cache.
+
+    Attributes:
+        joins_cache: whether the position's key and value are joined to the cache's, which TensorRT makes one kernel of;
+            else the cache is read in place, which spares CPUs a copy.
+    """
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.joins_cache = False
         self.c_attn = Conv1D(width, 3 * width)
         self.c_proj = Conv1D(width, width)
 
     def forward(
-        self, x: Tensor, past_key: Tensor, past_value: Tensor, is_past: Tensor
+        self, x: Tensor, past_key: Tensor, past_value: Tensor, is_attended: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the attended values (R, E) of one position (R, E), and its own key and value (R, H, 1, d).
 
-        It attends to itself and to a cache (R, H, P, d) of which ``is_past`` (P,) bool is filled.
+        It attends to itself and to a cache (R, H, P, d).
+
+        Args:
+            is_attended: the filled entries of the cache (P,) bool; where the cache is joined its own too (P + 1,).
         """
         query, key, value = self.c_attn(x).unflatten(-1, (3, self.num_heads, 1, -1)).unbind(1)
         query = query * query.shape[-1] ** -0.5
-        # The cache is read in place: only the logits are concatenated, never the keys or values.
-        past_logits = torch.where(is_past, query @ past_key.transpose(-1, -2), _MASKED_LOGIT)
-        own_logit = (query * key).sum(-1, keepdim=True)
-        probs = torch.softmax(torch.cat([past_logits, own_logit], dim=-1), dim=-1)
-        attended = probs[..., :-1] @ past_value + probs[..., -1:] * value
+        attend = _attend_joined if self.joins_cache else _attend_in_place
+        attended = attend(query, key, value, past_key, past_value, is_attended)
         return self.c_proj(attended.flatten(1)), key, value
+
+
+def _attend_in_place(
+    query: Tensor, key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor, is_past: Tensor
+) -> Tensor:
+    """Return the attended values (R, H, 1, d); only logits are concatenated, never keys or values."""
+    past_logits = torch.where(is_past, query @ past_key.transpose(-1, -2), _MASKED_LOGIT)
+    own_logit = (query * key).sum(-1, keepdim=True)
+    probs = torch.softmax(torch.cat([past_logits, own_logit], dim=-1), dim=-1)
+    return probs[..., :-1] @ past_value + probs[..., -1:] * value
+
+
+def _attend_joined(
+    query: Tensor, key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor, is_attended: Tensor
+) -> Tensor:
+    """Return the attended values (R, H, 1, d) as product, mask, softmax and product, the pattern that is fused."""
+    keys, values = torch.cat([past_key, key], dim=-2), torch.cat([past_value, value], dim=-2)
+    logits = torch.where(is_attended, query @ keys.transpose(-1, -2), _MASKED_LOGIT)
+    return torch.softmax(logits, dim=-1) @ values
 
 
 class Gpt2Mlp(nn.Module):
@@ -75,10 +100,10 @@ class Gpt2Block(nn.Module):
         self.mlp = Gpt2Mlp(width)
 
     def forward(
-        self, x: Tensor, past_key: Tensor, past_value: Tensor, is_past: Tensor
+        self, x: Tensor, past_key: Tensor, past_value: Tensor, is_attended: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return x (R, E) after the layer, and the position's own key and value; see `Gpt2Attention.forward`."""
-        attended, key, value = self.attn(self.ln_1(x), past_key, past_value, is_past)
+        attended, key, value = self.attn(self.ln_1(x), past_key, past_value, is_attended)
         x = x + attended
         return x + self.mlp(self.ln_2(x)), key, value
 
@@ -92,6 +117,18 @@ class Gpt2Transformer(nn.Module):
         self.wpe = nn.Embedding(positions, width)
         self.h = nn.ModuleList(Gpt2Block(width, num_heads) for _ in range(num_layers))
         self.ln_f = nn.LayerNorm(width, eps=1e-5)
+        self.joins_cache = False
+
+    def join_cache(self, joins_cache: bool) -> None:
+        """Choose how all layers read the cache; see `Gpt2Attention`."""
+        self.joins_cache = joins_cache
+        for block in self.h:
+            block.attn.joins_cache = joins_cache
+
+    def is_attended(self, position: Tensor) -> Tensor:
+        """Return which entries a position (1,) attends to: (P,) bool, and where the cache is joined (P + 1,)."""
+        entries = [*range(self.wpe.num_embeddings)]
+        return torch.tensor([*entries, -1] if self.joins_cache else entries) < position  # its own, -1, always is
 
 
 def log_sum_exp(logits: Tensor) -> Tensor:

@@ -170,7 +170,7 @@ def _set_options(api: TensorRtApi, graph: Path, config: tensorrt.IBuilderConfig,
     level = getattr(module.HardwareCompatibilityLevel, _HARDWARE_LEVELS[options.hardware], None)
     if level is None:
         raise BackendError(
-            f"{graph}: TensorRT {api.version} has no --hardware {options.hardware}; take ampere+ or same"
+            f"{graph}: {api.name} has no --hardware {options.hardware}; take ampere+ or same"
         )
     config.hardware_compatibility_level = level
     config.builder_optimization_level = options.optimization_level

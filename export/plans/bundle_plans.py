@@ -79,4 +79,4 @@ def _lint_graph(graph: Path, api: TensorRtApi, profiles: Sequence[Profile]) -> N
     errors = [found for found in lint(graph, api.release, profiles) if found.severity == "error"]
     if errors:
         more = f", and {len(errors) - 1} more: python -m export.lint" if len(errors) > 1 else ""
-        raise BackendError(f"{graph.name}: TensorRT {api.version} will not take it: {errors[0]}{more}")
+        raise BackendError(f"{graph.name}: {api.name} will not take it: {errors[0]}{more}")
