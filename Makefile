@@ -60,7 +60,7 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 # open_clip_torch provides CLIP's vocabulary file, for seeded checkpoints. Nothing imports it, and its own dependencies
 # (torchvision) would pull in another torch.
 $(VENV)/.test: $(VENV)/.demo
-	$(PIP) -c constraints.txt -e '.[cpu,openvino,export,quality,bench,video,docs,dev]'
+	$(PIP) -c constraints.txt -e '.[cpu,openvino,tensorrt-rtx,export,quality,bench,video,docs,dev]'
 	$(PIP) --no-deps -c constraints.txt open_clip_torch
 	@touch $@
 

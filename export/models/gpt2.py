@@ -122,8 +122,9 @@ class Gpt2Transformer(nn.Module):
     def join_cache(self, joins_cache: bool) -> None:
         """Choose how all layers read the cache; see `Gpt2Attention`."""
         self.joins_cache = joins_cache
-        for block in self.h:
-            block.attn.joins_cache = joins_cache
+        for module in self.modules():
+            if isinstance(module, Gpt2Attention):
+                module.joins_cache = joins_cache
 
     def is_attended(self, position: Tensor) -> Tensor:
         """Return which entries a position (1,) attends to: (P,) bool, and where the cache is joined (P + 1,)."""

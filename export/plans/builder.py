@@ -169,9 +169,7 @@ def _set_options(api: TensorRtApi, graph: Path, config: tensorrt.IBuilderConfig,
         config.set_flag(module.BuilderFlag.VERSION_COMPATIBLE)
     level = getattr(module.HardwareCompatibilityLevel, _HARDWARE_LEVELS[options.hardware], None)
     if level is None:
-        raise BackendError(
-            f"{graph}: {api.name} has no --hardware {options.hardware}; take ampere+ or same"
-        )
+        raise BackendError(f"{graph}: {api.name} has no --hardware {options.hardware}; take ampere+ or same")
     config.hardware_compatibility_level = level
     config.builder_optimization_level = options.optimization_level
     config.max_aux_streams = 0  # one stream, whose work can be captured as a graph

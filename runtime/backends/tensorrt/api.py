@@ -14,6 +14,7 @@ from runtime.errors import BackendError
 if TYPE_CHECKING:
     import tensorrt
 
+PRODUCT = "TensorRT"
 OLDEST = (10, 3)
 """JetPack 6's version. From here on networks can be strongly typed, so that one way of building serves all."""
 
@@ -27,6 +28,7 @@ class TensorRtModule(Protocol):
     BuilderFlag: type[tensorrt.BuilderFlag]
     DeviceType: type[tensorrt.DeviceType]
     ExecutionContextAllocationStrategy: type[tensorrt.ExecutionContextAllocationStrategy]
+    ILogger: type[tensorrt.ILogger]
     HardwareCompatibilityLevel: type[tensorrt.HardwareCompatibilityLevel]
     IProgressMonitor: type[tensorrt.IProgressMonitor]
     LayerInformationFormat: type[tensorrt.LayerInformationFormat]
@@ -36,6 +38,7 @@ class TensorRtModule(Protocol):
     ProfilingVerbosity: type[tensorrt.ProfilingVerbosity]
     Runtime: type[tensorrt.Runtime]
     TensorIOMode: type[tensorrt.TensorIOMode]
+    __version__: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,22 +46,25 @@ class TensorRtApi:
     """An imported TensorRT, with a logger that keeps its errors.
 
     Attributes:
-        module: the package `tensorrt`.
+        module: the package.
+        product: its name, for messages and records.
         version: its full version.
+        release: the TensorRT whose interface and operators it has, by the first two numbers of its version.
         logger: lives as long as anything made with it.
         errors: its latest errors.
     """
 
     module: TensorRtModule
+    product: str
     version: str
+    release: tuple[int, int]
     logger: tensorrt.ILogger
     errors: deque[str] = field(default_factory=deque)
 
     @property
-    def release(self) -> tuple[int, int]:
-        """The first two numbers of its version."""
-        major, minor = version_numbers(self.version)[:2]
-        return major, minor
+    def name(self) -> str:
+        """Product and version, for messages."""
+        return f"{self.product} {self.version}"
 
     def require(self, result: T | None, action: str) -> T:
         """Return ``result``, unless it is None or False.
@@ -72,7 +78,7 @@ class TensorRtApi:
         if result is None or result is False:
             reasons = "; ".join(self.errors) or "it gave no reason"
             self.errors.clear()
-            raise BackendError(f"{action}: TensorRT {self.version} refused: {reasons}")
+            raise BackendError(f"{action}: {self.name} refused: {reasons}")
         return result
 
 
@@ -92,17 +98,24 @@ def open_tensorrt() -> TensorRtApi:
     version = str(tensorrt.__version__)
     if version_numbers(version)[:2] < OLDEST:
         raise BackendError(f"TensorRT {version}: expected {'.'.join(map(str, OLDEST))} or newer")
-    errors: deque[str] = deque(maxlen=8)
+    major, minor = version_numbers(version)[:2]
+    return new_api(cast(TensorRtModule, tensorrt), PRODUCT, (major, minor))
 
-    class ErrorLogger(tensorrt.ILogger):
+
+def new_api(module: TensorRtModule, product: str, release: tuple[int, int]) -> TensorRtApi:
+    """Return an imported package with a logger that keeps its errors."""
+    errors: deque[str] = deque(maxlen=8)
+    severities = module.ILogger.Severity
+
+    class ErrorLogger(module.ILogger):  # type: ignore[name-defined, misc]  # the module is known at run time only
         def __init__(self) -> None:
-            tensorrt.ILogger.__init__(self)
+            module.ILogger.__init__(self)
 
         def log(self, severity: tensorrt.ILogger.Severity, msg: str) -> None:
-            if severity in (tensorrt.ILogger.Severity.INTERNAL_ERROR, tensorrt.ILogger.Severity.ERROR):
+            if severity in (severities.INTERNAL_ERROR, severities.ERROR):
                 errors.append(" ".join(msg.split()))
 
-    return TensorRtApi(cast(TensorRtModule, tensorrt), version, ErrorLogger(), errors)
+    return TensorRtApi(module, product, module.__version__, release, ErrorLogger(), errors)
 
 
 def is_compatible(built_with: str, here: str, version_compatible: bool) -> bool:

@@ -43,7 +43,7 @@ def build_plan_bytes(
     parser = module.OnnxParser(network, api.logger)
     if not parse(parser):
         errors = [_describe_parser_error(parser.get_error(index)) for index in range(parser.num_errors)]
-        raise BackendError(f"{source}: TensorRT {api.version} cannot read it: {'; '.join(errors) or 'no reason given'}")
+        raise BackendError(f"{source}: {api.name} cannot read it: {'; '.join(errors) or 'no reason given'}")
     config = api.require(builder.create_builder_config(), f"{source}: making a configuration")
     if configure is not None:
         configure(config)

@@ -90,7 +90,8 @@ class TrtBackend:
         """Raise if a plan was built for another TensorRT or GPU: loading it would fail without saying which."""
         if not is_compatible(record.version, self._api.version, record.version_compatible):
             raise BackendError(
-                f"{plan}: built by TensorRT {record.version}, here is {self._api.version}; build the bundle again here"
+                f"{plan}: built by {self._api.product} {record.version}, here is {self._api.version}; build the bundle "
+                "again here"
             )
         fits = {
             "same": record.gpu == self._gpu.name,
@@ -159,7 +160,7 @@ class TrtEngine:
 
     def report(self) -> EngineReport:
         layers = self._layers()
-        return EngineReport(f"TensorRT {self._api.version} ({len(layers)} layers)", fused_layers=layers)
+        return EngineReport(f"{self._api.name} ({len(layers)} layers)", fused_layers=layers)
 
     def dtype(self, name: str) -> torch.dtype:
         return self._io.dtypes[name]

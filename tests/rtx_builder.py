@@ -1,0 +1,89 @@
+"""NVIDIA's parser and builder (TensorRT for RTX), which need no GPU, and what the builder's log says of a plan.
+
+Its layer list names kernels: `_gemm_mha_v2` is one attention over many queries, `_gemv_mha_v1` over one, and
+`__myl_AddCast...` one kernel of the operations in its name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runtime.backends.tensorrt.build import Profile, build_plan_bytes
+from runtime.backends.tensorrt.rtx import open_tensorrt_rtx
+
+if TYPE_CHECKING:
+    import tensorrt
+
+_LAYER = re.compile(r"^Name: (\S+), LayerType: \w+", re.MULTILINE)
+_CONVERSIONS = re.compile(r"__myl_(?:Cast|Move)+_myl")
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """A plan as its builder describes it.
+
+    Attributes:
+        layers: the names of its kernels, for all profiles.
+        activation_bytes: for each profile.
+    """
+
+    plan_bytes: int
+    layers: tuple[str, ...]
+    weights_bytes: int
+    activation_bytes: tuple[int, ...]
+
+    @property
+    def fused_attentions(self) -> int:
+        """How many kernels are a whole attention."""
+        return sum("_mha_" in name for name in self.layers)
+
+    @property
+    def conversions(self) -> list[str]:
+        """The kernels that do nothing but convert or copy."""
+        return [name for name in self.layers if _CONVERSIONS.match(name)]
+
+
+def build_report(graph: Path, profiles: Sequence[Profile], capability: str | None = None) -> PlanReport:
+    """Build a graph by NVIDIA's builder.
+
+    Args:
+        capability: the only GPUs to build for, such as "SM75"; None for all that the product supports.
+
+    Raises:
+        BackendError: it cannot be parsed or built.
+    """
+    api = open_tensorrt_rtx()
+    module: Any = api.module
+    lines: list[str] = []
+
+    class Recorder(module.ILogger):  # type: ignore[misc]  # the module is known at run time only
+        def __init__(self) -> None:
+            module.ILogger.__init__(self)
+
+        def log(self, severity: tensorrt.ILogger.Severity, msg: str) -> None:
+            lines.append(msg)
+            api.logger.log(severity, msg)  # whose errors `require` reports
+
+    def configure(config: Any) -> None:
+        config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
+        config.max_aux_streams = 0
+        config.clear_flag(module.BuilderFlag.TF32)
+        if capability is not None:
+            config.num_compute_capabilities = 1
+            config.set_compute_capability(getattr(module.ComputeCapability, capability), 0)
+
+    recording = replace(api, logger=Recorder())
+    plan = build_plan_bytes(
+        recording, lambda parser: parser.parse_from_file(str(graph)), profiles, str(graph), configure
+    )
+    log = "\n".join(lines)
+    return PlanReport(
+        plan_bytes=len(plan),
+        layers=tuple(_LAYER.findall(log)),
+        weights_bytes=sum(map(int, re.findall(r"Total Weights Memory: (\d+)", log))),
+        activation_bytes=tuple(map(int, re.findall(r"Total Activation Memory: (\d+)", log))),
+    )
