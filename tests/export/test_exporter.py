@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from export.graphs.errors import ExportError
 from export.graphs.exporter import export_graph
 from export.graphs.specs import backbone_spec, decap_specs
 from export.graphs.verification import compare
-from export.models import BundleNumbers
+from export.models import BundleNumbers, Device
 from export.models.decap_decoder import DecapStep
 from export.models.dinov2 import IMAGENET_MEAN, IMAGENET_STD
 from export.readers.decap import decoder_from_state
@@ -163,10 +164,13 @@ def decode_from_scratch(model: GPT2LMHeadModel, decoder: DecapStep, vectors: Ten
     return TokenSequences(all_ids, sums)
 
 
+@pytest.mark.parametrize("device", get_args(Device))
 def test_cached_decoding_is_decoding_from_scratch_with_transformers_gpt2(
-    their_gpt2: GPT2LMHeadModel, decoder: DecapStep, vectors: Tensor, tmp_path: Path
+    their_gpt2: GPT2LMHeadModel, decoder: DecapStep, vectors: Tensor, device: Device, tmp_path: Path
 ) -> None:
-    got = decode_by_engine(decoder, vectors, tmp_path)
+    prepared = copy.deepcopy(decoder)
+    prepared.prepare_for(device)
+    got = decode_by_engine(prepared, vectors, tmp_path)
     expected = decode_from_scratch(their_gpt2, decoder, vectors)
     lengths = {len(ids) for ids in expected.ids}
     assert len(lengths) > 3, "the captions should end at different steps"
