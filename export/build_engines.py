@@ -23,6 +23,7 @@ from export.command_line import (
 )
 from export.plans.builder import PlanOptions
 from export.readers import is_repository
+from runtime.backends import BACKENDS
 from runtime.bundle import Bundle, BundleBackend, EnginePrecision
 from runtime.bundle.dtypes import StoragePrecision
 
@@ -75,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--without-plans",
         action="store_true",
-        help="with --backend tensorrt: leave the plans to build_plans.py, on the device that they are for",
+        help="with --backend tensorrt and tensorrt-rtx: leave the plans to build_plans.py",
     )
     add_plan_options(parser)
 
@@ -84,10 +85,9 @@ def _add_precisions(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         choices=get_args(EnginePrecision),
-        default=BuildOptions.precision,
         help="what the graphs compute products in: fp16 and bf16 for GPUs; int8 for CPUs, where it is smaller and "
         "faster; each changes few captions. For TensorRT fp8 and int8 too, with --calibration and --modelopt (default: "
-        "%(default)s)",
+        "fp16 for tensorrt-rtx, else fp32)",
     )
     parser.add_argument(
         "--memory-precision",
@@ -111,7 +111,8 @@ def _add_precisions(parser: argparse.ArgumentParser) -> None:
 
 def _build(options: argparse.Namespace) -> None:
     plans = None if options.without_plans else from_namespace(PlanOptions, options)
-    build_options = from_namespace(BuildOptions, options, plans=plans)
+    precision = options.precision or BACKENDS[options.backend].default_precision
+    build_options = from_namespace(BuildOptions, options, plans=plans, precision=precision)
     with show_progress(Console(stderr=True), build_options.steps) as progress:
         build(options.checkpoint, options.out, progress, build_options)
     Console().print(_files_table(Bundle(options.out, verify=False)))

@@ -12,13 +12,14 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 from rich.console import Console
 
 from export.command_line import add_plan_options, exit_on_sigterm, from_namespace, run_command, show_progress
 from export.plans.builder import PlanOptions
-from export.plans.bundle_plans import BuildReporter, build_plans, open_for
-from runtime.bundle import Bundle, Manifest, new_bundle, record_files, write_manifest
+from export.plans.bundle_plans import BuildReporter, build_plans, open_target
+from runtime.bundle import Bundle, Manifest, PlanProduct, new_bundle, record_files, write_manifest
 from runtime.errors import BackendError
 
 
@@ -26,22 +27,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(prog="build_plans.py", description="Add TensorRT plans to a bundle.")
     parser.add_argument("bundle", type=Path, help="graphs in fp32, fp16, bf16, or TensorRT's int8 or fp8")
+    parser.add_argument(
+        "--backend",
+        choices=get_args(PlanProduct),
+        help="what executes the plans (default: what the bundle was built for, or tensorrt)",
+    )
     parser.add_argument("--out", type=Path, help="where the bundle with plans is put (default: in its place)")
     add_plan_options(parser)
     options = parser.parse_args(arguments)
     out = options.out or options.bundle
-    body = partial(_run, options.bundle, out, from_namespace(PlanOptions, options))
+    body = partial(_run, options.bundle, out, options.backend, from_namespace(PlanOptions, options))
     return run_command(body, interrupted=f"interrupted: {out} is as it was")
 
 
-def _run(bundle_dir: Path, out: Path, options: PlanOptions) -> None:
+def _run(bundle_dir: Path, out: Path, backend: PlanProduct | None, options: PlanOptions) -> None:
     bundle = Bundle(bundle_dir)
+    if backend is None:
+        backend = "tensorrt-rtx" if bundle.manifest.backend == "tensorrt-rtx" else "tensorrt"
     with show_progress(Console(stderr=True), _step_count(bundle.manifest)) as progress:
-        add_plans(bundle, out, options, progress)
+        add_plans(bundle, out, backend, options, progress)
     print(f"{out}: {len(Bundle(out, verify=False).manifest.plans)} plans")
 
 
-def add_plans(bundle: Bundle, out: Path, options: PlanOptions, progress: BuildReporter) -> None:
+def add_plans(bundle: Bundle, out: Path, backend: PlanProduct, options: PlanOptions, progress: BuildReporter) -> None:
     """Write the bundle with plans of its graphs to ``out``; whatever was there stays until it is complete.
 
     Raises:
@@ -49,7 +57,7 @@ def add_plans(bundle: Bundle, out: Path, options: PlanOptions, progress: BuildRe
         BundleError: ``out`` cannot be written.
     """
     precision = bundle.manifest.engines["backbone"].precision
-    api = open_for(precision)
+    target = open_target(backend, precision, options)
     if precision == "int8" and bundle.manifest.backend == "cpu":
         raise BackendError(f"{bundle.folder}: its int8 is for CPUs; build it again in fp32, fp16 or bf16")
     old_plans = {plan.file for plan in bundle.manifest.plans}
@@ -57,8 +65,8 @@ def add_plans(bundle: Bundle, out: Path, options: PlanOptions, progress: BuildRe
         for name in bundle.manifest.files:
             if name not in old_plans:
                 shutil.copyfile(bundle.path(name), folder / name)  # onnx refuses data that has a second hard link
-        manifest = bundle.manifest.model_copy(update={"backend": "tensorrt", "plans": ()})
-        plans = build_plans(api, manifest, folder, bundle, options, progress)
+        manifest = bundle.manifest.model_copy(update={"backend": backend, "plans": ()})
+        plans = build_plans(target, manifest, folder, bundle, options, progress)
         progress.step("manifest")
         complete = dict(manifest) | {"plans": plans, "files": record_files(folder)}
         write_manifest(folder, Manifest.model_validate(complete))

@@ -22,7 +22,7 @@ from export.memory.bank_file import write_memory
 from export.models import BundleNumbers, DecoderModel
 from export.models.decap_decoder import DecapStep
 from export.plans.builder import PlanOptions, open_previous_bundle
-from export.plans.bundle_plans import BuildReporter, build_plans, open_for
+from export.plans.bundle_plans import BuildReporter, build_plans, open_target
 from export.plans.profiles import batch_sizes
 from export.readers import read_checkpoint
 from runtime.backends import BACKENDS
@@ -106,7 +106,9 @@ def build(name: str, out: Path, progress: BuildReporter, options: BuildOptions =
     """
     # Checked first, so that what is missing is reported before the minutes that an export takes.
     _check_options(options)
-    api = open_for(options.precision) if options.has_plans else None
+    target = None
+    if options.has_plans and options.plans:
+        target = open_target(options.backend, options.precision, options.plans)
     with new_bundle(out) as folder:
         progress.step(f"reading {name}")
         checkpoint = read_checkpoint(name, options.checkpoint_dir)
@@ -120,8 +122,8 @@ def build(name: str, out: Path, progress: BuildReporter, options: BuildOptions =
             memory = write_memory(checkpoint.memory, folder, checkpoint.text_space, options.memory_precision)
         checkpoint.tokenizer.save(str(folder / _TOKENIZER_FILE))
         manifest = _manifest(checkpoint, engines, memory, options)
-        if api and options.plans:
-            plans = build_plans(api, manifest, folder, open_previous_bundle(out), options.plans, progress)
+        if target and options.plans:
+            plans = build_plans(target, manifest, folder, open_previous_bundle(out), options.plans, progress)
             manifest = manifest.model_copy(update={"plans": plans})
         progress.step("manifest")
         write_manifest(folder, Manifest.model_validate(dict(manifest) | {"files": record_files(folder)}))

@@ -88,6 +88,14 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
         "them are slower (default: %(default)s)",
     )
     group.add_argument(
+        "--compute-capability",
+        dest="compute_capabilities",
+        type=lambda text: tuple(text.split(",")),
+        metavar="LIST",
+        default=(),
+        help="for tensorrt-rtx: the GPUs to build for, such as 8.9,12.0 (default: all from 8.6 on; 7.5 by itself)",
+    )
+    group.add_argument(
         "--dla", type=int, metavar="CORE", help="build for a DLA core of a Jetson, with the GPU beside it"
     )
     group.add_argument(

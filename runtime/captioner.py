@@ -74,8 +74,9 @@ class Captioner(Closeable):
         Args:
             folder: the bundle, for example "engines/demo".
             backend: what executes it: "cpu" (ONNX Runtime) or "openvino"; on an NVIDIA GPU "ort-cuda", "ort-tensorrt",
-                or "tensorrt" for a bundle with plans. "auto" is the one that the bundle was built for; for CPUs the one
-                that `patchcaption tune` measured to be faster here; without it "cpu", or OpenVINO for "bf16".
+                or for a bundle with plans "tensorrt" or "tensorrt-rtx". "auto" is the one that the bundle was built
+                for; for CPUs the one that `patchcaption tune` measured to be faster here; without it "cpu", or OpenVINO
+                for "bf16".
             fit: how images are brought to the backbone's square input: "stretch" shows it the whole image, "crop" the
                 centre square at the image's own aspect ratio.
             precision: what it computes in: "fp32" for the precision of the bundle's graphs; or for graphs in float32,

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from runtime.backends.cuda.device import Gpu
 from runtime.backends.tensorrt.api import TensorRtApi
 from runtime.backends.tensorrt.build import Profile, build_plan_bytes
+from runtime.backends.tensorrt.rtx import set_build_targets
 from runtime.bundle import Bundle, PlanHardware, PlanRecord, sha256_of
 from runtime.bundle.onnx_scan import graph_contents
 from runtime.bundle.trust import is_trusted, trust
@@ -42,6 +43,7 @@ class PlanOptions:
         workspace_mib: the most workspace that a plan may use; None for all that the GPU has.
         version_compatible: whether newer versions of the same major may load the plan.
         hardware: which other GPUs may load the plan.
+        compute_capabilities: for TensorRT-RTX, the GPUs to build for; none for all that one plan serves.
         dla: the DLA core to build for, with the GPU for what it cannot do; None for the GPU alone.
         optimization_level: how long TensorRT looks for fast kernels, from 0 to 5.
     """
@@ -49,21 +51,39 @@ class PlanOptions:
     workspace_mib: int | None = None
     version_compatible: bool = False
     hardware: PlanHardware = "same"
+    compute_capabilities: tuple[str, ...] = ()
     dla: int | None = None
     optimization_level: int = 3
 
 
 @dataclass(frozen=True, eq=False)
 class PlanTarget:
-    """The TensorRT that builds plans and the GPU that they are for.
+    """The TensorRT that builds plans and the GPUs that they are for.
 
     Attributes:
-        timing_cache: the file of TensorRT's kernel timings, which is read and updated.
+        gpu: the GPU that they are built on; None where the builder needs none.
+        compute_capabilities: of the GPUs that they are for.
     """
 
     api: TensorRtApi
-    gpu: Gpu
-    timing_cache: Path
+    gpu: Gpu | None
+    compute_capabilities: tuple[str, ...]
+
+    @classmethod
+    def on(cls, gpu: Gpu, api: TensorRtApi) -> PlanTarget:
+        """Return the target of plans that are built on the GPU that they are for."""
+        return cls(api, gpu, (gpu.compute_capability,))
+
+    @property
+    def name(self) -> str:
+        """The GPUs, for messages."""
+        return self.gpu.name if self.gpu else f"compute capability {', '.join(self.compute_capabilities)}"
+
+    @property
+    def timing_cache(self) -> Path:
+        """The file of TensorRT's kernel timings, in the user's cache folder; those of others are of no use."""
+        name = "".join(letter if letter.isalnum() else "-" for letter in f"{self.api.version}-{self.name}")
+        return cache_folder() / f"timing-{name}.cache"
 
 
 def build_plan(
@@ -90,10 +110,11 @@ def build_plan(
         graph=graph.name,
         file=plan.name,
         key=_key(target, graph, profiles, options),
+        product=target.api.product,
         version=target.api.version,
-        gpu=target.gpu.name,
-        compute_capability=target.gpu.compute_capability,
-        hardware=options.hardware,
+        gpu=target.gpu.name if target.gpu else None,
+        compute_capabilities=target.compute_capabilities,
+        hardware=options.hardware if target.gpu else "same-capability",
         version_compatible=options.version_compatible,
         profiles=tuple(dict(profile) for profile in profiles),
     )
@@ -117,14 +138,16 @@ def _build(
     caches: list[tensorrt.ITimingCache] = []
 
     def configure(config: tensorrt.IBuilderConfig) -> None:
-        _set_options(target.api, graph, config, options)
-        caches.append(_read_timing_cache(target.api, config, target.timing_cache))
+        _set_options(target, graph, config, options)
+        if target.gpu is not None:  # without one nothing is timed
+            caches.append(_read_timing_cache(target.api, config, target.timing_cache))
         config.progress_monitor = _monitor(target.api, on_progress)
 
     plan = build_plan_bytes(
         target.api, lambda parser: parser.parse_from_file(str(graph)), profiles, str(graph), configure
     )
-    _write_timing_cache(target.timing_cache, caches[0].serialize())
+    for cache in caches:
+        _write_timing_cache(target.timing_cache, cache.serialize())
     return plan
 
 
@@ -134,8 +157,9 @@ def _key(target: PlanTarget, graph: Path, profiles: Sequence[Profile], options: 
     parts = {
         "graph": sha256_of(graph),
         "data": {path.name: sha256_of(path) for path in stored if path.is_file()},
-        "tensorrt": target.api.version,
-        "gpu": asdict(target.gpu),
+        "tensorrt": target.api.name,
+        "gpu": target.gpu.name if target.gpu else None,
+        "compute_capabilities": target.compute_capabilities,
         "profiles": [{name: shapes.model_dump() for name, shapes in profile.items()} for profile in profiles],
         "options": asdict(options),
     }
@@ -161,16 +185,16 @@ def open_previous_bundle(folder: Path) -> Bundle | None:
         return None
 
 
-def _set_options(api: TensorRtApi, graph: Path, config: tensorrt.IBuilderConfig, options: PlanOptions) -> None:
-    module = api.module
+def _set_options(target: PlanTarget, graph: Path, config: tensorrt.IBuilderConfig, options: PlanOptions) -> None:
+    module = target.api.module
+    if target.gpu is None:
+        set_build_targets(target.api, config, target.compute_capabilities)
+    else:
+        _set_hardware_level(target.api, graph, config, options)
     if options.workspace_mib is not None:
         config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, options.workspace_mib * 2**20)
     if options.version_compatible:
         config.set_flag(module.BuilderFlag.VERSION_COMPATIBLE)
-    level = getattr(module.HardwareCompatibilityLevel, _HARDWARE_LEVELS[options.hardware], None)
-    if level is None:
-        raise BackendError(f"{graph}: {api.name} has no --hardware {options.hardware}; take ampere+ or same")
-    config.hardware_compatibility_level = level
     config.builder_optimization_level = options.optimization_level
     config.max_aux_streams = 0  # one stream, whose work can be captured as a graph
     config.profiling_verbosity = module.ProfilingVerbosity.DETAILED  # names of layers, which show what was fused
@@ -180,6 +204,13 @@ def _set_options(api: TensorRtApi, graph: Path, config: tensorrt.IBuilderConfig,
         config.default_device_type = module.DeviceType.DLA
         config.DLA_core = options.dla
         config.set_flag(module.BuilderFlag.GPU_FALLBACK)
+
+
+def _set_hardware_level(api: TensorRtApi, graph: Path, config: tensorrt.IBuilderConfig, options: PlanOptions) -> None:
+    level = getattr(api.module.HardwareCompatibilityLevel, _HARDWARE_LEVELS[options.hardware], None)
+    if level is None:
+        raise BackendError(f"{graph}: {api.name} has no --hardware {options.hardware}; take ampere+ or same")
+    config.hardware_compatibility_level = level
 
 
 def _read_timing_cache(api: TensorRtApi, config: tensorrt.IBuilderConfig, file: Path) -> tensorrt.ITimingCache:
@@ -198,12 +229,6 @@ def _write_timing_cache(file: Path, data: tensorrt.IHostMemory) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         with write_atomically(file) as part:
             part.write_bytes(bytes(data))
-
-
-def timing_cache_file(api: TensorRtApi, gpu: Gpu) -> Path:
-    """Return the cache file of a version and GPU, in the user's cache folder; timings of others are of no use."""
-    name = "".join(letter if letter.isalnum() else "-" for letter in f"{api.version}-{gpu.name}")
-    return cache_folder() / f"timing-{name}.cache"
 
 
 def _monitor(api: TensorRtApi, on_progress: ProgressCallback) -> tensorrt.IProgressMonitor:

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Protocol
 
 from export.lint import lint
-from export.plans.builder import PlanOptions, PlanTarget, build_plan, timing_cache_file
+from export.plans.builder import PlanOptions, PlanTarget, build_plan
 from export.plans.profiles import profiles_of
 from runtime.backends.cuda.device import Gpu
 from runtime.backends.tensorrt.api import TensorRtApi, open_tensorrt
 from runtime.backends.tensorrt.build import Profile
-from runtime.bundle import Bundle, EnginePrecision, Manifest, PlanRecord
+from runtime.backends.tensorrt.rtx import CAPABILITIES, DEFAULT_CAPABILITIES, open_tensorrt_rtx
+from runtime.bundle import Bundle, BundleBackend, EnginePrecision, Manifest, PlanRecord
 from runtime.errors import BackendError
 
 _FP8_CAPABILITY = (8, 9)
@@ -31,30 +32,54 @@ class BuildReporter(Protocol):
         """Show a note to the user."""
 
 
-def open_for(precision: EnginePrecision) -> TensorRtApi:
-    """Open TensorRT for graphs of a precision on this machine's GPU.
+def open_target(backend: BundleBackend, precision: EnginePrecision, options: PlanOptions) -> PlanTarget:
+    """Open the TensorRT of a backend, for graphs of a precision.
 
     Raises:
-        BackendError: this machine has no TensorRT or no GPU, or the GPU does not have the precision.
+        BackendError: it is not there, or there is no GPU for it; the GPUs do not have the precision; or an option is
+            another product's.
     """
-    api, gpu = open_tensorrt(), Gpu.current()
-    if precision == "fp8" and tuple(map(int, gpu.compute_capability.split("."))) < _FP8_CAPABILITY:
+    if backend == "tensorrt-rtx":
+        target = _rtx_target(precision, options)
+    else:
+        if options.compute_capabilities:
+            raise BackendError(f"--compute-capability: {backend} builds for this machine's GPU; see --hardware")
+        target = PlanTarget.on(Gpu.current(), open_tensorrt())
+    lacking = [one for one in target.compute_capabilities if not _has_precision(one, precision)]
+    if lacking:
+        of_gpu = f"{target.gpu.name} has compute capability {lacking[0]}" if target.gpu else ", ".join(lacking)
         raise BackendError(
-            f"--precision fp8: {gpu.name} has compute capability {gpu.compute_capability}, and fp8 takes 8.9 (Ada) or "
-            "newer; use int8, fp16 or bf16"
+            f"--precision {precision}: {of_gpu}, and fp8 takes 8.9 (Ada) or newer; use int8, fp16 or bf16"
         )
-    return api
+    return target
+
+
+def _rtx_target(precision: EnginePrecision, options: PlanOptions) -> PlanTarget:
+    if options.hardware != "same" or options.version_compatible or options.dla is not None:
+        raise BackendError(
+            "--hardware, --version-compatible and --dla are for the backend tensorrt; tensorrt-rtx takes "
+            "--compute-capability"
+        )
+    unknown = set(options.compute_capabilities) - set(CAPABILITIES)
+    if unknown:
+        raise BackendError(f"--compute-capability {min(unknown)}: tensorrt-rtx builds for {', '.join(CAPABILITIES)}")
+    able = tuple(one for one in DEFAULT_CAPABILITIES if _has_precision(one, precision))
+    return PlanTarget(open_tensorrt_rtx(), None, options.compute_capabilities or able)
+
+
+def _has_precision(compute_capability: str, precision: EnginePrecision) -> bool:
+    return precision != "fp8" or tuple(map(int, compute_capability.split("."))) >= _FP8_CAPABILITY
 
 
 def build_plans(
-    api: TensorRtApi,
+    target: PlanTarget,
     manifest: Manifest,
     folder: Path,
     previous: Bundle | None,
     options: PlanOptions,
     progress: BuildReporter,
 ) -> tuple[PlanRecord, ...]:
-    """Build a plan of each graph in ``folder``, beside it, for this machine's GPU.
+    """Build a plan of each graph in ``folder``, beside it.
 
     Args:
         manifest: the manifest of the graphs' bundle.
@@ -65,11 +90,10 @@ def build_plans(
     """
     profiles = {folder / manifest.engines[name].file: of_graph for name, of_graph in profiles_of(manifest).items()}
     for graph, of_graph in profiles.items():
-        _lint_graph(graph, api, of_graph)
-    gpu, records = Gpu.current(), []
-    target = PlanTarget(api, gpu, timing_cache_file(api, gpu))
+        _lint_graph(graph, target.api, of_graph)
+    records = []
     for graph, of_graph in profiles.items():
-        progress.step(f"{graph.name} to a TensorRT plan for {gpu.name}")
+        progress.step(f"{graph.name} to a plan for {target.name}")
         records.append(build_plan(target, graph, of_graph, options, previous, progress.phase))
     return tuple(records)
 

@@ -14,12 +14,14 @@ from runtime.backends.base import Backend
 from runtime.backends.onnxruntime_cpu import OrtBackend
 from runtime.backends.onnxruntime_gpu import CUDA, TENSORRT, OrtGpuBackend
 from runtime.backends.openvino import OpenVinoBackend
+from runtime.backends.tensorrt.api import open_tensorrt
 from runtime.backends.tensorrt.engine import TrtBackend
+from runtime.backends.tensorrt.rtx import open_tensorrt_rtx
 from runtime.bundle import EnginePrecision
 from runtime.options import Precision
 from runtime.system.user_dirs import cache_folder
 
-BackendName: TypeAlias = Literal["cpu", "openvino", "ort-cuda", "ort-tensorrt", "tensorrt"]
+BackendName: TypeAlias = Literal["cpu", "openvino", "ort-cuda", "ort-tensorrt", "tensorrt", "tensorrt-rtx"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class BackendSpec:
         graph_precisions: precisions of graphs that it executes.
         open: opens it; raises BackendError where it cannot be used.
         compute_precisions: what it can be asked to compute in: "fp32" for the precision of the graphs.
-        needs_plans: whether it executes plans that are built for one GPU, and not the graphs themselves.
+        needs_plans: whether it executes plans that TensorRT built, and not the graphs themselves.
+        default_precision: the precision of graphs that are exported for it, if none is asked for.
     """
 
     name: BackendName
@@ -54,6 +57,7 @@ class BackendSpec:
     open: Callable[[BackendRequest], Backend]
     compute_precisions: tuple[Precision, ...] = ("fp32",)
     needs_plans: bool = False
+    default_precision: EnginePrecision = "fp32"
 
 
 def _open_openvino(request: BackendRequest) -> Backend:
@@ -79,7 +83,21 @@ _SPECS = (
     BackendSpec("openvino", "cpu", ("fp32", "fp16", "int8"), _open_openvino, compute_precisions=("fp32", "bf16")),
     BackendSpec("ort-cuda", "cuda", ("fp32", "fp16", "bf16"), _open_ort_gpu(CUDA)),
     BackendSpec("ort-tensorrt", "cuda", ("fp32", "fp16", "bf16", "int8"), _open_ort_gpu(TENSORRT)),
-    BackendSpec("tensorrt", "cuda", ("fp32", "fp16", "bf16", "int8", "fp8"), lambda _: TrtBackend(), needs_plans=True),
+    BackendSpec(
+        "tensorrt",
+        "cuda",
+        ("fp32", "fp16", "bf16", "int8", "fp8"),
+        lambda _: TrtBackend(open_tensorrt()),
+        needs_plans=True,
+    ),
+    BackendSpec(
+        "tensorrt-rtx",
+        "cuda",
+        ("fp32", "fp16", "bf16", "int8", "fp8"),
+        lambda _: TrtBackend(open_tensorrt_rtx()),
+        needs_plans=True,
+        default_precision="fp16",
+    ),
 )
 
 BACKENDS: Mapping[BackendName, BackendSpec] = {spec.name: spec for spec in _SPECS}

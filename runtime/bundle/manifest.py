@@ -21,7 +21,8 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 TextSpaceName = Annotated[str, Field(pattern=f"^{_NAME}$")]
 """The identity of a space that vectors and text share: "t2d-dinov2-b-2024" is that of Talk2DINO's weights of 2024."""
 
-BundleBackend: TypeAlias = Literal["cpu", "ort-cuda", "ort-tensorrt", "tensorrt"]
+BundleBackend: TypeAlias = Literal["cpu", "ort-cuda", "ort-tensorrt", "tensorrt", "tensorrt-rtx"]
+PlanProduct: TypeAlias = Literal["tensorrt", "tensorrt-rtx"]
 EngineName: TypeAlias = Literal["backbone", "reencoder", "decoder", "beam_decoder"]
 EnginePrecision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 PlanHardware: TypeAlias = Literal["same", "same-capability", "ampere+"]
@@ -71,19 +72,21 @@ class ShapeRange(Part):
 
 
 class PlanRecord(Part):
-    """A graph as TensorRT built it, for one kind of GPU."""
+    """A graph as TensorRT built it, for some kinds of GPU."""
 
     graph: GraphFile
     file: FileName
     key: Sha256
     """A hash of all that the plan depends on; while it is the same the plan is not built again."""
-    product: Literal["tensorrt"] = "tensorrt"
+    product: PlanProduct = "tensorrt"
     version: str
     """The version of the product that built it."""
-    gpu: str
-    compute_capability: str
+    gpu: str | None
+    """The GPU that it was built on; None where the builder needs none."""
+    compute_capabilities: tuple[str, ...]
+    """Of the GPUs that it was built for."""
     hardware: PlanHardware
-    """The GPUs that may load it: this model only, the same compute capability, or all from Ampere on."""
+    """The GPUs that may load it: this model only, those of a compute capability of the list, or all from Ampere on."""
     version_compatible: bool
     """Whether newer versions of the same major may load it."""
     profiles: tuple[dict[str, ShapeRange], ...]

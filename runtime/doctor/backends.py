@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from runtime.backends import BACKENDS, Backend
-from runtime.backends.cuda.device import current_gpu
+from runtime.backends.cuda.device import Gpu, current_gpu
 from runtime.backends.cuda.stream import Stream
 from runtime.backends.cuda.workspace import Workspace
 from runtime.backends.registry import BackendRequest, BackendSpec
 from runtime.backends.tensorrt.api import TensorRtApi, open_tensorrt
 from runtime.backends.tensorrt.build import build_plan_bytes
 from runtime.backends.tensorrt.engine import TrtEngine
+from runtime.backends.tensorrt.rtx import check_supported, open_tensorrt_rtx, set_build_targets
 from runtime.bundle import EngineFiles, ShapeRange
 from runtime.doctor.finding import Finding
 from runtime.errors import BackendError
@@ -33,6 +34,7 @@ SMALL_GRAPH = base64.b64decode(
 )
 """An ONNX graph: y = relu(x @ w), x (rows, 4), w (4, 4) = 0, 1, 2, ... 15 eighths."""
 
+_OPENERS: dict[str, Callable[[], TensorRtApi]] = {"tensorrt": open_tensorrt, "tensorrt-rtx": open_tensorrt_rtx}
 _ROWS = 3
 _REINSTALL = "reinstall the package, in the version that fits the driver; report it with `doctor --json` if it stays"
 
@@ -41,7 +43,7 @@ def on_backends() -> Iterator[Finding]:
     """Yield a finding for each backend and precision. One that is not installed, or has no GPU, is "unavailable"."""
     for spec in BACKENDS.values():
         if spec.needs_plans:
-            yield _try_tensorrt()
+            yield _try_plans(spec.name)
             continue
         for precision in spec.compute_precisions:
             subject = f"backend {spec.name}" + ("" if precision == "fp32" else f" {precision}")
@@ -67,23 +69,32 @@ def _try_backend(subject: str, open_backend: Callable[[], Backend]) -> Finding:
     return _compare_output(subject, backend.name, outputs["y"])
 
 
-def _try_tensorrt() -> Finding:
+def _try_plans(name: str) -> Finding:
     try:
-        api, device = open_tensorrt(), current_gpu()
+        api, device = _OPENERS[name](), current_gpu()
+        if api.product == "tensorrt-rtx":
+            check_supported(Gpu.of(device))
     except BackendError as error:
-        return Finding("backend tensorrt", "unavailable", str(error))
+        return Finding(f"backend {name}", "unavailable", str(error))
     try:
-        engine = TrtEngine(api, _build_small_engine(api), Path("small.plan"), device, Stream(device), Workspace(device))
+        engine = TrtEngine(
+            api, _build_small_engine(api, device), Path("small.plan"), device, Stream(device), Workspace(device)
+        )
         y = engine.run({"x": _input().to(device)})["y"]
     except BackendError as error:
-        return Finding("backend tensorrt", "fail", str(error), _REINSTALL)
-    return _compare_output("backend tensorrt", f"tensorrt {api.version}", y)
+        return Finding(f"backend {name}", "fail", str(error), _REINSTALL)
+    return _compare_output(f"backend {name}", f"{name} {api.version}", y)
 
 
-def _build_small_engine(api: TensorRtApi) -> tensorrt.ICudaEngine:
+def _build_small_engine(api: TensorRtApi, device: torch.device) -> tensorrt.ICudaEngine:
     """Build and load a plan of the small graph."""
     rows = ShapeRange(min=(1, 4), opt=(_ROWS, 4), max=(_ROWS, 4))
-    plan = build_plan_bytes(api, lambda parser: parser.parse(SMALL_GRAPH), [{"x": rows}], "a small graph")
+
+    def configure(config: tensorrt.IBuilderConfig) -> None:
+        if api.product == "tensorrt-rtx":
+            set_build_targets(api, config, (Gpu.of(device).compute_capability,))
+
+    plan = build_plan_bytes(api, lambda parser: parser.parse(SMALL_GRAPH), [{"x": rows}], "a small graph", configure)
     runtime = api.require(api.module.Runtime(api.logger), "starting its runtime")
     return api.require(runtime.deserialize_cuda_engine(plan), "loading a small plan")
 

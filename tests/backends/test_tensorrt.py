@@ -18,8 +18,8 @@ import torch
 from onnx import TensorProto
 
 from export import build_engines, build_plans
-from export.plans.builder import PlanOptions, PlanTarget, build_plan, open_previous_bundle, timing_cache_file
-from export.plans.bundle_plans import open_for
+from export.plans.builder import PlanOptions, PlanTarget, build_plan, open_previous_bundle
+from export.plans.bundle_plans import open_target
 from export.plans.profiles import batch_sizes, profiles_of
 from runtime import BackendError, Box, Captioner, Point, Region, WholeImage
 from runtime.backends import EngineReport, open_backend, select_backend
@@ -113,7 +113,7 @@ def test_a_step_takes_one_call_of_tensorrt_in_memory_that_stays(
     install: Install, trt_bundle: Bundle, version: str
 ) -> None:
     double = install(version)
-    engine = RecordingEngine(TrtBackend().open(trt_bundle.engine("decoder")))
+    engine = RecordingEngine(TrtBackend(open_tensorrt()).open(trt_bundle.engine("decoder")))
     config, width = trt_bundle.manifest.decoder, trt_bundle.manifest.backbone.output_dim
     assert config.batch_sizes == (1, 4, 6)
     greedy = GreedyDecoder(engine, config)
@@ -279,9 +279,9 @@ def test_fp8_is_refused_where_the_gpu_has_none(install: Install, monkeypatch: py
     install()
     monkeypatch.setattr(Gpu, "current", classmethod(lambda cls: cls("Orin", "8.7")))
     with pytest.raises(BackendError, match="fp8: Orin has compute capability 8.7, and fp8 takes 8.9"):
-        open_for("fp8")
+        open_target("tensorrt", "fp8", DEFAULT_OPTIONS)
     monkeypatch.setattr(Gpu, "current", classmethod(lambda cls: cls("Thor", "11.0")))
-    assert open_for("fp8").version == VERSIONS[0]
+    assert open_target("tensorrt", "fp8", DEFAULT_OPTIONS).api.version == VERSIONS[0]
 
 
 def _plan(folder: Path, graph: str) -> bytes:
@@ -316,7 +316,7 @@ def profiles(manifest: Manifest) -> list[Profile]:
 def build(
     api: TensorRtApi, work: Path, profiles: list[Profile], options: PlanOptions = DEFAULT_OPTIONS, gpu: str = "cpu"
 ) -> PlanRecord:
-    target, reported = PlanTarget(api, Gpu(gpu, "8.7"), timing_cache_file(api, Gpu(gpu, "8.7"))), []
+    target, reported = PlanTarget.on(Gpu(gpu, "8.7"), api), []
     record = build_plan(
         target, work / "decoder.onnx", profiles, options, None, lambda *progress: reported.append(progress)
     )
@@ -326,7 +326,7 @@ def build(
 
 def open_plan(work: Path, record: PlanRecord) -> TrtEngine:
     """Open a plan as the runtime opens it."""
-    return TrtBackend().open(EngineFiles(work / record.graph, plan=(record, work / record.file)))
+    return TrtBackend(open_tensorrt()).open(EngineFiles(work / record.graph, plan=(record, work / record.file)))
 
 
 def test_every_option_reaches_the_builder(install: Install, work: Path, profiles: list[Profile]) -> None:
@@ -360,7 +360,7 @@ def test_the_timing_cache_is_kept_for_each_version_and_gpu(
 ) -> None:
     install("10.3.0.30")
     api = open_tensorrt()
-    file = timing_cache_file(api, Gpu("cpu", "8.7"))
+    file = PlanTarget.on(Gpu("cpu", "8.7"), api).timing_cache
     build(api, work, profiles)
     assert file.read_bytes() == b"10.3.0.30."
     build(api, work, profiles)
@@ -370,7 +370,7 @@ def test_the_timing_cache_is_kept_for_each_version_and_gpu(
     assert file.read_bytes() == b"10.3.0.30."
     assert [path.name for path in file.parent.iterdir()] == [file.name]
     install("11.4.0.106")
-    assert timing_cache_file(open_tensorrt(), Gpu("cpu", "8.7")) != file
+    assert PlanTarget.on(Gpu("cpu", "8.7"), open_tensorrt()).timing_cache != file
 
 
 @pytest.mark.parametrize(

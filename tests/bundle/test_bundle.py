@@ -173,7 +173,7 @@ def test_an_engine_is_its_graph_and_precision_and_the_plan_that_was_built_of_it(
         key="0" * 64,
         version="10.3.0",
         gpu="Orin",
-        compute_capability="8.7",
+        compute_capabilities=("8.7",),
         hardware="same",
         version_compatible=False,
         profiles=({"input_ids": shapes},),

@@ -84,7 +84,7 @@ _MANIFEST: dict[str, Any] = {
     "plans": [
         {
             **{"graph": "backbone.onnx", "file": "backbone.plan", "key": "0" * 64, "product": "tensorrt"},
-            **{"version": "10.3.0", "gpu": "Orin", "compute_capability": "8.7", "hardware": "same"},
+            **{"version": "10.3.0", "gpu": "Orin", "compute_capabilities": ["8.7"], "hardware": "same"},
             "version_compatible": False,
             "profiles": [{"pixel_values": {"min": [1, 3], "opt": [2, 3], "max": [4, 3]}}],
         }

@@ -95,6 +95,7 @@ class OptimizationProfile:
 class BuilderConfig:
     """A configuration; attributes that no TensorRT has cannot be set."""
 
+    _RTX_SETTABLE = frozenset({"num_compute_capabilities"})
     _SETTABLE = frozenset(
         {
             "builder_optimization_level",
@@ -114,6 +115,7 @@ class BuilderConfig:
     pools: dict[Any, int]
     timing_cache: TimingCache | None
     progress_monitor: Any
+    num_compute_capabilities: int
     hardware_compatibility_level: Any
 
     def __init__(self, double: Any, state: State) -> None:
@@ -123,11 +125,16 @@ class BuilderConfig:
         self.__dict__.update(fields)
 
     def __setattr__(self, name: str, value: object) -> None:
-        if name not in self._SETTABLE:
+        if name not in self._SETTABLE and not (self._state.is_rtx and name in self._RTX_SETTABLE):
             raise AttributeError(f"IBuilderConfig has no attribute {name!r}")
         if name == "progress_monitor":
             require_initialized(value, IProgressMonitor)
         self.__dict__[name] = value
+
+    def set_compute_capability(self, compute_capability: Any, index: int) -> bool:
+        require(self._state.is_rtx, "only TensorRT for RTX has it")
+        require(isinstance(compute_capability, self._double.ComputeCapability), "no ComputeCapability")
+        return 0 <= index < int(self.num_compute_capabilities)
 
     def set_flag(self, flag: Any) -> None:
         require(isinstance(flag, self._double.BuilderFlag), f"{flag!r} is no BuilderFlag")
@@ -198,7 +205,7 @@ def building_names(double: Any, state: State) -> Mapping[str, Any]:
 
         def create_network(self, flags: int = 0) -> Network:
             typed = 1 << int(double.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-            require(bool(flags & typed) or state.numbers[0] >= 11, "the network is weakly typed")
+            require(bool(flags & typed) or state.is_rtx or state.numbers[0] >= 11, "the network is weakly typed")
             return Network(flags)
 
         def create_builder_config(self) -> BuilderConfig:

@@ -32,12 +32,14 @@ class State:
     Attributes:
         version: of the TensorRT that it stands for.
         gpu: the name of the GPU that it builds for and loads on.
+        is_rtx: whether it stands for TensorRT for RTX, which has the interface of 11.
         calls: names and arguments of calls, in order.
     """
 
     version: str
     gpu: str
     faults: Faults
+    is_rtx: bool = False
     calls: list[tuple[str, tuple[Any, ...]]] = field(default_factory=list)
 
     @property

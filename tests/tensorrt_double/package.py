@@ -33,10 +33,12 @@ class Double(ModuleType):
         raise AttributeError(f"module 'tensorrt' {self.__dict__.get('__version__')} has no attribute {name!r}")
 
 
-def tensorrt_double(version: str = "10.3.0.30", gpu: str = "cpu", faults: Faults | None = None) -> Double:
-    """Return a double of one version, to be put into `sys.modules` as "tensorrt"."""
-    state = State(version, gpu, faults or Faults())
-    is_11, since_10_13 = state.numbers[0] >= 11, state.numbers[:2] >= (10, 13)
+def tensorrt_double(
+    version: str = "10.3.0.30", gpu: str = "cpu", faults: Faults | None = None, is_rtx: bool = False
+) -> Double:
+    """Return a double of one version, to be put into `sys.modules` as "tensorrt" or "tensorrt_rtx"."""
+    state = State(version, gpu, faults or Faults(), is_rtx)
+    is_11, since_10_13 = is_rtx or state.numbers[0] >= 11, is_rtx or state.numbers[:2] >= (10, 13)
     flags = [*([] if is_11 else _VERSION_10_FLAGS), *_COMMON_FLAGS, *(_FLAGS_SINCE_10_13 if since_10_13 else [])]
     creation = ["STRONGLY_TYPED"] if is_11 else ["EXPLICIT_BATCH", "STRONGLY_TYPED"]
     levels = ["NONE", "AMPERE_PLUS", *(["SAME_COMPUTE_CAPABILITY"] if since_10_13 else [])]
@@ -52,6 +54,9 @@ def tensorrt_double(version: str = "10.3.0.30", gpu: str = "cpu", faults: Faults
         "ExecutionContextAllocationStrategy": ["STATIC", "ON_PROFILE_CHANGE", "USER_MANAGED"],
         "LayerInformationFormat": ["ONELINE", "JSON"],
     }
+    if is_rtx:
+        enums["BuilderFlag"] = [*flags, "REQUIRE_USER_ALLOCATION"]
+        enums["ComputeCapability"] = ["NONE", "CURRENT", "SM75", "SM80", "SM86", "SM89", "SM120", "SM121"]
     double = Double("tensorrt")
     double.state, double.__version__ = state, version
     double.__spec__ = ModuleSpec("tensorrt", None)  # torch checks whether it could be imported

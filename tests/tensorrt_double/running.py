@@ -94,10 +94,52 @@ class Engine:
         if self._state.fails("create_execution_context", self._logger, ILogger.Severity.ERROR):
             return None
         managed = self._double.ExecutionContextAllocationStrategy.USER_MANAGED
+        if isinstance(strategy, RuntimeConfig):
+            if strategy.cache is not None:
+                strategy.cache.data += b"."
+            strategy = strategy.strategy
         return Context(self, self._state, is_user_managed=strategy == managed)
+
+    def create_runtime_config(self) -> RuntimeConfig:
+        require(self._state.is_rtx, "only TensorRT for RTX compiles when it runs")
+        return RuntimeConfig()
 
     def create_engine_inspector(self) -> Inspector:
         return Inspector(self._nodes)
+
+
+class RuntimeCache:
+    """What was compiled: a dot for each context, after a mark that an environment's caches begin with."""
+
+    MARK = b"rtx"
+
+    def __init__(self) -> None:
+        self.data = self.MARK
+
+    def serialize(self) -> bytes:
+        return self.data
+
+    def deserialize(self, blob: bytes) -> bool:
+        fits = blob.startswith(self.MARK)
+        if fits:
+            self.data = blob
+        return fits
+
+
+class RuntimeConfig:
+    def __init__(self) -> None:
+        self.cache: RuntimeCache | None = None
+        self.strategy: Any = None
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        self.strategy = strategy
+
+    def create_runtime_cache(self) -> RuntimeCache:
+        return RuntimeCache()
+
+    def set_runtime_cache(self, cache: RuntimeCache) -> bool:
+        self.cache = cache
+        return True
 
 
 class Inspector:

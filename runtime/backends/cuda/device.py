@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from runtime.errors import BackendError
+
+_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 @dataclass(frozen=True)
@@ -45,3 +48,11 @@ def current_gpu() -> torch.device:
             "torch finds no CUDA device: check nvidia-smi, and that torch is a CUDA build (torch.version.cuda)"
         )
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def driver_version() -> str:
+    """Return the first line of what NVIDIA's kernel driver says of itself; "" where there is none."""
+    try:
+        return _DRIVER.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+    except OSError:
+        return ""

@@ -9,12 +9,13 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
+from runtime.bundle import PlanProduct
 from runtime.errors import BackendError
 
 if TYPE_CHECKING:
     import tensorrt
 
-PRODUCT = "TensorRT"
+PRODUCT_NAMES: dict[PlanProduct, str] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 OLDEST = (10, 3)
 """JetPack 6's version. From here on networks can be strongly typed, so that one way of building serves all."""
 
@@ -47,7 +48,7 @@ class TensorRtApi:
 
     Attributes:
         module: the package.
-        product: its name, for messages and records.
+        product: which of NVIDIA's products it is.
         version: its full version.
         release: the TensorRT whose interface and operators it has, by the first two numbers of its version.
         logger: lives as long as anything made with it.
@@ -55,7 +56,7 @@ class TensorRtApi:
     """
 
     module: TensorRtModule
-    product: str
+    product: PlanProduct
     version: str
     release: tuple[int, int]
     logger: tensorrt.ILogger
@@ -64,7 +65,7 @@ class TensorRtApi:
     @property
     def name(self) -> str:
         """Product and version, for messages."""
-        return f"{self.product} {self.version}"
+        return f"{PRODUCT_NAMES[self.product]} {self.version}"
 
     def require(self, result: T | None, action: str) -> T:
         """Return ``result``, unless it is None or False.
@@ -99,10 +100,10 @@ def open_tensorrt() -> TensorRtApi:
     if version_numbers(version)[:2] < OLDEST:
         raise BackendError(f"TensorRT {version}: expected {'.'.join(map(str, OLDEST))} or newer")
     major, minor = version_numbers(version)[:2]
-    return new_api(cast(TensorRtModule, tensorrt), PRODUCT, (major, minor))
+    return new_api(cast(TensorRtModule, tensorrt), "tensorrt", (major, minor))
 
 
-def new_api(module: TensorRtModule, product: str, release: tuple[int, int]) -> TensorRtApi:
+def new_api(module: TensorRtModule, product: PlanProduct, release: tuple[int, int]) -> TensorRtApi:
     """Return an imported package with a logger that keeps its errors."""
     errors: deque[str] = deque(maxlen=8)
     severities = module.ILogger.Severity

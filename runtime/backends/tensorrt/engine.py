@@ -21,7 +21,8 @@ from runtime.backends.base import BindableEngine, EngineReport
 from runtime.backends.cuda.device import Gpu, current_gpu
 from runtime.backends.cuda.stream import CaptureMode, Stream
 from runtime.backends.cuda.workspace import Workspace
-from runtime.backends.tensorrt.api import TensorRtApi, is_compatible, open_tensorrt
+from runtime.backends.tensorrt.api import PRODUCT_NAMES, TensorRtApi, is_compatible
+from runtime.backends.tensorrt.rtx import RuntimeCache, check_supported, runtime_cache_file
 from runtime.bundle import EngineFiles, PlanRecord
 from runtime.bundle.trust import check_trusted
 from runtime.errors import BackendError
@@ -46,23 +47,26 @@ class TrtBackend:
     """Executes a bundle's TensorRT plans.
 
     Args:
+        api: the TensorRT that executes them.
         device: the GPU; by default the current one.
 
     Raises:
-        BackendError: TensorRT is not there, or torch has no GPU.
+        BackendError: torch has no GPU, or it is none that this TensorRT runs on.
     """
 
-    def __init__(self, device: torch.device | None = None) -> None:
-        self._api = open_tensorrt()
+    def __init__(self, api: TensorRtApi, device: torch.device | None = None) -> None:
+        self._api = api
         self._device = device or current_gpu()
         self._gpu = Gpu.of(self._device)
+        if api.product == "tensorrt-rtx":
+            check_supported(self._gpu)
         self._stream = Stream(self._device)
         self._workspace = Workspace(self._device)
         self._runtime = self._api.require(self._api.module.Runtime(self._api.logger), "starting its runtime")
 
     @property
     def name(self) -> str:
-        return f"tensorrt {self._api.version} {self._gpu.name}"
+        return f"{self._api.product} {self._api.version} {self._gpu.name}"
 
     @property
     def device(self) -> torch.device:
@@ -80,28 +84,37 @@ class TrtBackend:
         record, plan = files.plan
         self._check_fits(record, plan)
         contents = plan.read_bytes()
-        check_trusted(plan, hashlib.sha256(contents).hexdigest())
+        sha256 = hashlib.sha256(contents).hexdigest()
+        check_trusted(plan, sha256)
         if record.version_compatible:  # such plans carry code of their own
             self._runtime.engine_host_code_allowed = True
         engine = self._api.require(self._runtime.deserialize_cuda_engine(contents), f"{plan}: loading it")
-        return TrtEngine(self._api, engine, plan, self._device, self._stream, self._workspace)
+        cache = None
+        if self._api.product == "tensorrt-rtx":
+            cache = RuntimeCache(self._api, engine, runtime_cache_file(sha256, self._gpu))
+        return TrtEngine(self._api, engine, plan, self._device, self._stream, self._workspace, cache)
 
     def _check_fits(self, record: PlanRecord, plan: Path) -> None:
         """Raise if a plan was built for another TensorRT or GPU: loading it would fail without saying which."""
+        if record.product != self._api.product:
+            raise BackendError(
+                f"{plan}: built by {PRODUCT_NAMES[record.product]}; use the backend {record.product!r}, or build the "
+                "bundle again for this one"
+            )
         if not is_compatible(record.version, self._api.version, record.version_compatible):
             raise BackendError(
-                f"{plan}: built by {self._api.product} {record.version}, here is {self._api.version}; build the bundle "
-                "again here"
+                f"{plan}: built by {PRODUCT_NAMES[record.product]} {record.version}, here is {self._api.version}; "
+                "build the bundle again here"
             )
         fits = {
             "same": record.gpu == self._gpu.name,
-            "same-capability": record.compute_capability == self._gpu.compute_capability,
+            "same-capability": self._gpu.compute_capability in record.compute_capabilities,
             "ampere+": int(self._gpu.compute_capability.split(".")[0]) >= 8,
         }
         if not fits[record.hardware]:
             raise BackendError(
-                f"{plan}: built for {record.gpu} ({record.compute_capability}), here is {self._gpu.name} "
-                f"({self._gpu.compute_capability}); build the bundle again here"
+                f"{plan}: built for {record.gpu or 'GPUs'} ({', '.join(record.compute_capabilities)}), here is "
+                f"{self._gpu.name} ({self._gpu.compute_capability}); build the bundle again here"
             )
 
 
@@ -136,7 +149,11 @@ class _PlanIo:
 
 
 class TrtEngine:
-    """A plan, deserialized."""
+    """A plan, deserialized.
+
+    Args:
+        runtime_cache: the code that the GPU compiles of it at first use; None where it was compiled when it was built.
+    """
 
     def __init__(
         self,
@@ -146,8 +163,10 @@ class TrtEngine:
         device: torch.device,
         stream: Stream,
         workspace: Workspace,
+        runtime_cache: RuntimeCache | None = None,
     ) -> None:
         self.stream = stream
+        self._runtime_cache = runtime_cache
         self._api, self._plan, self._device, self._workspace = api, plan, device, workspace
         self._engine: tensorrt.ICudaEngine | None = engine
         self._io = _PlanIo.of(api, engine, plan, device)
@@ -171,7 +190,8 @@ class TrtEngine:
 
     def _run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         profile = self._profile_for(inputs)
-        if profile not in self._contexts:
+        is_first = profile not in self._contexts
+        if is_first:
             self._contexts[profile] = self._new_context(profile)
         context = self._contexts[profile]
         shapes = context.infer_output_shapes(inputs)
@@ -182,6 +202,8 @@ class TrtEngine:
         with self.stream.active():
             context.set_addresses({**inputs, **outputs})
             context.run()
+        if is_first and self._runtime_cache is not None:
+            self._runtime_cache.save()
         return outputs
 
     def bind(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> TrtBoundRun:
@@ -195,6 +217,8 @@ class TrtEngine:
         return TrtBoundRun(context)
 
     def close(self) -> None:
+        if self._runtime_cache is not None:
+            self._runtime_cache.save()
         self._contexts.clear()
         self._engine = None
 
@@ -225,8 +249,9 @@ class TrtEngine:
     def _new_context(self, profile: int) -> _Context:
         engine = self._require_open()
         strategy = self._api.module.ExecutionContextAllocationStrategy.USER_MANAGED
+        config = strategy if self._runtime_cache is None else self._runtime_cache.config
         context = self._api.require(
-            engine.create_execution_context(strategy), f"{self._plan}: making an execution context"
+            engine.create_execution_context(config), f"{self._plan}: making an execution context"
         )
         size_bytes = engine.get_device_memory_size_for_profile_v2(profile)
         with self.stream.active():

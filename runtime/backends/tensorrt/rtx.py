@@ -1,24 +1,36 @@
-"""TensorRT for RTX: the same interface as TensorRT 11, under version numbers and a package name of its own.
+"""TensorRT for RTX: TensorRT 11's interface under a package name and version numbers of its own.
 
-Its builder needs no GPU. It comes as NVIDIA's package `tensorrt-rtx`, or from the package registry alone, as Python
-bindings and the libraries that ONNX Runtime's plug-in provider carries.
+Its builder needs no GPU: a plan serves all GPUs of the compute capabilities that it was built for, which finish
+compiling it when they first run it. It comes as NVIDIA's package `tensorrt-rtx`, or from the package registry alone, as
+Python bindings and the libraries that ONNX Runtime's plug-in provider carries.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import hashlib
 import importlib
 from importlib.util import find_spec
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 
+from runtime.backends.cuda.device import Gpu, driver_version
 from runtime.backends.tensorrt.api import TensorRtApi, TensorRtModule, new_api
 from runtime.errors import BackendError
+from runtime.system.files import write_atomically
+from runtime.system.user_dirs import cache_folder
 
-PRODUCT = "TensorRT-RTX"
-TENSORRT_RELEASE = (11, 4)
+if TYPE_CHECKING:
+    import tensorrt
+
+CAPABILITIES = ("7.5", "8.6", "8.9", "12.0", "12.1")
+"""Compute capabilities of the GPUs that it supports: GeForce and RTX from Turing on, and DGX Spark."""
+DEFAULT_CAPABILITIES = CAPABILITIES[1:]
+"""Turing takes plans of its own."""
+
+_TENSORRT_RELEASE = (11, 4)
 """The TensorRT whose interface and operators it has."""
-
 _PACKAGE = "tensorrt_rtx"
 _BINDINGS, _LIBRARIES = "tensorrt_rtx_bindings", "onnxruntime_ep_nv_tensorrt_rtx"
 _LOAD_ORDER = ("libcudart.so.*", "libtensorrt_rtx.so.*", "libtensorrt_onnxparser_rtx.so.*")
@@ -31,15 +43,16 @@ def open_tensorrt_rtx() -> TensorRtApi:
         BackendError: it is not installed, or its libraries cannot be loaded.
     """
     try:
-        module = importlib.import_module(_PACKAGE if find_spec(_PACKAGE) else _bindings())
+        name = _PACKAGE if find_spec(_PACKAGE) else _load_libraries()
+        module = importlib.import_module(name)
     except (ImportError, OSError) as error:
         raise BackendError(
-            f"{PRODUCT} cannot be imported ({error}): pip install 'patchcaption[tensorrt-rtx]'"
+            f"TensorRT-RTX cannot be imported ({error}): pip install 'patchcaption[tensorrt-rtx]', or tensorrt-rtx"
         ) from None
-    return new_api(cast(TensorRtModule, module), PRODUCT, TENSORRT_RELEASE)
+    return new_api(cast(TensorRtModule, module), "tensorrt-rtx", _TENSORRT_RELEASE)
 
 
-def _bindings() -> str:
+def _load_libraries() -> str:
     """Load the libraries that the bindings are linked with; return the bindings' name."""
     found = find_spec(_LIBRARIES)
     if found is None or not found.submodule_search_locations:
@@ -51,3 +64,57 @@ def _bindings() -> str:
             raise ImportError(f"no {pattern} in {folder}")
         ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
     return _BINDINGS
+
+
+def check_supported(gpu: Gpu) -> None:
+    """Raise for a GPU that TensorRT for RTX does not run on."""
+    if gpu.compute_capability not in CAPABILITIES:
+        raise BackendError(
+            f"tensorrt-rtx: {gpu.name} has compute capability {gpu.compute_capability}, and TensorRT-RTX runs on "
+            f"{', '.join(CAPABILITIES)} only; use the backend 'tensorrt' or 'ort-cuda'"
+        )
+
+
+def set_build_targets(api: TensorRtApi, config: tensorrt.IBuilderConfig, compute_capabilities: tuple[str, ...]) -> None:
+    """Build for these compute capabilities, and so that the memory of a run is ours and it can be captured."""
+    module, rtx_config = cast(Any, api.module), cast(Any, config)
+    rtx_config.set_flag(module.BuilderFlag.REQUIRE_USER_ALLOCATION)
+    rtx_config.num_compute_capabilities = len(compute_capabilities)
+    for index, capability in enumerate(compute_capabilities):
+        target = getattr(module.ComputeCapability, f"SM{capability.replace('.', '')}")
+        api.require(rtx_config.set_compute_capability(target, index), f"building for {capability}")
+
+
+class RuntimeCache:
+    """The code that a GPU compiled of a plan when it first ran it, kept in the user's cache folder.
+
+    Attributes:
+        config: how execution contexts of the engine are made: with this cache, and without workspaces of their own.
+    """
+
+    def __init__(self, api: TensorRtApi, engine: tensorrt.ICudaEngine, file: Path) -> None:
+        self._file = file
+        self.config: Any = api.require(cast(Any, engine).create_runtime_config(), f"{file.name}: configuring it")
+        strategy = api.module.ExecutionContextAllocationStrategy.USER_MANAGED
+        self.config.set_execution_context_allocation_strategy(strategy)
+        self._cache = api.require(self.config.create_runtime_cache(), f"{file.name}: making a cache")
+        with contextlib.suppress(OSError):
+            self._cache.deserialize(file.read_bytes())  # refused, and empty, if it is another environment's
+        self._saved = b""
+        api.require(self.config.set_runtime_cache(self._cache), f"{file.name}: taking a cache")
+
+    def save(self) -> None:
+        """Keep what was compiled so far; without it the next start is only slower."""
+        data = bytes(self._cache.serialize() or b"")
+        if data and data != self._saved:
+            with contextlib.suppress(OSError):
+                self._file.parent.mkdir(parents=True, exist_ok=True)
+                with write_atomically(self._file) as part:
+                    part.write_bytes(data)
+                self._saved = data
+
+
+def runtime_cache_file(plan_sha256: str, gpu: Gpu) -> Path:
+    """Return the cache file of a plan on a GPU and its driver."""
+    name = hashlib.sha256(f"{plan_sha256} {gpu.name} {gpu.compute_capability} {driver_version()}".encode()).hexdigest()
+    return cache_folder() / "tensorrt-rtx" / f"{name}.cache"
