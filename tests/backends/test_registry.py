@@ -34,7 +34,7 @@ def test_each_is_of_a_device_and_of_precisions_that_there_are() -> None:
         assert set(spec.compute_precisions) <= set(PRECISIONS)
         assert spec.compute_precisions[0] == "fp32", "it executes graphs as they are"
     assert set(PRECISIONS) == set(get_args(Precision))
-    assert [spec.name for spec in BACKENDS.values() if spec.needs_plans] == ["tensorrt"]
+    assert [spec.name for spec in BACKENDS.values() if spec.needs_plans] == ["tensorrt", "tensorrt-rtx"]
 
 
 def test_an_unknown_backend_is_refused_with_the_names_there_are() -> None:

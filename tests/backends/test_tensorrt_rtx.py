@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from export import build_engines, build_plans
-from runtime import BackendError, Box, Captioner, WholeImage
+from runtime import BackendError, Box, Captioner, Region, WholeImage
 from runtime.backends.cuda.device import Gpu
 from runtime.backends.tensorrt.rtx import CAPABILITIES, check_supported, open_tensorrt_rtx, runtime_cache_file
 from runtime.bundle import Bundle
@@ -107,7 +107,8 @@ def test_captions_are_those_of_the_cpu_and_what_was_compiled_is_kept(
     folder = tmp_path / "bundle"
     options = ("--backend", "tensorrt-rtx", "--precision", "fp32", *SMALL)
     assert build_engines.main(["demo", "--out", str(folder), *options]) == 0
-    scene, regions = Path("export/demo/sample/scene.jpg"), [Box(276, 174, 507, 399), WholeImage()]
+    scene = Path("export/demo/sample/scene.jpg")
+    regions: list[Region] = [Box(276, 174, 507, 399), WholeImage()]
     expected = [caption.text for caption in demo.caption(scene, regions)]
     with Captioner.load(folder) as captioner:
         assert captioner.backend.name == f"tensorrt-rtx {VERSION} RTX 4090"

@@ -89,7 +89,7 @@ def test_a_jetson_is_described_by_its_release_and_power_mode(monkeypatch: pytest
 
 def test_backends_that_are_here_are_right_and_others_are_unavailable() -> None:
     found = by_subject(backends.on_backends())
-    gpus = ["backend ort-cuda", "backend ort-tensorrt", "backend tensorrt"]
+    gpus = ["backend ort-cuda", "backend ort-tensorrt", "backend tensorrt", "backend tensorrt-rtx"]
     assert list(found) == ["backend cpu", "backend openvino", "backend openvino bf16", *gpus]
     assert found["backend cpu"].state == "pass"
     assert found["backend cpu"].detail.endswith("right on a small graph")
@@ -174,4 +174,4 @@ def test_a_folder_that_is_no_bundle_is_a_finding(tmp_path: Path) -> None:
     (found,) = list(bundles.on_bundle(tmp_path))
     assert found.state == "fail"
     assert "no bundle there" in found.detail
-    assert len(list(examine())) == 14
+    assert len(list(examine())) == 15

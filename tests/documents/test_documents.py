@@ -74,8 +74,8 @@ def test_python_snippets_run_and_print_what_they_say(
 
 
 def commands() -> list[str]:
-    """Return the commands that need nothing but a clone; those of docs/jetson.md are for its boards."""
-    pages = [page for page in PAGES if page != "docs/jetson.md"]
+    """Return the commands that need nothing but a clone; those of two pages are for boards and cards."""
+    pages = [page for page in PAGES if page not in ("docs/jetson.md", "docs/rtx.md")]
     lines = "\n".join(block for _, block in blocks("sh", pages)).replace("\\\n", " ").splitlines()
     return sorted({line for line in lines if line.startswith("patchcaption ")})
 

@@ -16,6 +16,7 @@ from export.bundle_builder import BuildOptions
 from export.command_line import add_plan_options, from_namespace, positive_int, run_command, show_progress
 from export.plans.builder import PlanOptions
 from runtime import PatchcaptionError
+from runtime.backends import BACKENDS
 from tests.conftest import ROOT
 
 EXTRAS = {"modelopt", "tensorrt", "onnxruntime", "openvino", "av", "cuda", "polygraphy", "pycuda"}
@@ -73,7 +74,9 @@ def test_what_a_build_does_by_default_is_what_its_options_say() -> None:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     namespace = parser.parse_args([])
-    assert from_namespace(BuildOptions, namespace, plans=from_namespace(PlanOptions, namespace)) == BuildOptions()
+    plans, precision = from_namespace(PlanOptions, namespace), BACKENDS[namespace.backend].default_precision
+    assert namespace.precision is None, "the backend's default"
+    assert from_namespace(BuildOptions, namespace, plans=plans, precision=precision) == BuildOptions()
     parser = argparse.ArgumentParser()
     add_plan_options(parser)
     assert from_namespace(PlanOptions, parser.parse_args([])) == PlanOptions()
