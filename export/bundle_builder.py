@@ -106,9 +106,8 @@ def build(name: str, out: Path, progress: BuildReporter, options: BuildOptions =
     """
     # Checked first, so that what is missing is reported before the minutes that an export takes.
     _check_options(options)
-    target = None
-    if options.has_plans and options.plans:
-        target = open_target(options.backend, options.precision, options.plans)
+    plan_options = options.plans if options.has_plans else None
+    target = open_target(options.backend, options.precision, plan_options) if plan_options else None
     with new_bundle(out) as folder:
         progress.step(f"reading {name}")
         checkpoint = read_checkpoint(name, options.checkpoint_dir)
@@ -122,8 +121,8 @@ def build(name: str, out: Path, progress: BuildReporter, options: BuildOptions =
             memory = write_memory(checkpoint.memory, folder, checkpoint.text_space, options.memory_precision)
         checkpoint.tokenizer.save(str(folder / _TOKENIZER_FILE))
         manifest = _manifest(checkpoint, engines, memory, options)
-        if target and options.plans:
-            plans = build_plans(target, manifest, folder, open_previous_bundle(out), options.plans, progress)
+        if target and plan_options:
+            plans = build_plans(target, manifest, folder, open_previous_bundle(out), plan_options, progress)
             manifest = manifest.model_copy(update={"plans": plans})
         progress.step("manifest")
         write_manifest(folder, Manifest.model_validate(dict(manifest) | {"files": record_files(folder)}))

@@ -6,7 +6,6 @@ plan of the same key is not built again.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import shutil
@@ -23,7 +22,7 @@ from runtime.bundle import Bundle, PlanHardware, PlanRecord, sha256_of
 from runtime.bundle.onnx_scan import graph_contents
 from runtime.bundle.trust import is_trusted, trust
 from runtime.errors import BackendError, BundleError
-from runtime.system.files import write_atomically
+from runtime.system.files import write_cache
 from runtime.system.user_dirs import cache_folder
 
 if TYPE_CHECKING:
@@ -146,8 +145,8 @@ def _build(
     plan = build_plan_bytes(
         target.api, lambda parser: parser.parse_from_file(str(graph)), profiles, str(graph), configure
     )
-    for cache in caches:
-        _write_timing_cache(target.timing_cache, cache.serialize())
+    for cache in caches:  # what TensorRT measured; without it the next build is only slower
+        write_cache(target.timing_cache, bytes(cache.serialize()))
     return plan
 
 
@@ -221,14 +220,6 @@ def _read_timing_cache(api: TensorRtApi, config: tensorrt.IBuilderConfig, file: 
         cache = api.require(config.create_timing_cache(b""), "making a timing cache")
         api.require(config.set_timing_cache(cache, False), "taking a timing cache")
     return cache
-
-
-def _write_timing_cache(file: Path, data: tensorrt.IHostMemory) -> None:
-    """Keep what TensorRT measured; without it the next build is only slower."""
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with write_atomically(file) as part:
-            part.write_bytes(bytes(data))
 
 
 def _monitor(api: TensorRtApi, on_progress: ProgressCallback) -> tensorrt.IProgressMonitor:

@@ -40,6 +40,17 @@ def write_output(path: Path) -> Iterator[Path]:
         raise PatchcaptionError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
+def write_cache(path: Path, data: bytes) -> bool:
+    """Keep what only saves time, and make its folder; return False where that cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with write_atomically(path) as part:
+            part.write_bytes(data)
+    except OSError:
+        return False
+    return True
+
+
 @contextmanager
 def temporary_beside(path: Path) -> Iterator[Path]:
     """Yield a new, empty file in the folder of ``path``; it is removed at the end unless it was moved.

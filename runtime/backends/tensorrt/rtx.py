@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 from runtime.backends.cuda.device import Gpu, driver_version
 from runtime.backends.tensorrt.api import TensorRtApi, TensorRtModule, new_api
 from runtime.errors import BackendError
-from runtime.system.files import write_atomically
+from runtime.system.files import write_cache
 from runtime.system.user_dirs import cache_folder
 
 if TYPE_CHECKING:
@@ -106,12 +106,8 @@ class RuntimeCache:
     def save(self) -> None:
         """Keep what was compiled so far; without it the next start is only slower."""
         data = bytes(self._cache.serialize() or b"")
-        if data and data != self._saved:
-            with contextlib.suppress(OSError):
-                self._file.parent.mkdir(parents=True, exist_ok=True)
-                with write_atomically(self._file) as part:
-                    part.write_bytes(data)
-                self._saved = data
+        if data and data != self._saved and write_cache(self._file, data):
+            self._saved = data
 
 
 def runtime_cache_file(plan_sha256: str, gpu: Gpu) -> Path:
