@@ -86,8 +86,8 @@ def _add_precisions(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=get_args(EnginePrecision),
         help="what the graphs compute products in: fp16 and bf16 for GPUs; int8 for CPUs, where it is smaller and "
-        "faster; each changes few captions. For TensorRT fp8 and int8 too, with --calibration and --modelopt (default: "
-        "fp16 for tensorrt-rtx, else fp32)",
+        "faster; each changes few captions. For TensorRT fp8 and int8 too, with --calibration (default: fp16 for "
+        "tensorrt-rtx, else fp32)",
     )
     parser.add_argument(
         "--memory-precision",
@@ -100,12 +100,6 @@ def _add_precisions(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FOLDER",
         help="images like those to be described, which show how large activations become; for fp16 and what is below",
-    )
-    parser.add_argument(
-        "--modelopt",
-        type=Path,
-        metavar="PYTHON",
-        help="the interpreter of an environment with nvidia-modelopt[onnx], for fp8 and int8 of TensorRT",
     )
 
 

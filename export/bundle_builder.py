@@ -15,8 +15,7 @@ from pathlib import Path
 from export.checkpoint import Checkpoint, CheckpointError
 from export.graphs.calibration_images import read_calibration
 from export.graphs.errors import ExportError
-from export.graphs.exporter import export_graph, export_quantized_backbone
-from export.graphs.model_optimizer import ModelOpt
+from export.graphs.exporter import export_graph
 from export.graphs.specs import GraphSpec, backbone_spec, decap_specs, reencoder_spec
 from export.memory.bank_file import write_memory
 from export.models import BundleNumbers, DecoderModel
@@ -60,7 +59,6 @@ class BuildOptions:
         plans: how TensorRT builds; None for a bundle that gets its plans elsewhere, by build_plans.py.
         calibration: a folder of images that show how large activations become; None for a pattern and noise, which is
             not enough for fp8 and int8 of TensorRT.
-        modelopt: the interpreter of an environment with Model Optimizer, for those.
     """
 
     checkpoint_dir: Path | None = None
@@ -71,11 +69,10 @@ class BuildOptions:
     max_regions: int = 256
     plans: PlanOptions | None = field(default_factory=PlanOptions)
     calibration: Path | None = None
-    modelopt: Path | None = None
 
     @property
     def quantizes_for_gpu(self) -> bool:
-        """Whether Model Optimizer quantizes the backbone while the other graphs are fp16."""
+        """Whether the backbone's products are in 8 bits and the other graphs fp16."""
         return self.precision not in _FLOATS and BACKENDS[self.backend].device == "cuda"
 
     @property
@@ -135,13 +132,11 @@ def _check_options(options: BuildOptions) -> None:
     available = (*_FLOATS, *quantized)
     if precision not in available:
         raise ExportError(f"--precision {precision}: the backend {backend} has {', '.join(available)}")
-    if options.quantizes_for_gpu and (options.calibration is None or options.modelopt is None):
+    if options.quantizes_for_gpu and options.calibration is None:
         raise ExportError(
             f"--precision {precision} --backend {backend}: needs --calibration FOLDER with images like those to be "
-            "described, and --modelopt PYTHON, the interpreter of an environment with nvidia-modelopt[onnx]"
+            "described"
         )
-    if options.quantizes_for_gpu and options.modelopt:
-        ModelOpt(options.modelopt).check()
 
 
 def _check_text_space(checkpoint: Checkpoint) -> None:
@@ -158,28 +153,20 @@ def _check_text_space(checkpoint: Checkpoint) -> None:
 def _export_graphs(
     checkpoint: Checkpoint, folder: Path, options: BuildOptions, progress: BuildReporter
 ) -> dict[EngineName, EngineRecord]:
-    precision = options.other_precision
+    precision, device = options.other_precision, BACKENDS[options.backend].device
     progress.step("backbone to ONNX, checked against torch")
-    engines: dict[EngineName, EngineRecord] = {"backbone": _export_backbone(checkpoint, folder, options)}
+    images = None if options.calibration is None else read_calibration(options.calibration, checkpoint)
+    backbone = export_graph(backbone_spec(checkpoint.backbone, images), folder, options.precision, device)
+    engines: dict[EngineName, EngineRecord] = {"backbone": backbone}
     progress.step("re-encoder to ONNX, checked against torch")
-    engines["reencoder"] = export_graph(reencoder_spec(checkpoint.backbone), folder, precision)
-    checkpoint.decoder.prepare_for(BACKENDS[options.backend].device)
+    engines["reencoder"] = export_graph(reencoder_spec(checkpoint.backbone), folder, precision, device)
+    checkpoint.decoder.prepare_for(device)
     greedy, beam = _DECODER_SPECS[checkpoint.decoder.kind](checkpoint.decoder)
     progress.step("decoder to ONNX, checked against torch")
-    engines["decoder"] = export_graph(greedy, folder, precision)
+    engines["decoder"] = export_graph(greedy, folder, precision, device)
     progress.step("decoder for beam search to ONNX, checked against torch")
-    engines["beam_decoder"] = export_graph(beam, folder, precision)
+    engines["beam_decoder"] = export_graph(beam, folder, precision, device)
     return engines
-
-
-def _export_backbone(checkpoint: Checkpoint, folder: Path, options: BuildOptions) -> EngineRecord:
-    images = None if options.calibration is None else read_calibration(options.calibration, checkpoint)
-    if not options.quantizes_for_gpu:
-        return export_graph(backbone_spec(checkpoint.backbone, images), folder, options.precision)
-    assert images is not None  # both were checked
-    assert options.modelopt is not None
-    optimizer = ModelOpt(options.modelopt)
-    return export_quantized_backbone(checkpoint.backbone, folder, options.precision, images, optimizer)
 
 
 def _decap(decoder: DecoderModel) -> tuple[GraphSpec, GraphSpec]:

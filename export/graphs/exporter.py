@@ -2,75 +2,72 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
 import onnx_ir
-from torch import Tensor
 
 from export.graphs.attention_fusion import fuse_attention
 from export.graphs.half_precision import convert_to_half
 from export.graphs.int8 import quantize
-from export.graphs.model_optimizer import ModelOpt
+from export.graphs.qdq import quantize_products
 from export.graphs.shared_weights import share_weights
-from export.graphs.specs import GraphSpec, backbone_spec
+from export.graphs.specs import GraphSpec, Inputs
 from export.graphs.tracing import OPSET, trace
 from export.graphs.value_ranges import measure_ranges
 from export.graphs.verification import compare
-from export.models.base import BackboneModel
+from export.graphs.weight_layout import transpose_weights
+from export.models.base import Device
 from runtime.bundle import EnginePrecision, EngineRecord
-from runtime.bundle.graph_io import PIXEL_VALUES
 
 
-def export_graph(spec: GraphSpec, folder: Path, precision: EnginePrecision = "fp32") -> EngineRecord:
+def export_graph(
+    spec: GraphSpec, folder: Path, precision: EnginePrecision = "fp32", device: Device = "cpu"
+) -> EngineRecord:
     """Write a graph and check it.
+
+    Args:
+        device: what is to run it; its weights are stored as kernels there read them.
 
     Raises:
         ExportError: the graph does not compute what its module does.
     """
     path = folder / spec.io.file
-    _write(spec, path, precision)
+    _write(spec, path, precision, device)
     return _record(path, precision, compare(path, spec.module, *spec.checks, precision=precision))
 
 
-def export_quantized_backbone(
-    backbone: BackboneModel, folder: Path, precision: EnginePrecision, images: Tensor, optimizer: ModelOpt
-) -> EngineRecord:
-    """Write a backbone that Model Optimizer quantizes to int8 or fp8 for TensorRT, and check it.
-
-    Args:
-        images: pixels (B, S, S, 3) uint8 that show how large activations become.
-
-    Raises:
-        ExportError: the graph does not compute what its module does.
-        ModelOptError: it could not be quantized.
-    """
-    assert precision in ("fp8", "int8")
-    spec = backbone_spec(backbone, images)
-    path = folder / spec.io.file
-    _write(spec, path, "fp32")
-    optimizer.quantize(path, precision, {PIXEL_VALUES: images.numpy()})
-    return _record(path, precision, compare(path, backbone, (images[:1],), precision="fp8"))
-
-
-def _write(spec: GraphSpec, path: Path, precision: EnginePrecision) -> None:
+def _write(spec: GraphSpec, path: Path, precision: EnginePrecision, device: Device) -> None:
     """Write a graph with its weights, or with references to those of the graph that owns them."""
     model = trace(spec)
-    if precision == "int8":  # such a graph has operators of ONNX Runtime's own anyway
+    if precision == "int8" and device == "cpu":  # such a graph has operators of ONNX Runtime's own anyway
         fuse_attention(model)
         quantize(model)
-    elif precision in ("fp16", "bf16"):
-        feeds = [
-            dict(zip(spec.io.input_names, (value.numpy() for value in inputs), strict=True))
-            for inputs in spec.calibration
-        ]
-        convert_to_half(model, precision, measure_ranges(model, feeds))
+    elif precision != "fp32":
+        ranges, sample_ranges = _measure_ranges(model, spec)
+        convert_to_half(model, "bf16" if precision == "bf16" else "fp16", ranges)
+        if precision in ("int8", "fp8"):
+            quantize_products(model, precision, sample_ranges)
+    if device == "cuda":
+        transpose_weights(model)
     if spec.weights_from is None:
         onnx_ir.save(model, path, external_data=f"{path.name}.data")
     else:
         share_weights(model, path.with_name(spec.weights_from))
         onnx_ir.save(model, path)
     onnx.checker.check_model(str(path), full_check=True)
+
+
+def _measure_ranges(model: onnx_ir.Model, spec: GraphSpec) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the largest absolute values of tensors on all inputs of a graph's spec, and on its samples alone."""
+
+    def measured(cases: Sequence[Inputs]) -> dict[str, float]:
+        names = spec.io.input_names
+        return measure_ranges(model, (dict(zip(names, (one.numpy() for one in case), strict=True)) for case in cases))
+
+    sampled = measured(spec.samples)
+    return {name: max(value, sampled[name]) for name, value in measured(spec.calibration).items()}, sampled
 
 
 def _record(path: Path, precision: EnginePrecision, max_error: float) -> EngineRecord:

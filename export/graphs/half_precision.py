@@ -42,6 +42,8 @@ _LAYOUT_OPS = frozenset(
     {"Transpose", "Reshape", "Slice", "Split", "Squeeze", "Unsqueeze", "Concat", "Gather", "Expand"}
 )
 """Operators that have the dtype of what they move."""
+_SELECTIONS = frozenset({"ArgMax", "GatherElements", "ReduceMax"})
+"""Operators that select values or their places, the same in half precision where the values are."""
 _NUMPY_DTYPES = {DataType.FLOAT16: np.float16, DataType.BFLOAT16: ml_dtypes.bfloat16}
 _TYPE_NAMES = {DataType.FLOAT16: "tensor(float16)", DataType.BFLOAT16: "tensor(bfloat16)"}
 _SUFFIXES = {DataType.FLOAT16: "fp16", DataType.BFLOAT16: "bf16"}
@@ -60,7 +62,8 @@ def convert_to_half(model: onnx_ir.Model, to: HalfPrecision, ranges: Mapping[str
         value.type = onnx_ir.TensorType(DATA_TYPES[to])
     for node, dtype in dtypes.items():
         for output in node.outputs:
-            output.type = onnx_ir.TensorType(dtype)
+            if output.dtype in _FLOATS:
+                output.type = onnx_ir.TensorType(dtype)
     casts = _CastInserter(graph)
     for node in list(graph):
         if _computes_on_floats(node):
@@ -142,7 +145,7 @@ class _DtypeAssignment:
         if not computed or not all(self._is_half(value, cache) for value in computed):
             return None
         becomes_half = (
-            node.op_type in _LAYOUT_OPS
+            node.op_type in _LAYOUT_OPS | _SELECTIONS
             or (node.op_type in _ELEMENTWISE_OPS and not _is_channel_scale(node))
             or (node.op_type == "Softmax" and self._is_plain_attention(node))
         )

@@ -19,6 +19,7 @@ import onnx_ir
 from onnx_ir.tape import Tape
 
 from export.graphs.attention_fusion import CONTRIB
+from export.graphs.weight_layout import is_transposed
 
 _MAX_WEIGHT = 63
 """The largest quantized weight, of 127: x86 CPUs without VNNI add two 8-bit products in 16 bits, which 2 * 255 * 127
@@ -46,8 +47,8 @@ def quantize(model: onnx_ir.Model) -> None:
     tied: dict[onnx_ir.Value, _QuantizedWeight] = {}
     for node in list(_weight_products(graph)):
         stored = node.inputs[1]
-        weight = _quantize_weight(constants, stored, _is_transposed(node))
-        if _is_transposed(node):
+        weight = _quantize_weight(constants, stored, is_transposed(node))
+        if is_transposed(node):
             tied[stored] = weight
         _replace(graph, node, *_quantized_product(constants, node, weight))
     for node in list(graph):
@@ -86,10 +87,6 @@ def _weight_products(graph: onnx_ir.Graph) -> Iterator[onnx_ir.Node]:
             weight = node.inputs[1].const_value
             if weight is not None and len(weight.shape) == 2:
                 yield node
-
-
-def _is_transposed(node: onnx_ir.Node) -> bool:
-    return "transB" in node.attributes and bool(node.attributes["transB"].as_int())
 
 
 def _quantize_weight(constants: _ConstantPool, stored: onnx_ir.Value, transposed: bool) -> _QuantizedWeight:

@@ -38,7 +38,8 @@ class GraphSpec:
         io: its contract; the module takes its inputs and returns its outputs in this order.
         example: inputs to trace the module with.
         dynamic_shapes: of the inputs, as `torch.export` takes them.
-        calibration: inputs that show how large its tensors become.
+        calibration: inputs that show how large its tensors can become.
+        samples: inputs like those to come, which the scales of 8-bit products are to suit.
         checks: inputs on which the graph is compared with its module.
         weights_from: the graph in the same folder whose data file holds its weights; None for a file of its own.
     """
@@ -49,6 +50,7 @@ class GraphSpec:
     dynamic_shapes: tuple[object, ...]
     calibration: Sequence[Inputs]
     checks: Sequence[Inputs]
+    samples: Sequence[Inputs] = ()
     weights_from: str | None = None
 
 
@@ -56,7 +58,7 @@ def backbone_spec(backbone: BackboneModel, images: Tensor | None = None) -> Grap
     """Return the graph of a backbone.
 
     Args:
-        images: pixels (B, S, S, 3) uint8 that show how large activations become, beside noise and a pattern.
+        images: pixels (B, S, S, 3) uint8 like those to come; without them noise and a pattern have to do.
     """
     size = backbone.image_size
 
@@ -64,14 +66,15 @@ def backbone_spec(backbone: BackboneModel, images: Tensor | None = None) -> Grap
         generator = torch.Generator().manual_seed(seed)
         return (torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=generator),)
 
-    given = [] if images is None else [(image,) for image in images.split(1)]
+    samples: list[Inputs] = [] if images is None else [(image,) for image in images.split(1)]
     return GraphSpec(
         module=backbone,
         io=BACKBONE,
         example=noise(2, 0),
         dynamic_shapes=({0: torch.export.Dim(IMAGES, min=1)},),
-        calibration=[noise(1, 0), (_smooth_image(size),), *given],
-        checks=[noise(1, 1)],
+        calibration=[noise(1, 0), (_smooth_image(size),)],
+        samples=samples,
+        checks=samples[:1] or [noise(1, 1)],
     )
 
 

@@ -19,7 +19,7 @@ from runtime import PatchcaptionError
 from runtime.backends import BACKENDS
 from tests.conftest import ROOT
 
-EXTRAS = {"modelopt", "tensorrt", "onnxruntime", "openvino", "av", "cuda", "polygraphy", "pycuda"}
+EXTRAS = {"tensorrt", "onnxruntime", "openvino", "av", "cuda", "polygraphy", "pycuda"}
 """Modules that this environment may lack and a user's may have."""
 
 
