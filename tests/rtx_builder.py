@@ -18,7 +18,10 @@ from runtime.backends.tensorrt.rtx import open_tensorrt_rtx
 if TYPE_CHECKING:
     import tensorrt
 
-_LAYER = re.compile(r"^Name: (\S+), LayerType: \w+", re.MULTILINE)
+_LAYER = re.compile(r"^Name: (\S+), LayerType: \w+.*$", re.MULTILINE)
+_INPUTS = re.compile(r"Inputs: \[(.*)\], Constants: \[(.*)\], Outputs: ")
+_DATATYPE = re.compile(r"Datatype: (\w+)")
+_ONNX_NODE = re.compile(r"\[ONNX Layer: ([^]]+)\]")
 _CONVERSIONS = re.compile(r"__myl_(?:Cast|Move)+_myl")
 
 
@@ -28,12 +31,16 @@ class PlanReport:
 
     Attributes:
         layers: the names of its kernels, for all profiles.
+        eight_bit_nodes: the ONNX nodes in kernels that read activations and a weight of 8 bits.
+        scratch_bytes: the most that a kernel needs beside its inputs and outputs.
         activation_bytes: for each profile.
     """
 
     plan_bytes: int
     layers: tuple[str, ...]
+    eight_bit_nodes: frozenset[str]
     weights_bytes: int
+    scratch_bytes: int
     activation_bytes: tuple[int, ...]
 
     @property
@@ -81,9 +88,25 @@ def build_report(graph: Path, profiles: Sequence[Profile], capability: str | Non
         recording, lambda parser: parser.parse_from_file(str(graph)), profiles, str(graph), configure
     )
     log = "\n".join(lines)
+    layers = list(_LAYER.finditer(log))
     return PlanReport(
         plan_bytes=len(plan),
-        layers=tuple(_LAYER.findall(log)),
+        layers=tuple(layer[1] for layer in layers),
+        eight_bit_nodes=frozenset(name for layer in layers for name in _eight_bit_nodes(layer[0])),
         weights_bytes=sum(map(int, re.findall(r"Total Weights Memory: (\d+)", log))),
+        scratch_bytes=max(map(int, re.findall(r"Max Scratch Memory: (\d+)", log))),
         activation_bytes=tuple(map(int, re.findall(r"Total Activation Memory: (\d+)", log))),
     )
+
+
+def _eight_bit_nodes(layer: str) -> list[str]:
+    """Return the ONNX nodes of a layer if its activations and weight are of 8 bits; none for all other layers.
+
+    Beside the weight there are float32 constants, the scales.
+    """
+    found = _INPUTS.search(layer)
+    if found is None:
+        return []
+    activations, constants = ({*_DATATYPE.findall(part)} for part in found.groups())
+    weights = constants - {"Float"}
+    return _ONNX_NODE.findall(layer) if weights and activations == weights and weights <= {"Int8", "FP8"} else []

@@ -84,7 +84,8 @@ def without_weights(model: onnx_ir.Model) -> onnx.ModelProto:
     proto = onnx_ir.to_proto(model)
     weights = list(proto.graph.initializer)
     large = [weight for weight in weights if int(np.prod(weight.dims)) > _MAX_KEPT_ELEMENTS]
-    small = [weight for weight in weights if int(np.prod(weight.dims)) <= _MAX_KEPT_ELEMENTS]
+    stored = model.graph.initializers
+    small = [_with_data(stored[weight.name]) for weight in weights if int(np.prod(weight.dims)) <= _MAX_KEPT_ELEMENTS]
     del proto.graph.initializer[:]
     proto.graph.initializer.extend(small)
     known = {value.name for value in proto.graph.input}
@@ -93,3 +94,9 @@ def without_weights(model: onnx_ir.Model) -> onnx.ModelProto:
             info = onnx.helper.make_tensor_value_info(weight.name, weight.data_type, list(weight.dims))
             proto.graph.input.append(info)
     return proto
+
+
+def _with_data(weight: onnx_ir.Value) -> onnx.TensorProto:
+    """Return a weight with its values, which inference does not read from a file of their own."""
+    assert weight.const_value is not None
+    return onnx_ir.to_proto(onnx_ir.tensor(weight.const_value.numpy(), weight.const_value.dtype, name=weight.name))

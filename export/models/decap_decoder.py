@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export.models.base import BundleNumbers, DecoderModel, Device
@@ -72,11 +71,14 @@ class DecapStep(DecoderModel):
     """
 
     kind = "decap"
+    block_offsets: Tensor
 
     def __init__(self, config: DecapConfig) -> None:
         super().__init__()
         self.config = config
         self.block_size = max(size for size in range(1, _MAX_BLOCK + 1) if config.text_vocab_size % size == 0)
+        # A row, not a list of numbers: the latter ONNX's shape inference takes for a shape.
+        self.register_buffer("block_offsets", torch.arange(self.block_size)[None], persistent=False)
         self.decoder = Gpt2(config)
         self.clip_project = ClipProject(config)
 
@@ -98,13 +100,16 @@ class DecapStep(DecoderModel):
             that belong in the cache at ``position``.
         """
         logits, present = self.logits(vectors, input_ids, position, past)
-        ids, best = self._best(logits[:, : self.config.text_vocab_size])
+        ids, best = self._best(logits)
         return ids, best - log_sum_exp(logits), *present
 
     def logits(
         self, vectors: Tensor, input_ids: Tensor, position: Tensor, past: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        """Return the logits (R, V) of the whole vocabulary, and the new cache entries; arguments as in `forward`."""
+        """Return the logits (R, V) of the whole vocabulary, and the new cache entries; arguments as in `forward`.
+
+        V as `Gpt2Transformer` has it.
+        """
         gpt = self.decoder.transformer
         x = torch.where(position == 0, self.clip_project.model(vectors), gpt.wte(input_ids)) + gpt.wpe(position)
         is_attended = gpt.is_attended(position)
@@ -112,10 +117,10 @@ class DecapStep(DecoderModel):
         for layer, block in enumerate(gpt.h):
             x, key, value = block(x, past[2 * layer], past[2 * layer + 1], is_attended)
             present += [key, value]
-        return F.linear(gpt.ln_f(x), gpt.wte.weight), present
+        return gpt.logits(x), present
 
     def prepare_for(self, device: Device) -> None:
-        self.decoder.transformer.join_cache(device == "cuda")
+        self.decoder.transformer.prepare_for(device)
 
     def manifest_entry(self, eos_token_id: int, numbers: BundleNumbers) -> DecoderConfig:
         config = self.config
@@ -134,15 +139,18 @@ class DecapStep(DecoderModel):
         )
 
     def _best(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the index (R,) and the value (R,) of the largest of ``logits`` (R, V), the first of equals.
+        """Return the token (R,) with the largest of ``logits`` (R, V) and its logit (R,), the first of equals.
+
+        Only tokens that have text are chosen.
 
         In two steps, the best block and the best in it: runtimes reduce a long row well, but few find its index well
         (OpenVINO takes 10 times as long for it as for the matrix product before it).
         """
-        blocks = logits.unflatten(-1, (-1, self.block_size))
+        blocks = logits[:, : self.config.text_vocab_size].unflatten(-1, (-1, self.block_size))
         best, block = blocks.amax(dim=-1).max(dim=-1)
-        inside = torch.gather(blocks, 1, block[:, None, None].expand(-1, 1, self.block_size))[:, 0]
-        return block * self.block_size + inside.argmax(dim=-1), best
+        first = block * self.block_size
+        inside = torch.gather(logits, 1, first[:, None] + self.block_offsets)
+        return first + inside.argmax(dim=-1), best
 
 
 class DecapBeamStep(nn.Module):

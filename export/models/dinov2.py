@@ -138,7 +138,7 @@ class Dinov2Backbone(BackboneModel):
         query, key, _ = qkv.unflatten(-1, (3, self.config.attention_heads, -1)).unbind(2)
         patch_keys = key[:, 1 + self.config.num_registers :]
         scale = self.config.head_dim**-0.5  # the blocks' own, whatever the split: as published
-        return (patch_keys.permute(0, 2, 1, 3) @ (query[:, 0] * scale).unsqueeze(-1)).squeeze(-1)
+        return (patch_keys * (query[:, :1] * scale)).sum(-1).transpose(1, 2)
 
 
 def resize_position_embedding(pos_embed: Tensor, grid: int, has_registers: bool) -> Tensor:

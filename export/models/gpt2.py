@@ -10,8 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from export.models.base import Device
+
 _MASKED_LOGIT = -1e4
 """Finite in float16 too, and far enough below any logit to vanish in a softmax."""
+_VOCABULARY_ALIGNMENT = 8
+"""Of a vocabulary of another size TensorRT would hold a padded copy: its kernels read 16 bytes of float16 at once."""
 
 
 class Conv1D(nn.Module):
@@ -29,15 +33,14 @@ class Conv1D(nn.Module):
 class Gpt2Attention(nn.Module):
     """Attention of one position over a cache.
 
-    Attributes:
-        joins_cache: whether the position's key and value are joined to the cache's, which TensorRT makes one kernel of;
-            else the cache is read in place, which spares CPUs a copy.
+    For GPUs the position's key and value are joined to the cache's, which TensorRT makes one kernel of; for CPUs, which
+    are spared a copy so, the cache is read in place.
     """
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.joins_cache = False
+        self.device: Device = "cpu"
         self.c_attn = Conv1D(width, 3 * width)
         self.c_proj = Conv1D(width, width)
 
@@ -49,11 +52,11 @@ class Gpt2Attention(nn.Module):
         It attends to itself and to a cache (R, H, P, d).
 
         Args:
-            is_attended: the filled entries of the cache (P,) bool; where the cache is joined its own too (P + 1,).
+            is_attended: the filled entries of the cache (P,) bool; for GPUs its own too (P + 1,).
         """
         query, key, value = self.c_attn(x).unflatten(-1, (3, self.num_heads, 1, -1)).unbind(1)
         query = query * query.shape[-1] ** -0.5
-        attend = _attend_joined if self.joins_cache else _attend_in_place
+        attend = _attend_joined if self.device == "cuda" else _attend_in_place
         attended = attend(query, key, value, past_key, past_value, is_attended)
         return self.c_proj(attended.flatten(1)), key, value
 
@@ -109,7 +112,12 @@ class Gpt2Block(nn.Module):
 
 
 class Gpt2Transformer(nn.Module):
-    """The embeddings, layers and last norm of GPT-2."""
+    """The embeddings, layers and last norm of GPT-2, and its head, which is tied to the embedding of tokens.
+
+    V is the vocabulary's size, or in the form for GPUs the next multiple of 8, whose last tokens no logit is near.
+    """
+
+    padding_bias: Tensor | None
 
     def __init__(self, width: int, num_layers: int, num_heads: int, vocab_size: int, positions: int) -> None:
         super().__init__()
@@ -117,19 +125,33 @@ class Gpt2Transformer(nn.Module):
         self.wpe = nn.Embedding(positions, width)
         self.h = nn.ModuleList(Gpt2Block(width, num_heads) for _ in range(num_layers))
         self.ln_f = nn.LayerNorm(width, eps=1e-5)
-        self.joins_cache = False
+        self.device: Device = "cpu"
+        self.register_buffer("padding_bias", None, persistent=False)
 
-    def join_cache(self, joins_cache: bool) -> None:
-        """Choose how all layers read the cache; see `Gpt2Attention`."""
-        self.joins_cache = joins_cache
+    def prepare_for(self, device: Device) -> None:
+        """Take the form that is fastest on a device: see `Gpt2Attention` and V above."""
+        self.device = device
         for module in self.modules():
             if isinstance(module, Gpt2Attention):
-                module.joins_cache = joins_cache
+                module.device = device
+        if device == "cuda":
+            self._pad_vocabulary()
+
+    def _pad_vocabulary(self) -> None:
+        padding = -len(self.wte.weight) % _VOCABULARY_ALIGNMENT
+        if padding:
+            bias = torch.zeros(len(self.wte.weight))
+            self.padding_bias = F.pad(bias, (0, padding), value=_MASKED_LOGIT)
+            self.wte.weight = nn.Parameter(F.pad(self.wte.weight.detach(), (0, 0, 0, padding)))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return the logits (R, V) of what comes after the last layer's x (R, E)."""
+        return F.linear(self.ln_f(x), self.wte.weight, self.padding_bias)
 
     def is_attended(self, position: Tensor) -> Tensor:
-        """Return which entries a position (1,) attends to: (P,) bool, and where the cache is joined (P + 1,)."""
+        """Return which entries a position (1,) attends to: (P,) bool, for GPUs (P + 1,)."""
         entries = [*range(self.wpe.num_embeddings)]
-        return torch.tensor([*entries, -1] if self.joins_cache else entries) < position  # its own, -1, always is
+        return torch.tensor([*entries, -1] if self.device == "cuda" else entries) < position  # its own, -1, always is
 
 
 def log_sum_exp(logits: Tensor) -> Tensor:

@@ -25,4 +25,4 @@ class Reencoder(nn.Module):
         No position embedding before and no norm after the block, as published.
         """
         out, *_ = self.block(tokens, token_mask)
-        return (token_weights.unsqueeze(1) @ out).squeeze(1)
+        return (token_weights.unsqueeze(-1) * out).sum(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, get_args
 
 from export.lint import lint
 from export.plans.builder import PlanOptions, PlanTarget, build_plan
@@ -15,8 +15,6 @@ from runtime.backends.tensorrt.build import Profile
 from runtime.backends.tensorrt.rtx import CAPABILITIES, DEFAULT_CAPABILITIES, open_tensorrt_rtx
 from runtime.bundle import Bundle, BundleBackend, EnginePrecision, Manifest, PlanRecord
 from runtime.errors import BackendError
-
-_FP8_CAPABILITY = (8, 9)
 
 
 class BuildReporter(Protocol):
@@ -45,12 +43,11 @@ def open_target(backend: BundleBackend, precision: EnginePrecision, options: Pla
         if options.compute_capabilities:
             raise BackendError(f"--compute-capability: {backend} builds for this machine's GPU; see --hardware")
         target = PlanTarget.on(Gpu.current(), open_tensorrt())
-    lacking = [one for one in target.compute_capabilities if not _has_precision(one, precision)]
-    if lacking:
-        of_gpu = f"{target.gpu.name} has compute capability {lacking[0]}" if target.gpu else ", ".join(lacking)
-        raise BackendError(
-            f"--precision {precision}: {of_gpu}, and fp8 takes 8.9 (Ada) or newer; use int8, fp16 or bf16"
-        )
+    for capability in target.compute_capabilities:
+        available = _precisions_of(backend, capability)
+        if precision not in available:
+            of_gpu = f"{target.gpu.name} with compute capability" if target.gpu else "compute capability"
+            raise BackendError(f"--precision {precision}: {of_gpu} {capability} has {', '.join(available)}")
     return target
 
 
@@ -63,12 +60,19 @@ def _rtx_target(precision: EnginePrecision, options: PlanOptions) -> PlanTarget:
     unknown = set(options.compute_capabilities) - set(CAPABILITIES)
     if unknown:
         raise BackendError(f"--compute-capability {min(unknown)}: tensorrt-rtx builds for {', '.join(CAPABILITIES)}")
-    able = tuple(one for one in DEFAULT_CAPABILITIES if _has_precision(one, precision))
+    able = tuple(one for one in DEFAULT_CAPABILITIES if precision in _precisions_of("tensorrt-rtx", one))
     return PlanTarget(open_tensorrt_rtx(), None, options.compute_capabilities or able)
 
 
-def _has_precision(compute_capability: str, precision: EnginePrecision) -> bool:
-    return precision != "fp8" or tuple(map(int, compute_capability.split("."))) >= _FP8_CAPABILITY
+def _precisions_of(backend: BundleBackend, compute_capability: str) -> tuple[EnginePrecision, ...]:
+    """Return the precisions that a backend has on a GPU: Turing has neither fp8 nor bf16, Ampere no fp8."""
+    capability = tuple(map(int, compute_capability.split(".")))
+    if capability >= (8, 9):
+        return get_args(EnginePrecision)
+    if capability >= (8, 0):
+        return ("fp32", "fp16", "bf16", "int8")
+    # TensorRT-RTX refuses products in float32 there.
+    return ("fp16", "int8") if backend == "tensorrt-rtx" else ("fp32", "fp16", "int8")
 
 
 def build_plans(

@@ -137,14 +137,14 @@ def manifest_entry(decoder: DecapStep) -> DecoderConfig:
     return decoder.manifest_entry(END, numbers)
 
 
-def export_decoder(decoder: DecapStep, folder: Path) -> EngineFiles:
+def export_decoder(decoder: DecapStep, folder: Path, device: Device = "cpu") -> EngineFiles:
     greedy, _ = decap_specs(decoder)
-    export_graph(greedy, folder)
+    export_graph(greedy, folder, device=device)
     return EngineFiles(folder / "decoder.onnx")
 
 
-def decode_by_engine(decoder: DecapStep, vectors: Tensor, folder: Path) -> TokenSequences:
-    engine = OrtBackend().open(export_decoder(decoder, folder))
+def decode_by_engine(decoder: DecapStep, vectors: Tensor, folder: Path, device: Device = "cpu") -> TokenSequences:
+    engine = OrtBackend().open(export_decoder(decoder, folder, device))
     return GreedyDecoder(engine, manifest_entry(decoder)).decode(vectors)
 
 
@@ -170,7 +170,7 @@ def test_cached_decoding_is_decoding_from_scratch_with_transformers_gpt2(
 ) -> None:
     prepared = copy.deepcopy(decoder)
     prepared.prepare_for(device)
-    got = decode_by_engine(prepared, vectors, tmp_path)
+    got = decode_by_engine(prepared, vectors, tmp_path, device)
     expected = decode_from_scratch(their_gpt2, decoder, vectors)
     lengths = {len(ids) for ids in expected.ids}
     assert len(lengths) > 3, "the captions should end at different steps"

@@ -24,7 +24,7 @@ from export.models.decap_decoder import DecapConfig, DecapStep
 from export.models.dinov2 import Dinov2Backbone, Dinov2Config
 from runtime import BackendError, Captioner
 from runtime.bundle import Bundle
-from runtime.bundle.graph_io import is_cache
+from runtime.bundle.graph_io import NEXT_TOKEN_IDS, is_cache
 from runtime.decoding.kv_cache import KvCache
 from tests.conftest import build_once
 
@@ -69,9 +69,9 @@ def test_products_are_in_half_precision_and_what_would_suffer_is_not(
 ) -> None:
     assert export_graph(backbone_spec(backbone), tmp_path, to).precision == to
     graph, half = graph_of(tmp_path / "backbone.onnx"), DATA_TYPES[to]
-    found = dtypes(graph, "MatMul", "Gelu", "Softmax", "LayerNormalization", "Conv")
+    found = dtypes(graph, "MatMul", "Gelu", "Softmax", "LayerNormalization", "Conv", "ReduceSum")
     assert found["MatMul", half] == 6 * DEPTH
-    assert found["MatMul", DataType.FLOAT] == 1, "the attention logits that leave the graph"
+    assert found["ReduceSum", DataType.FLOAT] == 1, "the attention logits that leave the graph"
     assert found["Gelu", half] == found["Softmax", half] == DEPTH
     assert found["LayerNormalization", DataType.FLOAT] == 2 * DEPTH + 1
     assert found["Conv", DataType.FLOAT16 if to == "fp16" else DataType.FLOAT] == 1, "opset 20 has none in bfloat16"
@@ -115,12 +115,22 @@ def test_a_decoder_has_a_cache_in_half_precision_and_one_vocabulary(
         }
 
 
+def test_the_best_token_is_searched_in_the_precision_of_the_logits(decoder: DecapStep, tmp_path: Path) -> None:
+    """Where they are cast first, TensorRT writes all logits down a second time."""
+    greedy, _ = decap_specs(decoder)
+    export_graph(greedy, tmp_path, "fp16")
+    graph = graph_of(tmp_path / "decoder.onnx")
+    read = {(node.op_type, node.inputs[0].dtype) for node in graph if node.op_type in ("ArgMax", "GatherElements")}
+    assert read == {("ArgMax", DataType.FLOAT16), ("GatherElements", DataType.FLOAT16)}
+    assert next(value for value in graph.outputs if value.name == NEXT_TOKEN_IDS).dtype == DataType.INT64
+
+
 def test_a_reencoder_keeps_its_sum_and_its_masked_softmax(backbone: Dinov2Backbone, tmp_path: Path) -> None:
     export_graph(reencoder_spec(backbone), tmp_path, "fp16")
-    found = dtypes(graph_of(tmp_path / "reencoder.onnx"), "MatMul", "Softmax")
+    found = dtypes(graph_of(tmp_path / "reencoder.onnx"), "MatMul", "ReduceSum", "Softmax")
     assert found == {
         ("MatMul", DataType.FLOAT16): 6,
-        ("MatMul", DataType.FLOAT): 1,
+        ("ReduceSum", DataType.FLOAT): 1,
         ("Softmax", DataType.FLOAT): 1,
     }
 

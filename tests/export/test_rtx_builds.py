@@ -7,21 +7,28 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import get_args
 
+import onnx_ir
 import pytest
+from PIL import Image
 
 from export.graphs.exporter import export_graph
+from export.graphs.qdq import EightBits
 from export.graphs.specs import backbone_spec
 from export.plans.profiles import profiles_of
 from export.readers import read_checkpoint
 from runtime.bundle import Bundle, EngineName, EnginePrecision, ShapeRange
 from runtime.bundle.graph_io import PIXEL_VALUES
+from runtime.image import Fit, prepare
 from tests.conftest import build_once
 from tests.rtx_builder import PlanReport, build_report
 
 GRAPHS: tuple[EngineName, ...] = ("backbone", "reencoder", "decoder", "beam_decoder")
 HALVES: tuple[EnginePrecision, ...] = ("fp16", "bf16")
 FLOATS: tuple[EnginePrecision, ...] = ("fp32", *HALVES)
+KERNELS: dict[EngineName, int] = {"backbone": 74, "reencoder": 13, "decoder": 39, "beam_decoder": 35}
+"""Of the demo in half precision, with the largest profile: 10 a block of the backbone, 7 a layer of a decoder."""
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +45,30 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[EnginePrecision, B
 def report_of(bundle: Bundle, name: EngineName) -> PlanReport:
     """Return the report of a graph with its largest profile alone, as a profile more lists all layers once more."""
     return build_report(bundle.path(bundle.manifest.engines[name].file), profiles_of(bundle.manifest)[name][-1:])
+
+
+@pytest.mark.parametrize("precision", HALVES)
+def test_no_graph_takes_more_kernels_than_it_did(
+    bundles: dict[EnginePrecision, Bundle], precision: EnginePrecision
+) -> None:
+    kernels = {name: len(report_of(bundles[precision], name).layers) for name in GRAPHS}
+    assert all(kernels[name] <= most for name, most in KERNELS.items()), kernels
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_turing_takes_every_graph_in_float16(bundles: dict[EnginePrecision, Bundle], name: EngineName) -> None:
+    """There products in float32 are refused, so what must stay float32 is multiplied and summed."""
+    bundle = bundles["fp16"]
+    profiles = profiles_of(bundle.manifest)[name]
+    report = build_report(bundle.path(bundle.manifest.engines[name].file), profiles, "SM75")
+    assert report.fused_attentions == len(profiles) * report_of(bundle, name).fused_attentions
+
+
+def build_backbone(folder: Path, size: int, capability: str | None = None) -> PlanReport:
+    """Build the backbone in ``folder`` for one image at a time."""
+    shape = (1, size, size, 3)
+    profile = {PIXEL_VALUES: ShapeRange(min=shape, opt=shape, max=shape)}
+    return build_report(folder / "backbone.onnx", [profile], capability)
 
 
 @pytest.mark.parametrize("precision", FLOATS)
@@ -68,12 +99,43 @@ def test_nothing_is_converted_by_itself_but_the_vectors_at_the_door(
     assert conversions == {"backbone": 0, "reencoder": 0, "decoder": 1, "beam_decoder": 1}
 
 
+@pytest.mark.parametrize("to", get_args(EightBits))
+def test_every_product_of_a_weight_is_in_8_bits_and_every_attention_stays_one_kernel(
+    tmp_path: Path, demo_bundle: Path, sample_image: Image.Image, to: EightBits
+) -> None:
+    backbone = read_checkpoint("demo").backbone
+    pixels, _ = prepare([sample_image], backbone.image_size, Fit.STRETCH)
+    export_graph(backbone_spec(backbone, pixels), tmp_path, to, "cuda")
+    report = build_backbone(tmp_path, backbone.image_size)
+    model = onnx_ir.load(tmp_path / "backbone.onnx")
+    of_weights = {node.name for node in model.graph if node.op_type == "MatMul" and _dequantizes(node.inputs[1])}
+    depth = Bundle(demo_bundle).manifest.backbone.depth
+    assert len(of_weights) == 4 * depth
+    assert of_weights <= report.eight_bit_nodes
+    assert report.fused_attentions == depth
+    assert report.conversions == []
+
+
+def _dequantizes(value: onnx_ir.Value | None) -> bool:
+    producer = value.producer() if value is not None else None
+    return producer is not None and producer.op_type == "DequantizeLinear"
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_plan_holds_each_weight_once(bundles: dict[EnginePrecision, Bundle], name: EngineName) -> None:
+    """With all profiles: but for 5 %, which the builder adds as scales of its kernels and the tables of its own."""
+    bundle = bundles["fp16"]
+    graph = bundle.path(bundle.manifest.engines[name].file)
+    report = build_report(graph, profiles_of(bundle.manifest)[name])
+    weights = sum(value.const_value.nbytes for value in onnx_ir.load(graph).graph.initializers.values())
+    assert report.weights_bytes < 1.05 * weights
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpoint", ["dinov2_vits14_reg", "dinov2_vits14"])
 def test_every_block_of_a_published_backbone_is_fused(tmp_path: Path, checkpoint: str) -> None:
     backbone = read_checkpoint(f"seeded:{checkpoint},size=98,memory=8").backbone
-    export_graph(backbone_spec(backbone), tmp_path, "fp16")
-    shape = (1, 98, 98, 3)
-    report = build_report(tmp_path / "backbone.onnx", [{PIXEL_VALUES: ShapeRange(min=shape, opt=shape, max=shape)}])
+    export_graph(backbone_spec(backbone), tmp_path, "fp16", "cuda")
+    report = build_backbone(tmp_path, 98)
     assert report.fused_attentions == 12
     assert report.conversions == []
