@@ -12,6 +12,7 @@ from PIL import Image
 
 from export import build_engines
 from runtime import Captioner
+from tests.tensorrt_double.verdicts import keep_verdicts
 from tests.traced_graphs import trace_once
 
 ROOT = Path(__file__).parent.parent
@@ -46,6 +47,13 @@ def data_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def traced_graphs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         trace_once(shared_folder(tmp_path_factory) / "traced", patch)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def verdicts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        keep_verdicts(shared_folder(tmp_path_factory) / "verdicts", patch)
         yield
 
 

@@ -1,86 +1,257 @@
-"""The typed stub of TensorRT: mypy sees the names that the double has, in both surfaces."""
+"""The typed stubs of TensorRT and the double, held to NVIDIA's own bindings.
+
+The stubs are the list of the names that the code uses: mypy refuses others, and a test here those that nothing uses.
+The bindings are those of TensorRT for RTX, whose surface is TensorRT 11's. What 10.3 has besides, they cannot show: it
+is from NVIDIA's documents.
+"""
 
 from __future__ import annotations
 
 import ast
 import inspect
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mypy import api
 
-from tests.tensorrt_double import Double, tensorrt_double
+from runtime.backends.tensorrt.rtx import CAPABILITIES
+from tests.tensorrt_double import tensorrt_double
+from tests.tensorrt_double.bindings import real_tensorrt
 
 ROOT = Path(__file__).parents[2]
-STUB = ast.parse((ROOT / "stubs" / "tensorrt" / "__init__.pyi").read_text(encoding="utf-8"))
-SURFACES = [("10.3.0.30", False), ("11.4.0.106", True)]
-NAMES_IN_DOUBLE = {  # by the stub's names, of classes that are never instantiated by name
-    "ICudaEngine": "Engine",
-    "IExecutionContext": "Context",
-    "EngineInspector": "Inspector",
-    "IBuilderConfig": "BuilderConfig",
-    "IHostMemory": "HostMemory",
-    "INetworkDefinition": "Network",
-    "IOptimizationProfile": "OptimizationProfile",
-    "ITimingCache": "TimingCache",
-    "ParserError": "ParserError",
+STUBS = {
+    name: ast.parse((ROOT / "stubs" / name / "__init__.pyi").read_text(encoding="utf-8"))
+    for name in ("tensorrt", "tensorrt_rtx")
 }
-GONE_IN_11 = {  # in the stub so that mypy finds code that uses them; the double has none of them
-    *("platform_has_fast_fp16", "supports_model", "all_shape_inputs_specified", "device_memory_size"),
-    "create_execution_context_without_device_memory",
+VERSIONS = ("10.3.0.30", "11.4.0.106", "rtx")
+GONE_IN_11 = {  # in the stub so that mypy finds code that uses them
+    "Builder": {"platform_has_fast_fp16"},
+    "OnnxParser": {"supports_model"},
+    "IExecutionContext": {"all_shape_inputs_specified"},
+    "ICudaEngine": {"device_memory_size", "create_execution_context_without_device_memory"},
 }
+OF_STUB = {"Enumeration"}  # what pybind's enumerations have in common has no name there
+
+Members = dict[str, ast.stmt]
 
 
-def members(body: list[ast.stmt], is_11: bool) -> dict[str, ast.stmt]:
+def members(body: list[ast.stmt], is_11: bool) -> Members:
     """Return the names that a stub's body declares for one surface."""
-    found: dict[str, ast.stmt] = {}
+    found: Members = {}
     for statement in body:
         if isinstance(statement, ast.If):
             is_for_11 = not isinstance(statement.test, ast.UnaryOp)
             found |= members(statement.body if is_for_11 == is_11 else statement.orelse, is_11)
         elif isinstance(statement, (ast.ClassDef, ast.FunctionDef)):
             found[statement.name] = statement
-        elif isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
-            found[statement.targets[0].id] = statement
         elif isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
             found[statement.target.id] = statement
     return found
 
 
-def find_in_double(double: Double, name: str) -> Any:
-    from tests.tensorrt_double import building, running
+def classes(version: str) -> dict[str, Members]:
+    """Return the members of every class that the stubs declare for a version, by the class's name in the module."""
+    found: dict[str, Members] = {}
+    for stub in STUBS if version == "rtx" else ("tensorrt",):
+        for name, statement in members(STUBS[stub].body, version[:2] != "10").items():
+            if isinstance(statement, ast.ClassDef) and name not in OF_STUB:
+                of_class = members(statement.body, version[:2] != "10")
+                for inner in [one for one, nested in of_class.items() if isinstance(nested, ast.ClassDef)]:
+                    nested = of_class.pop(inner)
+                    assert isinstance(nested, ast.ClassDef)
+                    found[f"{name}.{inner}"] = members(nested.body, True)
+                found[name] = found.get(name, {}) | of_class
+    return found
 
-    if name in NAMES_IN_DOUBLE:
-        return getattr(building, NAMES_IN_DOUBLE[name], None) or getattr(running, NAMES_IN_DOUBLE[name])
-    return getattr(double, name)
+
+def find(module: Any, path: str) -> Any:
+    for name in path.split("."):
+        module = getattr(module, name)
+    return module
 
 
-@pytest.mark.parametrize(("version", "is_11"), SURFACES)
-def test_the_double_has_what_the_stub_has(version: str, is_11: bool) -> None:
-    double = tensorrt_double(version)
-    differences: list[str] = []
-    for name, statement in members(STUB.body, is_11).items():
-        if not isinstance(statement, ast.ClassDef) or name == "Dims":
-            continue
-        of_double = find_in_double(double, name)
-        is_enum = any(isinstance(base, ast.Attribute) and base.attr == "Enum" for base in statement.bases)
-        of_stub = members(statement.body, is_11)
-        if is_enum:
-            assert {member for member in of_stub if not member.startswith("__")} <= set(of_double.__members__), name
-            continue
-        for member, declared in of_stub.items():
-            if not isinstance(declared, ast.FunctionDef) or member in GONE_IN_11 | {"__init__"}:
+def double_of(version: str) -> Any:
+    return tensorrt_double("1.7.1.116", is_rtx=True) if version == "rtx" else tensorrt_double(version)
+
+
+def is_member_of_enumeration(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.AnnAssign) and ast.unparse(statement.annotation).startswith("ClassVar")
+
+
+def is_property(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.FunctionDef) and [*map(ast.unparse, statement.decorator_list)] == ["property"]
+
+
+def methods(of_class: Members) -> Iterator[tuple[str, ast.FunctionDef]]:
+    """Yield the methods of a class, without those of Python's protocols."""
+    for name, statement in of_class.items():
+        is_own = name == "__init__" or not name.startswith("__")
+        if isinstance(statement, ast.FunctionDef) and not is_property(statement) and is_own:
+            yield name, statement
+
+
+@dataclass(frozen=True)
+class Signature:
+    """A signature without `self`.
+
+    Attributes:
+        types: the names of the types that each parameter accepts.
+        num_optional: how many of the last parameters have a default.
+        result: the name of the result's type; None may be returned besides.
+    """
+
+    names: tuple[str, ...]
+    types: tuple[frozenset[str], ...]
+    num_optional: int
+    result: str
+
+    @classmethod
+    def of(cls, function: ast.FunctionDef) -> Signature:
+        arguments = function.args.args[1:]
+        return cls(
+            names=tuple(argument.arg for argument in arguments),
+            types=tuple(frozenset(type_names(argument.annotation)) - {"None"} for argument in arguments),
+            num_optional=len(function.args.defaults),
+            result=" | ".join(type_names(function.returns, is_result=True)),
+        )
+
+
+def type_names(annotation: ast.expr | None, is_result: bool = False) -> list[str]:
+    """Return the names of the types of an annotation, of a stub or of pybind, without their modules."""
+    assert annotation is not None
+    text = re.sub(r"(?:\w+\.)+", "", ast.unparse(annotation))
+    text = text.replace("SupportsInt", "int").replace("Buffer", "bytes").replace("IParserError", "ParserError")
+    text = text.replace("Shape", "tuple | list | Dims")
+    names = text.split(" | ")
+    return [name for name in names if name != "None" or names == ["None"]] if is_result else names
+
+
+def real_signatures(function: Any) -> dict[tuple[str, ...], Signature]:
+    """Return the signatures in pybind's docstring, by their parameters' names; such that differ in types as one."""
+    found: dict[tuple[str, ...], Signature] = {}
+    for line in re.findall(r"^(?:\d+\. )?(\w+\(self: .*\) -> .*)$", function.__doc__, flags=re.MULTILINE):
+        text = re.sub(r"= <[^>]*>", "= ...", line).replace("::", ".")
+        statement = ast.parse(f"def {text}: ...").body[0]
+        assert isinstance(statement, ast.FunctionDef)
+        one = Signature.of(statement)
+        before = found.get(one.names, one)
+        types = tuple(map(frozenset.union, before.types, one.types))
+        found[one.names] = Signature(one.names, types, one.num_optional, one.result)
+    return found
+
+
+def accepted(types: frozenset[str]) -> frozenset[str]:
+    """Return the types that pybind takes for these: tuples and lists become `Dims`."""
+    return types | {"tuple", "list"} if "Dims" in types else types
+
+
+@pytest.mark.parametrize("version", VERSIONS[1:])
+def test_the_stubs_have_the_names_kinds_and_signatures_of_the_real_thing(version: str) -> None:
+    wrong: list[str] = []
+    for path, of_class in classes(version).items():
+        real = find(real_tensorrt(), path)
+        for name, statement in of_class.items():
+            if name.startswith("__") and name != "__init__":  # Python's protocols
                 continue
-            found = getattr(of_double, member, None)
-            expected = [argument.arg for argument in declared.args.args[1:]]
-            if found is None:
-                differences.append(f"{name}.{member}: not in the double")
-            elif not isinstance(found, property):
-                got = list(inspect.signature(found).parameters)[1:]
-                if got[: len(expected)] != expected:
-                    differences.append(f"{name}.{member}: {got}, not {expected}")
-    assert not differences
+            if not hasattr(real, name):
+                wrong.append(f"{path}.{name}: the real thing has none")
+            elif is_member_of_enumeration(statement):
+                continue
+            elif isinstance(statement, ast.AnnAssign):
+                if getattr(getattr(real, name), "fset", None) is None:
+                    wrong.append(f"{path}.{name}: it cannot be set")
+            elif is_property(statement) != isinstance(getattr(real, name), property):
+                wrong.append(f"{path}.{name}: a property, or none")
+        for name, function in methods(of_class):
+            ours, theirs = Signature.of(function), real_signatures(getattr(real, name))
+            if ours.names not in theirs:
+                wrong.append(f"{path}.{name}{ours.names}: expected one of {list(theirs)}")
+                continue
+            one = theirs[ours.names]
+            is_narrower = all(mine <= accepted(other) for mine, other in zip(ours.types, one.types, strict=True))
+            if not is_narrower or (ours.num_optional, ours.result) != (one.num_optional, one.result):
+                wrong.append(f"{path}.{name}: {ours}, expected {one}")
+    assert not wrong
+
+
+def test_what_the_stub_says_is_gone_in_11_is_gone() -> None:
+    old, new = classes("10.3.0.30"), classes("11.4.0.106")
+    gone = {path: set(of_class) - set(new[path]) for path, of_class in old.items()}
+    assert {path: names for path, names in gone.items() if path in GONE_IN_11} == GONE_IN_11
+    for path, names in gone.items():
+        assert [name for name in names if hasattr(find(real_tensorrt(), path), name)] == [], path
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_double_has_the_names_kinds_and_signatures_of_the_stub_and_of_the_real_thing(version: str) -> None:
+    double, wrong = double_of(version), []
+    for path, of_class in classes(version).items():
+        ours, real = find(double, path), find(real_tensorrt(), path)
+        gone = GONE_IN_11.get(path, set())
+        for name, statement in of_class.items():
+            if name in gone or is_member_of_enumeration(statement) or name.startswith("__"):
+                continue
+            if not hasattr(ours, name):
+                wrong.append(f"{path}.{name}: not in the double")
+            elif isinstance(getattr(ours, name), property) != isinstance(getattr(real, name), property):
+                wrong.append(f"{path}.{name}: a property, or none")
+            elif isinstance(statement, ast.AnnAssign) and getattr(ours, name).fset is None:
+                wrong.append(f"{path}.{name}: it cannot be set")
+        for name, _ in methods({name: one for name, one in of_class.items() if name not in gone}):
+            if getattr(ours, name, None) is getattr(real, name):  # the double has NVIDIA's own class
+                continue
+            parameters = list(inspect.signature(getattr(ours, name)).parameters.values())[1:]
+            names = tuple(parameter.name for parameter in parameters)
+            num_optional = sum(parameter.default is not inspect.Parameter.empty for parameter in parameters)
+            theirs = real_signatures(getattr(real, name))
+            if names not in theirs or theirs[names].num_optional != num_optional:
+                wrong.append(f"{path}.{name}{names}: expected one of {list(theirs)}")
+    assert not wrong
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_enumerations_have_the_members_of_the_real_thing(version: str) -> None:
+    double = double_of(version)
+    for path, of_class in classes(version).items():
+        of_stub = {name for name, statement in of_class.items() if is_member_of_enumeration(statement)}
+        if not of_stub:
+            continue
+        ours, real = numbers(find(double, path)), numbers(find(real_tensorrt(), path))
+        assert of_stub <= set(ours), path
+        if version == "rtx":
+            assert ours == real
+        elif version.startswith("11"):
+            assert set(real) - set(ours) <= {"REQUIRE_USER_ALLOCATION"}
+            assert ours.items() <= real.items()
+
+
+def numbers(kind: Any) -> Mapping[str, int]:
+    return {name: int(member) for name, member in kind.__members__.items()}
+
+
+def test_nothing_is_in_the_stubs_that_the_code_does_not_use() -> None:
+    used: set[str] = set()
+    for folder in ("runtime", "export"):
+        for file in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                used |= {node.attr} if isinstance(node, ast.Attribute) else set()
+                used |= {node.name} if isinstance(node, ast.FunctionDef) else set()  # overrides
+    unused = {
+        f"{path}.{name}"
+        for version in VERSIONS
+        for path, of_class in classes(version).items()
+        for name, statement in of_class.items()
+        if not is_member_of_enumeration(statement) and not name.startswith("__") and name not in used
+    }
+    assert unused == {f"{path}.{name}" for path, names in GONE_IN_11.items() for name in names}
+
+
+def test_every_supported_compute_capability_has_a_name() -> None:
+    assert {f"SM{one.replace('.', '')}" for one in CAPABILITIES} == set(classes("rtx")["ComputeCapability"])
 
 
 @pytest.mark.slow
@@ -89,6 +260,8 @@ def test_the_double_has_what_the_stub_has(version: str, is_11: bool) -> None:
     [
         ("tensorrt.BuilderFlag.FP16", {True}),
         ("tensorrt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH", {True}),
+        ("1 << tensorrt.NetworkDefinitionCreationFlag.STRONGLY_TYPED", {False, True}),
+        ("engine.get_tensor_mode('x') == 1", {False, True}),
         ("engine.create_execution_context_without_device_memory()", {True}),
         ("tensorrt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY", {False}),
         ("engine.create_execution_context().execute_async_v3(1)", {False, True}),

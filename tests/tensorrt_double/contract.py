@@ -49,12 +49,12 @@ class State:
     def call(self, name: str, *arguments: object) -> None:
         self.calls.append((name, arguments))
 
-    def fails(self, name: str, logger: Any, error: Any) -> bool:
+    def fails(self, name: str, logger: Any) -> bool:
         """Return whether a call is to fail; log the error if it is."""
         if name not in self.faults.returns_nothing:
             return False
         if self.faults.logged_error:
-            logger.log(error, self.faults.logged_error)
+            logger.log(logger.Severity.ERROR, self.faults.logged_error)
         return True
 
     def count(self, name: str) -> int:
@@ -65,9 +65,3 @@ class State:
 def require(condition: bool, message: str) -> None:
     if not condition:
         raise ContractError(message)
-
-
-def require_initialized(instance: object, base: type) -> None:
-    """Raise for what pybind refuses: an object whose class overrides __init__ without calling that of its base."""
-    is_initialized = getattr(instance, "_base_was_initialized", False)
-    require(is_initialized, f"{type(instance).__name__}: call {base.__name__}.__init__")

@@ -1,10 +1,13 @@
-"""The half of TensorRT that runs: runtime, engine, execution context, inspector."""
+"""The half of TensorRT that runs, imitated from its documentation: runtime, engine, execution context, inspector.
+
+Names and signatures are compared with NVIDIA's bindings; what the calls do cannot be, without a GPU.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,8 +15,9 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 
-from tests.tensorrt_double.building import ILogger, read_plan
-from tests.tensorrt_double.contract import State, require, require_initialized
+from tests.tensorrt_double.bindings import IHostMemory, bound, member_of, real_tensorrt
+from tests.tensorrt_double.building import read_plan
+from tests.tensorrt_double.contract import State, require
 
 WORKSPACE_BYTES = 4096
 """The workspace of every context, for each of its profiles."""
@@ -39,7 +43,7 @@ class Tensor:
         self.shape = tuple(dim.dim_param or dim.dim_value for dim in of_type.shape.dim)
 
 
-class Engine:
+class ICudaEngine:
     def __init__(self, double: Any, state: State, plan: dict[str, Any], logger: Any) -> None:
         self._double, self._state, self._plan, self._logger = double, state, plan, logger
         model = onnx.load_from_string(plan["model"])
@@ -58,57 +62,55 @@ class Engine:
     def num_optimization_profiles(self) -> int:
         return max(1, len(self._plan["profiles"]))
 
-    @property
-    def num_aux_streams(self) -> int:
-        return 0
-
-    @property
-    def device_memory_size_v2(self) -> int:
-        return WORKSPACE_BYTES
-
+    @bound
     def get_device_memory_size_for_profile_v2(self, profile_index: int) -> int:
         require(0 <= profile_index < self.num_optimization_profiles, f"there is no profile {profile_index}")
         return WORKSPACE_BYTES
 
+    @bound
     def get_tensor_name(self, index: int) -> str:
         return list(self._tensors)[index]
 
+    @bound
     def get_tensor_mode(self, name: str) -> Any:
         modes = self._double.TensorIOMode
         return modes.NONE if name not in self._tensors else (modes.OUTPUT, modes.INPUT)[self._tensors[name].is_input]
 
+    @bound
     def get_tensor_dtype(self, name: str) -> Any:
-        return self._double.DataType[self._tensors[name].dtype_name]
+        return getattr(self._double.DataType, self._tensors[name].dtype_name)
 
-    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return tuple(-1 if isinstance(size, str) else size for size in self._tensors[name].shape)
+    @bound
+    def get_tensor_shape(self, name: str) -> Any:
+        return _dims(-1 if isinstance(size, str) else size for size in self._tensors[name].shape)
 
-    def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
+    @bound
+    def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[Any]:
         require(self._tensors[name].is_input, f"{name} is no input")
         fixed = (self.get_tensor_shape(name),) * 3
         profiles = self._plan["profiles"]
-        return list(profiles[profile_index].get(name, fixed) if profiles else fixed)
+        return list(map(_dims, profiles[profile_index].get(name, fixed) if profiles else fixed))
 
-    def create_execution_context(self, strategy: Any = None) -> Context | None:
+    def create_execution_context(self, strategy: Any = None) -> IExecutionContext | None:
         self._state.call("create_execution_context")
-        if self._state.fails("create_execution_context", self._logger, ILogger.Severity.ERROR):
+        if self._state.fails("create_execution_context", self._logger):
             return None
         managed = self._double.ExecutionContextAllocationStrategy.USER_MANAGED
-        if isinstance(strategy, RuntimeConfig):
+        if isinstance(strategy, IRuntimeConfig):
             if strategy.cache is not None:
                 strategy.cache.data += b"."
             strategy = strategy.strategy
-        return Context(self, self._state, is_user_managed=strategy == managed)
+        return IExecutionContext(self, self._state, is_user_managed=strategy == managed)
 
-    def create_runtime_config(self) -> RuntimeConfig:
+    def create_runtime_config(self) -> IRuntimeConfig:
         require(self._state.is_rtx, "only TensorRT for RTX compiles when it runs")
-        return RuntimeConfig()
+        return IRuntimeConfig(self._double)
 
-    def create_engine_inspector(self) -> Inspector:
-        return Inspector(self._nodes)
+    def create_engine_inspector(self) -> EngineInspector:
+        return EngineInspector(self._nodes)
 
 
-class RuntimeCache:
+class IRuntimeCache:
     """What was compiled: a dot for each context, after a mark that an environment's caches begin with."""
 
     MARK = b"rtx"
@@ -116,48 +118,52 @@ class RuntimeCache:
     def __init__(self) -> None:
         self.data = self.MARK
 
-    def serialize(self) -> bytes:
-        return self.data
+    def serialize(self) -> IHostMemory:
+        return IHostMemory(self.data)
 
+    @bound
     def deserialize(self, blob: bytes) -> bool:
-        fits = blob.startswith(self.MARK)
+        fits = bytes(blob).startswith(self.MARK)
         if fits:
-            self.data = blob
+            self.data = bytes(blob)
         return fits
 
 
-class RuntimeConfig:
-    def __init__(self) -> None:
-        self.cache: RuntimeCache | None = None
-        self.strategy: Any = None
+class IRuntimeConfig:
+    def __init__(self, double: Any) -> None:
+        self._strategies = double.ExecutionContextAllocationStrategy
+        self.cache: IRuntimeCache | None = None
+        self.strategy = self._strategies.STATIC
 
-    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
-        self.strategy = strategy
+    def set_execution_context_allocation_strategy(self, strategy: Any = None) -> None:
+        self.strategy = self._strategies.STATIC if strategy is None else member_of(self._strategies, strategy)
 
-    def create_runtime_cache(self) -> RuntimeCache:
-        return RuntimeCache()
+    def create_runtime_cache(self) -> IRuntimeCache:
+        return IRuntimeCache()
 
-    def set_runtime_cache(self, cache: RuntimeCache) -> bool:
+    def set_runtime_cache(self, cache: IRuntimeCache | None = None) -> bool:
         self.cache = cache
         return True
 
 
-class Inspector:
+class EngineInspector:
     def __init__(self, nodes: list[str]) -> None:
         self._nodes = nodes
 
-    def get_engine_information(self, format: Any) -> str:  # noqa: ARG002
+    def get_engine_information(self, format: Any) -> str:
+        require(format.name == "JSON", "only JSON has the names of layers")
         return json.dumps({"Layers": [{"Name": f"{node}_{index}"} for index, node in enumerate(self._nodes)]})
 
 
-class Context:
-    def __init__(self, engine: Engine, state: State, is_user_managed: bool) -> None:
+class IExecutionContext:
+    def __init__(self, engine: ICudaEngine, state: State, is_user_managed: bool) -> None:
         self._engine, self._state = engine, state
         self._profile: int | None = 0 if engine.num_optimization_profiles == 1 else None
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
         self._workspace_bytes = 0 if is_user_managed else WORKSPACE_BYTES
 
+    @bound
     def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
         require(stream_handle != 0, "the default stream was given: TensorRT would synchronize the device")
         self._state.call("set_optimization_profile_async", profile_index)
@@ -166,6 +172,7 @@ class Context:
         self._profile, self._shapes = profile_index, {}
         return 0 <= profile_index < self._engine.num_optimization_profiles
 
+    @bound
     def set_device_memory(self, memory: int, size: int) -> None:
         require(memory % 256 == 0, "the workspace is not aligned to 256 bytes")
         require(self._profile is not None, "a workspace before a profile, which its size depends on")
@@ -173,6 +180,7 @@ class Context:
         ctypes.memset(memory, 0xAB, size)  # so that memory which is not there is noticed
         self._workspace_bytes = size
 
+    @bound
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         require(self._profile is not None, "a shape before a profile was chosen")
         assert self._profile is not None
@@ -190,14 +198,16 @@ class Context:
         inputs = [one.name for one in self._engine._tensors.values() if one.is_input]
         return [name for name in inputs if name not in self._shapes and -1 in self._engine.get_tensor_shape(name)]
 
-    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+    @bound
+    def get_tensor_shape(self, name: str) -> Any:
         sizes: dict[str, int] = {}
         for input_name, shape in self._shapes.items():
             axes = zip(self._engine._tensors[input_name].shape, shape, strict=True)
             sizes.update({axis: size for axis, size in axes if isinstance(axis, str)})
         shape = self._engine._tensors[name].shape
-        return tuple(sizes.get(size, -1) if isinstance(size, str) else size for size in shape)
+        return _dims(sizes.get(size, -1) if isinstance(size, str) else size for size in shape)
 
+    @bound
     def set_tensor_address(self, name: str, memory: int) -> bool:
         if self._fails("set_tensor_address") or name not in self._engine._tensors:
             return False
@@ -205,6 +215,7 @@ class Context:
         self._addresses[name] = memory
         return True
 
+    @bound
     def execute_async_v3(self, stream_handle: int) -> bool:
         require(stream_handle != 0, "the default stream was given: TensorRT would synchronize the device")
         require(self._workspace_bytes > 0, "no workspace, which this context does not have of its own")
@@ -228,30 +239,51 @@ class Context:
         return np.frombuffer(memoryview(memory), dtype).reshape(shape)
 
     def _fails(self, name: str) -> bool:
-        return self._state.fails(name, self._engine._logger, ILogger.Severity.ERROR)
+        return self._state.fails(name, self._engine._logger)
+
+
+def _dims(sizes: Iterable[int]) -> Any:
+    return real_tensorrt().Dims(tuple(sizes))
 
 
 def running_names(double: Any, state: State) -> Mapping[str, Any]:
     """Return the classes of this half, for one double."""
 
     class Runtime:
-        def __init__(self, logger: ILogger) -> None:
-            require_initialized(logger, ILogger)
-            self._logger = logger
-            self.engine_host_code_allowed = False
+        __slots__ = ("_is_host_code_allowed", "_logger")
 
-        def deserialize_cuda_engine(self, serialized_engine: bytes) -> Engine | None:
+        def __init__(self, logger: Any) -> None:
+            if not isinstance(logger, double.ILogger):
+                raise TypeError(f"__init__(): incompatible constructor arguments: logger={logger!r}")
+            self._logger, self._is_host_code_allowed = logger, False
+
+        @property
+        def engine_host_code_allowed(self) -> bool:
+            return self._is_host_code_allowed
+
+        @engine_host_code_allowed.setter
+        def engine_host_code_allowed(self, allowed: bool) -> None:
+            self._is_host_code_allowed = bool(allowed)
+
+        @bound
+        def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None:
             state.call("deserialize_cuda_engine")
-            if state.fails("deserialize_cuda_engine", self._logger, ILogger.Severity.ERROR):
+            if state.fails("deserialize_cuda_engine", self._logger):
                 return None
             plan = read_plan(bytes(serialized_engine))
             reason = "not a plan" if plan is None else _refusal(plan, state, self.engine_host_code_allowed)
             if plan is None or reason:
-                self._logger.log(ILogger.Severity.ERROR, f"deserialization failed: {reason}")
+                self._logger.log(double.ILogger.Severity.ERROR, f"deserialization failed: {reason}")
                 return None
-            return Engine(double, state, plan, self._logger)
+            return ICudaEngine(double, state, plan, self._logger)
 
-    return {"Runtime": Runtime}
+    return {
+        "Runtime": Runtime,
+        "ICudaEngine": ICudaEngine,
+        "IExecutionContext": IExecutionContext,
+        "EngineInspector": EngineInspector,
+        **({"IRuntimeConfig": IRuntimeConfig, "IRuntimeCache": IRuntimeCache} if state.is_rtx else {}),
+    }
 
 
 def _refusal(plan: dict[str, Any], state: State, host_code_allowed: bool) -> str:

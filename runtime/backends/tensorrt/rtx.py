@@ -13,7 +13,7 @@ import hashlib
 import importlib
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from runtime.backends.cuda.device import Gpu, driver_version
 from runtime.backends.tensorrt.api import TensorRtApi, TensorRtModule, new_api
@@ -23,6 +23,7 @@ from runtime.system.user_dirs import cache_folder
 
 if TYPE_CHECKING:
     import tensorrt
+    import tensorrt_rtx
 
 CAPABILITIES = ("7.5", "8.6", "8.9", "12.0", "12.1")
 """Compute capabilities of the GPUs that it supports: GeForce and RTX from Turing on, and DGX Spark."""
@@ -34,6 +35,13 @@ _TENSORRT_RELEASE = (11, 4)
 _PACKAGE = "tensorrt_rtx"
 _BINDINGS, _LIBRARIES = "tensorrt_rtx_bindings", "onnxruntime_ep_nv_tensorrt_rtx"
 _LOAD_ORDER = ("libcudart.so.*", "libtensorrt_rtx.so.*", "libtensorrt_onnxparser_rtx.so.*")
+
+
+class _RtxModule(Protocol):
+    """The names that TensorRT does not have, with the types of the stub."""
+
+    BuilderFlag: type[tensorrt_rtx.BuilderFlag]
+    ComputeCapability: type[tensorrt_rtx.ComputeCapability]
 
 
 def open_tensorrt_rtx() -> TensorRtApi:
@@ -77,7 +85,7 @@ def check_supported(gpu: Gpu) -> None:
 
 def set_build_targets(api: TensorRtApi, config: tensorrt.IBuilderConfig, compute_capabilities: tuple[str, ...]) -> None:
     """Build for these compute capabilities, and so that the memory of a run is ours and it can be captured."""
-    module, rtx_config = cast(Any, api.module), cast(Any, config)
+    module, rtx_config = cast("_RtxModule", api.module), cast("tensorrt_rtx.IBuilderConfig", config)
     rtx_config.set_flag(module.BuilderFlag.REQUIRE_USER_ALLOCATION)
     rtx_config.num_compute_capabilities = len(compute_capabilities)
     for index, capability in enumerate(compute_capabilities):
@@ -94,14 +102,15 @@ class RuntimeCache:
 
     def __init__(self, api: TensorRtApi, engine: tensorrt.ICudaEngine, file: Path) -> None:
         self._file = file
-        self.config: Any = api.require(cast(Any, engine).create_runtime_config(), f"{file.name}: configuring it")
-        strategy = api.module.ExecutionContextAllocationStrategy.USER_MANAGED
-        self.config.set_execution_context_allocation_strategy(strategy)
-        self._cache = api.require(self.config.create_runtime_cache(), f"{file.name}: making a cache")
+        rtx_engine = cast("tensorrt_rtx.ICudaEngine", engine)
+        config = api.require(rtx_engine.create_runtime_config(), f"{file.name}: configuring it")
+        config.set_execution_context_allocation_strategy(api.module.ExecutionContextAllocationStrategy.USER_MANAGED)
+        self._cache = api.require(config.create_runtime_cache(), f"{file.name}: making a cache")
         with contextlib.suppress(OSError):
             self._cache.deserialize(file.read_bytes())  # refused, and empty, if it is another environment's
         self._saved = b""
-        api.require(self.config.set_runtime_cache(self._cache), f"{file.name}: taking a cache")
+        api.require(config.set_runtime_cache(self._cache), f"{file.name}: taking a cache")
+        self.config: Any = config  # TensorRT's engines take an allocation strategy in its place
 
     def save(self) -> None:
         """Keep what was compiled so far; without it the next start is only slower."""
