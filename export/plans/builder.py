@@ -135,16 +135,22 @@ def _build(
     on_progress: ProgressCallback,
 ) -> bytes:
     caches: list[tensorrt.ITimingCache] = []
+    raised: list[BaseException] = []
 
     def configure(config: tensorrt.IBuilderConfig) -> None:
         _set_options(target, graph, config, options)
         if target.gpu is not None:  # without one nothing is timed
             caches.append(_read_timing_cache(target.api, config, target.timing_cache))
-        config.progress_monitor = _monitor(target.api, on_progress)
+        config.progress_monitor = _monitor(target.api, on_progress, raised)
 
-    plan = build_plan_bytes(
-        target.api, lambda parser: parser.parse_from_file(str(graph)), profiles, str(graph), configure
-    )
+    try:
+        plan = build_plan_bytes(
+            target.api, lambda parser: parser.parse_from_file(str(graph)), profiles, str(graph), configure
+        )
+    except BackendError:
+        if raised:
+            raise raised[0] from None
+        raise
     for cache in caches:  # what TensorRT measured; without it the next build is only slower
         write_cache(target.timing_cache, bytes(cache.serialize()))
     return plan
@@ -222,7 +228,8 @@ def _read_timing_cache(api: TensorRtApi, config: tensorrt.IBuilderConfig, file: 
     return cache
 
 
-def _monitor(api: TensorRtApi, on_progress: ProgressCallback) -> tensorrt.IProgressMonitor:
+def _monitor(api: TensorRtApi, on_progress: ProgressCallback, raised: list[BaseException]) -> tensorrt.IProgressMonitor:
+    """Return a monitor that stops the build at the first exception, such as Ctrl-C, and puts it into ``raised``."""
     base = api.module.IProgressMonitor
 
     class Monitor(base):  # type: ignore[valid-type, misc]  # the module is known at run time only
@@ -234,8 +241,11 @@ def _monitor(api: TensorRtApi, on_progress: ProgressCallback) -> tensorrt.IProgr
             self._steps[phase_name] = num_steps
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            on_progress(phase_name, step, self._steps.get(phase_name, 0))
-            return True
+            try:
+                on_progress(phase_name, step, self._steps.get(phase_name, 0))
+            except BaseException as error:  # TensorRT's bindings would print and drop it
+                raised.append(error)
+            return not raised
 
         def phase_finish(self, phase_name: str) -> None:
             self._steps.pop(phase_name, None)

@@ -15,7 +15,6 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from onnx import TensorProto
 
 from export import build_engines, build_plans
 from export.plans.builder import PlanOptions, PlanTarget, build_plan, open_previous_bundle
@@ -25,12 +24,14 @@ from runtime import BackendError, Box, Captioner, Point, Region, WholeImage
 from runtime.backends import EngineReport, open_backend, select_backend
 from runtime.backends.cuda.device import Gpu
 from runtime.backends.tensorrt.api import TensorRtApi, is_compatible, open_tensorrt
-from runtime.backends.tensorrt.build import Profile
+from runtime.backends.tensorrt.build import Profile, build_plan_bytes
 from runtime.backends.tensorrt.engine import TrtBackend, TrtBoundRun, TrtEngine
+from runtime.backends.tensorrt.rtx import open_tensorrt_rtx
 from runtime.bundle import MANIFEST, Bundle, EngineFiles, Manifest, PlanRecord, ShapeRange
 from runtime.cli.main import main
 from runtime.decoding.gpu_greedy import DeviceGreedyDecoder
 from runtime.decoding.greedy import GreedyDecoder
+from runtime.doctor.backends import SMALL_GRAPH
 from runtime.options import DescribeKeywords
 from tests.conftest import build_once
 from tests.doubles import RecordingEngine
@@ -401,6 +402,53 @@ def test_a_build_that_fails_says_what_tensorrt_said_and_leaves_no_plan(
     assert not (work / "decoder.plan").exists()
 
 
+def test_what_the_parser_says_is_one_line_and_is_said_once(install: Install) -> None:
+    install()
+    api = open_tensorrt()
+    transpose = onnx.helper.make_node("Transpose", ["x"], ["y"])
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, [2, 2]) for name in "xy")
+    graph = onnx.helper.make_model(onnx.helper.make_graph([transpose], "graph", [x], [y])).SerializeToString()
+    with pytest.raises(
+        BackendError, match="^it: TensorRT 10.3.0.30 cannot read it: node 0: Invalid Node .*UInt8"
+    ) as error:
+        build_plan_bytes(api, lambda parser: parser.parse(graph), [], "it")
+    assert "\n" not in str(error.value)
+    with pytest.raises(
+        BackendError, match="^it: TensorRT 10.3.0.30 cannot read it: Assertion failed: .*: Failed to parse"
+    ):
+        build_plan_bytes(api, lambda parser: parser.parse(b"no graph"), [], "it")
+    with pytest.raises(BackendError, match="refused: IBuilder::buildSerializedNetwork: .* no optimization profile"):
+        build_plan_bytes(api, lambda parser: parser.parse(SMALL_GRAPH), [], "it")
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((1,) * 9, "^it: profile 0: x: set_shape..: incompatible function arguments"),
+        ((-1, 4), "^it: profile 0: x: Shape provided for min is inconsistent"),
+    ],
+)
+def test_a_shape_that_tensorrt_does_not_take_is_named(install: Install, shape: tuple[int, ...], message: str) -> None:
+    install()
+    api, profile = open_tensorrt(), {"x": ShapeRange.model_construct(min=shape, opt=shape, max=shape)}
+    with pytest.raises(BackendError, match=message):
+        build_plan_bytes(api, lambda parser: parser.parse(SMALL_GRAPH), [profile], "it")
+    assert not api.errors, "it would be said again with the next one"
+
+
+def interrupt(name: str, done: int, total: int) -> None:  # noqa: ARG001
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_build_is_no_failure_of_tensorrt(install: Install, work: Path, profiles: list[Profile]) -> None:
+    install()
+    on_double, real = PlanTarget.on(Gpu("cpu", "8.7"), open_tensorrt()), PlanTarget(open_tensorrt_rtx(), None, ("8.9",))
+    for target in (on_double, real):
+        with pytest.raises(KeyboardInterrupt):
+            build_plan(target, work / "decoder.onnx", profiles, DEFAULT_OPTIONS, None, interrupt)
+    assert not (work / "decoder.plan").exists()
+
+
 def test_a_bundle_whose_plans_cannot_be_built_is_not_written(
     install: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -569,34 +617,3 @@ def test_the_double_refuses_what_tensorrt_forbids(install: Install, work: Path, 
     assert any(layer["Name"].startswith("Gemm") for layer in layers["Layers"])
     with pytest.raises(AttributeError, match="no attribute 'max_workspace_size'"):
         double.Builder(api.logger).create_builder_config().max_workspace_size = 1
-
-
-@pytest.mark.parametrize(
-    ("node", "dtype", "message"),
-    [
-        (onnx.helper.make_node("Transpose", ["x"], ["y"]), TensorProto.UINT8, "first input has type UInt8"),
-        (onnx.helper.make_node("ReduceMax", ["x"], ["y"]), TensorProto.BOOL, "unsupported input type of BOOL"),
-        (
-            onnx.helper.make_node("BiasGelu", ["x"], ["y"], domain="com.microsoft"),
-            TensorProto.FLOAT,
-            "Plugin not found",
-        ),
-        (onnx.helper.make_node("Gelu", ["x"], ["y"], domain="com.microsoft"), TensorProto.FLOAT, None),  # as ONNX's own
-        (onnx.helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT), TensorProto.UINT8, None),
-        (onnx.helper.make_node("Not", ["x"], ["y"]), TensorProto.BOOL, None),
-    ],
-)
-def test_the_doubles_parser_refuses_what_the_real_one_refuses(
-    install: Install, node: onnx.NodeProto, dtype: int, message: str | None
-) -> None:
-    double = install()
-    logger = open_tensorrt().logger
-    x, y = (onnx.helper.make_tensor_value_info(name, dtype, [2, 8]) for name in "xy")
-    if node.op_type == "Cast":
-        y.type.tensor_type.elem_type = TensorProto.FLOAT
-    model = onnx.helper.make_model(onnx.helper.make_graph([node], "graph", [x], [y]))
-    network = double.Builder(logger).create_network(1 << int(double.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = double.OnnxParser(network, logger)
-    assert parser.parse(model.SerializeToString()) is (message is None)
-    errors = [parser.get_error(index).desc() for index in range(parser.num_errors)]
-    assert [message in error for error in errors] == [True] * bool(message)

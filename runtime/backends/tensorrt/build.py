@@ -43,6 +43,7 @@ def build_plan_bytes(
     parser = module.OnnxParser(network, api.logger)
     if not parse(parser):
         errors = [_describe_parser_error(parser.get_error(index)) for index in range(parser.num_errors)]
+        api.errors.clear()  # the parser has logged the same
         raise BackendError(f"{source}: {api.name} cannot read it: {'; '.join(errors) or 'no reason given'}")
     config = api.require(builder.create_builder_config(), f"{source}: making a configuration")
     if configure is not None:
@@ -52,11 +53,13 @@ def build_plan_bytes(
         for name, shapes in profile.items():
             try:
                 added.set_shape(name, shapes.min, shapes.opt, shapes.max)
-            except (TypeError, ValueError) as error:
+            except (TypeError, RuntimeError) as error:  # what pybind and TensorRT raise
+                api.errors.clear()
                 raise BackendError(f"{source}: profile {number}: {name}: {error}") from error
         api.require(config.add_optimization_profile(added) >= 0, f"{source}: profile {number}")
     return bytes(api.require(builder.build_serialized_network(network, config), f"{source}: building its plan"))
 
 
 def _describe_parser_error(error: tensorrt.ParserError) -> str:
-    return f"node {error.node()}: {error.desc()}"
+    place = f"node {error.node()}: " if error.node() >= 0 else ""  # without one where the file is no graph
+    return place + " ".join(error.desc().split())
