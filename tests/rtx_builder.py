@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from export.plans.builder import PlanOptions, PlanTarget, set_options
 from runtime.backends.tensorrt.build import Profile, build_plan_bytes
 from runtime.backends.tensorrt.rtx import open_tensorrt_rtx
 
@@ -54,11 +55,8 @@ class PlanReport:
         return [name for name in self.layers if _CONVERSIONS.match(name)]
 
 
-def build_report(graph: Path, profiles: Sequence[Profile], capability: str | None = None) -> PlanReport:
-    """Build a graph by NVIDIA's builder.
-
-    Args:
-        capability: the only GPUs to build for, such as "SM75"; None for all that the product supports.
+def build_report(graph: Path, profiles: Sequence[Profile]) -> PlanReport:
+    """Build a graph by NVIDIA's builder, with the product's options, for one compute capability.
 
     Raises:
         BackendError: it cannot be parsed or built.
@@ -75,17 +73,14 @@ def build_report(graph: Path, profiles: Sequence[Profile], capability: str | Non
             lines.append(msg)
             api.logger.log(severity, msg)  # whose errors `require` reports
 
-    def configure(config: Any) -> None:
-        config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
-        config.max_aux_streams = 0
-        config.clear_flag(module.BuilderFlag.TF32)
-        if capability is not None:
-            config.num_compute_capabilities = 1
-            config.set_compute_capability(getattr(module.ComputeCapability, capability), 0)
-
+    target = PlanTarget(api, None, ("8.9",))  # the log has the layers of each
     recording = replace(api, logger=Recorder())
     plan = build_plan_bytes(
-        recording, lambda parser: parser.parse_from_file(str(graph)), profiles, str(graph), configure
+        recording,
+        lambda parser: parser.parse_from_file(str(graph)),
+        profiles,
+        str(graph),
+        lambda config: set_options(target, graph, config, PlanOptions()),
     )
     log = "\n".join(lines)
     layers = list(_LAYER.finditer(log))

@@ -138,7 +138,7 @@ def _build(
     raised: list[BaseException] = []
 
     def configure(config: tensorrt.IBuilderConfig) -> None:
-        _set_options(target, graph, config, options)
+        set_options(target, graph, config, options)
         if target.gpu is not None:  # without one nothing is timed
             caches.append(_read_timing_cache(target.api, config, target.timing_cache))
         config.progress_monitor = _monitor(target.api, on_progress, raised)
@@ -190,7 +190,12 @@ def open_previous_bundle(folder: Path) -> Bundle | None:
         return None
 
 
-def _set_options(target: PlanTarget, graph: Path, config: tensorrt.IBuilderConfig, options: PlanOptions) -> None:
+def set_options(target: PlanTarget, graph: Path, config: tensorrt.IBuilderConfig, options: PlanOptions) -> None:
+    """Set all options of a build but its profiles.
+
+    Raises:
+        BackendError: this TensorRT lacks one of them.
+    """
     module = target.api.module
     if target.gpu is None:
         set_build_targets(target.api, config, target.compute_capabilities)
