@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from export.plans.builder import PlanOptions, PlanTarget, set_options
 from runtime.backends.tensorrt.build import Profile, build_plan_bytes
-from runtime.backends.tensorrt.rtx import open_tensorrt_rtx
+from runtime.backends.tensorrt.rtx import DEFAULT_CAPABILITIES, open_tensorrt_rtx
 
 if TYPE_CHECKING:
     import tensorrt
@@ -56,7 +56,7 @@ class PlanReport:
 
 
 def build_report(graph: Path, profiles: Sequence[Profile]) -> PlanReport:
-    """Build a graph by NVIDIA's builder, with the product's options, for one compute capability.
+    """Build a graph by NVIDIA's builder, as the product does by default.
 
     Raises:
         BackendError: it cannot be parsed or built.
@@ -73,7 +73,7 @@ def build_report(graph: Path, profiles: Sequence[Profile]) -> PlanReport:
             lines.append(msg)
             api.logger.log(severity, msg)  # whose errors `require` reports
 
-    target = PlanTarget(api, None, ("8.9",))  # the log has the layers of each
+    target = PlanTarget(api, None, DEFAULT_CAPABILITIES)
     recording = replace(api, logger=Recorder())
     plan = build_plan_bytes(
         recording,

@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 from mypy import api
 
+from export.plans import builder
+from runtime.backends.tensorrt import engine
 from runtime.backends.tensorrt.rtx import CAPABILITIES
 from tests.tensorrt_double import tensorrt_double
 from tests.tensorrt_double.bindings import real_tensorrt
@@ -250,8 +252,14 @@ def test_nothing_is_in_the_stubs_that_the_code_does_not_use() -> None:
     assert unused == {f"{path}.{name}" for path, names in GONE_IN_11.items() for name in names}
 
 
-def test_every_supported_compute_capability_has_a_name() -> None:
-    assert {f"SM{one.replace('.', '')}" for one in CAPABILITIES} == set(classes("rtx")["ComputeCapability"])
+def test_names_that_the_code_has_as_strings_are_in_stub_and_real_thing() -> None:
+    strings = {
+        "ComputeCapability": {f"SM{one.replace('.', '')}" for one in CAPABILITIES},
+        "DataType": set(engine._DTYPES),
+        "HardwareCompatibilityLevel": set(builder._HARDWARE_LEVELS.values()),
+    }
+    for kind, names in strings.items():
+        assert names <= set(classes("rtx")[kind]) & set(numbers(find(real_tensorrt(), kind))), kind
 
 
 @pytest.mark.slow

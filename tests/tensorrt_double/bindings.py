@@ -76,18 +76,9 @@ def bound(method: Callable[P, T]) -> Callable[P, T]:
     return checked
 
 
-def _is_buffer(value: object) -> bool:
-    try:
-        memoryview(value)  # type: ignore[arg-type]  # which is the question
-    except TypeError:
-        return isinstance(value, IHostMemory)
-    return True
-
-
 _ACCEPTS: dict[str, Callable[[Any], bool]] = {  # by annotations, as they are written
     "int": lambda value: hasattr(value, "__index__"),
     "str": lambda value: isinstance(value, str),
-    "bytes": _is_buffer,
     "tuple[int, ...]": lambda value: isinstance(value, (tuple, list, real_tensorrt().Dims)),
 }
 

@@ -253,7 +253,7 @@ def building_names(double: Any, state: State) -> Mapping[str, Any]:
             if state.fails("build_serialized_network", self._logger):
                 return None
             with self._relay.recording():  # a profile logs what it lacks
-                profiles = [_dynamic_shapes(network, profile) for profile in config.profiles]
+                profiles = [_shapes(network, profile) for profile in config.profiles]
             if not self._is_built(network, config, profiles):
                 return None
             assert network.model is not None
@@ -301,11 +301,11 @@ def read_plan(data: bytes) -> dict[str, Any] | None:
     return pickle.loads(data[len(_MAGIC) :]) if data.startswith(_MAGIC) else None
 
 
-def _dynamic_shapes(network: INetworkDefinition, profile: Any) -> dict[str, tuple[tuple[int, ...], ...]]:
-    """Return the shapes that a profile has for inputs with dynamic axes."""
-    inputs = [network.real.get_input(index) for index in range(network.real.num_inputs)]
-    shapes = {one.name: profile.get_shape(one.name) for one in inputs if -1 in one.shape}
-    return {name: tuple(map(tuple, of_input)) for name, of_input in shapes.items()}
+def _shapes(network: INetworkDefinition, profile: Any) -> dict[str, tuple[tuple[int, ...], ...]]:
+    """Return the shapes that a profile has for inputs of a network."""
+    names = [network.real.get_input(index).name for index in range(network.real.num_inputs)]
+    shapes = {name: tuple(map(tuple, profile.get_shape(name))) for name in names}
+    return {name: of_input for name, of_input in shapes.items() if of_input}
 
 
 def _serialize(model: onnx.ModelProto) -> bytes:

@@ -28,7 +28,7 @@ _OF_10 = {  # from the documentation of 10.3; numbers differ from version to ver
     "ExecutionContextAllocationStrategy": ["STATIC", "ON_PROFILE_CHANGE", "USER_MANAGED"],
     "LayerInformationFormat": ["ONELINE", "JSON"],
 }
-_SINCE_10_13 = {
+_SINCE_10_13 = {  # from the documentation too
     "BuilderFlag": ["EDITABLE_TIMING_CACHE", "DISTRIBUTIVE_INDEPENDENCE"],
     "HardwareCompatibilityLevel": ["SAME_COMPUTE_CAPABILITY"],
 }
