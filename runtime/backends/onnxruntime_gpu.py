@@ -93,23 +93,23 @@ class OrtGpuBackend:
         return True
 
     def open(self, files: EngineFiles, concurrency: int = 1) -> OrtGpuEngine:  # noqa: ARG002  # runs follow one another
-        path = files.graph
         captures = self._provider == CUDA and self._device.type == "cuda"
         try:
-            session = self._session(path, captures)
+            session = self._session(files, captures)
         except BackendError:
             if not captures:
                 raise
             captures = False
-            session = self._session(path, captures)
-        return OrtGpuEngine(self._onnxruntime, session, path, self._device, self._stream, captures)
+            session = self._session(files, captures)
+        return OrtGpuEngine(self._onnxruntime, session, files.graph, self._device, self._stream, captures)
 
-    def _session(self, path: Path, captures: bool) -> Any:
+    def _session(self, files: EngineFiles, captures: bool) -> Any:
+        path = files.graph
         options = self._onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         try:
-            session = self._onnxruntime.InferenceSession(str(path), options, providers=self._providers(path, captures))
+            session = self._onnxruntime.InferenceSession(str(path), options, providers=self._providers(files, captures))
         except Exception as error:  # ONNX Runtime raises its own unrelated types
             raise BackendError(f"{path}: ONNX Runtime cannot load it: {first_line(error)}") from error
         used = session.get_providers()
@@ -121,7 +121,7 @@ class OrtGpuBackend:
         _check_placement(path, session)
         return session
 
-    def _providers(self, path: Path, captures: bool) -> list[tuple[str, dict[str, str]]]:
+    def _providers(self, files: EngineFiles, captures: bool) -> list[tuple[str, dict[str, str]]]:
         if self._device.type == "cpu":
             return [(self._provider, {})]
         common = {
@@ -137,12 +137,13 @@ class OrtGpuBackend:
         if options:
             options["trt_layer_norm_fp32_fallback"] = "1"
         if self._engine_cache is not None:
+            options |= {"trt_timing_cache_enable": "1", "trt_timing_cache_path": str(self._engine_cache)}
+        if self._engine_cache is not None and files.sha256:
             options |= {
                 "trt_engine_cache_enable": "1",
                 "trt_engine_cache_path": str(self._engine_cache),
-                "trt_engine_cache_prefix": path.stem,
-                "trt_timing_cache_enable": "1",
-                "trt_timing_cache_path": str(self._engine_cache),
+                # The provider tells engines apart by the graph's structure, not by its weights.
+                "trt_engine_cache_prefix": f"{files.graph.stem}-{files.sha256}",
             }
         return [(TENSORRT, common | options), cuda]
 

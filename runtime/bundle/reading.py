@@ -28,11 +28,13 @@ class EngineFiles:
         graph: the ONNX file; its weights may lie beside it.
         precision: of its matrix products.
         plan: the plan's record and file.
+        sha256: of the contents of the graph and its weights; "" where nothing records them.
     """
 
     graph: Path
     precision: EnginePrecision = "fp32"
     plan: tuple[PlanRecord, Path] | None = None
+    sha256: str = ""
 
 
 class Bundle:
@@ -51,6 +53,7 @@ class Bundle:
         self.folder = Path(folder)
         self.manifest = _read_manifest(self.folder)
         self.check_files(contents=verify)
+        self._weight_files: dict[str, list[str]] = {}  # by graph
         for engine in self.manifest.engines.values():
             self._check_graph(engine.file)
 
@@ -71,7 +74,10 @@ class Bundle:
             )
         plan = next((plan for plan in self.manifest.plans if plan.graph == record.file), None)
         return EngineFiles(
-            self.path(record.file), record.precision, None if plan is None else (plan, self.path(plan.file))
+            self.path(record.file),
+            record.precision,
+            None if plan is None else (plan, self.path(plan.file)),
+            self._sha256_of_graph(record.file),
         )
 
     def check_files(self, contents: bool = True) -> None:
@@ -98,6 +104,11 @@ class Bundle:
                         f"{self.path(name)}: altered: its sha256 is not the manifest's; build the bundle again"
                     )
 
+    def _sha256_of_graph(self, name: str) -> str:
+        """Return one hash of those that the manifest records of a graph and the files that its weights are in."""
+        recorded = [self.manifest.files[file].sha256 for file in (name, *self._weight_files[name])]
+        return hashlib.sha256("".join(recorded).encode()).hexdigest()
+
     def _check_graph(self, name: str) -> None:
         contents = graph_contents(self.path(name))
         if outside := sorted(contents.files - set(self.manifest.files)):
@@ -109,6 +120,7 @@ class Bundle:
                 f"{self.path(name)}: holds a compiled engine ({_COMPILED_ENGINE}), which is a program and may do "
                 "anything; build the bundle from its checkpoint"
             )
+        self._weight_files[name] = sorted(contents.files)
 
 
 def sha256_of(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from runtime.backends.cuda.graph_replay import CudaGraphEngine, with_cuda_graphs
 from runtime.backends.cuda.stream import Stream
 from runtime.backends.onnxruntime_cpu import OrtBackend
 from runtime.backends.onnxruntime_gpu import CPU, CUDA, TENSORRT, OrtGpuBackend, OrtGpuEngine, operators_on
-from runtime.bundle import Bundle, DecoderConfig, EngineFiles, EnginePrecision
+from runtime.bundle import MANIFEST, Bundle, DecoderConfig, EngineFiles, EnginePrecision, record_files, write_manifest
 from runtime.decoding.batches import TokenSequences
 from runtime.decoding.gpu_greedy import DeviceGreedyDecoder
 from runtime.decoding.greedy import GreedyDecoder
@@ -313,13 +314,37 @@ def test_the_tensorrt_provider_is_told_what_it_may_compute_in_and_where_engines_
 ) -> None:
     backend = OrtGpuBackend(TENSORRT, torch.device("cuda", 1), tmp_path, precision)
     with pytest.raises(BackendError, match="backbone.onnx: ONNX Runtime cannot load it: no GPU here"):
-        backend.open(EngineFiles(tmp_path / "backbone.onnx"))
+        backend.open(EngineFiles(tmp_path / "backbone.onnx", sha256="abc"))
     (((first, options), (second, cuda_options)),) = requested_providers
     assert (first, second) == (TENSORRT, CUDA)
     assert {name for name in ("fp16", "bf16", "int8", "fp8") if options.get(f"trt_{name}_enable") == "1"} == enabled
-    assert options["trt_engine_cache_path"] == str(tmp_path)
+    assert options["trt_engine_cache_path"] == options["trt_timing_cache_path"] == str(tmp_path)
+    assert options["trt_engine_cache_prefix"] == "backbone-abc"
     assert (options["device_id"], options["user_compute_stream"]) == ("1", "7")
     assert (cuda_options["use_tf32"], cuda_options["enable_cuda_graph"]) == ("0", "0")
+
+
+def test_engines_of_other_weights_are_other_engines(
+    requested_providers: list[Providers], demo_bundle: Path, tmp_path: Path
+) -> None:
+    backend = OrtGpuBackend(TENSORRT, torch.device("cuda", 0), tmp_path / "cache")
+    retrained = tmp_path / "retrained"
+    shutil.copytree(demo_bundle, retrained)
+    weights = retrained / "backbone.onnx.data"
+    contents = bytearray(weights.read_bytes())
+    contents[-1] ^= 1
+    weights.write_bytes(contents)
+    manifest = Bundle(retrained, verify=False).manifest
+    (retrained / MANIFEST).unlink()
+    write_manifest(retrained, manifest.model_copy(update={"files": record_files(retrained)}))
+    graphs = [Bundle(folder).engine("backbone") for folder in (demo_bundle, demo_bundle, retrained)]
+    for files in (*graphs, EngineFiles(graphs[0].graph)):
+        with pytest.raises(BackendError, match="no GPU here"):
+            backend.open(files)
+    first, again, other, unknown = (options for ((_, options), _) in requested_providers)
+    assert first["trt_engine_cache_prefix"] == again["trt_engine_cache_prefix"]
+    assert first["trt_engine_cache_prefix"] != other["trt_engine_cache_prefix"]
+    assert "trt_engine_cache_enable" not in unknown, "what cannot be told apart is not kept"
 
 
 def test_the_cuda_provider_is_asked_to_capture_graphs_and_where_it_cannot_to_run_without(
