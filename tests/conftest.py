@@ -35,6 +35,16 @@ def build_once(tmp_path_factory: pytest.TempPathFactory, checkpoint: str, name: 
     return folder
 
 
+def without_home(patch: pytest.MonkeyPatch) -> None:
+    """Let the user have neither a home nor a cache folder of another place."""
+
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    patch.delenv("XDG_CACHE_HOME", raising=False)
+    patch.setattr(Path, "home", home)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def data_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A data folder of its own, so that tests neither see nor change the user's decisions."""

@@ -23,7 +23,7 @@ from runtime.bundle.onnx_scan import graph_contents
 from runtime.bundle.trust import is_trusted, trust
 from runtime.errors import BackendError, BundleError
 from runtime.system.files import write_cache
-from runtime.system.user_dirs import cache_folder
+from runtime.system.user_dirs import cache_file
 
 if TYPE_CHECKING:
     import tensorrt
@@ -79,10 +79,13 @@ class PlanTarget:
         return self.gpu.name if self.gpu else f"compute capability {', '.join(self.compute_capabilities)}"
 
     @property
-    def timing_cache(self) -> Path:
-        """The file of TensorRT's kernel timings, in the user's cache folder; those of others are of no use."""
+    def timing_cache(self) -> Path | None:
+        """The file of TensorRT's kernel timings, in the user's cache folder; those of others are of no use.
+
+        None where the user has no such folder, or nothing is timed as the builder needs no GPU.
+        """
         name = "".join(letter if letter.isalnum() else "-" for letter in f"{self.api.version}-{self.name}")
-        return cache_folder() / f"timing-{name}.cache"
+        return None if self.gpu is None else cache_file(f"timing-{name}.cache")
 
 
 def build_plan(
@@ -136,11 +139,12 @@ def _build(
 ) -> bytes:
     caches: list[tensorrt.ITimingCache] = []
     raised: list[BaseException] = []
+    file = target.timing_cache
 
     def configure(config: tensorrt.IBuilderConfig) -> None:
         set_options(target, graph, config, options)
-        if target.gpu is not None:  # without one nothing is timed
-            caches.append(_read_timing_cache(target.api, config, target.timing_cache))
+        if file is not None:
+            caches.append(_read_timing_cache(target.api, config, file))
         config.progress_monitor = _monitor(target.api, on_progress, raised)
 
     try:
@@ -151,8 +155,9 @@ def _build(
         if raised:
             raise raised[0] from None
         raise
-    for cache in caches:  # what TensorRT measured; without it the next build is only slower
-        write_cache(target.timing_cache, bytes(cache.serialize()))
+    if file is not None:  # what TensorRT measured; without it the next build is only slower
+        for cache in caches:
+            write_cache(file, bytes(cache.serialize()))
     return plan
 
 

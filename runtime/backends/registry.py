@@ -19,7 +19,7 @@ from runtime.backends.tensorrt.engine import TrtBackend
 from runtime.backends.tensorrt.rtx import open_tensorrt_rtx
 from runtime.bundle import EnginePrecision
 from runtime.options import Precision
-from runtime.system.user_dirs import cache_folder
+from runtime.system.user_dirs import cache_file
 
 BackendName: TypeAlias = Literal["cpu", "openvino", "ort-cuda", "ort-tensorrt", "tensorrt", "tensorrt-rtx"]
 
@@ -70,10 +70,11 @@ def _open_ort_gpu(provider: str) -> Callable[[BackendRequest], Backend]:
 
 def _engine_cache() -> Path | None:
     """Return the folder for engines that are built at a first start; None where nothing can be written."""
+    folder = cache_file("ort-tensorrt")
     try:
-        folder = cache_folder() / "ort-tensorrt"
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # RuntimeError: the user has no home
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
         return None
     return folder
 

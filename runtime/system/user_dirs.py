@@ -17,6 +17,14 @@ def cache_folder() -> Path:
     return _folder("XDG_CACHE_HOME", ".cache")
 
 
+def cache_file(*names: str) -> Path | None:
+    """Return a file in the cache folder, by the names of its folders and its own; None where the user has no home."""
+    try:
+        return cache_folder().joinpath(*names)
+    except RuntimeError:
+        return None
+
+
 def data_folder() -> Path:
     """Return the folder for the user's decisions: $XDG_DATA_HOME/patchcaption, or ~/.local/share/patchcaption.
 
