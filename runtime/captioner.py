@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Literal, overload
 
 from torch import Tensor
@@ -32,6 +31,7 @@ from runtime.pipeline import Pipeline
 from runtime.results import Caption, RegionBatch, Regions, RegionsOfImages
 from runtime.serving.batching import Batching
 from runtime.system.closeable import Closeable
+from runtime.system.handover import Handover
 from runtime.video.sources import FrameSource
 from runtime.video.stream import CaptionStream, RegionsOfFrames
 
@@ -326,7 +326,13 @@ class Captioner(Closeable):
             >>> asyncio.run(captioner.acaption(scene, [Box(276, 174, 507, 399)]))[0].text
             'a large striped red triangle'
         """
-        return await asyncio.to_thread(partial(self.caption, images, regions, **options))
+        handover = Handover([images])
+
+        def caption() -> list[Caption]:
+            handover.receive()
+            return self.caption(images, regions, **options)
+
+        return await asyncio.to_thread(caption)
 
     def runs_on(self) -> dict[str, str]:
         """Return the execution provider of each open engine, as its runtime reports it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from runtime.options import DecodingOptions, DescribeKeywords, PoolingOptions, s
 from runtime.pipeline import Pipeline
 from runtime.results import Caption, RegionBatch, Regions, RegionsOfImages
 from runtime.system.closeable import Closeable
+from runtime.system.handover import Handover
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -32,12 +33,14 @@ class _Request:
 
     Attributes:
         due: when it must not wait for others any longer, by `time.monotonic`.
+        handover: of the vectors, by the caller's thread.
     """
 
     vectors: RegionVectors
     options: DecodingOptions
     due: float
     answer: Future[list[Caption]]
+    handover: Handover
 
     def is_like(self, other: _Request) -> bool:
         """Return whether both can be decoded in one batch."""
@@ -160,8 +163,15 @@ class Batching(Closeable):
             ...     asyncio.run(both(batching))
             ['a large striped red triangle', 'five shapes on a checked white background']
         """
-        features = await asyncio.to_thread(self._pipeline.encoder, images)
-        return await self.adescribe(features, regions, **options)
+        handover = Handover([images])
+
+        def submit() -> tuple[RegionBatch, Future[list[Caption]]]:
+            handover.receive()
+            features = self._pipeline.encoder(images)
+            batch = RegionBatch.of(regions, len(features))
+            return batch, self._submit(features, batch, options)
+
+        return await _answer_of(submit)
 
     async def adescribe(
         self, features: FeatureMap, regions: Regions, **options: Unpack[DescribeKeywords]
@@ -174,9 +184,13 @@ class Batching(Closeable):
             'a large striped red triangle'
         """
         batch = RegionBatch.of(regions, len(features))
-        answer = await asyncio.to_thread(self._submit, features, batch, options)
-        captions = await asyncio.wrap_future(answer)
-        return cast("list[Caption]", batch.unflatten(captions))
+        handover = Handover([features.tokens, features.cls_attention_logits, *(features.images or ())])
+
+        def submit() -> tuple[RegionBatch, Future[list[Caption]]]:
+            handover.receive()
+            return batch, self._submit(features, batch, options)
+
+        return await _answer_of(submit)
 
     def close(self) -> None:
         """Answer the waiting requests and take no more. The captioner stays open.
@@ -198,13 +212,16 @@ class Batching(Closeable):
         with self._changed:
             if self._is_closed:
                 raise PatchcaptionError("this batching was closed; make another with Captioner.batching")
-            self._waiting.append(_Request(vectors, decoding, monotonic() + self._wait_s, answer))
+            due = monotonic() + self._wait_s
+            self._waiting.append(_Request(vectors, decoding, due, answer, Handover([vectors.data])))
             self._changed.notify_all()
         return answer
 
     def _work(self) -> None:
         while batch := self._next_batch():
             active = [request for request in batch if request.answer.set_running_or_notify_cancel()]
+            for request in active:
+                request.handover.receive()
             try:
                 self._answer(active)
             except Exception:  # one request's error; each alone, so that it stays that one's
@@ -251,3 +268,10 @@ class Batching(Closeable):
             request.answer.set_result(self._pipeline.describe_vectors(request.vectors, request.options))
         except Exception as error:
             request.answer.set_exception(error)
+
+
+async def _answer_of(submit: Callable[[], tuple[RegionBatch, Future[list[Caption]]]]) -> list[Caption]:
+    """Return the captions of one image's regions, which a thread of asyncio's submits."""
+    batch, answer = await asyncio.to_thread(submit)
+    captions = await asyncio.wrap_future(answer)
+    return cast("list[Caption]", batch.unflatten(captions))

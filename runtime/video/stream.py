@@ -18,6 +18,7 @@ from runtime.regions import Region
 from runtime.regions.detections import RegionsLike, as_regions
 from runtime.results import Caption
 from runtime.system.closeable import Closeable
+from runtime.system.handover import Handover
 from runtime.video.queue import BoundedQueue, propagate_end
 from runtime.video.reuse import CaptionReuse
 from runtime.video.sources import Frame, FrameSource, Source, open_source
@@ -116,10 +117,11 @@ class CaptionStream(Closeable):
 
 @dataclass(frozen=True, eq=False)
 class _ReadFrame:
-    """A frame, and when it was read, by `time.monotonic`."""
+    """A frame, when it was read, by `time.monotonic`, and its image's handover by the thread that read it."""
 
     frame: Frame
     at: float
+    handover: Handover
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,6 +160,7 @@ class _StreamWorkers:
         self.source = source
         self._pipeline, self._regions, self._every = pipeline, regions, options.every
         self._pooling, self._decoding = pooling, decoding
+        self._begin = Handover(device=pipeline.backend.device)  # frames may have been made on the caller's stream
         self._reuse = None if options.reuse is None else CaptionReuse(options.reuse)
         drops = (options.policy or ("drop" if source.is_live else "block")) == "drop"
         workers = options.workers or _default_workers(pipeline)
@@ -188,10 +191,13 @@ class _StreamWorkers:
         self._encoders.shutdown()
 
     def _read_all(self) -> None:
+        self._begin.receive()
         frames = self.source.frames()
         try:
             for frame in frames:
-                if frame.number % self._every == 0 and not self.read.put(_ReadFrame(frame, monotonic())):
+                if frame.number % self._every:
+                    continue
+                if not self.read.put(_ReadFrame(frame, monotonic(), Handover([frame.image]))):
                     break
             self.read.end()
         except Exception as error:
@@ -207,9 +213,10 @@ class _StreamWorkers:
             while (read := self.read.get()) is not None:
                 dropped, dropped_before = self.read.dropped_at_get - dropped_before, self.read.dropped_at_get
                 try:
-                    features = self._encoders.submit(self._encode, read.frame.image)
+                    features = self._encoders.submit(self._encode_frame, read)
                 except RuntimeError:  # it was shut down
                     return
+                read.handover.receive()
                 try:
                     regions = self._regions(read.frame) if callable(self._regions) else self._regions
                 except Exception:
@@ -217,6 +224,10 @@ class _StreamWorkers:
                     raise
                 if not self.encoding.put(_EncodingFrame(read, features, regions, dropped)):
                     return
+
+    def _encode_frame(self, read: _ReadFrame) -> FeatureMap:
+        read.handover.receive()
+        return self._encode(read.frame.image)
 
     def _describe_all(self) -> None:
         with propagate_end(self.encoding, self.done):
