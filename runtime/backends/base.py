@@ -63,11 +63,11 @@ class BoundRun(Protocol):
 
     @property
     def capture_mode(self) -> CaptureMode:
-        """Whether `run` may be captured as part of a CUDA graph, or is one already."""
+        """Whether `run`, once it has run, may be captured as part of a CUDA graph, or is one already."""
         ...
 
     def run(self) -> None:
-        """Enqueue one execution on the engine's stream; does not synchronize.
+        """Enqueue one execution on the engine's stream, which must be active; does not synchronize.
 
         Raises:
             BackendError: it could not be enqueued.
@@ -88,7 +88,7 @@ class BindableEngine(Engine, Protocol):
         ...
 
     def bind(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> BoundRun:
-        """Bind the graph to memory, which must stay in place for as long as the result is used.
+        """Bind the graph to memory, which the result keeps.
 
         Args:
             inputs: every input by name, contiguous, on the backend's device.

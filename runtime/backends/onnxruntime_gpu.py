@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from runtime.backends.base import BindableEngine, EngineReport, first_line
 from runtime.backends.cuda.device import current_gpu
 from runtime.backends.cuda.stream import CaptureMode, Stream
+from runtime.backends.cuda.workspace import aligned
 from runtime.bundle import EngineFiles, EnginePrecision
 from runtime.errors import BackendError
 
@@ -77,6 +79,7 @@ class OrtGpuBackend:
         self._onnxruntime, self._provider = onnxruntime, provider
         self._engine_cache, self._precision = engine_cache, precision
         self._stream = Stream(self._device)
+        self._thread = ThreadPoolExecutor(1, "patchcaption onnxruntime")  # starts when it is first used
         if self._device.type == "cuda" and hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()  # finds the CUDA libraries that torch's wheels brought
 
@@ -101,7 +104,8 @@ class OrtGpuBackend:
                 raise
             captures = False
             session = self._session(files, captures)
-        return OrtGpuEngine(self._onnxruntime, session, files.graph, self._device, self._stream, captures)
+        graph_thread = self._thread if captures else None
+        return OrtGpuEngine(self._onnxruntime, session, files.graph, self._device, self._stream, graph_thread)
 
     def _session(self, files: EngineFiles, captures: bool) -> Any:
         path = files.graph
@@ -149,14 +153,25 @@ class OrtGpuBackend:
 
 
 class OrtGpuEngine:
-    """A graph in an ONNX Runtime session on a GPU."""
+    """A graph in an ONNX Runtime session on a GPU.
+
+    Args:
+        graph_thread: runs the session where it captures CUDA graphs: ONNX Runtime keeps a set of graphs, and libraries'
+            handles, for each thread that runs it. None where it captures none.
+    """
 
     def __init__(
-        self, onnxruntime: Any, session: Any, path: Path, device: torch.device, stream: Stream, captures: bool
+        self,
+        onnxruntime: Any,
+        session: Any,
+        path: Path,
+        device: torch.device,
+        stream: Stream,
+        graph_thread: ThreadPoolExecutor | None,
     ) -> None:
         self.stream = stream
         self._onnxruntime, self._session, self._path, self._device = onnxruntime, session, path, device
-        self._captures, self._graphs = captures, 0
+        self._graph_thread, self._graphs = graph_thread, 0
         self._inputs = {one.name: one for one in session.get_inputs()}
         self._outputs = {one.name: one for one in session.get_outputs()}
 
@@ -174,18 +189,44 @@ class OrtGpuEngine:
         return _DTYPES[(self._inputs | self._outputs)[name].type][0]
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        # On torch's stream, so that torch gives none of it to others before the work enqueued here is done.
+        # Outside the stream, where they are read.
+        inputs = {name: aligned(tensor) for name, tensor in inputs.items()}
         outputs = {name: self._empty_output(name, inputs) for name in self._outputs}
         with self.stream.active():
             self._bind(inputs, outputs, _WITHOUT_GRAPH).run()
         return outputs
 
     def bind(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> OrtBoundRun:
-        self._graphs += 1
-        return self._bind(inputs, outputs, str(self._graphs) if self._captures else _WITHOUT_GRAPH)
+        with self.stream.exclusive:
+            self._graphs += 1
+            return self._bind(inputs, outputs, str(self._graphs) if self._graph_thread else _WITHOUT_GRAPH)
+
+    def execute(self, binding: Any, graph: str) -> None:
+        """Enqueue a run of bound memory; one at a time, as CUDA graphs ask for.
+
+        Args:
+            graph: the id under which it is captured and replayed.
+
+        Raises:
+            BackendError: ONNX Runtime cannot run it, or the engine was closed.
+        """
+        options = self._onnxruntime.RunOptions()
+        options.add_run_config_entry("gpu_graph_id", graph)
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        with self.stream.exclusive:
+            session = self._require_open()
+            try:
+                if self._graph_thread is None:
+                    session.run_with_iobinding(binding, options)
+                else:
+                    self._graph_thread.submit(session.run_with_iobinding, binding, options).result()
+            except Exception as error:  # ONNX Runtime raises its own unrelated types
+                raise BackendError(f"{self._path}: ONNX Runtime cannot run it: {first_line(error)}") from error
 
     def close(self) -> None:
-        self._session = None
+        with self.stream.exclusive:
+            self.stream.synchronize()
+            self._session = None
 
     def _bind(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor], graph: str) -> OrtBoundRun:
         session = self._require_open()
@@ -204,10 +245,7 @@ class OrtGpuEngine:
                         f"{tensor.device}"
                     )
                 bind(name, self._device.type, self._device.index or 0, number, list(tensor.shape), tensor.data_ptr())
-        options = self._onnxruntime.RunOptions()
-        options.add_run_config_entry("gpu_graph_id", graph)
-        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        return OrtBoundRun(session, binding, options, self._path, "none" if graph == _WITHOUT_GRAPH else "within")
+        return OrtBoundRun(self, binding, graph, {**inputs, **outputs})
 
     def _require_open(self) -> Any:
         if self._session is None:
@@ -223,17 +261,26 @@ class OrtGpuEngine:
 
 
 class OrtBoundRun:
-    """A session's run over fixed memory."""
+    """A session's run over fixed memory, which it keeps."""
 
-    def __init__(self, session: Any, binding: Any, options: Any, path: Path, capture_mode: CaptureMode) -> None:
-        self._session, self._binding, self._options, self._path = session, binding, options, path
-        self.capture_mode: CaptureMode = capture_mode
+    def __init__(self, engine: OrtGpuEngine, binding: Any, graph: str, tensors: Mapping[str, Tensor]) -> None:
+        self._engine, self._binding, self._graph, self._tensors = engine, binding, graph, tensors
+        self._is_captured = False
+
+    @property
+    def capture_mode(self) -> CaptureMode:
+        return "none" if self._graph == _WITHOUT_GRAPH else "within"
 
     def run(self) -> None:
+        if self._graph == _WITHOUT_GRAPH or self._is_captured:
+            self._engine.execute(self._binding, self._graph)
+            return
         try:
-            self._session.run_with_iobinding(self._binding, self._options)
-        except Exception as error:
-            raise BackendError(f"{self._path}: ONNX Runtime cannot run it: {first_line(error)}") from error
+            self._engine.execute(self._binding, self._graph)
+            self._is_captured = True
+        except BackendError:  # perhaps only of the capture; else it comes again
+            self._graph = _WITHOUT_GRAPH
+            self._engine.execute(self._binding, self._graph)
 
 
 _COMPUTE_OPERATORS = frozenset(

@@ -38,21 +38,22 @@ class DeviceGreedyDecoder:
         def buffer(name: str, *shape: int) -> Tensor:
             return torch.zeros(shape, dtype=engine.dtype(name), device=device)
 
-        self._vectors = buffer(VECTORS, rows, width)
-        self._tokens, self._position = buffer(INPUT_IDS, rows), buffer(POSITION, 1)
-        self._next_tokens, self._log_probs = buffer(NEXT_TOKEN_IDS, rows), buffer(LOG_PROBS, rows)
-        self._cache = KvCache(config, rows, device)
-        self._present = self._cache.present_buffers()
-        self._ids = torch.full((rows, config.max_new_tokens), config.eos_token_id, dtype=torch.int64, device=device)
-        self._sums = torch.zeros(rows, device=device)
-        self._ended = torch.zeros(rows, dtype=torch.bool, device=device)
-        self._stops_at_eos = torch.ones(1, dtype=torch.bool, device=device)
-        self._all_ended = torch.zeros(1, dtype=torch.bool, device=device)
-        inputs = {VECTORS: self._vectors, INPUT_IDS: self._tokens, POSITION: self._position}
-        outputs = {NEXT_TOKEN_IDS: self._next_tokens, LOG_PROBS: self._log_probs}
-        self._step_run = engine.bind(inputs | self._cache.inputs(), outputs | self._present)
-        with torch.inference_mode():
-            self.step_work = self._stream.capture(self._advance, self._step_run.capture_mode)
+        with self._stream.active(), torch.inference_mode():  # the memory belongs to the stream
+            self._vectors = buffer(VECTORS, rows, width)
+            self._tokens, self._position = buffer(INPUT_IDS, rows), buffer(POSITION, 1)
+            self._next_tokens, self._log_probs = buffer(NEXT_TOKEN_IDS, rows), buffer(LOG_PROBS, rows)
+            self._cache = KvCache(config, rows, device)
+            self._present = self._cache.present_buffers()
+            shape = (rows, config.max_new_tokens)
+            self._ids = torch.full(shape, config.eos_token_id, dtype=torch.int64, device=device)
+            self._sums = torch.zeros(rows, device=device)
+            self._ended = torch.zeros(rows, dtype=torch.bool, device=device)
+            self._stops_at_eos = torch.ones(1, dtype=torch.bool, device=device)
+            self._all_ended = torch.zeros(1, dtype=torch.bool, device=device)
+            inputs = {VECTORS: self._vectors, INPUT_IDS: self._tokens, POSITION: self._position}
+            outputs = {NEXT_TOKEN_IDS: self._next_tokens, LOG_PROBS: self._log_probs}
+            self._step_run = engine.bind(inputs | self._cache.inputs(), outputs | self._present)
+            self.step_work = self._stream.capture(self._advance, self._step_run, before_each=self._rewind)
 
     @torch.inference_mode()
     def decode(self, vectors: Tensor, ignore_eos: bool, steps: int) -> tuple[Tensor, Tensor]:
@@ -64,6 +65,8 @@ class DeviceGreedyDecoder:
             steps: at most P.
         """
         rows = len(vectors)
+        # Outside the stream, where they are read.
+        ids, sums = self._ids.new_empty((rows, steps)), self._sums.new_empty(rows)
         with self._stream.active():
             self._reset(vectors, ignore_eos)
             pending: list[_FlagReadback] = []
@@ -75,23 +78,31 @@ class DeviceGreedyDecoder:
                 if pending and pending[-1].wait():
                     break
                 pending.append(_FlagReadback(self._all_ended))
-            return self._ids[:rows, :steps].clone(), self._sums[:rows].clone()
+            ids.copy_(self._ids[:rows, :steps])
+            sums.copy_(self._sums[:rows])
+        return ids, sums
 
     def close(self) -> None:
-        """Release the memory; it cannot decode afterwards."""
-        del self.step_work  # which refers to this decoder, and would keep it until the garbage collector comes by
+        """Release the memory, and the engine's run over it; it cannot decode afterwards."""
+        with self._stream.exclusive:
+            self._stream.synchronize()
+            # The work refers to this decoder, and would keep it until the garbage collector comes by.
+            del self.step_work, self._step_run
 
     def _reset(self, vectors: Tensor, ignore_eos: bool) -> None:
         """Set the state before the first step. Old cache entries are finite, and no step reads beyond its own."""
         rows = len(vectors)
         self._vectors[:rows] = vectors
         self._vectors[rows:] = 0
-        self._position.zero_()
+        self._rewind()
         self._ids.fill_(self._config.eos_token_id)
         self._sums.zero_()
         self._ended[:rows] = False
         self._ended[rows:] = True
         self._stops_at_eos.fill_(not ignore_eos)
+
+    def _rewind(self) -> None:
+        self._position.zero_()
 
     def _advance(self) -> None:
         """Do one step, in the memory that all steps use."""

@@ -72,8 +72,7 @@ def _try_backend(subject: str, open_backend: Callable[[], Backend]) -> Finding:
 def _try_plans(name: str) -> Finding:
     try:
         api, device = _OPENERS[name](), current_gpu()
-        if api.product == "tensorrt-rtx":
-            check_supported(Gpu.of(device))
+        check_supported(api, Gpu.of(device))
     except BackendError as error:
         return Finding(f"backend {name}", "unavailable", str(error))
     try:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -14,7 +17,9 @@ from torch import Tensor
 
 from runtime import BackendError, Box, Caption, Captioner, Region
 from runtime.backends import open_backend
+from runtime.backends.cuda.stream import CaptureMode, Stream
 from runtime.bundle.dtypes import StoragePrecision
+from runtime.decoding.decap import DecapDecoder
 from runtime.image import Fit, prepare
 from runtime.memory.bank import MemoryBank
 from runtime.memory.rows import StoredRows
@@ -140,6 +145,115 @@ def test_callers_on_streams_of_their_own_get_what_they_asked_for(captioner: Capt
             busy = busy @ busy / 64
         got = captioner.describe(captioner.encode(frame), REGIONS)
     assert [one.text for one in got] == [one.text for one in expected]
+
+
+def late_frame(scene: Image.Image) -> Tensor:
+    """Return the scene on the GPU, where it arrives only once the current stream has done a lot else."""
+    busy = torch.randn(4096, 4096, device="cuda")
+    for _ in range(20):
+        busy = busy @ busy / 64
+    return (on_gpu(scene).float() + 0 * busy[0, 0].nan_to_num(0, 0, 0)).to(torch.uint8)
+
+
+def test_other_threads_wait_for_frames_of_callers_streams(captioner: Captioner, scene: Image.Image) -> None:
+    expected = [one.text for one in captioner.describe(captioner.encode(scene), REGIONS)]
+    with torch.cuda.stream(torch.cuda.Stream()):
+        with captioner.batching() as batching:
+            by_batching = batching.describe(captioner.encode(late_frame(scene)), REGIONS)
+            by_asyncio = asyncio.run(batching.acaption(late_frame(scene), REGIONS))
+        frames = [late_frame(scene)]
+        with captioner.stream(frames, REGIONS) as stream:
+            by_stream = next(stream).captions
+    for got in (by_batching, by_asyncio, by_stream):
+        assert [one.text for one in got] == expected
+
+
+def test_threads_with_streams_of_their_own_share_the_engines(captioner: Captioner, scene: Image.Image) -> None:
+    scenes = [scene, scene.rotate(90), scene.rotate(180), scene.rotate(270)]
+    expected = [[one.text for one in captioner.caption(one, REGIONS[:9])] for one in scenes]
+
+    def caption(image: Image.Image) -> list[list[str]]:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            return [[one.text for one in captioner.caption(image, REGIONS[:9])] for _ in range(5)]
+
+    with ThreadPoolExecutor(len(scenes)) as threads:
+        for got, texts in zip(threads.map(caption, scenes), expected, strict=True):
+            assert got == [texts] * 5
+
+
+def test_results_are_left_alone_by_the_work_of_others(captioner: Captioner, scene: Image.Image) -> None:
+    vectors = captioner.vectors(captioner.encode(scene), REGIONS[:4])
+    decoder = captioner.pipeline.decoder
+    assert isinstance(decoder, DecapDecoder)
+    expected = decoder.greedy.decode(vectors)
+    with torch.cuda.stream(torch.cuda.Stream()):
+        features = captioner.encode(scene)
+        tokens = features.tokens.clone()
+        for _ in range(20):
+            captioner.caption(scene.rotate(90), REGIONS[:4])
+        assert torch.equal(features.tokens, tokens)
+        assert decoder.greedy.decode(vectors).ids == expected.ids
+
+
+def test_graphs_are_captured_while_other_threads_allocate(captioner: Captioner, scene: Image.Image) -> None:
+    if captioner.backend.name.startswith("onnxruntime"):
+        pytest.skip("ONNX Runtime captures in the mode that forbids it")
+    done = Event()
+
+    def allocate() -> None:
+        while not done.is_set():
+            torch.empty(1 << 24, device="cuda")
+            torch.cuda.empty_cache()
+
+    with ThreadPoolExecutor(1) as threads:
+        allocating = threads.submit(allocate)
+        try:
+            with Captioner.load(captioner.pipeline.bundle.folder) as other:
+                other.caption(scene, REGIONS[:2])
+                reasons = {reason for reasons in other.captured().values() for reason in reasons}
+        finally:
+            done.set()
+        allocating.result()
+    assert reasons == {""}
+
+
+def test_a_capture_that_fails_leaves_the_stream_as_it_was() -> None:
+    class Run:
+        capture_mode: CaptureMode = "around"
+
+    device = torch.device("cuda", torch.cuda.current_device())
+    stream, total = Stream(device), torch.zeros(1, device=device)
+
+    def add() -> None:
+        total.add_(1)
+
+    def add_and_wait() -> None:
+        add()
+        torch.cuda.current_stream().synchronize()  # which cannot be captured
+
+    before = torch.cuda.current_stream()
+    failed = stream.capture(add_and_wait, Run())
+    assert failed.fallback_reason
+    assert torch.cuda.current_stream() == before
+    captured = stream.capture(add, Run())
+    assert captured.fallback_reason is None
+    total.zero_()
+    with stream.active():
+        failed.run()
+        captured.run()
+    assert total.item() == 2
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")
+def test_threads_run_on_the_captioners_gpu_whichever_is_current_there(
+    tmp_path_factory: pytest.TempPathFactory, scene: Image.Image, demo: Captioner
+) -> None:
+    folder = build_once(tmp_path_factory, "demo", "demo-ort-cuda-fp32", "--backend", "ort-cuda", "--max-regions", "64")
+    expected = [one.text for one in demo.caption(scene, REGIONS[:4])]
+    with torch.cuda.device(1), Captioner.load(folder, "ort-cuda") as captioner, ThreadPoolExecutor(1) as threads:
+        got = threads.submit(captioner.caption, scene, REGIONS[:4], beams=2).result()  # GPU 0 is current there
+        assert captioner.backend.device == torch.device("cuda", 1)
+        assert len(got) == len(expected)
 
 
 def test_a_backend_gives_its_memory_back(tmp_path_factory: pytest.TempPathFactory, scene: Image.Image) -> None:

@@ -9,6 +9,7 @@ import json
 import shutil
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from export.plans.profiles import batch_sizes, profiles_of
 from runtime import BackendError, Box, Captioner, Point, Region, WholeImage
 from runtime.backends import EngineReport, open_backend, select_backend
 from runtime.backends.cuda.device import Gpu
+from runtime.backends.cuda.stream import Stream
 from runtime.backends.tensorrt.api import TensorRtApi, is_compatible, open_tensorrt
 from runtime.backends.tensorrt.build import Profile, build_plan_bytes
 from runtime.backends.tensorrt.engine import TrtBackend, TrtBoundRun, TrtEngine
@@ -33,7 +35,8 @@ from runtime.decoding.gpu_greedy import DeviceGreedyDecoder
 from runtime.decoding.greedy import GreedyDecoder
 from runtime.doctor.backends import SMALL_GRAPH
 from runtime.options import DescribeKeywords
-from tests.conftest import build_once
+from tests.conftest import build_once, without_home
+from tests.cuda_double import CUDA, Allocations, CudaDouble
 from tests.doubles import RecordingEngine
 from tests.tensorrt_double import ContractError, Double, Faults, tensorrt_double
 
@@ -331,6 +334,97 @@ def open_plan(work: Path, record: PlanRecord) -> TrtEngine:
     return TrtBackend(open_tensorrt()).open(EngineFiles(work / record.graph, plan=(record, work / record.file)))
 
 
+def inputs_of(engine: TrtEngine, manifest: Manifest, rows: int = 1) -> dict[str, torch.Tensor]:
+    """Return a decoder's inputs."""
+    config, width = manifest.decoder, manifest.backbone.output_dim
+    cache = (rows, config.num_heads, config.max_new_tokens, config.head_dim)
+    shapes: dict[str, tuple[int, ...]] = {"vectors": (rows, width), "input_ids": (rows,), "position": (1,)}
+    return {name: torch.zeros(shapes.get(name, cache), dtype=engine.dtype(name)) for name in engine._io.inputs}
+
+
+def test_a_closed_engine_waits_for_its_contexts_and_releases_those_of_bound_runs_too(
+    install: Install, work: Path, profiles: list[Profile], manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install()
+    engine = open_plan(work, build(open_tensorrt(), work, profiles))
+    inputs = inputs_of(engine, manifest)
+    bound = engine.bind(inputs, engine.run(inputs))
+    contexts = [weakref.ref(context._context) for context in (*engine._contexts.values(), bound._context)]
+    alive: list[bool] = []
+    monkeypatch.setattr(engine.stream, "synchronize", lambda: alive.extend(one() is not None for one in contexts))
+    engine.close()
+    assert alive == [True, True], "they may still run"
+    assert [one() for one in contexts] == [None, None]
+    with pytest.raises(BackendError, match="decoder.plan: it was closed"):
+        bound.run()
+
+
+def test_contexts_are_made_and_given_their_workspace_on_the_engines_stream(
+    install: Install, work: Path, profiles: list[Profile], manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    double = install()
+    record = build(open_tensorrt(), work, profiles)
+    cuda = CudaDouble()
+    cuda.install(monkeypatch)
+    monkeypatch.setattr("runtime.backends.tensorrt.engine.Stream", lambda _: Stream(CUDA))
+    called_on: dict[str, str] = {}
+    note = double.state.call
+
+    def call(name: str, *values: object) -> None:
+        called_on[name] = cuda.current.name
+        note(name, *values)
+
+    monkeypatch.setattr(double.state, "call", call)
+    with Allocations(cuda) as allocations:
+        engine = open_plan(work, record)
+        outputs = engine.run(inputs_of(engine, manifest))
+    calls = (
+        "deserialize_cuda_engine",
+        "create_execution_context",
+        "set_optimization_profile_async",
+        "execute_async_v3",
+    )
+    assert {name: called_on[name] for name in calls} == dict.fromkeys(calls, "own"), "the engine's GPU is current there"
+    (context,) = engine._contexts.values()
+    assert context._workspace is not None
+    assert allocations.stream_of(context._workspace) == "own"
+    assert {allocations.stream_of(tensor) for tensor in outputs.values()} == {"outside"}
+
+
+def test_inputs_are_read_at_aligned_addresses_and_not_kept(
+    install: Install, work: Path, profiles: list[Profile], manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install()
+    engine = open_plan(work, build(open_tensorrt(), work, profiles))
+    inputs = inputs_of(engine, manifest)
+    expected = engine.run(inputs)
+    misaligned = torch.zeros(inputs["vectors"].numel() + 1)[1:].view(1, -1)
+    assert misaligned.data_ptr() % 256
+    (context,) = engine._contexts.values()
+    addresses: dict[str, int] = {}
+    set_address = context._context.set_tensor_address  # type: ignore[union-attr]
+    monkeypatch.setattr(
+        context._context,
+        "set_tensor_address",
+        lambda name, address: (addresses.update({name: address}), set_address(name, address))[1],
+    )
+    got = engine.run({**inputs, "vectors": misaligned})
+    assert addresses["vectors"] != misaligned.data_ptr()
+    torch.testing.assert_close(got["log_probs"], expected["log_probs"])
+    freed = weakref.ref(misaligned)
+    del misaligned
+    assert freed() is None
+
+
+def test_a_user_without_a_home_builds_without_a_timing_cache(
+    install: Install, work: Path, profiles: list[Profile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install()
+    without_home(monkeypatch)
+    assert PlanTarget.on(Gpu("cpu", "8.7"), open_tensorrt()).timing_cache is None
+    build(open_tensorrt(), work, profiles)
+
+
 def test_every_option_reaches_the_builder(install: Install, work: Path, profiles: list[Profile]) -> None:
     double = install("11.4.0.106")
     api = open_tensorrt()
@@ -363,6 +457,7 @@ def test_the_timing_cache_is_kept_for_each_version_and_gpu(
     install("10.3.0.30")
     api = open_tensorrt()
     file = PlanTarget.on(Gpu("cpu", "8.7"), api).timing_cache
+    assert file is not None
     build(api, work, profiles)
     assert file.read_bytes() == b"10.3.0.30."
     build(api, work, profiles)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +13,10 @@ import torch
 from export import build_engines, build_plans
 from runtime import BackendError, Box, Captioner, Region, WholeImage
 from runtime.backends.cuda.device import Gpu
+from runtime.backends.tensorrt.engine import TrtBackend, TrtBoundRun, TrtEngine
 from runtime.backends.tensorrt.rtx import CAPABILITIES, check_supported, open_tensorrt_rtx, runtime_cache_file
 from runtime.bundle import Bundle
-from tests.conftest import build_once
+from tests.conftest import build_once, without_home
 from tests.tensorrt_double import Double, tensorrt_double
 
 VERSION = "1.7.1.116"
@@ -89,9 +91,9 @@ def test_an_option_of_another_product_is_refused(
 @pytest.mark.parametrize("capability", ["8.7", "9.0", "11.0"])
 def test_a_gpu_that_it_does_not_run_on_is_told_which_backend_does(capability: str) -> None:
     with pytest.raises(BackendError, match=rf"GPU has compute capability {capability}, .* use the backend 'tensorrt'"):
-        check_supported(Gpu("GPU", capability))
+        check_supported(open_tensorrt_rtx(), Gpu("GPU", capability))
     for supported in CAPABILITIES:
-        check_supported(Gpu("GPU", supported))
+        check_supported(open_tensorrt_rtx(), Gpu("GPU", supported))
 
 
 def test_what_is_missing_is_said_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,6 +118,7 @@ def test_captions_are_those_of_the_cpu_and_what_was_compiled_is_kept(
     contexts = double.state.count("create_execution_context")
     plan = folder / "backbone.plan"
     cache = runtime_cache_file(Bundle(folder).manifest.files[plan.name].sha256, Gpu("RTX 4090", "8.9"))
+    assert cache is not None
     kept = cache.read_bytes()
     assert kept.startswith(b"rtx.")
     with Captioner.load(folder) as captioner:
@@ -133,3 +136,67 @@ def test_a_plan_of_the_other_product_is_named(install: Install, built: Bundle, m
     monkeypatch.setitem(sys.modules, "tensorrt", tensorrt_double("11.4.0.106"))
     with pytest.raises(BackendError, match="built by TensorRT-RTX; use the backend 'tensorrt-rtx'"):
         Captioner.load(built.folder, "tensorrt")
+
+
+@pytest.fixture
+def decoder(install: Install, tmp_path: Path) -> tuple[Bundle, Double]:
+    """The demo's decoder with a plan, and the double that runs it."""
+    double = install()
+    folder = tmp_path / "bundle"
+    options = ("--backend", "tensorrt-rtx", "--precision", "fp32", *SMALL)
+    assert build_engines.main(["demo", "--out", str(folder), *options]) == 0
+    return Bundle(folder), double
+
+
+def bound_run(bundle: Bundle) -> tuple[TrtEngine, TrtBoundRun]:
+    config = bundle.manifest.decoder
+    engine = TrtBackend(open_tensorrt_rtx()).open(bundle.engine("decoder"))
+    cache = (1, config.num_heads, config.max_new_tokens, config.head_dim)
+    shapes = {"vectors": (1, bundle.manifest.backbone.output_dim), "input_ids": (1,), "position": (1,)}
+    inputs = {name: torch.zeros(shapes.get(name, cache), dtype=engine.dtype(name)) for name in engine._io.inputs}
+    return engine, engine.bind(inputs, engine.run(inputs))
+
+
+def test_a_context_that_is_captured_compiles_in_its_first_run_and_others_in_the_background(
+    decoder: tuple[Bundle, Double], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, double = decoder
+    strategies: list[Any] = []
+    create = TrtEngine._new_context
+
+    def new_context(self: TrtEngine, profile: int, fixed_shapes: bool) -> Any:
+        assert self._runtime_cache is not None
+        config = self._runtime_cache.config(fixed_shapes)
+        strategies.append(config.dynamic_shapes_kernel_specialization_strategy)
+        return create(self, profile, fixed_shapes)
+
+    monkeypatch.setattr(TrtEngine, "_new_context", new_context)
+    bound_run(bundle)
+    assert strategies == [None, double.DynamicShapesKernelSpecializationStrategy.EAGER]
+
+
+def test_the_context_is_asked_on_its_stream_whether_it_can_be_captured(
+    decoder: tuple[Bundle, Double], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, bound = bound_run(decoder[0])
+    asked: list[int] = []
+    modes = [bound.capture_mode]
+
+    def refuse(stream: int) -> bool:
+        asked.append(stream)
+        return False
+
+    monkeypatch.setattr(bound._context._context, "is_stream_capturable", refuse)
+    modes.append(bound.capture_mode)
+    assert modes == ["around", "none"]
+    assert asked == [engine.stream.handle]
+
+
+def test_a_user_without_a_home_keeps_nothing_of_what_was_compiled(
+    decoder: tuple[Bundle, Double], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_home(monkeypatch)
+    assert runtime_cache_file("abc", Gpu("RTX 4090", "8.9")) is None
+    monkeypatch.setattr("runtime.backends.tensorrt.engine.check_trusted", lambda *_: None)
+    engine, _ = bound_run(decoder[0])
+    engine.close()

@@ -17,7 +17,7 @@ from runtime import BackendError, Box, Captioner
 from runtime.backends import Engine
 from runtime.backends.cuda import graph_replay
 from runtime.backends.cuda.graph_replay import CudaGraphEngine, with_cuda_graphs
-from runtime.backends.cuda.stream import Stream
+from runtime.backends.cuda.stream import CaptureMode, Stream
 from runtime.backends.onnxruntime_cpu import OrtBackend
 from runtime.backends.onnxruntime_gpu import CPU, CUDA, TENSORRT, OrtGpuBackend, OrtGpuEngine, operators_on
 from runtime.bundle import MANIFEST, Bundle, DecoderConfig, EngineFiles, EnginePrecision, record_files, write_manifest
@@ -271,10 +271,14 @@ def test_where_operators_run_is_read_from_the_session(bundle: Bundle, engine: Or
     assert rest == "operators)"
 
 
+class NeverCaptured:
+    capture_mode: CaptureMode = "none"
+
+
 def test_work_on_a_cpu_is_no_graph(engine: OrtGpuEngine) -> None:
     assert engine.stream.handle != 0
     runs: list[int] = []
-    work = Stream(DEVICE).capture(lambda: runs.append(1))
+    work = Stream(DEVICE).capture(lambda: runs.append(1), NeverCaptured())
     assert runs == []
     assert work.fallback_reason == "not on a CUDA device"
     work.run()

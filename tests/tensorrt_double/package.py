@@ -33,6 +33,7 @@ _SINCE_10_13 = {  # from the documentation too
     "HardwareCompatibilityLevel": ["SAME_COMPUTE_CAPABILITY"],
 }
 _ONLY_RTX = {"REQUIRE_USER_ALLOCATION"}
+_ENUMERATIONS_OF_RTX = ("ComputeCapability", "DynamicShapesKernelSpecializationStrategy")
 
 
 class Double(ModuleType):
@@ -63,7 +64,7 @@ def tensorrt_double(
 def _enumerations(state: State) -> dict[str, dict[str, int]]:
     """Return the members of all enumerations: from 11 on NVIDIA's own, with their numbers."""
     if state.numbers[0] >= 11 or state.is_rtx:
-        names = [*_OF_10, *(["ComputeCapability"] if state.is_rtx else [])]
+        names = [*_OF_10, *(_ENUMERATIONS_OF_RTX if state.is_rtx else ())]
         dropped = set() if state.is_rtx else _ONLY_RTX
         real = {name: getattr(real_tensorrt(), name).__members__ for name in names}
         return {name: {one: int(real[name][one]) for one in real[name] if one not in dropped} for name in names}

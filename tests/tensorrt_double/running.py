@@ -134,6 +134,7 @@ class IRuntimeConfig:
         self._strategies = double.ExecutionContextAllocationStrategy
         self.cache: IRuntimeCache | None = None
         self.strategy = self._strategies.STATIC
+        self.dynamic_shapes_kernel_specialization_strategy = double.DynamicShapesKernelSpecializationStrategy.LAZY
 
     def set_execution_context_allocation_strategy(self, strategy: Any = None) -> None:
         self.strategy = self._strategies.STATIC if strategy is None else member_of(self._strategies, strategy)
@@ -158,6 +159,8 @@ class EngineInspector:
 class IExecutionContext:
     def __init__(self, engine: ICudaEngine, state: State, is_user_managed: bool) -> None:
         self._engine, self._state = engine, state
+        if state.is_rtx:
+            self.is_stream_capturable = lambda stream_handle: stream_handle != 0
         self._profile: int | None = 0 if engine.num_optimization_profiles == 1 else None
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from threading import Lock
 
 import torch
 from torch import Tensor
@@ -38,10 +37,9 @@ class CudaGraphEngine:
         self._engine = engine
         self._seen: set[object] = set()
         self._fixed: dict[object, _FixedShape] = {}
-        self._running = Lock()
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        with self._running:  # callers share the memory
+        with self._engine.stream.exclusive:  # callers share the memory
             return self._run(inputs)
 
     def _run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -53,7 +51,7 @@ class CudaGraphEngine:
         if shape not in self._fixed:
             self._fixed[shape] = self._fix(inputs)
         fixed = self._fixed[shape]
-        # On torch's stream, so that torch gives none of it to others before the work enqueued here is done.
+        # Outside the stream, where they are read.
         outputs = {name: torch.empty_like(tensor) for name, tensor in fixed.outputs.items()}
         with self._engine.stream.active():
             for name, tensor in fixed.inputs.items():
@@ -64,19 +62,24 @@ class CudaGraphEngine:
         return outputs
 
     def report(self) -> EngineReport:
-        fallbacks = tuple(fixed.work.fallback_reason for fixed in self._fixed.values())
+        fallbacks = tuple(fixed.work.fallback_reason for fixed in list(self._fixed.values()))
         return replace(self._engine.report(), graph_fallbacks=fallbacks)
 
     def close(self) -> None:
-        self._fixed.clear()
-        self._engine.close()
+        stream = self._engine.stream
+        with stream.exclusive:
+            stream.synchronize()
+            self._fixed.clear()
+            self._engine.close()
 
     @torch.inference_mode(False)  # tensors made in a caller's inference mode cannot be written to outside of it
     def _fix(self, inputs: Mapping[str, Tensor]) -> _FixedShape:
-        own = {name: tensor.clone() for name, tensor in inputs.items()}
-        outputs = self._engine.run(own)
-        bound = self._engine.bind(own, outputs)
-        return _FixedShape(own, outputs, self._engine.stream.capture(bound.run, bound.capture_mode))
+        stream = self._engine.stream
+        with stream.active():  # which the memory then belongs to
+            own = {name: tensor.clone() for name, tensor in inputs.items()}
+            outputs = self._engine.run(own)
+            bound = self._engine.bind(own, outputs)
+            return _FixedShape(own, outputs, stream.capture(bound.run, bound))
 
 
 def with_cuda_graphs(engine: Engine) -> Engine:

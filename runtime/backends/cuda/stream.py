@@ -5,16 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from threading import RLock
+from typing import Literal, Protocol, TypeAlias
 
 import torch
 
+from runtime.errors import BackendError
+
 _RUNS_BEFORE_CAPTURE = 2
-"""The first calls of a library allocate and choose kernels, which cannot be captured."""
+"""The first calls of a library allocate, choose and compile kernels, which cannot be captured."""
 
 Work: TypeAlias = Callable[[], None]
 CaptureMode: TypeAlias = Literal["around", "within", "none"]
 """Whether a CUDA graph can be captured around a run, is captured within it by its own library, or neither."""
+
+
+class Capturable(Protocol):
+    """What says how its runs can be captured."""
+
+    @property
+    def capture_mode(self) -> CaptureMode:
+        """How a run can be captured, once it has run."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -22,7 +34,7 @@ class CapturedWork:
     """Work that one call enqueues.
 
     Attributes:
-        run: enqueues it.
+        run: enqueues it; a graph is replayed on torch's current stream, so call it while the stream is `active`.
         fallback_reason: why it is enqueued call by call; None where at least the engine's part is one CUDA graph.
     """
 
@@ -31,10 +43,18 @@ class CapturedWork:
 
 
 class Stream:
-    """A backend's own stream on a CUDA device; does nothing on a CPU, where every call is synchronous."""
+    """A backend's own stream on a CUDA device, which one thread at a time uses.
+
+    On a CPU, where every call is synchronous, it only keeps threads apart.
+
+    Attributes:
+        exclusive: held by the thread that uses the stream, or what runs on it. While a graph is captured, work that
+            another thread enqueued would become part of it.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.exclusive = RLock()
 
     @property
     def handle(self) -> int:
@@ -43,40 +63,54 @@ class Stream:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Make this torch's current stream: after all work enqueued outside so far, and before all that follows there.
+        """Make this torch's current stream, and its device the current one.
 
-        The host waits for neither.
+        It comes after all work that the thread has enqueued outside so far, and before all that it enqueues there
+        later, also if the block raises. The host waits for neither. Memory allocated inside belongs to this stream:
+        nothing outside may read it.
         """
-        if self._stream is None:
-            yield
-            return
-        outside = torch.cuda.current_stream(self._stream.device)
-        self._stream.wait_stream(outside)
-        with torch.cuda.stream(self._stream):
-            yield
-        outside.wait_stream(self._stream)
+        with self.exclusive:
+            if self._stream is None:
+                yield
+                return
+            outside = torch.cuda.current_stream(self._stream.device)
+            self._stream.wait_stream(outside)
+            try:
+                with torch.cuda.stream(self._stream):
+                    yield
+            finally:
+                outside.wait_stream(self._stream)
 
-    def capture(self, work: Work, mode: CaptureMode = "around") -> CapturedWork:
+    def synchronize(self) -> None:
+        """Wait until all work on the stream is done."""
+        if self._stream is not None:
+            self._stream.synchronize()
+
+    def capture(self, work: Work, run: Capturable, before_each: Work = lambda: None) -> CapturedWork:
         """Return ``work`` as one CUDA graph where the device accepts it; run it a few times to find out.
 
         Args:
             work: calls that always read and write the same memory and never wait for results. Exceptions of its first
-                run are passed on.
-            mode: how the engine's run within the work can be captured.
+                runs are passed on.
+            run: the engine's part of the work.
+            before_each: sets what the work moves on, before each of these runs.
         """
         if self._stream is None:
             return CapturedWork(work, "not on a CUDA device")
-        if mode != "around":
-            return CapturedWork(work, None if mode == "within" else "this backend's runs cannot be captured")
-        with self.active():
+        with self.active():  # and torch's stream is restored where a capture fails half way
             for _ in range(_RUNS_BEFORE_CAPTURE):
+                before_each()
                 work()
-        self._stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        try:
-            # Other threads may go on calling CUDA meanwhile.
-            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-                work()
-        except RuntimeError as error:
-            return CapturedWork(work, str(error).splitlines()[0])
+            mode = run.capture_mode
+            if mode != "around":
+                return CapturedWork(work, None if mode == "within" else "this backend's runs cannot be captured")
+            self._stream.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            try:
+                # Other threads may go on calling CUDA meanwhile, on other streams.
+                with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+                    work()
+            except (RuntimeError, BackendError) as error:
+                first = error.__context__ or error  # ending a capture that has failed is an error too
+                return CapturedWork(work, next(iter(str(first).splitlines()), type(first).__name__))
         return CapturedWork(graph.replay)

@@ -11,8 +11,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -20,9 +20,9 @@ from torch import Tensor
 from runtime.backends.base import BindableEngine, EngineReport
 from runtime.backends.cuda.device import Gpu, current_gpu
 from runtime.backends.cuda.stream import CaptureMode, Stream
-from runtime.backends.cuda.workspace import Workspace
+from runtime.backends.cuda.workspace import Workspace, aligned
 from runtime.backends.tensorrt.api import PRODUCT_NAMES, TensorRtApi, is_compatible
-from runtime.backends.tensorrt.rtx import RuntimeCache, check_supported, runtime_cache_file
+from runtime.backends.tensorrt.rtx import RuntimeCache, check_supported, open_runtime_cache
 from runtime.bundle import EngineFiles, PlanRecord
 from runtime.bundle.trust import check_trusted
 from runtime.errors import BackendError
@@ -58,8 +58,7 @@ class TrtBackend:
         self._api = api
         self._device = device or current_gpu()
         self._gpu = Gpu.of(self._device)
-        if api.product == "tensorrt-rtx":
-            check_supported(self._gpu)
+        check_supported(api, self._gpu)
         self._stream = Stream(self._device)
         self._workspace = Workspace(self._device)
         self._runtime = self._api.require(self._api.module.Runtime(self._api.logger), "starting its runtime")
@@ -88,11 +87,10 @@ class TrtBackend:
         check_trusted(plan, sha256)
         if record.version_compatible:  # such plans carry code of their own
             self._runtime.engine_host_code_allowed = True
-        engine = self._api.require(self._runtime.deserialize_cuda_engine(contents), f"{plan}: loading it")
-        cache = None
-        if self._api.product == "tensorrt-rtx":
-            cache = RuntimeCache(self._api, engine, runtime_cache_file(sha256, self._gpu))
-        return TrtEngine(self._api, engine, plan, self._device, self._stream, self._workspace, cache)
+        with self._stream.active():  # in whatever thread: the engine is of the GPU that is current now
+            engine = self._api.require(self._runtime.deserialize_cuda_engine(contents), f"{plan}: loading it")
+            cache = open_runtime_cache(self._api, engine, sha256, self._gpu)
+            return TrtEngine(self._api, engine, plan, self._device, self._stream, self._workspace, cache)
 
     def _check_fits(self, record: PlanRecord, plan: Path) -> None:
         """Raise if a plan was built for another TensorRT or GPU: loading it would fail without saying which."""
@@ -170,8 +168,8 @@ class TrtEngine:
         self._api, self._plan, self._device, self._workspace = api, plan, device, workspace
         self._engine: tensorrt.ICudaEngine | None = engine
         self._io = _PlanIo.of(api, engine, plan, device)
-        self._contexts: dict[int, _Context] = {}
-        self._running = Lock()
+        self._contexts: dict[int, _Context] = {}  # of runs in any memory, by profile
+        self._bound: WeakSet[_Context] = WeakSet()
 
     @property
     def bindable(self) -> BindableEngine:
@@ -185,17 +183,18 @@ class TrtEngine:
         return self._io.dtypes[name]
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        with self._running:  # a context has one set of addresses
+        with self.stream.exclusive:  # a context has one set of shapes and addresses
             return self._run(inputs)
 
     def _run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         profile = self._profile_for(inputs)
         is_first = profile not in self._contexts
         if is_first:
-            self._contexts[profile] = self._new_context(profile)
+            self._contexts[profile] = self._new_context(profile, fixed_shapes=False)
         context = self._contexts[profile]
         shapes = context.infer_output_shapes(inputs)
-        # On torch's stream, so that torch gives none of it to others before the work enqueued here is done.
+        # Outside the stream, where they are read.
+        inputs = {name: aligned(tensor) for name, tensor in inputs.items()}
         outputs = {
             name: torch.empty(shape, dtype=self._io.dtypes[name], device=self._device) for name, shape in shapes.items()
         }
@@ -207,20 +206,27 @@ class TrtEngine:
         return outputs
 
     def bind(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> TrtBoundRun:
-        context = self._new_context(self._profile_for(inputs))  # of its own: a captured graph needs it unchanged
-        shapes = context.infer_output_shapes(inputs)
-        for name, shape in shapes.items():
-            if name not in outputs or tuple(outputs[name].shape) != shape:
-                got = tuple(outputs[name].shape) if name in outputs else "nothing"
-                raise BackendError(f"{self._plan}: {name}: expected memory for {shape}, got {got}")
-        context.set_addresses({**inputs, **outputs})
-        return TrtBoundRun(context)
+        with self.stream.exclusive:
+            context = self._new_context(self._profile_for(inputs), fixed_shapes=True)  # of its own, as a graph needs it
+            self._bound.add(context)
+            shapes = context.infer_output_shapes(inputs)
+            for name, shape in shapes.items():
+                if name not in outputs or tuple(outputs[name].shape) != shape:
+                    got = tuple(outputs[name].shape) if name in outputs else "nothing"
+                    raise BackendError(f"{self._plan}: {name}: expected memory for {shape}, got {got}")
+            tensors = {**inputs, **outputs}
+            context.set_addresses(tensors)
+            return TrtBoundRun(context, tensors)
 
     def close(self) -> None:
-        if self._runtime_cache is not None:
-            self._runtime_cache.save()
-        self._contexts.clear()
-        self._engine = None
+        with self.stream.exclusive:
+            if self._runtime_cache is not None:
+                self._runtime_cache.save()
+            self.stream.synchronize()  # a context must not go while it runs
+            for context in (*self._contexts.values(), *self._bound):
+                context.close()
+            self._contexts.clear()
+            self._engine = None
 
     def _layers(self) -> tuple[str, ...]:
         """Return the names of the plan's layers, which show what TensorRT has fused."""
@@ -246,19 +252,20 @@ class TrtEngine:
             "--max-regions"
         )
 
-    def _new_context(self, profile: int) -> _Context:
+    def _new_context(self, profile: int, fixed_shapes: bool) -> _Context:
+        """Return a context for one profile, and for one set of shapes if they are fixed."""
         engine = self._require_open()
         strategy = self._api.module.ExecutionContextAllocationStrategy.USER_MANAGED
-        config = strategy if self._runtime_cache is None else self._runtime_cache.config
-        context = self._api.require(
-            engine.create_execution_context(config), f"{self._plan}: making an execution context"
-        )
-        size_bytes = engine.get_device_memory_size_for_profile_v2(profile)
+        config = strategy if self._runtime_cache is None else self._runtime_cache.config(fixed_shapes)
         with self.stream.active():
+            context = self._api.require(
+                engine.create_execution_context(config), f"{self._plan}: making an execution context"
+            )
+            size_bytes = engine.get_device_memory_size_for_profile_v2(profile)
             is_set = context.set_optimization_profile_async(profile, self.stream.handle)
-        self._api.require(is_set, f"{self._plan}: choosing profile {profile}")
-        memory, address = self._workspace.reserve(size_bytes)
-        context.set_device_memory(address, size_bytes)
+            self._api.require(is_set, f"{self._plan}: choosing profile {profile}")
+            memory, address = self._workspace.reserve(size_bytes)
+            context.set_device_memory(address, size_bytes)
         return _Context(self._io, context, self.stream, memory)
 
     def _require_open(self) -> tensorrt.ICudaEngine:
@@ -271,22 +278,30 @@ class _Context:
     """One execution context with its shapes and addresses. Holds its workspace for as long as it lives."""
 
     def __init__(self, io: _PlanIo, context: tensorrt.IExecutionContext, stream: Stream, workspace: Tensor) -> None:
-        self._io, self._context, self._stream, self._workspace = io, context, stream, workspace
-        self._bindings: dict[str, Tensor] = {}
+        self._io, self._stream = io, stream
+        self._context: tensorrt.IExecutionContext | None = context
+        self._workspace: Tensor | None = workspace
+
+    @property
+    def can_be_captured(self) -> bool:
+        """Whether its runs can become part of a CUDA graph now; of TensorRT's products only one can tell."""
+        asks = getattr(self._require_open(), "is_stream_capturable", None)
+        return asks is None or bool(asks(self._stream.handle))
 
     def infer_output_shapes(self, inputs: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
         """Set the shapes of the inputs; return those that the outputs then have."""
+        context = self._require_open()
         for name, tensor in inputs.items():
-            is_set = self._context.set_input_shape(name, tuple(tensor.shape))
+            is_set = context.set_input_shape(name, tuple(tensor.shape))
             self._io.api.require(is_set, f"{self._io.plan}: {name} of shape {tuple(tensor.shape)}")
-        missing = self._context.infer_shapes()
+        missing = context.infer_shapes()
         if missing:
             raise BackendError(f"{self._io.plan}: shapes of {', '.join(missing)} are not known")
-        return {name: tuple(self._context.get_tensor_shape(name)) for name in self._io.outputs}
+        return {name: tuple(context.get_tensor_shape(name)) for name in self._io.outputs}
 
     def set_addresses(self, tensors: Mapping[str, Tensor]) -> None:
-        """Make later runs read and write these tensors, and keep them alive."""
-        io = self._io
+        """Make later runs read and write these tensors."""
+        io, context = self._io, self._require_open()
         for name, tensor in tensors.items():
             dtype = io.dtypes[name]
             if tensor.dtype != dtype or tensor.device != io.device or not tensor.is_contiguous():
@@ -294,23 +309,32 @@ class _Context:
                     f"{io.plan}: {name}: expected contiguous {dtype} on {io.device}, got {tensor.dtype} on "
                     f"{tensor.device}"
                 )
-            is_set = self._context.set_tensor_address(name, tensor.data_ptr())
-            io.api.require(is_set, f"{io.plan}: {name} at its address")
-        self._bindings = dict(tensors)
+            io.api.require(context.set_tensor_address(name, tensor.data_ptr()), f"{io.plan}: {name} at its address")
 
     def run(self) -> None:
         """Enqueue one execution."""
-        is_enqueued = self._context.execute_async_v3(self._stream.handle)
+        is_enqueued = self._require_open().execute_async_v3(self._stream.handle)
         self._io.api.require(is_enqueued, f"{self._io.plan}: running it")
+
+    def close(self) -> None:
+        """Release the context and its workspace, whoever still refers to this object."""
+        self._context = self._workspace = None
+
+    def _require_open(self) -> tensorrt.IExecutionContext:
+        if self._context is None:
+            raise BackendError(f"{self._io.plan}: it was closed; load the bundle again")
+        return self._context
 
 
 class TrtBoundRun:
-    """An execution context over fixed memory."""
+    """An execution context over fixed memory, which it keeps."""
 
-    capture_mode: CaptureMode = "around"
+    def __init__(self, context: _Context, tensors: Mapping[str, Tensor]) -> None:
+        self._context, self._tensors = context, tensors
 
-    def __init__(self, context: _Context) -> None:
-        self._context = context
+    @property
+    def capture_mode(self) -> CaptureMode:
+        return "around" if self._context.can_be_captured else "none"
 
     def run(self) -> None:
         self._context.run()

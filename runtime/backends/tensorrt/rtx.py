@@ -19,7 +19,7 @@ from runtime.backends.cuda.device import Gpu, driver_version
 from runtime.backends.tensorrt.api import TensorRtApi, TensorRtModule, new_api
 from runtime.errors import BackendError
 from runtime.system.files import write_cache
-from runtime.system.user_dirs import cache_folder
+from runtime.system.user_dirs import cache_file
 
 if TYPE_CHECKING:
     import tensorrt
@@ -42,6 +42,7 @@ class _RtxModule(Protocol):
 
     BuilderFlag: type[tensorrt_rtx.BuilderFlag]
     ComputeCapability: type[tensorrt_rtx.ComputeCapability]
+    DynamicShapesKernelSpecializationStrategy: type[tensorrt_rtx.DynamicShapesKernelSpecializationStrategy]
 
 
 def open_tensorrt_rtx() -> TensorRtApi:
@@ -74,9 +75,9 @@ def _load_libraries() -> str:
     return _BINDINGS
 
 
-def check_supported(gpu: Gpu) -> None:
-    """Raise for a GPU that TensorRT for RTX does not run on."""
-    if gpu.compute_capability not in CAPABILITIES:
+def check_supported(api: TensorRtApi, gpu: Gpu) -> None:
+    """Raise for a GPU that TensorRT for RTX does not run on; TensorRT itself runs on all."""
+    if api.product == "tensorrt-rtx" and gpu.compute_capability not in CAPABILITIES:
         raise BackendError(
             f"tensorrt-rtx: {gpu.name} has compute capability {gpu.compute_capability}, and TensorRT-RTX runs on "
             f"{', '.join(CAPABILITIES)} only; use the backend 'tensorrt' or 'ort-cuda'"
@@ -96,30 +97,51 @@ def set_build_targets(api: TensorRtApi, config: tensorrt.IBuilderConfig, compute
 class RuntimeCache:
     """The code that a GPU compiled of a plan when it first ran it, kept in the user's cache folder.
 
-    Attributes:
-        config: how execution contexts of the engine are made: with this cache, and without workspaces of their own.
+    Args:
+        file: where it is kept; None where it cannot be.
     """
 
-    def __init__(self, api: TensorRtApi, engine: tensorrt.ICudaEngine, file: Path) -> None:
-        self._file = file
-        rtx_engine = cast("tensorrt_rtx.ICudaEngine", engine)
-        config = api.require(rtx_engine.create_runtime_config(), f"{file.name}: configuring it")
-        config.set_execution_context_allocation_strategy(api.module.ExecutionContextAllocationStrategy.USER_MANAGED)
-        self._cache = api.require(config.create_runtime_cache(), f"{file.name}: making a cache")
-        with contextlib.suppress(OSError):
-            self._cache.deserialize(file.read_bytes())  # refused, and empty, if it is another environment's
-        self._saved = b""
-        api.require(config.set_runtime_cache(self._cache), f"{file.name}: taking a cache")
-        self.config: Any = config  # TensorRT's engines take an allocation strategy in its place
+    def __init__(self, api: TensorRtApi, engine: tensorrt.ICudaEngine, file: Path | None) -> None:
+        self._file, self._saved = file, b""
+        module, rtx_engine = cast("_RtxModule", api.module), cast("tensorrt_rtx.ICudaEngine", engine)
+        configs = [api.require(rtx_engine.create_runtime_config(), "configuring a plan") for _ in range(2)]
+        self._config, self._config_of_fixed_shapes = configs
+        self._cache = api.require(self._config.create_runtime_cache(), "making a cache")
+        if file is not None:
+            with contextlib.suppress(OSError):
+                self._cache.deserialize(file.read_bytes())  # refused, and empty, if it is another environment's
+        for config in configs:
+            config.set_execution_context_allocation_strategy(api.module.ExecutionContextAllocationStrategy.USER_MANAGED)
+            api.require(config.set_runtime_cache(self._cache), "taking a cache")
+        eager = module.DynamicShapesKernelSpecializationStrategy.EAGER
+        self._config_of_fixed_shapes.dynamic_shapes_kernel_specialization_strategy = eager
+
+    def config(self, fixed_shapes: bool) -> Any:
+        """Return how a context is made: with this cache, and without a workspace of its own.
+
+        TensorRT's own engines take an allocation strategy in its place.
+
+        Args:
+            fixed_shapes: the context has one set of shapes. Kernels are compiled for them when it first runs, before it
+                is captured; by default that happens in the background, and they take effect in some later run.
+        """
+        return self._config_of_fixed_shapes if fixed_shapes else self._config
 
     def save(self) -> None:
         """Keep what was compiled so far; without it the next start is only slower."""
         data = bytes(self._cache.serialize() or b"")
-        if data and data != self._saved and write_cache(self._file, data):
+        if self._file is not None and data and data != self._saved and write_cache(self._file, data):
             self._saved = data
 
 
-def runtime_cache_file(plan_sha256: str, gpu: Gpu) -> Path:
-    """Return the cache file of a plan on a GPU and its driver."""
+def open_runtime_cache(
+    api: TensorRtApi, engine: tensorrt.ICudaEngine, plan_sha256: str, gpu: Gpu
+) -> RuntimeCache | None:
+    """Return the code that a GPU compiled of a plan so far; None with TensorRT itself, whose plans are compiled."""
+    return RuntimeCache(api, engine, runtime_cache_file(plan_sha256, gpu)) if api.product == "tensorrt-rtx" else None
+
+
+def runtime_cache_file(plan_sha256: str, gpu: Gpu) -> Path | None:
+    """Return the cache file of a plan on a GPU and its driver; None where the user has no cache folder."""
     name = hashlib.sha256(f"{plan_sha256} {gpu.name} {gpu.compute_capability} {driver_version()}".encode()).hexdigest()
-    return cache_folder() / "tensorrt-rtx" / f"{name}.cache"
+    return cache_file("tensorrt-rtx", f"{name}.cache")
