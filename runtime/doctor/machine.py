@@ -67,7 +67,7 @@ def _onnxruntime_wheels() -> Finding:
         fix = "pip uninstall onnxruntime onnxruntime-gpu, then install the one you want"
         return Finding("onnxruntime", "fail", f"{versions}: both install one module, and one has broken the other", fix)
     if not found:
-        return Finding("onnxruntime", "fail", "neither wheel is installed", "pip install 'patchcaption[cpu]' or [gpu]")
+        return Finding("onnxruntime", "unavailable", "pip install 'patchcaption[cpu]' or [gpu]; plans need neither")
     return Finding("onnxruntime", "pass", versions)
 
 

@@ -52,7 +52,9 @@ def test_two_wheels_of_onnxruntime_are_a_fault(monkeypatch: pytest.MonkeyPatch) 
     assert found["onnxruntime"].fix.startswith("pip uninstall onnxruntime onnxruntime-gpu")
     assert found["openvino"].state == found["tensorrt"].state == "unavailable"
     monkeypatch.setattr(machine, "package_version", lambda _: None)
-    assert "pip install 'patchcaption[cpu]'" in by_subject(machine.on_machine())["onnxruntime"].fix
+    found = by_subject(machine.on_machine())
+    assert found["onnxruntime"].state == "unavailable", "plans need no ONNX Runtime"
+    assert "pip install 'patchcaption[cpu]'" in found["onnxruntime"].detail
 
 
 def test_native_kernels_that_are_broken_are_a_fault_and_absent_ones_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,6 +147,38 @@ def test_a_bundle_is_run_on_every_backend_that_opens_it(
     refused = by_subject(bundles.on_bundle(folder))[f"{name} on tensorrt"]
     assert refused.state == "fail"
     assert "loading it" in refused.detail
+
+
+@pytest.fixture
+def only_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `pip install .[plans]` leaves out."""
+    for package in ("onnxruntime", "openvino"):
+        monkeypatch.setitem(sys.modules, package, None)
+
+
+@pytest.mark.usefixtures("only_plans", "faults")
+def test_plans_are_checked_where_nothing_else_is_installed(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    options = ("--backend", "tensorrt", "--max-regions", "6", "--max-images", "2")
+    folder = build_once(tmp_path_factory, "demo", "demo-trt-10.3.0.30", *options)
+    found = by_subject(examine(folder))
+    name = folder.name
+    assert found[f"{name} on cpu"].state == found[f"{name} on openvino"].state == "unavailable"
+    parity = found[f"{name} on tensorrt: parity"]
+    assert parity.state == "unavailable"
+    assert "no backend of the CPU to compare with; pip install 'patchcaption[cpu]'" in parity.detail
+    assert found[f"{name} on tensorrt: speed"].state == "pass"
+    failed = [finding.subject for finding in found.values() if finding.state == "fail"]
+    assert failed == [f"{name} on tensorrt: attention"], "the double fuses nothing"
+
+
+@pytest.mark.usefixtures("only_plans")
+def test_a_machine_where_no_backend_works_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    found = by_subject(examine())["backends"]
+    assert (found.state, found.fix) == ("fail", "pip install 'patchcaption[cpu]'")
 
 
 def test_the_command_prints_a_line_a_finding_and_fails_if_one_does(
