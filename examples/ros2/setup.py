@@ -7,7 +7,9 @@ setup(
     data_files=[
         ("share/ament_index/resource_index/packages", ["resource/patchcaption_ros"]),
         ("share/patchcaption_ros", ["package.xml"]),
+        ("share/patchcaption_ros/launch", ["launch/captions.launch.py"]),
     ],
     install_requires=["setuptools"],
+    zip_safe=True,
     entry_points={"console_scripts": ["captions = patchcaption_ros.node:main"]},
 )

@@ -3,25 +3,29 @@ r"""A node that describes the detections of each image: image and detections in,
     ros2 run patchcaption_ros captions --ros-args -p bundle:=/path/to/engines/demo \
         -r image:=/camera/image_raw -r detections:=/detector/detections
 
-Subscribes to `image` (sensor_msgs/Image) and `detections` (vision_msgs/Detection2DArray), which are matched by their
-times; publishes `captions` (std_msgs/String, JSON). Images that arrive while one is being described are dropped.
+Subscribes to `image` (sensor_msgs/Image, or CompressedImage with the parameter `compressed`) and `detections`
+(vision_msgs/Detection2DArray), which are matched by their times; publishes `captions` (std_msgs/String, JSON). Images
+that arrive while one is being described are dropped but for the newest.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from patchcaption import Captioner
+from patchcaption_ros.describing import Describer
 
-from patchcaption import Captioner, PatchcaptionError
-from patchcaption_ros.messages import captions_as_text, image_of, regions_of
+_MATCHING = 30
+"""Images that wait for their detections, which come as much later as the detector takes: a second of a camera's."""
+_MAX_SECONDS_APART = 0.05
 
 
 def main() -> None:
     """Run the node; ROS is imported here and nowhere else."""
     import message_filters
     import rclpy
+    from rclpy.executors import ExternalShutdownException
     from rclpy.node import Node
     from rclpy.qos import qos_profile_sensor_data
-    from sensor_msgs.msg import Image
+    from sensor_msgs.msg import CompressedImage, Image
     from std_msgs.msg import String
     from vision_msgs.msg import Detection2DArray
 
@@ -30,35 +34,32 @@ def main() -> None:
             super().__init__("patchcaption")
             bundle = self.declare_parameter("bundle", "engines/demo").value
             backend = self.declare_parameter("backend", "auto").value
-            self._captioner = Captioner.load(bundle, backend)
+            image_type = CompressedImage if self.declare_parameter("compressed", False).value else Image
+            captioner = Captioner.load(bundle, backend)
             self._publisher = self.create_publisher(String, "captions", 10)
+            self.describer = Describer(captioner, self._publish, self.get_logger().error)
+            # The profile of sensors is compatible with publishers of every kind.
             subscribers = [
-                message_filters.Subscriber(self, Image, "image", qos_profile=qos_profile_sensor_data),
-                message_filters.Subscriber(self, Detection2DArray, "detections"),
+                message_filters.Subscriber(self, kind, topic, qos_profile=qos_profile_sensor_data)
+                for kind, topic in ((image_type, "image"), (Detection2DArray, "detections"))
             ]
-            self._matched = message_filters.ApproximateTimeSynchronizer(subscribers, queue_size=2, slop=0.05)
-            self._matched.registerCallback(self._describe)
-            self.get_logger().info(f"describing on {self._captioner.backend.name}")
+            self._matched = message_filters.ApproximateTimeSynchronizer(subscribers, _MATCHING, _MAX_SECONDS_APART)
+            self._matched.registerCallback(self.describer.submit)
+            self.get_logger().info(f"describing on {captioner.backend.name}")
 
-        def _describe(self, image: Any, detections: Any) -> None:
-            try:
-                self._publisher.publish(String(data=describe(self._captioner, image, detections)))
-            except (PatchcaptionError, ValueError) as error:
-                self.get_logger().error(str(error))
+        def _publish(self, text: str) -> None:
+            if rclpy.ok():  # it may have been shut down while the image was described
+                self._publisher.publish(String(data=text))
 
     rclpy.init()
-    node = Captions()
     try:
-        rclpy.spin(node)
+        node = Captions()
+        try:
+            rclpy.spin(node)
+        finally:
+            node.describer.close()
+            node.destroy_node()
+    except (KeyboardInterrupt, ExternalShutdownException):  # Ctrl-C, or ROS is shut down
+        pass
     finally:
-        node.destroy_node()
         rclpy.try_shutdown()
-
-
-def describe(captioner: Captioner, image: Any, detections: Any) -> str:
-    """Return the captions of one image's detections, as the message's text."""
-    pixels = image_of(image)
-    regions = regions_of(detections, (pixels.shape[1], pixels.shape[0]))
-    seconds = image.header.stamp.sec + image.header.stamp.nanosec / 1e9
-    captions = captioner.caption(pixels, list(regions.values()))
-    return captions_as_text(dict(zip(regions, captions, strict=True)), detections, seconds)
