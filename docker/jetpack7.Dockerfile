@@ -1,15 +1,19 @@
-# patchcaption on JetPack 7 (Thor; TensorRT 10.13 or newer, CUDA 13, Python 3.12). Build and run it on the Jetson:
+# patchcaption on JetPack 7 (Thor, from 7.2 on Orin too; TensorRT 10.13 or newer, CUDA 13, Python 3.12). Build and run it
+# on the Jetson:
 #
 #   docker build -f docker/jetpack7.Dockerfile -t patchcaption --build-arg BASE=IMAGE .
 #   docker run --rm -it --runtime nvidia \
 #       -v "$PWD/engines:/patchcaption/engines" -v patchcaption:/root/.local/share/patchcaption patchcaption
 #
-# BASE: NVIDIA's CUDA 13 development image for Ubuntu 24.04 on 64-bit Arm servers (SBSA), which Thor runs. TENSORRT: the
-# version that your JetPack has; plans can be loaded only by the version that built them.
+# BASE: NVIDIA's CUDA 13 development image for Ubuntu 24.04 on 64-bit Arm servers (SBSA), which Thor runs, and Orin from
+# JetPack 7.2 on: CUDA 13.0 for JetPack 7.1, 13.2 for 7.2. TENSORRT: the version that your JetPack has (10.13.3.9 in 7.1);
+# plans can be loaded only by the version that built them. TORCH and WHEELS: on Orin, a torch that was built for it and
+# CUDA 13, and the package index that has it; PyPI's torch for Arm has no kernels for Orin.
 ARG BASE
 FROM ${BASE}
 ARG TORCH=torch==2.13.0
 ARG TENSORRT=tensorrt-cu13==10.13.3.9
+ARG WHEELS=https://pypi.org/simple
 
 RUN apt-get update \
     && apt-get install -y --no-install-recommends cmake g++ make python3-pip python3-venv \
@@ -17,9 +21,13 @@ RUN apt-get update \
 
 RUN python3 -m venv /venv
 ENV PATH=/venv/bin:$PATH
-RUN pip install --no-cache-dir --upgrade pip && pip install --no-cache-dir "${TORCH}" "${TENSORRT}"
+RUN pip install --no-cache-dir --upgrade pip \
+    && pip install --no-cache-dir --index-url "${WHEELS}" "${TORCH}" \
+    && pip install --no-cache-dir "${TENSORRT}"
 
 WORKDIR /patchcaption
 COPY . .
-RUN pip install --no-cache-dir -c constraints.txt -e '.[plans]' && make native
+# The torch that is there stays, whatever constraints.txt names.
+RUN sed '/^torch==/d' constraints.txt > /tmp/constraints.txt \
+    && pip install --no-cache-dir -c /tmp/constraints.txt -e '.[plans]' && make native
 CMD ["patchcaption", "doctor"]
