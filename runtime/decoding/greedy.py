@@ -63,7 +63,7 @@ class GreedyDecoder:
 
     def report(self) -> EngineReport:
         """Return what executes the engine, and for each batch size whether its step is one CUDA graph."""
-        fallbacks = tuple(decoder.step_work.fallback_reason for decoder in self._device_decoders.values())
+        fallbacks = tuple(decoder.step_work.fallback_reason for decoder in list(self._device_decoders.values()))
         return replace(self._engine.report(), graph_fallbacks=fallbacks)
 
     def close(self) -> None:

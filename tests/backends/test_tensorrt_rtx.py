@@ -175,6 +175,16 @@ def test_a_context_that_is_captured_compiles_in_its_first_run_and_others_in_the_
     assert strategies == [None, double.DynamicShapesKernelSpecializationStrategy.EAGER]
 
 
+def test_what_a_bound_run_compiles_is_kept_though_nothing_is_closed(decoder: tuple[Bundle, Double]) -> None:
+    bundle, _ = decoder
+    cache = runtime_cache_file(bundle.manifest.files["decoder.plan"].sha256, Gpu("RTX 4090", "8.9"))
+    assert cache is not None
+    _, bound = bound_run(bundle)
+    before = cache.read_bytes()
+    bound.run()
+    assert len(cache.read_bytes()) > len(before)
+
+
 def test_the_context_is_asked_on_its_stream_whether_it_can_be_captured(
     decoder: tuple[Bundle, Double], monkeypatch: pytest.MonkeyPatch
 ) -> None:

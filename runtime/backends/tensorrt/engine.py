@@ -216,7 +216,7 @@ class TrtEngine:
                     raise BackendError(f"{self._plan}: {name}: expected memory for {shape}, got {got}")
             tensors = {**inputs, **outputs}
             context.set_addresses(tensors)
-            return TrtBoundRun(context, tensors)
+            return TrtBoundRun(context, tensors, self._runtime_cache)
 
     def close(self) -> None:
         with self.stream.exclusive:
@@ -329,8 +329,9 @@ class _Context:
 class TrtBoundRun:
     """An execution context over fixed memory, which it keeps."""
 
-    def __init__(self, context: _Context, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, context: _Context, tensors: Mapping[str, Tensor], runtime_cache: RuntimeCache | None) -> None:
         self._context, self._tensors = context, tensors
+        self._unsaved = runtime_cache  # of what the first run compiles
 
     @property
     def capture_mode(self) -> CaptureMode:
@@ -338,6 +339,9 @@ class TrtBoundRun:
 
     def run(self) -> None:
         self._context.run()
+        if self._unsaved is not None:
+            self._unsaved.save()
+            self._unsaved = None
 
 
 def _fits(engine: tensorrt.ICudaEngine, profile: int, name: str, shape: torch.Size) -> bool:
