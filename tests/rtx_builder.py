@@ -55,8 +55,10 @@ class PlanReport:
         return [name for name in self.layers if _CONVERSIONS.match(name)]
 
 
-def build_report(graph: Path, profiles: Sequence[Profile]) -> PlanReport:
-    """Build a graph by NVIDIA's builder, as the product does by default.
+def build_report(
+    graph: Path, profiles: Sequence[Profile], compute_capabilities: tuple[str, ...] = DEFAULT_CAPABILITIES
+) -> PlanReport:
+    """Build a graph by NVIDIA's builder, as the product does.
 
     Raises:
         BackendError: it cannot be parsed or built.
@@ -73,7 +75,7 @@ def build_report(graph: Path, profiles: Sequence[Profile]) -> PlanReport:
             lines.append(msg)
             api.logger.log(severity, msg)  # whose errors `require` reports
 
-    target = PlanTarget(api, None, DEFAULT_CAPABILITIES)
+    target = PlanTarget(api, None, compute_capabilities)
     recording = replace(api, logger=Recorder())
     plan = build_plan_bytes(
         recording,

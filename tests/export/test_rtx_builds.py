@@ -18,6 +18,7 @@ from export.graphs.qdq import EightBits
 from export.graphs.specs import backbone_spec
 from export.plans.profiles import profiles_of
 from export.readers import read_checkpoint
+from runtime.backends.tensorrt.rtx import DEFAULT_CAPABILITIES
 from runtime.bundle import Bundle, EngineName, EnginePrecision, ShapeRange
 from runtime.bundle.graph_io import PIXEL_VALUES
 from runtime.image import Fit, prepare
@@ -60,15 +61,15 @@ def test_turing_takes_every_graph_in_float16(bundles: dict[EnginePrecision, Bund
     """There products in float32 are refused, so what must stay float32 is multiplied and summed."""
     bundle = bundles["fp16"]
     profiles = profiles_of(bundle.manifest)[name]
-    report = build_report(bundle.path(bundle.manifest.engines[name].file), profiles, "SM75")
+    report = build_report(bundle.path(bundle.manifest.engines[name].file), profiles, ("7.5",))
     assert report.fused_attentions == len(profiles) * report_of(bundle, name).fused_attentions
 
 
-def build_backbone(folder: Path, size: int, capability: str | None = None) -> PlanReport:
+def build_backbone(folder: Path, size: int, compute_capabilities: tuple[str, ...] = DEFAULT_CAPABILITIES) -> PlanReport:
     """Build the backbone in ``folder`` for one image at a time."""
     shape = (1, size, size, 3)
     profile = {PIXEL_VALUES: ShapeRange(min=shape, opt=shape, max=shape)}
-    return build_report(folder / "backbone.onnx", [profile], capability)
+    return build_report(folder / "backbone.onnx", [profile], compute_capabilities)
 
 
 @pytest.mark.parametrize("precision", FLOATS)
@@ -106,7 +107,7 @@ def test_every_product_of_a_weight_is_in_8_bits_and_every_attention_stays_one_ke
     backbone = read_checkpoint("demo").backbone
     pixels, _ = prepare([sample_image], backbone.image_size, Fit.STRETCH)
     export_graph(backbone_spec(backbone, pixels), tmp_path, to, "cuda")
-    report = build_backbone(tmp_path, backbone.image_size)
+    report = build_backbone(tmp_path, backbone.image_size, ("8.9", "12.0", "12.1"))
     model = onnx_ir.load(tmp_path / "backbone.onnx")
     of_weights = {node.name for node in model.graph if node.op_type == "MatMul" and _dequantizes(node.inputs[1])}
     depth = Bundle(demo_bundle).manifest.backbone.depth
