@@ -172,7 +172,8 @@ def test_a_context_that_is_captured_compiles_in_its_first_run_and_others_in_the_
 
     monkeypatch.setattr(TrtEngine, "_new_context", new_context)
     bound_run(bundle)
-    assert strategies == [None, double.DynamicShapesKernelSpecializationStrategy.EAGER]
+    kinds = double.DynamicShapesKernelSpecializationStrategy
+    assert strategies == [kinds.LAZY, kinds.EAGER]
 
 
 def test_what_a_bound_run_compiles_is_kept_though_nothing_is_closed(decoder: tuple[Bundle, Double]) -> None:

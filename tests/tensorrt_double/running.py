@@ -134,7 +134,16 @@ class IRuntimeConfig:
         self._strategies = double.ExecutionContextAllocationStrategy
         self.cache: IRuntimeCache | None = None
         self.strategy = self._strategies.STATIC
-        self.dynamic_shapes_kernel_specialization_strategy = double.DynamicShapesKernelSpecializationStrategy.LAZY
+        self._specializations = double.DynamicShapesKernelSpecializationStrategy
+        self._specialization = self._specializations.LAZY
+
+    @property
+    def dynamic_shapes_kernel_specialization_strategy(self) -> Any:
+        return self._specialization
+
+    @dynamic_shapes_kernel_specialization_strategy.setter
+    def dynamic_shapes_kernel_specialization_strategy(self, strategy: Any) -> None:
+        self._specialization = member_of(self._specializations, strategy)
 
     def set_execution_context_allocation_strategy(self, strategy: Any = None) -> None:
         self.strategy = self._strategies.STATIC if strategy is None else member_of(self._strategies, strategy)
@@ -159,8 +168,6 @@ class EngineInspector:
 class IExecutionContext:
     def __init__(self, engine: ICudaEngine, state: State, is_user_managed: bool) -> None:
         self._engine, self._state = engine, state
-        if state.is_rtx:
-            self.is_stream_capturable = lambda stream_handle: stream_handle != 0
         self._profile: int | None = 0 if engine.num_optimization_profiles == 1 else None
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
@@ -182,6 +189,11 @@ class IExecutionContext:
         require(size >= WORKSPACE_BYTES, f"a workspace of {size} bytes, {WORKSPACE_BYTES} are needed")
         ctypes.memset(memory, 0xAB, size)  # so that memory which is not there is noticed
         self._workspace_bytes = size
+
+    @bound
+    def is_stream_capturable(self, stream: int) -> bool:
+        require(self._state.is_rtx, "only TensorRT for RTX tells")
+        return stream != 0
 
     @bound
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:

@@ -22,7 +22,7 @@ from runtime.backends.cuda.device import Gpu, current_gpu
 from runtime.backends.cuda.stream import CaptureMode, Stream
 from runtime.backends.cuda.workspace import Workspace, aligned
 from runtime.backends.tensorrt.api import PRODUCT_NAMES, TensorRtApi, is_compatible
-from runtime.backends.tensorrt.rtx import RuntimeCache, check_supported, open_runtime_cache
+from runtime.backends.tensorrt.rtx import RuntimeCache, can_be_captured, check_supported, open_runtime_cache
 from runtime.bundle import EngineFiles, PlanRecord
 from runtime.bundle.trust import check_trusted
 from runtime.errors import BackendError
@@ -284,9 +284,8 @@ class _Context:
 
     @property
     def can_be_captured(self) -> bool:
-        """Whether its runs can become part of a CUDA graph now; of TensorRT's products only one can tell."""
-        asks = getattr(self._require_open(), "is_stream_capturable", None)
-        return asks is None or bool(asks(self._stream.handle))
+        """Whether its runs can become part of a CUDA graph now."""
+        return can_be_captured(self._io.api, self._require_open(), self._stream.handle)
 
     def infer_output_shapes(self, inputs: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
         """Set the shapes of the inputs; return those that the outputs then have."""

@@ -134,6 +134,13 @@ class RuntimeCache:
             self._saved = data
 
 
+def can_be_captured(api: TensorRtApi, context: tensorrt.IExecutionContext, stream_handle: int) -> bool:
+    """Return whether a context's runs can become part of a CUDA graph now; with TensorRT itself they always can."""
+    if api.product != "tensorrt-rtx":
+        return True
+    return cast("tensorrt_rtx.IExecutionContext", context).is_stream_capturable(stream_handle)
+
+
 def open_runtime_cache(
     api: TensorRtApi, engine: tensorrt.ICudaEngine, plan_sha256: str, gpu: Gpu
 ) -> RuntimeCache | None:
