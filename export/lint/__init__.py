@@ -10,11 +10,11 @@ from pathlib import Path
 
 import onnx_ir
 
-from export.lint import numbers, operators, shapes
+from export.lint import dtypes, numbers, operators, shapes
 from export.lint.finding import LintContext, LintFinding, Profiles
 from export.lint.support_table import Version
 
-RULES = (*operators.RULES, *numbers.RULES, *shapes.RULES)
+RULES = (*operators.RULES, *dtypes.RULES, *numbers.RULES, *shapes.RULES)
 
 
 def lint(

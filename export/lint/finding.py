@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, TypeAlias
 
 import numpy as np
 import onnx
 import onnx_ir
+from onnx_ir import DataType
 
-from export.lint.support_table import Version
+from export.lint.inference import Inference, infer
+from export.lint.support_table import LENIENT_SINCE, Version
+from export.lint.tensors import Shape
 from runtime.bundle import ShapeRange
 
 Severity: TypeAlias = Literal["error", "warning"]
+Stage: TypeAlias = Literal["parse", "build", "run"]
+"""Where it shows: TensorRT cannot read the graph, cannot build it, or runs it badly."""
 Profiles: TypeAlias = Sequence[Mapping[str, ShapeRange]]
 
 _MAX_KEPT_ELEMENTS = 1024
@@ -27,12 +33,14 @@ class LintFinding:
         rule: the rule's name.
         location: the node, tensor, profile or graph.
         message: what is there, what was expected, and the fix.
+        stage: where it shows. Only what the parser itself refuses is an error of the stage "parse".
     """
 
     severity: Severity
     rule: str
     location: str
     message: str
+    stage: Stage = "parse"
 
     def __str__(self) -> str:
         return f"{self.severity}: {self.rule}: {self.location}: {self.message}"
@@ -58,15 +66,52 @@ class LintContext:
         """The model's graph."""
         return self.model.graph
 
+    @property
+    def opset(self) -> int:
+        """The opset of ONNX's own operators."""
+        return int(self.model.opset_imports.get("", 1))
 
-def error(rule: str, node: onnx_ir.Node, message: str) -> LintFinding:
+    @property
+    def nodes(self) -> Iterable[onnx_ir.Node]:
+        """The nodes of the graph and of its subgraphs."""
+        return self.graph.all_nodes()
+
+    @property
+    def is_lenient(self) -> bool:
+        """Whether the version reads what older ones document as restricted."""
+        return self.version >= LENIENT_SINCE
+
+    @cached_property
+    def inference(self) -> Inference:
+        """The dtypes and shapes of all tensors, as the parser sees them."""
+        return infer(self.model)
+
+    def dtype(self, value: onnx_ir.Value | None) -> DataType | None:
+        """Return a tensor's dtype for the parser; None if there is no tensor, or its dtype is not known."""
+        return self.inference.known.dtype(value)
+
+    def shape(self, value: onnx_ir.Value | None) -> Shape | None:
+        """Return a tensor's shape for the parser; None if there is no tensor, or its rank is not known."""
+        return self.inference.known.shape(value)
+
+    def is_constant(self, value: onnx_ir.Value) -> bool:
+        """Return whether a tensor is known before the graph runs."""
+        return str(value.name) in self.inference.known.constants
+
+
+def is_refused(findings: Iterable[LintFinding]) -> bool:
+    """Return whether the parser would refuse a graph, by its findings."""
+    return any(finding.severity == "error" and finding.stage == "parse" for finding in findings)
+
+
+def error(rule: str, node: onnx_ir.Node, message: str, stage: Stage = "parse") -> LintFinding:
     """Return an error at a node."""
-    return LintFinding("error", rule, describe_node(node), message)
+    return LintFinding("error", rule, describe_node(node), message, stage)
 
 
-def warning(rule: str, node: onnx_ir.Node, message: str) -> LintFinding:
+def warning(rule: str, node: onnx_ir.Node, message: str, stage: Stage = "run") -> LintFinding:
     """Return a warning at a node."""
-    return LintFinding("warning", rule, describe_node(node), message)
+    return LintFinding("warning", rule, describe_node(node), message, stage)
 
 
 def describe_node(node: onnx_ir.Node) -> str:

@@ -1,4 +1,4 @@
-"""Rules on shapes: profiles that cover every dynamic dimension and agree with each other."""
+"""Rules on shapes: inputs that fit each other, and profiles that cover every dynamic dimension and agree."""
 
 from __future__ import annotations
 
@@ -7,14 +7,37 @@ from collections.abc import Iterator, Mapping
 import onnx
 import onnx_ir
 
-from export.lint.finding import LintContext, LintFinding, without_weights
+from export.lint.finding import LintContext, LintFinding, error, without_weights
+from export.lint.shape_inference import MAX_RANK, is_checked_later
+from export.lint.support_table import MIN_RANKS
 from runtime.bundle import ShapeRange
+
+
+def check_shapes(context: LintContext) -> Iterator[LintFinding]:
+    """Check that the inputs of each node fit each other in shape, where the shapes are known."""
+    for node, reason in context.inference.misfits:
+        yield error("shape", node, reason, "build" if is_checked_later(node) else "parse")
+
+
+def check_ranks(context: LintContext) -> Iterator[LintFinding]:
+    """Check that tensors have as many dimensions as TensorRT takes."""
+    for value in (*context.graph.inputs, *context.graph.initializers.values()):
+        rank = len(context.shape(value) or ())
+        if rank > MAX_RANK:
+            yield LintFinding("error", "shape", str(value.name), f"has {rank} dimensions; expected {MAX_RANK} at most")
+    for node in context.nodes:
+        shape = context.shape(node.inputs[0]) if node.inputs else None
+        least = MIN_RANKS.get(node.op_type, 0)
+        if shape is not None and len(shape) < least:
+            yield error("shape", node, f"its input has {len(shape)} dimensions; expected {least} at least")
 
 
 def check_profiles(context: LintContext) -> Iterator[LintFinding]:
     """Check that every dynamic dimension has a range in each profile, and that shapes resolve at all of its points."""
     dynamic = {
-        str(value.name) for value in context.graph.inputs if any(not isinstance(size, int) for size in value.shape)
+        str(value.name)
+        for value in context.graph.inputs
+        if any(not isinstance(size, int) for size in value.shape or ())
     }
     for number, profile in enumerate(context.profiles):
         location = f"profile {number}"
@@ -22,7 +45,7 @@ def check_profiles(context: LintContext) -> Iterator[LintFinding]:
         for name, shapes in profile.items():
             messages += _find_misfits(context.graph, name, shapes)
         if messages:
-            yield from (LintFinding("error", "profile", location, message) for message in messages)
+            yield from (LintFinding("error", "profile", location, message, "build") for message in messages)
         else:
             yield from _check_points(context, location, profile)
 
@@ -52,7 +75,7 @@ def _check_points(context: LintContext, location: str, profile: Mapping[str, Sha
                 known = size if isinstance(dimension, int) else sizes.setdefault(str(dimension), size)
                 if known != size:
                     message = f"{dimension} is {known} in one input and {size} in {value.name} at {point}"
-                    yield LintFinding("error", "profile", location, message)
+                    yield LintFinding("error", "profile", location, message, "build")
                     return
         yield from _check_inference(context, location, point, profile)
 
@@ -73,12 +96,12 @@ def _check_inference(
     try:
         inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     except onnx.shape_inference.InferenceError as failure:
-        yield LintFinding("error", "profile", location, f"at {point}: {' '.join(str(failure).split())[:300]}")
+        yield LintFinding("error", "profile", location, f"at {point}: {' '.join(str(failure).split())[:300]}", "build")
         return
     for value in inferred.graph.output:
         if not all(dimension.HasField("dim_value") for dimension in value.type.tensor_type.shape.dim):
             message = f"at {point}: the shape of {value.name} cannot be inferred"
-            yield LintFinding("warning", "profile", location, message)
+            yield LintFinding("warning", "profile", location, message, "build")
 
 
-RULES = (check_profiles,)
+RULES = (check_shapes, check_ranks, check_profiles)

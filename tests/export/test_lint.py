@@ -121,6 +121,18 @@ def attention(
     return graph(nodes, inputs, [("y", dtype, shapes[0])], weights, inner=[("scaled", dtype, shapes[0]), *inner])
 
 
+def a_branch() -> onnx.ModelProto:
+    """A graph with an operator If."""
+    branches = [
+        helper.make_graph(
+            [helper.make_node(kind, ["x"], [name])], name, [], [helper.make_tensor_value_info(name, FLOAT, [2])]
+        )
+        for kind, name in (("Relu", "then"), ("Abs", "otherwise"))
+    ]
+    node = helper.make_node("If", ["c"], ["y"], then_branch=branches[0], else_branch=branches[1])
+    return graph([node], [("c", BOOL, []), ("x", FLOAT, [2])], [("y", FLOAT, [2])])
+
+
 AXES = {"axes": np.array([1])}
 
 RIGHT: dict[str, onnx.ModelProto] = {
@@ -184,7 +196,7 @@ WRONG: list[tuple[str, str, str, Callable[[], onnx.ModelProto]]] = [
     ),
     (
         "restriction",
-        "antialiases",
+        "antialias is 1; expected 0",
         "",
         lambda: graph(
             [helper.make_node("Resize", ["x", "", "", "sizes"], ["y"], mode="linear", antialias=1)],
@@ -248,15 +260,16 @@ WRONG: list[tuple[str, str, str, Callable[[], onnx.ModelProto]]] = [
     (
         "dtype",
         "takes FLOAT, FLOAT16 together",
-        "",
+        "onnx",
         lambda: graph(
             [helper.make_node("LayerNormalization", ["x", "scale"], ["y"])],
             [("x", FLOAT, [2, 8]), ("scale", HALF, [8])],
             [("y", FLOAT, [2, 8])],
         ),
     ),
-    ("dtype", "elem type", "", lambda: one_node("Cast", to=HALF)),
-    ("capture", "depends on values", "", lambda: one_node("NonZero", out=[2, "n"], out_dtype=INT64)),
+    ("onnx", "elem type", "", lambda: one_node("Cast", to=HALF)),
+    ("operator", "makes it by a plug-in", "capture", lambda: one_node("NonZero", out=[2, "n"], out_dtype=INT64)),
+    ("capture", "is control flow", "", lambda: a_branch()),
     ("attention", "is float32, which is never fused", "", lambda: attention(FLOAT)),
     ("attention", "scale comes after the scores", "", lambda: attention(scale_after=True)),
     ("attention", "heads are 12 wide", "", lambda: attention(width=12)),
@@ -406,7 +419,7 @@ def test_the_command_says_one_line_a_finding(tmp_path: Path, capsys: pytest.Capt
     assert lines[1].startswith(f"{bad}: error: operator: node '' (Unique): TensorRT 11.4 lacks it")
     assert main([str(bad), "--json"]) == 1
     (finding,) = json.loads(capsys.readouterr().out)[:1]
-    assert finding.keys() == {"graph", "severity", "rule", "location", "message"}
+    assert finding.keys() == {"graph", "severity", "rule", "location", "message", "stage"}
     assert (finding["graph"], finding["rule"]) == (str(bad), "operator")
     assert main([str(tmp_path / "none.onnx")]) == 2
     for wrong in (["--tensorrt", "9.3"], ["--tensorrt", "x"], ["--profile", "x"], ["--profile", "x=3:2:1"]):
