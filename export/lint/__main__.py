@@ -11,8 +11,10 @@ from pathlib import Path
 
 from export.lint import lint
 from export.lint.finding import LintFinding, format_version
+from export.lint.parser import ParserProcess
 from export.lint.support_table import Version
 from runtime.bundle import ShapeRange
+from runtime.errors import BackendError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,14 +23,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         ranges = json.loads(options.ranges.read_text(encoding="utf-8")) if options.ranges else {}
         findings = {str(path): lint(path, options.tensorrt, options.profile, ranges) for path in options.graphs}
-    except (OSError, ValueError) as error:
+        readers = [f"will likely parse in TensorRT {format_version(options.tensorrt)}"]
+        if options.parser:
+            with ParserProcess() as parser:
+                findings = {path: [*parser.findings(Path(path)), *of_graph] for path, of_graph in findings.items()}
+                readers.insert(0, f"parses in {parser.name}")
+    except (OSError, ValueError, BackendError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if options.json:
         flat = [{"graph": path, **asdict(finding)} for path, of_graph in findings.items() for finding in of_graph]
         print(json.dumps(flat, indent=2))
     else:
-        _print_findings(findings, options.tensorrt)
+        _print_findings(findings, ", ".join(readers))
     return int(any(finding.severity == "error" for of_graph in findings.values() for finding in of_graph))
 
 
@@ -36,6 +43,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lint", description="Find what TensorRT will not accept in ONNX graphs.")
     parser.add_argument("graphs", type=Path, nargs="+", metavar="MODEL.onnx")
     parser.add_argument("--tensorrt", type=_version, default=(10, 3), metavar="10.3", help="default: 10.3, JetPack 6's")
+    parser.add_argument(
+        "--parser",
+        action="store_true",
+        help="ask the installed parser too and give its words first: TensorRT-RTX, which needs no GPU, or TensorRT",
+    )
     parser.add_argument(
         "--profile",
         type=_profile,
@@ -49,12 +61,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _print_findings(findings: Mapping[str, Sequence[LintFinding]], version: Version) -> None:
+def _print_findings(findings: Mapping[str, Sequence[LintFinding]], praise: str) -> None:
     for path, of_graph in findings.items():
         for finding in of_graph:
             print(f"{path}: {finding}")
         if not any(finding.severity == "error" for finding in of_graph):
-            print(f"{path}: will likely parse in TensorRT {format_version(version)}")
+            print(f"{path}: {praise}")
 
 
 def _version(text: str) -> Version:

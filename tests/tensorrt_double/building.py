@@ -43,6 +43,12 @@ class ParserError:
     def node(self) -> int:
         return 3
 
+    def node_name(self) -> str:
+        return "node_3"
+
+    def node_operator(self) -> str:
+        return "MatMul"
+
 
 class ITimingCache:
     """The version of the TensorRT that it is of, and a dot for each build."""
