@@ -152,7 +152,7 @@ def _add_node(inference: Inference, node: onnx_ir.Node, opset: int) -> None:
         _add(known, value, _output_dtype(known, node, row, index), shapes[index] if index < len(shapes) else None)
     numbers = _numbers(known, node)
     if numbers is not None:
-        _add_numbers(known, str(node.outputs[0].name), numbers)
+        known.numbers[str(node.outputs[0].name)] = numbers
 
 
 def _is_resolved(known: KnownTensors, node: onnx_ir.Node, inputs: list[str]) -> bool:
@@ -161,15 +161,6 @@ def _is_resolved(known: KnownTensors, node: onnx_ir.Node, inputs: list[str]) -> 
         return all(isinstance(size, int) for size in known.shape(input_of(node, 0)) or (None,))
     is_known = bool(inputs) and all(name in known.constants or name in known.resolved for name in inputs)
     return is_known and node.op_type in _SHAPE_ARITHMETIC
-
-
-def _add_numbers(known: KnownTensors, name: str, numbers: Shape) -> None:
-    known.numbers[name] = numbers
-    shape, dtype = known.shapes.get(name), known.dtypes.get(name)
-    if name not in known.constants or shape is None or dtype is None or None in numbers:
-        return
-    if dtype in INTEGERS:
-        known.constants[name] = onnx.helper.make_tensor(name, int(dtype), shape, numbers)
 
 
 def _constant_value(node: onnx_ir.Node) -> onnx_ir.TensorProtocol | None:

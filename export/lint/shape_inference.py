@@ -11,7 +11,7 @@ import onnx
 import onnx_ir
 from onnx_ir import DataType
 
-from export.lint.support_table import REAL, TAKES_ALL_INPUTS
+from export.lint.support_table import INTEGERS, REAL, TAKES_ALL_INPUTS
 from export.lint.tensors import KnownTensors, Shape, Size, input_of, int_attribute
 
 Inferred: TypeAlias = "tuple[list[Shape | None], str | None]"
@@ -22,7 +22,7 @@ _OLDEST_RULES, _MODERN_RULES = 13, 18
 """The opset from which on the parser goes by the attributes and inputs that a node has, and one that has them all."""
 _LEGAL = (DataType.FLOAT, DataType.INT64, DataType.BOOL, DataType.INT8, DataType.FLOAT16, DataType.INT32)
 """Dtypes to put in where ONNX does not accept the actual one."""
-_CHECKED_LATER = frozenset({"Tile", "TopK"})
+_CHECKED_LATER = frozenset({"Range", "Tile", "TopK"})
 """Operators whose inputs the parser was seen not to compare; the builder does."""
 
 
@@ -73,7 +73,7 @@ def _infer_by_onnx(known: KnownTensors, node: onnx_ir.Node, opset: int) -> Infer
     types = _legal_types(known, schema, proto.input)
     data = {}
     for name, kind in types.items():
-        constant = known.constants.get(name)
+        constant = known.constants.get(name) or _known_numbers(known, name)
         if constant is not None and constant.data_type == kind.tensor_type.elem_type:
             data[name] = constant
     opsets = [onnx.helper.make_opsetid("", max(opset, schema.since_version))]
@@ -84,6 +84,14 @@ def _infer_by_onnx(known: KnownTensors, node: onnx_ir.Node, opset: int) -> Infer
     except (onnx.checker.ValidationError, ValueError):
         return unknown, None  # of dtypes, which do not matter here
     return [_shape(inferred.get(str(value.name))) for value in node.outputs], None
+
+
+def _known_numbers(known: KnownTensors, name: str) -> onnx.TensorProto | None:
+    """Return the value of a tensor that was computed of shapes and constants, if all of it is known."""
+    numbers, shape, dtype = known.numbers.get(name, (None,)), known.shapes.get(name), known.dtypes.get(name)
+    if shape is None or dtype is None or dtype not in INTEGERS or not all(isinstance(one, int) for one in numbers):
+        return None
+    return onnx.helper.make_tensor(name, dtype.value, shape, numbers)
 
 
 def _parser_opset(node: onnx_ir.Node, opset: int) -> int:
@@ -362,6 +370,8 @@ def _expanded(known: KnownTensors, node: onnx_ir.Node) -> Inferred:
         return [None], f"takes a shape of {len(wanted)} dimensions; expected 1"
     shapes, misfit = _infer_by_onnx(known, node, 20)
     sizes, shape = known.elements(input_of(node, 1)), known.shape(input_of(node, 0))
+    if any(isinstance(size, int) and size < 0 for size in sizes or ()):
+        return [None], f"expands to {sizes}"
     if sizes is None or shape is None or misfit is None:
         return shapes, None
     rank = max(len(shape), len(sizes))

@@ -9,7 +9,7 @@ import onnx_ir
 
 from export.lint.finding import LintContext, LintFinding, error, without_weights
 from export.lint.shape_inference import MAX_RANK, is_checked_later
-from export.lint.support_table import MIN_RANKS
+from export.lint.support_table import MAX_RANKS, MIN_RANKS
 from runtime.bundle import ShapeRange
 
 
@@ -30,6 +30,8 @@ def check_ranks(context: LintContext) -> Iterator[LintFinding]:
         least = MIN_RANKS.get(node.op_type, 0)
         if shape is not None and len(shape) < least:
             yield error("shape", node, f"its input has {len(shape)} dimensions; expected {least} at least")
+        if shape is not None and node.op_type in MAX_RANKS and len(shape) > MAX_RANKS[node.op_type]:
+            yield error("shape", node, f"its input has {len(shape)} dimensions; expected {MAX_RANKS[node.op_type]}")
 
 
 def check_profiles(context: LintContext) -> Iterator[LintFinding]:

@@ -231,13 +231,15 @@ REQUIRED_ATTRIBUTES = frozenset({("LSTM", "hidden_size"), ("GRU", "hidden_size")
 
 MIN_RANKS: Mapping[str, int] = {
     **dict.fromkeys(("ArgMax", "ArgMin", "Hardmax", "LogSoftmax", "Softmax", "Trilu"), 2),
-    **dict.fromkeys(("Flatten", "LpNormalization"), 1),
+    **dict.fromkeys(("ConstantOfShape", "Flatten", "LpNormalization"), 1),
     **dict.fromkeys(
         ("GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "GroupNormalization", "InstanceNormalization"), 3
     ),
     **dict.fromkeys(("LRN", "MeanVarianceNormalization"), 4),
 }
 """The fewest dimensions of the first input, where that is not left to ONNX's inference."""
+MAX_RANKS: Mapping[str, int] = dict.fromkeys(("BlackmanWindow", "HammingWindow", "HannWindow"), 0)
+"""The most dimensions of the first input, likewise."""
 
 FOLDS_SHAPES = frozenset({"Squeeze", "Unsqueeze"})
 """Operators whose constant input may also be computed of constants and shapes that are known."""

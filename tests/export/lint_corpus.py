@@ -532,7 +532,7 @@ def _shape_cases() -> Iterator[tuple[str, onnx.ModelProto]]:
         yield f"Unsqueeze {axes}", one("Unsqueeze", *"xa", weights={"a": _ints(*axes)})
     eight = {"x": (FLOAT, (1,) * 8)}
     yield "Unsqueeze to 9 dimensions", one("Unsqueeze", *"xa", tensors=eight, weights={"a": _ints(0)})
-    for sizes in ([2, 3, 8], [5, 3, 8], [8], [4, 2, 3, 8]):
+    for sizes in ([2, 3, 8], [5, 3, 8], [8], [4, 2, 3, 8], [2, 3, -1], [2, 3, -8], [2, 3, 0]):
         yield f"Expand to {sizes}", one("Expand", *"xs", weights={"s": _ints(*sizes)})
     yield "Expand to a matrix of sizes", one("Expand", *"xs", weights={"s": ([[2, 3, 8]], INT64)})
     yield "Gather out of range", one("Gather", *"xi", weights={"i": _ints(9)})
@@ -564,6 +564,22 @@ def _computed_shape_cases() -> Iterator[tuple[str, onnx.ModelProto]]:
     for shape in ((8,), (7,), (3, 1)):
         weights = {"w": (np.ones(8), FLOAT), "v": (np.ones(shape), FLOAT)}
         yield f"Mul of three, the last {shape}", one("Mul", *"xwv", weights=weights)
+    for value in (1, [1]):
+        number: dict[str, Weight] = {"n": (value, INT64)}
+        for operator in ("HannWindow", "ConstantOfShape"):
+            yield f"{operator} of {value}", one(operator, "n", weights=number)
+        for operator in ("CumSum", "Trilu", "Tile"):
+            yield f"{operator} by {value}", one(operator, *"xn", tensors={"x": (FLOAT, (2, 8))}, weights=number)
+        yield f"Range to {value}", one("Range", *"nnn", weights=number, outputs=[("y", INT64, None)])
+        pair: Sequence[Value] = (("y", FLOAT, None), ("z", INT64, None))
+        yield f"TopK by {value}", one("TopK", *"xn", weights=number, outputs=pair)
+    negative = node("Neg", "w", "n"), node("Slice", "xben", "t"), node("MatMul", "tv")
+    values = {"w": _ints(1), "b": _ints(0), "e": _ints(1), "v": (np.ones((8, 2)), FLOAT)}
+    yield "Slice by computed axes that fits", chain(*negative, weights=values)
+    yield (
+        "Slice by computed axes that does not fit",
+        chain(*negative, weights={**values, "v": (np.ones((7, 2)), FLOAT)}),
+    )
     yield (
         "weights cast to uint8",
         chain(
