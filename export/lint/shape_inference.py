@@ -166,8 +166,8 @@ def _normalized(known: KnownTensors, node: onnx_ir.Node) -> Inferred:
     rank, axis = len(shapes[0] or ()), int_attribute(node, "axis", -1)
     if not -rank <= axis < rank:
         return [None], f"axis is {axis}; its input has {rank} dimensions"
-    whole, misfit = broadcast(*shapes)
-    return [whole if misfit is None else shapes[0]], None
+    highest = max(len(shape) for shape in shapes if shape is not None)
+    return [(1,) * (highest - rank) + (shapes[0] or ())], None
 
 
 def _squeezed(known: KnownTensors, node: onnx_ir.Node) -> Inferred:
@@ -370,13 +370,13 @@ def _expanded(known: KnownTensors, node: onnx_ir.Node) -> Inferred:
         return [None], f"takes a shape of {len(wanted)} dimensions; expected 1"
     shapes, misfit = _infer_by_onnx(known, node, 20)
     sizes, shape = known.elements(input_of(node, 1)), known.shape(input_of(node, 0))
-    if any(isinstance(size, int) and size < 0 for size in sizes or ()):
-        return [None], f"expands to {sizes}"
-    if sizes is None or shape is None or misfit is None:
+    if sizes is None or shape is None:
         return shapes, None
     rank = max(len(shape), len(sizes))
-    pairs = zip((1,) * (rank - len(shape)) + shape, (1,) * (rank - len(sizes)) + sizes, strict=True)
-    return [tuple(size if wanted == 1 else wanted for size, wanted in pairs)], None
+    pairs = list(zip((1,) * (rank - len(shape)) + shape, (1,) * (rank - len(sizes)) + sizes, strict=True))
+    if any(isinstance(size, int) and isinstance(wanted, int) and wanted < 0 for size, wanted in pairs):
+        return [None], f"expands {shape} to {sizes}"
+    return (shapes if misfit is None else [tuple(size if one == 1 else one for size, one in pairs)]), None
 
 
 _PARSER_SHAPES: Mapping[str, Callable[[KnownTensors, onnx_ir.Node], Inferred]] = {

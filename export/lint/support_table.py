@@ -216,7 +216,19 @@ OUTPUTS: Mapping[str, tuple[int, int]] = {
 
 TAKES_ONE_INPUT = frozenset({"Add", "And", "Div", "Equal", "Greater", "Less", "Mul", "Or", "Sub", "Xor"})
 """Operators of two operands that the parser also reads with one."""
-TAKES_NO_MORE_INPUTS = frozenset({"GridSample", "Pow", "PRelu", "ReverseSequence", "TopK", "Unsqueeze", "Upsample"})
+TAKES_NO_MORE_INPUTS = frozenset(
+    {
+        "GridSample",
+        "Pow",
+        "PRelu",
+        "RandomNormalLike",
+        "RandomUniformLike",
+        "ReverseSequence",
+        "TopK",
+        "Unsqueeze",
+        "Upsample",
+    }
+)
 """Operators that the parser refuses with inputs that they do not have; others leave them out."""
 TAKES_ALL_INPUTS = frozenset(
     {"Add", "And", "Concat", "Div", "Equal", "Greater", "Less", "Max", "Mean", "Min", "Mul", "Or", "Sub", "Sum", "Xor"}

@@ -120,7 +120,11 @@ def _retype(weight: onnx.TensorProto, dtype: int) -> None:
 
 
 def _convertible(values: np.ndarray, dtype: int) -> list[float] | list[int]:
-    return (values if dtype in FLOATS else values.astype(np.int64)).flatten().tolist()
+    if dtype in FLOATS:
+        return values.flatten().tolist()
+    if dtype not in INTEGERS:
+        values = np.clip(values, 0 if dtype == TensorProto.UINT8 else -128, 127)
+    return values.astype(np.int64).flatten().tolist()
 
 
 def change_weight_values(model: onnx.ModelProto, picks: random.Random) -> None:

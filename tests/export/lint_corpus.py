@@ -476,6 +476,10 @@ def _shape_cases() -> Iterator[tuple[str, onnx.ModelProto]]:
         for one_axis in (1, [1], [[1]]):
             listed: dict[str, Weight] = {"a": (one_axis, INT64)}
             yield f"{operator} on {one_axis}", one(operator, *"xa", tensors={"x": (FLOAT, (2, 1, 8))}, weights=listed)
+    for scale in ((8,), (2, 3, 8), (5, 1, 1, 8), (7,)):
+        normed = node("LayerNormalization", "xs", "n"), node("Gemm", "nw")
+        weights = {**weight(8, 2), "s": (np.ones(scale), FLOAT)}
+        yield f"Gemm after LayerNormalization by {scale}", chain(*normed, tensors=_X2, weights=weights)
     yield "MatMul by a single value", one("MatMul", *"wx", weights={"w": (2, FLOAT)})
     yield "MatMul that fits", one("MatMul", *"xw", weights=weight(8, 2))
     yield "MatMul that does not fit", one("MatMul", *"xw", weights=weight(7, 2))
@@ -534,6 +538,7 @@ def _shape_cases() -> Iterator[tuple[str, onnx.ModelProto]]:
     yield "Unsqueeze to 9 dimensions", one("Unsqueeze", *"xa", tensors=eight, weights={"a": _ints(0)})
     for sizes in ([2, 3, 8], [5, 3, 8], [8], [4, 2, 3, 8], [2, 3, -1], [2, 3, -8], [2, 3, 0]):
         yield f"Expand to {sizes}", one("Expand", *"xs", weights={"s": _ints(*sizes)})
+    yield "Expand the rows to a negative size", one("Expand", *"xs", tensors=_DYNAMIC, weights={"s": _ints(-8, 3, 8)})
     yield "Expand to a matrix of sizes", one("Expand", *"xs", weights={"s": ([[2, 3, 8]], INT64)})
     yield "Gather out of range", one("Gather", *"xi", weights={"i": _ints(9)})
     yield "Tile of one dimension less", one("Tile", *"xr", weights={"r": _ints(1, 2)})
@@ -701,7 +706,7 @@ def _arity_cases() -> Iterator[tuple[str, onnx.ModelProto]]:
         attributes: dict[str, Any] = {"axis": 0} if operator == "Concat" else {}
         yield f"{operator} of one input", one(operator, "x", **attributes)
         yield f"{operator} of one input and none", one(operator, "x", "", **attributes)
-    for operator in ("Relu", "Add", "MatMul", "Pow", "PRelu", "Less", "Equal"):
+    for operator in ("Relu", "Add", "MatMul", "Pow", "PRelu", "Less", "Equal", "RandomNormalLike"):
         yield f"{operator} of three inputs", one(operator, *"xxx", tensors={"x": (FLOAT, (8, 8))})
     pair: Sequence[Value] = (("y", FLOAT, None), ("z", FLOAT, None))
     for operator in ("Relu", "LayerNormalization", "Dropout", "TopK", "MaxPool", "Split"):
