@@ -342,6 +342,15 @@ def _split(known: KnownTensors, node: onnx_ir.Node) -> Inferred:
     return _infer_by_onnx(known, node, 20)[0], None
 
 
+def _along_axis(known: KnownTensors, node: onnx_ir.Node) -> Inferred:
+    """Check the axis, which ONNX does not; of a scatter the parser takes the rank for one too."""
+    shape, axis = known.shape(input_of(node, 0)), int_attribute(node, "axis", 0)
+    beyond = 1 if node.op_type == "GatherElements" else 0
+    if shape is not None and not -len(shape) <= axis <= len(shape) - beyond:
+        return [None], f"axis is {axis}; its input has {len(shape)} dimensions"
+    return _infer_by_onnx(known, node, 20)
+
+
 def _attended(known: KnownTensors, node: onnx_ir.Node) -> Inferred:
     """Compare more of queries, keys and values than ONNX does."""
     shapes = [known.shape(input_of(node, index)) for index in range(3)]
@@ -386,6 +395,7 @@ _PARSER_SHAPES: Mapping[str, Callable[[KnownTensors, onnx_ir.Node], Inferred]] =
     "Expand": _expanded,
     **dict.fromkeys(TAKES_ALL_INPUTS - {"Concat"}, _elementwise),
     "Gather": _gathered,
+    **dict.fromkeys(("GatherElements", "Scatter", "ScatterElements"), _along_axis),
     "Gemm": _gemm,
     "LayerNormalization": _normalized,
     "MatMul": _product,

@@ -459,6 +459,9 @@ def _shape_cases() -> Iterator[tuple[str, onnx.ModelProto]]:
             given = weight(8) if operator == "LayerNormalization" else {}
             attributes: dict[str, Any] = {"num_outputs": 1} if operator == "Split" else {}
             yield f"{operator} on axis {axis}", one(operator, *inputs, weights=given, axis=axis, **attributes)
+        places: dict[str, Weight] = {"i": (np.zeros((2, 3, 8)), INT64)}
+        yield f"GatherElements on axis {axis}", one("GatherElements", *"xi", weights=places, axis=axis)
+        yield f"ScatterElements on axis {axis}", one("ScatterElements", *"xix", weights=places, axis=axis)
         yield f"ReduceMax on axis {axis}", one("ReduceMax", *"xa", weights={"a": _ints(axis)})
         yield f"Unsqueeze on axis {axis}", one("Unsqueeze", *"xa", weights={"a": _ints(axis)})
         yield (
