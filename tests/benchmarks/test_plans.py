@@ -16,5 +16,5 @@ def test_each_graph_is_a_row_with_what_was_fused(
     assert plans.main([str(bundle)]) == 0
     rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     fused = {cells[0].strip(): (int(cells[1]), int(cells[-2])) for cells in rows[2:]}
-    assert fused == {"backbone": (2, 14), "reencoder": (1, 1), "decoder": (5, 20), "beam_decoder": (1, 4)}
+    assert fused == {"backbone": (2, 14), "reencoder": (3, 3), "decoder": (5, 20), "beam_decoder": (1, 4)}
     assert plans.main(["nowhere"]) == 1
