@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from runtime.backends.base import Backend
 from runtime.backends.registry import BACKEND_NAMES, BACKENDS, BackendName, BackendRequest
-from runtime.bundle import MANIFEST, Bundle, EnginePrecision, sha256_of
+from runtime.bundle import Bundle, EnginePrecision
 from runtime.errors import BackendError
 from runtime.options import Precision
 from runtime.system.files import write_atomically
@@ -157,7 +157,7 @@ def _read() -> _Measurements:
 def _key(bundle: Bundle, precision: Precision, threads: int | None) -> str:
     """Return a hash of all that a measurement depends on."""
     parts = {
-        "manifest": sha256_of(bundle.path(MANIFEST)),
+        "manifest": bundle.manifest_sha256(),
         "precision": precision,
         "threads": threads,
         "cpu": cpu_name(),

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models
 
 from runtime import BundleError, Captioner, DecodingOptions
 from runtime.backends.onnxruntime_cpu import OrtBackend
-from runtime.bundle import Bundle, DecoderConfig
+from runtime.bundle import Bundle, DecoderConfig, HeldFile
 from runtime.decoding import DECODERS, load_decoder
 from runtime.decoding.decap import DecapDecoder
 from runtime.decoding.tokenizer import CaptionTokenizer
@@ -56,7 +56,7 @@ def tokenizer(tmp_path: Path) -> CaptionTokenizer:
     made.decoder = decoders.Fuse()
     made.add_special_tokens(["<|endoftext|>"])
     made.save(str(tmp_path / "tokenizer.json"))
-    return CaptionTokenizer(tmp_path / "tokenizer.json", EOS)
+    return CaptionTokenizer(HeldFile(tmp_path / "tokenizer.json"), EOS)
 
 
 @pytest.mark.parametrize(
@@ -78,4 +78,4 @@ def test_ids_are_text_up_to_the_first_end_token(tokenizer: CaptionTokenizer, ids
 def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(BundleError, match="tokenizer.json: not a tokenizer: "):
-        CaptionTokenizer(tmp_path / "tokenizer.json", EOS)
+        CaptionTokenizer(HeldFile(tmp_path / "tokenizer.json"), EOS)
