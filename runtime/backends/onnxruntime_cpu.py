@@ -64,7 +64,7 @@ class OrtBackend:
     def _session(self, files: EngineFiles, options: Any) -> Any:
         """Return a session of the files that the bundle holds, of which none stays mapped.
 
-        ONNX Runtime before 1.24 cannot be given weights in memory: it maps the files, which must stay as they are.
+        Older versions of ONNX Runtime cannot be given weights in memory: they map the files, which must stay unchanged.
         """
         add_weights = getattr(options, "add_external_initializers_from_files_in_memory", None)
         if not files.held or add_weights is None:

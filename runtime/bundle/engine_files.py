@@ -22,6 +22,7 @@ class EngineFiles:
         plan: the plan's record and file.
         sha256: of the contents of the graph and its weights; "" where nothing records them.
         held: the graph and the files that its weights are in, as the bundle holds them; none outside of a bundle.
+        held_plan: the plan, likewise.
         contract: what the graph takes and returns; None outside of a bundle.
     """
 
@@ -30,7 +31,17 @@ class EngineFiles:
     plan: tuple[PlanRecord, Path] | None = None
     sha256: str = ""
     held: tuple[HeldFile, ...] = field(default=(), compare=False)
+    held_plan: HeldFile | None = field(default=None, compare=False)
     contract: GraphContract | None = field(default=None, compare=False)
+
+    def read_plan(self) -> bytes:
+        """Return the contents of the plan, as it was when the bundle was opened.
+
+        Raises:
+            BundleError: it was written to since.
+        """
+        assert self.plan is not None
+        return self.plan[1].read_bytes() if self.held_plan is None else bytes(self.held_plan.read())
 
     @contextmanager
     def opened_by_path(self) -> Iterator[None]:

@@ -83,6 +83,7 @@ class Bundle:
             None if plan is None else (plan, self.path(plan.file)),
             self._sha256_of_graph(record.file),
             held=tuple(self.file(file) for file in (record.file, *self._weight_files[record.file])),
+            held_plan=None if plan is None else self._files.get(plan.file),
             contract=GraphContract.of(name, self.manifest),
         )
 

@@ -23,7 +23,7 @@ def backend(request: pytest.FixtureRequest) -> str:
     if request.param == "openvino":
         pytest.importorskip("openvino")
     elif not hasattr(onnxruntime.SessionOptions, "add_external_initializers_from_files_in_memory"):
-        pytest.skip("ONNX Runtime before 1.24 maps weights")
+        pytest.skip("this version of ONNX Runtime maps weights")
     return str(request.param)
 
 
