@@ -27,7 +27,7 @@ from runtime.options import (
     StreamOptions,
     split_options,
 )
-from runtime.pipeline import Pipeline
+from runtime.pipeline import Pipeline, VectorSource
 from runtime.results import Caption, RegionBatch, Regions, RegionsOfImages
 from runtime.serving.batching import Batching
 from runtime.system.closeable import Closeable
@@ -81,12 +81,13 @@ class Captioner(Closeable):
                 centre square at the image's own aspect ratio.
             precision: what it computes in: "fp32" for the precision of the bundle's graphs; or for graphs in float32,
                 with OpenVINO on CPUs that have it, "bf16".
-            threads: CPU threads that an engine may use; None leaves it to the backend.
+            threads: CPU threads that an engine may use, up to 512; None leaves it to the backend.
             verify: compare the sha256 of every file first.
 
         Raises:
             BundleError: the bundle is missing, incomplete, altered or of another schema.
             BackendError: the backend is unknown or not usable here.
+            PatchcaptionError: an option has no such value.
 
         Example:
             >>> with Captioner.load("engines/demo", backend="cpu", threads=1) as captioner:
@@ -160,7 +161,7 @@ class Captioner(Closeable):
         more, which takes its memory again. On a GPU it is `encode`.
 
         Raises:
-            PatchcaptionError: fewer than one caller.
+            PatchcaptionError: fewer than one caller, or more than 512.
 
         Example:
             >>> encode = captioner.encoder(callers=2)
@@ -243,8 +244,11 @@ class Captioner(Closeable):
         (pooling,) = split_options(options, PoolingOptions)
         return self.pipeline.pooler(features, RegionBatch.of(regions, len(features)).by_image, pooling).data
 
-    def project(self, vectors: Tensor) -> Tensor:
+    def project(self, vectors: VectorSource) -> Tensor:
         """Carry region vectors (R, D) into text space (R, D), through the memory bank if the bundle has one.
+
+        Raises:
+            PatchcaptionError: not a matrix of finite numbers of the bundle's width; it says which row.
 
         Example:
             >>> vectors = captioner.vectors(captioner.encode(scene), [WholeImage()])
@@ -254,7 +258,7 @@ class Captioner(Closeable):
         return self.pipeline.project(vectors)
 
     def decode(
-        self, vectors: Tensor, *, progress: ProgressCallback | None = None, **options: Unpack[DecodeKeywords]
+        self, vectors: VectorSource, *, progress: ProgressCallback | None = None, **options: Unpack[DecodeKeywords]
     ) -> list[Caption]:
         """Decode vectors in text space (R, D) to captions that have no region.
 
@@ -263,7 +267,7 @@ class Captioner(Closeable):
             options: ``score``, ``beams`` and ``length_penalty`` of `DecodingOptions`.
 
         Raises:
-            PatchcaptionError: an option has no such value.
+            PatchcaptionError: an option has no such value, or a vector is not of finite numbers; it says which row.
             BundleError: the bundle was built without the graph that beam search needs.
 
         Example:

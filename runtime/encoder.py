@@ -15,9 +15,10 @@ from runtime.backends import Backend, Engine, EngineReport
 from runtime.backends.cuda.graph_replay import with_cuda_graphs
 from runtime.bundle import Bundle
 from runtime.bundle.graph_io import CLS_ATTENTION_LOGITS, PIXEL_VALUES, TOKENS
-from runtime.errors import ImageError, PatchcaptionError
+from runtime.errors import ImageError
 from runtime.features import FeatureMap
 from runtime.image import Fit, ImageSource, OpenImage, View, open_on, prepare
+from runtime.options import check_threads
 
 Images: TypeAlias = "ImageSource | Sequence[ImageSource]"
 EncodeFunction: TypeAlias = Callable[[Images], FeatureMap]
@@ -49,10 +50,9 @@ class Encoder:
         """Return a function like `__call__` for so many threads at once, each with its share of a CPU's cores.
 
         Raises:
-            PatchcaptionError: fewer than one caller.
+            PatchcaptionError: fewer than one caller, or far more than there are processors.
         """
-        if callers < 1:
-            raise PatchcaptionError(f"callers: expected at least 1, got {callers}")
+        check_threads("callers", callers)
         if callers == 1 or self._backend.device.type != "cpu":
             return self
         with self._opening:

@@ -23,6 +23,8 @@ Score: TypeAlias = Literal["natural", "reference"]
 Policy: TypeAlias = Literal["drop", "block"]
 Precision: TypeAlias = Literal["fp32", "bf16"]
 
+_MAX_THREADS = 512
+"""More than any processor has had use for: each takes memory and time to start."""
 _MAX_BEAMS = 256
 """With as many, the beams of one region fill a batch."""
 _MAX_LENGTH_PENALTY = 10
@@ -150,10 +152,10 @@ class StreamOptions:
 
     def __post_init__(self) -> None:
         _check_choice("policy", self.policy, (None, *get_args(Policy)))
-        for name in ("every", "workers"):
-            number = getattr(self, name)
-            if number is not None and number < 1:
-                raise PatchcaptionError(f"{name}: expected at least 1, got {number}")
+        if self.every < 1:
+            raise PatchcaptionError(f"every: expected at least 1, got {self.every}")
+        if self.workers is not None:
+            check_threads("workers", self.workers)
         if self.reuse is not None and not 0 < self.reuse <= 1:
             raise PatchcaptionError(f"reuse: expected a cosine above 0 and up to 1, or None, got {self.reuse}")
 
@@ -214,6 +216,12 @@ def split_options(keywords: Mapping[str, Any], *kinds: type[Any]) -> tuple[Any, 
             f"options: expected some of {', '.join(sorted(known))}, got {', '.join(sorted(unknown))}"
         )
     return tuple(kind(**{name: keywords[name] for name in names[kind] & set(keywords)}) for kind in kinds)
+
+
+def check_threads(name: str, number: int) -> None:
+    """Raise PatchcaptionError if so many threads, or callers with threads of their own, cannot be meant."""
+    if not isinstance(number, Integral) or not 1 <= number <= _MAX_THREADS:
+        raise PatchcaptionError(f"{name}: expected a whole number from 1 to {_MAX_THREADS}, got {number!r}")
 
 
 def _check_choice(name: str, value: object, choices: tuple[str | None, ...]) -> None:

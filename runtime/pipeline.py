@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from runtime.backends import Backend, EngineReport
@@ -20,6 +23,9 @@ from runtime.memory import MemoryMatch, load_projector
 from runtime.options import DecodingOptions, PoolingOptions, ProgressCallback
 from runtime.pooling import Pooler, RegionReencoder
 from runtime.results import Caption, RegionBatch
+
+VectorSource: TypeAlias = "Tensor | NDArray[Any] | Sequence[Sequence[float]]"
+"""Vectors (R, D), one a row."""
 
 _WARM_UP_RUNS = 3
 """The first run is plain, the second captured, the third replayed."""
@@ -73,15 +79,18 @@ class Pipeline:
             captions = self.decode(in_text_space, options, progress)
         return [replace(one, nearest=found[: options.n_best]) for one, found in zip(captions, matches, strict=True)]
 
-    def project(self, vectors: Tensor) -> Tensor:
+    def project(self, vectors: VectorSource) -> Tensor:
         """Carry region vectors (R, D) into text space (R, D)."""
         return self.projector.project(self._as_vectors(vectors))
 
     def decode(
-        self, vectors: Tensor, options: DecodingOptions, progress: ProgressCallback | None = None
+        self, vectors: VectorSource, options: DecodingOptions, progress: ProgressCallback | None = None
     ) -> list[Caption]:
         """Decode vectors in text space (R, D)."""
-        decoded = self.decoder(self._as_vectors(vectors), options, progress)
+        given = self._as_vectors(vectors)
+        if options.beams > 1:  # whose steps the host waits for anyway
+            _check_finite(given)
+        decoded = self.decoder(given, options, progress)
         return [Caption(one.text, one.score, one.ids) for one in decoded]
 
     @torch.inference_mode()
@@ -105,9 +114,45 @@ class Pipeline:
     def _nearest(self, vectors: Tensor, count: int) -> list[tuple[MemoryMatch, ...]]:
         return self.projector.nearest(self._as_vectors(vectors), count) if count else [()] * len(vectors)
 
-    def _as_vectors(self, vectors: Tensor) -> Tensor:
-        """Return vectors (R, D) as engines take them: float32, contiguous, on the backend's device."""
+    def _as_vectors(self, vectors: VectorSource) -> Tensor:
+        """Return vectors (R, D) as engines take them: float32, contiguous, on the backend's device.
+
+        Those on a GPU are not compared with infinity here: the host would wait for all that makes them.
+        """
         width = self.bundle.manifest.backbone.output_dim
-        if vectors.ndim != 2 or vectors.shape[1] != width:
-            raise PatchcaptionError(f"expected vectors of shape (R, {width}), got {tuple(vectors.shape)}")
-        return vectors.detach().to(self.backend.device, torch.float32).contiguous()
+        given = vectors.detach() if isinstance(vectors, Tensor) else _tensor_of(vectors)
+        if given.layout != torch.strided or given.is_complex() or given.ndim != 2 or given.shape[1] != width:
+            raise PatchcaptionError(
+                f"vectors: expected real numbers of shape (R, {width}), got {_dtype_name(given)} {tuple(given.shape)}"
+            )
+        given = given.to(torch.float32)
+        if given.device.type == "cpu":
+            _check_finite(given)
+        return given.to(self.backend.device).contiguous()
+
+
+def _tensor_of(vectors: object) -> Tensor:
+    """Return an array, or a list of lists of numbers, as a tensor of its own."""
+    if not isinstance(vectors, (np.ndarray, Sequence)):
+        raise PatchcaptionError(
+            f"vectors: expected a tensor, an array or a list of lists of numbers, got {type(vectors).__name__}"
+        )
+    try:
+        with np.errstate(over="ignore"):  # what has no float32 is infinite
+            array = np.asarray(vectors)
+            return torch.from_numpy(array if np.iscomplexobj(array) else array.astype(np.float32))
+    except (TypeError, ValueError) as error:
+        raise PatchcaptionError(f"vectors: expected numbers, as many in each row: {error}") from None
+
+
+def _check_finite(vectors: Tensor) -> None:
+    """Raise PatchcaptionError if a number of some row of vectors (R, D) is not finite."""
+    finite = vectors.isfinite()
+    if not finite.all():
+        row = int((~finite.all(dim=1)).nonzero()[0])
+        number = vectors[row][~finite[row]][0].item()
+        raise PatchcaptionError(f"vectors: row {row}: expected finite numbers, got {number}")
+
+
+def _dtype_name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -206,10 +207,59 @@ def test_a_bad_image_in_a_list_is_named_by_its_number(demo: Captioner) -> None:
         demo.encode([SCENE.image, SCENE.image.astype(float)])
 
 
-def test_vectors_of_another_width_are_refused(demo: Captioner) -> None:
-    for step in (demo.project, demo.decode):
-        with pytest.raises(PatchcaptionError, match=r"expected vectors of shape \(R, 192\), got \(3, 10\)"):
-            step(torch.zeros(3, 10))
+def zeros_but(*numbers: tuple[int, float]) -> torch.Tensor:
+    """Return vectors (4, 192) of zeros, but for these numbers in these rows."""
+    vectors = torch.zeros(4, 192, dtype=torch.float64)
+    for row, number in numbers:
+        vectors[row, 7] = number
+    return vectors
+
+
+@pytest.mark.parametrize(
+    ("vectors", "message"),
+    [
+        (torch.zeros(3, 10), r"expected real numbers of shape \(R, 192\), got float32 \(3, 10\)"),
+        (torch.zeros(192), r"expected real numbers of shape \(R, 192\), got float32 \(192,\)"),
+        (torch.zeros(3, 192, dtype=torch.complex64), r"got complex64 \(3, 192\)"),
+        (torch.zeros(3, 192).to_sparse(), r"expected real numbers of shape \(R, 192\), got float32 \(3, 192\)"),
+        (np.zeros((3, 192), np.complex128), r"got complex128 \(3, 192\)"),
+        (None, "expected a tensor, an array or a list of lists of numbers, got NoneType"),
+        ("vectors", "expected a tensor, an array or a list of lists of numbers, got str|could not convert"),
+        ([[0.0] * 192, [0.0]], "expected numbers, as many in each row: "),
+        ([["a"] * 192], "expected numbers, as many in each row: could not convert"),
+        ([], r"got float32 \(0,\)"),
+        (zeros_but((2, float("nan"))), "row 2: expected finite numbers, got nan"),
+        (zeros_but((3, float("inf")), (1, float("-inf"))), "row 1: expected finite numbers, got -inf"),
+        (zeros_but((0, 1e300)), "row 0: expected finite numbers, got inf"),
+        (zeros_but((2, float("nan"))).numpy(), "row 2: expected finite numbers, got nan"),
+        (zeros_but((2, 1e300)).tolist(), "row 2: expected finite numbers, got inf"),
+        (zeros_but((1, 70000.0)).half(), "row 1: expected finite numbers, got inf"),
+    ],
+)
+def test_vectors_that_are_none_are_refused_by_their_row(demo: Captioner, vectors: Any, message: str) -> None:
+    for step in (demo.project, demo.decode, partial(demo.decode, beams=3)):
+        with pytest.raises(PatchcaptionError, match=f"vectors: .*{message}"):
+            step(vectors)
+
+
+def test_arrays_and_lists_are_vectors(demo: Captioner) -> None:
+    vectors = torch.randn(3, 192, generator=torch.Generator().manual_seed(0))
+    expected = demo.decode(demo.project(vectors))
+    for same in (vectors.numpy(), vectors.tolist(), vectors.double(), np.asfortranarray(vectors.numpy())):
+        assert demo.decode(demo.project(same)) == expected
+    assert demo.decode(vectors[:0]) == []
+
+
+@pytest.mark.parametrize("number", [0, -1, 513, 10_000, 1.5, "2"])
+def test_threads_that_cannot_be_meant_are_refused(demo: Captioner, demo_bundle: Path, number: Any) -> None:
+    message = f"expected a whole number from 1 to 512, got {number!r}"
+    for backend in ("cpu", "openvino", "auto"):
+        with pytest.raises(PatchcaptionError, match=f"threads: {message}"):
+            Captioner.load(demo_bundle, backend, threads=number)
+    with pytest.raises(PatchcaptionError, match=f"callers: {message}"):
+        demo.encoder(number)
+    with pytest.raises(PatchcaptionError, match=f"workers: {message}"):
+        demo.stream([SCENE.image], [WholeImage()], workers=number)
 
 
 def test_unknown_backends_and_fits_are_refused(demo_bundle: Path) -> None:

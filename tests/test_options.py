@@ -117,7 +117,7 @@ def test_an_option_that_no_stage_has_is_refused_with_those_there_are(keywords: d
         (DecodingOptions, {"beams": 2, "score": "reference"}, 'score="reference" with beams=2: the published score'),
         (StreamOptions, {"policy": "wait"}, 'policy: expected "drop" or "block", got .wait.'),
         (StreamOptions, {"every": 0}, "every: expected at least 1, got 0"),
-        (StreamOptions, {"workers": -1}, "workers: expected at least 1, got -1"),
+        (StreamOptions, {"workers": -1}, "workers: expected a whole number from 1 to 512, got -1"),
         (StreamOptions, {"reuse": 0}, "reuse: expected a cosine above 0 and up to 1, or None, got 0"),
     ],
 )

@@ -2,12 +2,11 @@
 
 #include "patchcaption/projection.h"
 
-#include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -34,7 +33,8 @@ constexpr const Variant *kVariants[] = {
     &kBaseline,
 };
 constexpr int64_t kRowsPerTask = 1 << 14;  // a thread that becomes free takes so many rows
-constexpr std::size_t kAlignment = 64;
+constexpr int64_t kAlignment = 64;
+constexpr int64_t kMaxWidth = 1 << 20, kMaxQueries = 1 << 24;  // far above all use; no sum of sizes can overflow
 
 struct FreeDeleter {
     void operator()(void *memory) const { std::free(memory); }
@@ -42,13 +42,26 @@ struct FreeDeleter {
 template <typename Item>
 using AlignedArray = std::unique_ptr<Item[], FreeDeleter>;
 
+// The product of numbers that are at least 0. Where it has no int64_t, no memory has so many bytes.
+int64_t multiply(int64_t a, int64_t b) {
+    int64_t product;
+    if (__builtin_mul_overflow(a, b, &product)) throw std::bad_alloc();
+    return product;
+}
+
 template <typename Item>
-AlignedArray<Item> allocate_zeroed(int64_t count) {
-    const std::size_t bytes = (sizeof(Item) * static_cast<std::size_t>(count) / kAlignment + 1) * kAlignment;
+AlignedArray<Item> allocate(int64_t count) {
+    const int64_t bytes = multiply(multiply(count, sizeof(Item)) / kAlignment + 1, kAlignment);
     void *memory = std::aligned_alloc(kAlignment, bytes);
     if (!memory) throw std::bad_alloc();
-    std::memset(memory, 0, bytes);
     return AlignedArray<Item>(static_cast<Item *>(memory));
+}
+
+template <typename Item>
+AlignedArray<Item> allocate_zeroed(int64_t count) {
+    AlignedArray<Item> items = allocate<Item>(count);
+    std::memset(items.get(), 0, sizeof(Item) * count);
+    return items;
 }
 
 int64_t round_up(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
@@ -64,64 +77,53 @@ void keep_top(Partial &partial, int64_t query) {
     partial.thresholds[query] = candidates[kept - 1].logit;
 }
 
-// Reads the residual from memory or from its file, of which only the rows in progress are mapped.
+// Reads the residual from memory or from its file, a task's rows at a time. The file is not mapped: if another process
+// shortens it, reading is an error, where touching a mapping would be the end of this process.
 class ResidualReader : public ResidualSource {
   public:
-    ResidualReader(const patchcaption_bank &bank, bool is_enabled) : bank_(bank), is_enabled_(is_enabled) {
-        struct stat file;
-        if (!is_enabled || bank.residual) return;
-        const int64_t end = bank.residual_offset + bank.row_count * bank.width;
-        if (fstat(bank.residual_fd, &file) != 0 || file.st_size < end) {
-            throw std::runtime_error("the residual's file is truncated");
-        }
-    }
+    ResidualReader(const patchcaption_bank &bank, bool is_enabled) : bank_(bank), is_enabled_(is_enabled) {}
     ResidualReader(const ResidualReader &) = delete;
-    // A reader is moved only before its first use: there is no mapping to hand over.
-    ResidualReader(ResidualReader &&other) noexcept : bank_(other.bank_), is_enabled_(other.is_enabled_) {}
-    ~ResidualReader() { unmap(); }
+    ResidualReader(ResidualReader &&) noexcept = default;
 
     const int8_t *block(int64_t start, int64_t rows) override {
         if (!is_enabled_) return nullptr;
         if (bank_.residual) return bank_.residual + start * bank_.width;
-        if (start < first_ || start + rows > last_) map(start);
-        return mapped_ + mapped_offset_ + (start - first_) * bank_.width;
+        if (start < first_ || start + rows > last_) read_task(start);
+        return rows_.get() + (start - first_) * bank_.width;
     }
 
     void read_row(int64_t row, int8_t *out) const {
         if (bank_.residual) {
             std::memcpy(out, bank_.residual + row * bank_.width, bank_.width);
-        } else if (pread(bank_.residual_fd, out, bank_.width, bank_.residual_offset + row * bank_.width) !=
-                   bank_.width) {
-            throw std::runtime_error("the residual cannot be read");
+        } else {
+            read(row, 1, out);
         }
     }
 
   private:
-    void map(int64_t start) {
-        unmap();
+    void read_task(int64_t start) {
+        if (!rows_) rows_ = allocate<int8_t>(std::min(bank_.row_count, kRowsPerTask) * bank_.width);
+        first_ = last_ = 0;  // of nothing, should reading fail
+        const int64_t end = std::min(bank_.row_count, start + kRowsPerTask);
+        read(start, end - start, rows_.get());
         first_ = start;
-        last_ = std::min(bank_.row_count, start + kRowsPerTask);
-        const int64_t offset = bank_.residual_offset + first_ * bank_.width, page = sysconf(_SC_PAGESIZE);
-        mapped_offset_ = offset % page;
-        mapped_bytes_ = mapped_offset_ + (last_ - first_) * bank_.width;
-        void *memory = mmap(nullptr, mapped_bytes_, PROT_READ, MAP_SHARED | MAP_POPULATE, bank_.residual_fd,
-                            offset - mapped_offset_);
-        if (memory == MAP_FAILED) {
-            mapped_bytes_ = 0;
-            throw std::runtime_error("the residual cannot be mapped");
-        }
-        mapped_ = static_cast<int8_t *>(memory);
+        last_ = end;
     }
 
-    void unmap() {
-        if (mapped_bytes_) munmap(mapped_, mapped_bytes_);
-        mapped_bytes_ = 0;
+    void read(int64_t start, int64_t rows, int8_t *out) const {
+        const int64_t offset = bank_.residual_offset + start * bank_.width, bytes = rows * bank_.width;
+        for (int64_t done = 0; done < bytes;) {
+            const ssize_t count = pread(bank_.residual_fd, out + done, bytes - done, offset + done);
+            if (count < 0 && errno == EINTR) continue;
+            if (count <= 0) throw std::runtime_error("the residual's file is truncated or cannot be read");
+            done += count;
+        }
     }
 
     const patchcaption_bank &bank_;
     bool is_enabled_;
-    int8_t *mapped_ = nullptr;
-    int64_t mapped_bytes_ = 0, mapped_offset_ = 0, first_ = 0, last_ = 0;
+    AlignedArray<int8_t> rows_;
+    int64_t first_ = 0, last_ = 0;
 };
 
 // What one thread works with: its Partial and the memory that points to, its residual reader, its scratch memory.
@@ -129,8 +131,8 @@ class Worker {
   public:
     Worker(const Variant &variant, const patchcaption_bank &bank, const QueryBatch &batch, int64_t refine_top_k)
         : residual(bank, batch.with_residual),
-          floats_(allocate_zeroed<float>(batch.padded_count * (4 + batch.padded_width))),
-          candidates_(allocate_zeroed<Candidate>(2 * refine_top_k * batch.count)),
+          floats_(allocate_zeroed<float>(multiply(batch.padded_count, 4 + batch.padded_width))),
+          candidates_(allocate_zeroed<Candidate>(multiply(2 * refine_top_k, batch.count))),
           counts_(allocate_zeroed<int64_t>(batch.count)),
           scratch_(allocate_zeroed<char>(variant.scratch_bytes(bank, batch))) {
         float *next = floats_.get();
@@ -316,19 +318,23 @@ const Variant *select_variant(const char *name, int64_t query_count) {
 
 bool is_valid(const patchcaption_bank *bank, const float *unit_queries, int64_t query_count, float temperature,
               int64_t refine_top_k, const float *weighted_sum) {
-    return bank && unit_queries && weighted_sum && query_count >= 0 && temperature > 0 && refine_top_k >= 0 &&
-           bank->rows && bank->inverse_norms && bank->row_count > 0 && bank->row_count <= UINT32_MAX &&
-           bank->width > 0 && bank->storage >= PATCHCAPTION_FP32 && bank->storage <= PATCHCAPTION_INT8 &&
-           (!bank->residual_scales || bank->residual || bank->residual_fd >= 0);
+    int64_t residual_end;
+    return bank && unit_queries && weighted_sum && query_count >= 0 && query_count <= kMaxQueries && temperature > 0 &&
+           refine_top_k >= 0 && bank->rows && bank->inverse_norms && bank->row_count > 0 &&
+           bank->row_count <= UINT32_MAX && bank->width > 0 && bank->width <= kMaxWidth &&
+           bank->storage >= PATCHCAPTION_FP32 && bank->storage <= PATCHCAPTION_INT8 &&
+           (!bank->residual_scales || bank->residual || bank->residual_fd >= 0) && bank->residual_offset >= 0 &&
+           !__builtin_add_overflow(bank->residual_offset, bank->row_count * bank->width, &residual_end);
 }
 
 int32_t project(const patchcaption_bank &bank, const float *unit_queries, int64_t query_count, float temperature,
                 int64_t refine_top_k, bool with_residual, int32_t threads, const Variant &variant, float *weighted_sum,
                 float *unrefined_mass) {
+    refine_top_k = std::min(refine_top_k, bank.row_count);
     const int64_t padded_count = round_up(query_count, kQueryPadding);
     const int64_t padded_width = round_up(bank.width, kWidthPadding);
     QueryBatch batch{nullptr, query_count, padded_count, padded_width, 1 / temperature, with_residual};
-    const AlignedArray<float> padded = allocate_zeroed<float>(batch.padded_count * batch.padded_width);
+    const AlignedArray<float> padded = allocate_zeroed<float>(multiply(batch.padded_count, batch.padded_width));
     for (int64_t query = 0; query < query_count; ++query) {
         std::memcpy(padded.get() + query * batch.padded_width, unit_queries + query * bank.width, 4 * bank.width);
     }

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from runtime.backends.base import BindableEngine, EngineReport, first_line
-from runtime.backends.weight_pages import release_weight_pages
+from runtime.backends.onnxruntime_io import declared_tensors
 from runtime.bundle import EngineFiles
-from runtime.errors import BackendError
+from runtime.errors import BackendError, BundleError
+from runtime.system.heap import return_free_memory
 from runtime.system.machine import threads_per_caller
 
 PROVIDER = "CPUExecutionProvider"
@@ -51,13 +51,30 @@ class OrtBackend:
         return False
 
     def open(self, files: EngineFiles, concurrency: int = 1) -> OrtEngine:
-        path, options = files.graph, self._session_options(threads_per_caller(concurrency, self._threads))
+        options = self._session_options(threads_per_caller(concurrency, self._threads))
         try:
-            session = self._onnxruntime.InferenceSession(str(path), options, providers=[PROVIDER])
+            session = self._session(files, options)
+        except BundleError:
+            raise
         except Exception as error:  # ONNX Runtime raises its own unrelated types
-            raise BackendError(f"{path}: ONNX Runtime cannot load it: {first_line(error)}") from error
-        release_weight_pages(path.parent)
-        return OrtEngine(session, path)
+            raise BackendError(f"{files.graph}: ONNX Runtime cannot load it: {first_line(error)}") from error
+        return_free_memory()
+        return OrtEngine(session, files)
+
+    def _session(self, files: EngineFiles, options: Any) -> Any:
+        """Return a session of the files that the bundle holds, of which none stays mapped.
+
+        Older versions of ONNX Runtime cannot be given weights in memory: they map the files, which must stay unchanged.
+        """
+        add_weights = getattr(options, "add_external_initializers_from_files_in_memory", None)
+        if not files.held or add_weights is None:
+            with files.opened_by_path():
+                return self._onnxruntime.InferenceSession(str(files.graph), options, providers=[PROVIDER])
+        graph, *weights = files.held
+        contents = [file.read() for file in weights]  # copied before the session is there, and not needed by it
+        if weights:
+            add_weights([file.path.name for file in weights], contents, [len(content) for content in contents])
+        return self._onnxruntime.InferenceSession(bytes(graph.read()), options, providers=[PROVIDER])
 
     def _session_options(self, threads: int | None) -> Any:
         options = self._onnxruntime.SessionOptions()
@@ -76,10 +93,13 @@ class OrtEngine:
 
     bindable: BindableEngine | None = None
 
-    def __init__(self, session: Any, path: Path) -> None:
+    def __init__(self, session: Any, files: EngineFiles) -> None:
         self._session: Any = session
-        self._path = path
+        self._path, self._contract = files.graph, files.contract
         self._outputs = [output.name for output in session.get_outputs()]
+        if self._contract is not None:
+            inputs, outputs = declared_tensors(session.get_inputs()), declared_tensors(session.get_outputs())
+            self._contract.check_declared(self._path, inputs, outputs)
 
     def report(self) -> EngineReport:
         return EngineReport(", ".join(self._require_open().get_providers()))
@@ -91,7 +111,10 @@ class OrtEngine:
             results = session.run(self._outputs, feeds)
         except Exception as error:
             raise BackendError(f"{self._path}: ONNX Runtime cannot run it: {first_line(error)}") from error
-        return {name: torch.from_numpy(result) for name, result in zip(self._outputs, results, strict=True)}
+        outputs = {name: torch.from_numpy(result) for name, result in zip(self._outputs, results, strict=True)}
+        if self._contract is not None:
+            self._contract.check_outputs(self._path, inputs, outputs)
+        return outputs
 
     def close(self) -> None:
         self._session = None

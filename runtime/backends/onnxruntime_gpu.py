@@ -14,22 +14,11 @@ from runtime.backends.base import BindableEngine, EngineReport, first_line
 from runtime.backends.cuda.device import current_gpu
 from runtime.backends.cuda.stream import CaptureMode, Stream
 from runtime.backends.cuda.workspace import aligned
+from runtime.backends.onnxruntime_io import DTYPES, declared_tensors
 from runtime.bundle import EngineFiles, EnginePrecision
-from runtime.errors import BackendError
+from runtime.errors import BackendError, BundleError
 
 CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
-
-_DTYPES = {
-    "tensor(float)": (torch.float32, 1),
-    "tensor(float16)": (torch.float16, 10),
-    "tensor(bfloat16)": (torch.bfloat16, 16),
-    "tensor(uint8)": (torch.uint8, 2),
-    "tensor(int8)": (torch.int8, 3),
-    "tensor(int32)": (torch.int32, 6),
-    "tensor(int64)": (torch.int64, 7),
-    "tensor(bool)": (torch.bool, 9),
-}
-"""Torch's dtype and the number that ONNX has for it, by ONNX Runtime's names."""
 
 _WITHOUT_GRAPH = "-1"
 """The graph id with which ONNX Runtime neither captures nor replays."""
@@ -112,8 +101,12 @@ class OrtGpuBackend:
         options = self._onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        providers = self._providers(files, captures)
         try:
-            session = self._onnxruntime.InferenceSession(str(path), options, providers=self._providers(files, captures))
+            with files.opened_by_path():
+                session = self._onnxruntime.InferenceSession(str(path), options, providers=providers)
+        except BundleError:
+            raise
         except Exception as error:  # ONNX Runtime raises its own unrelated types
             raise BackendError(f"{path}: ONNX Runtime cannot load it: {first_line(error)}") from error
         used = session.get_providers()
@@ -123,6 +116,9 @@ class OrtGpuBackend:
                 "install those that this ONNX Runtime was built for, or take --backend cpu"
             )
         _check_placement(path, session)
+        if files.contract is not None:
+            inputs, outputs = declared_tensors(session.get_inputs()), declared_tensors(session.get_outputs())
+            files.contract.check_declared(path, inputs, outputs)
         return session
 
     def _providers(self, files: EngineFiles, captures: bool) -> list[tuple[str, dict[str, str]]]:
@@ -186,7 +182,7 @@ class OrtGpuEngine:
         return EngineReport(", ".join(providers))
 
     def dtype(self, name: str) -> torch.dtype:
-        return _DTYPES[(self._inputs | self._outputs)[name].type][0]
+        return DTYPES[(self._inputs | self._outputs)[name].type][0]
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         # Outside the stream, where they are read.
@@ -238,7 +234,7 @@ class OrtGpuEngine:
             if expected.keys() != given.keys():
                 raise BackendError(f"{self._path}: expected {sorted(expected)}, got {sorted(given)}")
             for name, tensor in given.items():
-                dtype, number = _DTYPES[expected[name].type]
+                dtype, number = DTYPES[expected[name].type]
                 if tensor.dtype != dtype or tensor.device != self._device or not tensor.is_contiguous():
                     raise BackendError(
                         f"{self._path}: {name}: expected contiguous {dtype} on {self._device}, got {tensor.dtype} on "

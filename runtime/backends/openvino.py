@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from queue import SimpleQueue
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from runtime.backends.base import BindableEngine, EngineReport, first_line
-from runtime.backends.weight_pages import release_weight_pages
+from runtime.backends.base import BindableEngine, EngineReport
 from runtime.bundle import EngineFiles
-from runtime.errors import BackendError
+from runtime.bundle.contract import DeclaredTensor
+from runtime.errors import BackendError, BundleError
 from runtime.options import Precision
+from runtime.system.heap import return_free_memory
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
+_DTYPES = {
+    **{"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "boolean": torch.bool},
+    **{"u8": torch.uint8, "i8": torch.int8, "i32": torch.int32, "i64": torch.int64},
+}
+"""Torch's dtypes by OpenVINO's names."""
 
 
 class OpenVinoBackend:
@@ -36,6 +41,7 @@ class OpenVinoBackend:
         except ImportError as error:
             raise BackendError(f"OpenVINO cannot be imported ({error}): pip install 'patchcaption[openvino]'") from None
         self._core = openvino.Core()
+        self._core.set_property({"ENABLE_MMAP": False})  # a mapped file that gets shorter would end the process
         self._precision = precision
         self._version = openvino.__version__.split("-")[0]
         if precision not in _HINTS:
@@ -65,11 +71,14 @@ class OpenVinoBackend:
         path = files.graph
         settings = self._settings if concurrency == 1 else {**self._settings, "NUM_STREAMS": str(concurrency)}
         try:
-            model = self._core.compile_model(str(path), "CPU", settings)
+            with files.opened_by_path():
+                model = self._core.compile_model(str(path), "CPU", settings)
+        except BundleError:
+            raise
         except Exception as error:  # OpenVINO raises RuntimeError and types of its own
-            raise BackendError(f"{path}: OpenVINO cannot load it: {first_line(error)}") from error
-        release_weight_pages(path.parent)
-        return OpenVinoEngine(model, path, concurrency)
+            raise BackendError(f"{path}: OpenVINO cannot load it: {_reason(error)}") from error
+        return_free_memory()
+        return OpenVinoEngine(model, files, concurrency)
 
 
 class OpenVinoEngine:
@@ -77,14 +86,16 @@ class OpenVinoEngine:
 
     bindable: BindableEngine | None = None
 
-    def __init__(self, model: Any, path: Path, concurrency: int = 1) -> None:
+    def __init__(self, model: Any, files: EngineFiles, concurrency: int = 1) -> None:
+        self._path, self._contract = files.graph, files.contract
+        if self._contract is not None:
+            self._contract.check_declared(self._path, _declared(model.inputs), _declared(model.outputs))
         self._concurrency = concurrency
         self._requests: SimpleQueue[Any] = SimpleQueue()  # the free ones; None once the engine is closed
         for _ in range(concurrency):
             self._requests.put(model.create_infer_request())
         devices, precision = model.get_property("EXECUTION_DEVICES"), model.get_property("INFERENCE_PRECISION_HINT")
         self._provider = f"{', '.join(devices)} in {precision.get_type_name()}"
-        self._path = path
         self._outputs = [output.get_any_name() for output in model.outputs]
 
     def report(self) -> EngineReport:
@@ -97,7 +108,10 @@ class OpenVinoEngine:
             results = self._infer(request, feeds)
         finally:
             self._requests.put(request)
-        return {name: torch.from_numpy(results[name]) for name in self._outputs}
+        outputs = {name: torch.from_numpy(results[name]) for name in self._outputs}
+        if self._contract is not None:
+            self._contract.check_outputs(self._path, inputs, outputs)
+        return outputs
 
     def _infer(self, request: Any, feeds: Mapping[str, Any]) -> Any:
         if request is None:
@@ -105,10 +119,29 @@ class OpenVinoEngine:
         try:
             return request.infer(feeds, share_inputs=True, share_outputs=False)
         except Exception as error:
-            raise BackendError(f"{self._path}: OpenVINO cannot run it: {first_line(error)}") from error
+            raise BackendError(f"{self._path}: OpenVINO cannot run it: {_reason(error)}") from error
 
     def close(self) -> None:
         for _ in range(self._concurrency):
             if self._requests.get() is None:  # already closed
                 break
         self._requests.put(None)
+
+
+def _declared(ports: Iterable[Any]) -> list[DeclaredTensor]:
+    """Return what the inputs or outputs of a compiled model declare."""
+    return [
+        DeclaredTensor(
+            port.get_any_name(),
+            _DTYPES.get(port.get_element_type().get_type_name()),
+            tuple(size.get_length() if size.is_static else None for size in port.get_partial_shape()),
+        )
+        for port in ports
+    ]
+
+
+def _reason(error: Exception) -> str:
+    """Return what went wrong: OpenVINO's messages begin with the lines of its source that raised them."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    reasons = [line for line in lines if line and not line.startswith(("Exception from ", "Check '"))]
+    return " ".join(reasons) or type(error).__name__

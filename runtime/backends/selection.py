@@ -19,9 +19,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from runtime.backends.base import Backend
 from runtime.backends.cuda.device import gpu_name
 from runtime.backends.registry import BACKEND_NAMES, BACKENDS, BackendName, BackendRequest
-from runtime.bundle import MANIFEST, Bundle, EnginePrecision, sha256_of
+from runtime.bundle import Bundle, EnginePrecision
 from runtime.errors import BackendError
-from runtime.options import Precision
+from runtime.options import Precision, check_threads
 from runtime.system.files import write_atomically
 from runtime.system.machine import cpu_name, package_version, usable_cores
 from runtime.system.user_dirs import cache_folder
@@ -48,9 +48,12 @@ def open_backend(
 
     Raises:
         BackendError: no backend of that name, what it needs is not installed, or it does not have that precision.
+        PatchcaptionError: a number of threads that cannot be meant.
     """
     if name not in BACKEND_NAMES:
         raise BackendError(f"backend {name!r}: expected one of {', '.join(map(repr, BACKEND_NAMES))}")
+    if threads is not None:
+        check_threads("threads", threads)
     known = select_backend(bundle, precision, threads).backend if name == "auto" else cast(BackendName, name)
     _check_precision(known, precision, bundle)
     return BACKENDS[known].open(BackendRequest(threads, precision, _graph_precision(bundle)))
@@ -159,7 +162,7 @@ def _read() -> _Measurements:
 def _key(bundle: Bundle, precision: Precision, threads: int | None) -> str:
     """Return a hash of all that a measurement depends on."""
     parts = {
-        "manifest": sha256_of(bundle.path(MANIFEST)),
+        "manifest": bundle.manifest_sha256(),
         "precision": precision,
         "threads": threads,
         "cpu": cpu_name(),

@@ -1,5 +1,8 @@
 """The artefact: a folder of graphs, memory bank, tokenizer and manifest. What export/ and runtime/ agree on."""
 
+from runtime.bundle.contract import GraphContract
+from runtime.bundle.engine_files import EngineFiles
+from runtime.bundle.held_file import HeldFile
 from runtime.bundle.manifest import (
     MANIFEST,
     SCHEMA,
@@ -21,7 +24,7 @@ from runtime.bundle.manifest import (
     ShapeRange,
     TokenLayout,
 )
-from runtime.bundle.reading import Bundle, EngineFiles, sha256_of
+from runtime.bundle.reading import Bundle, sha256_of
 from runtime.bundle.writing import new_bundle, record_files, write_manifest
 
 __all__ = [
@@ -37,6 +40,8 @@ __all__ = [
     "EnginePrecision",
     "EngineRecord",
     "FileRecord",
+    "GraphContract",
+    "HeldFile",
     "Manifest",
     "MemoryConfig",
     "PlanHardware",

@@ -23,6 +23,8 @@ NEXT_TOKEN_IDS, LOG_PROBS, ALL_LOG_PROBS = "next_token_ids", "log_probs", "all_l
 
 IMAGES, REGIONS, REGION_TOKENS = "images", "regions", "region_tokens"
 """The axes whose sizes are chosen at run time, by their names in the graphs."""
+VOCABULARY = "vocabulary"
+"""The axis of the tokens that have text: no more than the manifest's vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def decoder_step(num_layers: int) -> GraphIo:
 
 def beam_decoder_step(num_layers: int) -> GraphIo:
     """Return the contract of one step that gives the log-probability of every token that has text."""
-    return _step("beam_decoder", num_layers, (TensorSpec(ALL_LOG_PROBS, "float32", (REGIONS, "vocabulary")),))
+    return _step("beam_decoder", num_layers, (TensorSpec(ALL_LOG_PROBS, "float32", (REGIONS, VOCABULARY)),))
 
 
 def past_names(num_layers: int) -> list[str]:

@@ -6,14 +6,21 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from runtime.bundle.dtypes import StoragePrecision
+from runtime.bundle.dtypes import NUMBER_FORMATS, StoragePrecision
 
 SCHEMA: Literal[2] = 2
 MANIFEST = "manifest.json"
 
-PositiveInt = Annotated[int, Field(gt=0)]
+PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
+Width = Annotated[int, Field(gt=0, le=2**14)]
+"""Of a vector, or a number of parts of one: four times the widest published."""
+Layers = Annotated[int, Field(gt=0, le=256)]
+Pixels = Annotated[int, Field(gt=0, le=2**12)]
+FileBytes = Annotated[int, Field(ge=0, le=2**34)]
+FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
+Text = Annotated[str, Field(max_length=1024)]
 _NAME = "[A-Za-z0-9][A-Za-z0-9._-]*"
-FileName = Annotated[str, Field(pattern=f"^{_NAME}$")]
+FileName = Annotated[str, Field(pattern=f"^{_NAME}$", max_length=255)]
 """A file directly inside the bundle: no separators, so no path in a manifest leaves its folder."""
 GraphFile = Annotated[str, Field(pattern=rf"^{_NAME}\.onnx$")]
 """A graph's file. With another ending ONNX Runtime would take it for its own format, which is not checked."""
@@ -26,9 +33,15 @@ PlanProduct: TypeAlias = Literal["tensorrt", "tensorrt-rtx"]
 EngineName: TypeAlias = Literal["backbone", "reencoder", "decoder", "beam_decoder"]
 EnginePrecision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 PlanHardware: TypeAlias = Literal["same", "same-capability", "ampere+"]
-Rgb: TypeAlias = tuple[float, float, float]
+Rgb: TypeAlias = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
 GlobalToken: TypeAlias = Literal["cls", "pooled", "register"]
 Shape: TypeAlias = tuple[PositiveInt, ...]
+
+
+_MAX_CACHE_BYTES = 2**34
+"""Of the largest batch: a hundred times that of the published decoder."""
+_MAX_CAPTION_BYTES = 2**12
+"""Of the mean caption of a memory bank, as JSON."""
 
 
 class Part(BaseModel):
@@ -40,7 +53,7 @@ class Part(BaseModel):
 class FileRecord(Part):
     """The size and hash that a file must have."""
 
-    bytes: Annotated[int, Field(ge=0)]
+    bytes: FileBytes
     sha256: Sha256
 
 
@@ -51,7 +64,7 @@ class EngineRecord(Part):
     precision: EnginePrecision
     """The precision of its matrix products; norms, sums and what would suffer stay float32."""
     opset: PositiveInt
-    max_error: float
+    max_error: Annotated[FiniteFloat, Field(ge=0)]
     """The largest difference between the graph and its torch module on random input: absolute for the best
     log-probabilities, relative to the largest value for all other outputs."""
 
@@ -89,16 +102,16 @@ class PlanRecord(Part):
     """The GPUs that may load it: this model only, those of a compute capability of the list, or all from Ampere on."""
     version_compatible: bool
     """Whether newer versions of the same major may load it."""
-    profiles: tuple[dict[str, ShapeRange], ...]
+    profiles: Annotated[tuple[dict[str, ShapeRange], ...], Field(max_length=64)]
     """The shapes it takes, by input, one profile for each use."""
 
 
 class TokenLayout(Part):
     """The tokens of an image, T = global tokens + grid * grid: global tokens first, then patches row by row."""
 
-    global_tokens: tuple[GlobalToken, ...]
+    global_tokens: Annotated[tuple[GlobalToken, ...], Field(max_length=64)]
     """The kind of each token before the patches: ``cls``, a vector ``pooled`` in its place, or a ``register``."""
-    grid: PositiveInt
+    grid: Annotated[int, Field(gt=0, le=256)]
     """G, patches per side."""
 
     @classmethod
@@ -136,9 +149,9 @@ class TokenLayout(Part):
 class Preprocessing(Part):
     """How an image becomes the backbone's input."""
 
-    image_size: PositiveInt
+    image_size: Pixels
     """Side of the square input, in pixels."""
-    resize_short_side: PositiveInt | None = None
+    resize_short_side: Pixels | None = None
     """The length of an image's short side before fit="crop" cuts out the centre; None for `image_size`."""
     resample: Literal["bicubic"] = "bicubic"
     mean: Rgb
@@ -148,21 +161,21 @@ class Preprocessing(Part):
 class BackboneConfig(Part):
     """The backbone's numbers and the tokens that it returns."""
 
-    family: str
+    family: Text
     """Which family of models it is of, "dinov2" for example."""
-    name: str
+    name: Text
     """Its published name, "dinov2_vitb14_reg" for example."""
     text_space: TextSpaceName
-    embed_dim: PositiveInt
+    embed_dim: Width
     """Width of its blocks."""
-    output_dim: PositiveInt
+    output_dim: Width
     """D, width of the tokens that it returns."""
-    depth: PositiveInt
-    num_heads: PositiveInt
-    patch_size: PositiveInt
-    attention_heads: PositiveInt
+    depth: Layers
+    num_heads: Width
+    patch_size: Pixels
+    attention_heads: Width
     """H, heads of the cls token's attention logits."""
-    max_batch_size: PositiveInt = 8
+    max_batch_size: Annotated[int, Field(gt=0, le=1024)] = 8
     """Images per run: workspace grows with each, speed hardly."""
     tokens: TokenLayout
     preprocessing: Preprocessing
@@ -183,17 +196,44 @@ class DecoderConfig(Part):
     kind: Literal["decap"]
     """Which decoder it is: "decap" for one prefix position and a KV-cached step."""
     text_space: TextSpaceName
-    embed_dim: PositiveInt
-    num_layers: PositiveInt
-    num_heads: PositiveInt
-    head_dim: PositiveInt
+    embed_dim: Width
+    num_layers: Layers
+    num_heads: Width
+    head_dim: Width
     max_new_tokens: Annotated[int, Field(gt=0, le=4096)]
-    vocab_size: PositiveInt
+    vocab_size: Annotated[int, Field(gt=0, le=2**24)]
     eos_token_id: Annotated[int, Field(ge=0)]
     cache_precision: Literal["fp32", "fp16", "bf16"] = "fp32"
-    batch_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 4, 16, 64, 256)
+    batch_sizes: Annotated[tuple[Annotated[int, Field(gt=0, le=2**14)], ...], Field(min_length=1, max_length=32)] = (
+        1,
+        4,
+        16,
+        64,
+        256,
+    )
     """The numbers of captions decoded at once, rising: larger batches are split by the last. A GPU, which has memory
     and plans for exactly these numbers, pads to the next."""
+
+    @model_validator(mode="after")
+    def _check_end(self) -> DecoderConfig:
+        if self.eos_token_id >= self.vocab_size:
+            raise ValueError(
+                f"expected eos_token_id below vocab_size, got {self.eos_token_id} of {self.vocab_size} tokens"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_batches(self) -> DecoderConfig:
+        if list(self.batch_sizes) != sorted(set(self.batch_sizes)):
+            raise ValueError(f"expected batch_sizes that rise, got {', '.join(map(str, self.batch_sizes))}")
+        entries = 2 * self.num_layers * self.num_heads * self.head_dim * self.max_new_tokens
+        cache_bytes = self.batch_sizes[-1] * entries * NUMBER_FORMATS[self.cache_precision].bytes
+        if cache_bytes > _MAX_CACHE_BYTES:
+            raise ValueError(
+                f"expected a cache of at most {_MAX_CACHE_BYTES} bytes for {self.batch_sizes[-1]} captions, got "
+                f"{cache_bytes}"
+            )
+        return self
 
 
 class MemoryConfig(Part):
@@ -202,17 +242,17 @@ class MemoryConfig(Part):
     text_space: TextSpaceName
     embeddings: FileName
     captions: FileName
-    num_rows: PositiveInt
-    temperature: Annotated[float, Field(gt=0)]
+    num_rows: Annotated[int, Field(gt=0, lt=2**31)]
+    temperature: Annotated[FiniteFloat, Field(ge=1e-6, le=1e6)]
     normalize: bool
     precision: StoragePrecision = "fp32"
     """The precision that the embeddings are stored in."""
     residual: FileName | None = None
     """The file with what rounding left of each row, where that matters."""
-    max_relative_error: Annotated[float, Field(ge=0)] = 0.0
+    max_relative_error: Annotated[FiniteFloat, Field(ge=0)] = 0.0
     """The largest rounding error of a row without its residual, relative to the row's length."""
-    refine_top_k: Annotated[int, Field(ge=0)] = 0
-    """The number of nearest rows that are refined by their residuals for each region."""
+    refine_top_k: Annotated[int, Field(ge=0, le=2**14)] = 0
+    """The number of nearest rows that are refined by their residuals for each region; all rows, if it is more."""
 
 
 class BuildInfo(Part):
@@ -234,11 +274,12 @@ class Manifest(Part):
     decoder: DecoderConfig
     memory: MemoryConfig | None
     engines: dict[EngineName, EngineRecord]
-    plans: tuple[PlanRecord, ...] = ()
+    plans: Annotated[tuple[PlanRecord, ...], Field(max_length=64)] = ()
     """TensorRT's plans of the graphs; none in a bundle for other backends."""
     tokenizer: FileName
     build: BuildInfo
-    files: dict[FileName, FileRecord]
+    files: Annotated[dict[FileName, FileRecord], Field(max_length=256)]
+    """Few enough to be held open."""
 
     @model_validator(mode="after")
     def _check_engines(self) -> Manifest:
@@ -256,6 +297,17 @@ class Manifest(Part):
         for name in used:
             if name not in self.files:
                 raise ValueError(f"files: {name} is used but not listed")
+        return self
+
+    @model_validator(mode="after")
+    def _check_captions(self) -> Manifest:
+        if self.memory is None:
+            return self
+        most, found = self.memory.num_rows * _MAX_CAPTION_BYTES, self.files[self.memory.captions].bytes
+        if found > most:
+            raise ValueError(
+                f"files.{self.memory.captions}: expected at most {most} bytes for the bank's rows, got {found}"
+            )
         return self
 
     @model_validator(mode="after")

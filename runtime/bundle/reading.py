@@ -5,54 +5,50 @@ from __future__ import annotations
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from runtime.bundle.manifest import MANIFEST, SCHEMA, EngineName, EnginePrecision, Manifest, PlanRecord
+from runtime.bundle.contract import GraphContract
+from runtime.bundle.engine_files import EngineFiles
+from runtime.bundle.held_file import HeldFile
+from runtime.bundle.manifest import MANIFEST, SCHEMA, EngineName, Manifest
 from runtime.bundle.onnx_scan import graph_contents
 from runtime.errors import BundleError
 
 _HASHING_THREADS = 4
+_MAX_MANIFEST_BYTES = 2**22
+"""A thousand times those that are written."""
 _COMPILED_ENGINE = "EPContext"
 """The operator in which ONNX Runtime's providers keep what they have compiled; TensorRT's is an executable."""
 _DESCRIPTIONS: dict[EngineName, str] = {"reencoder": "a re-encoder", "beam_decoder": "a decoder for beam search"}
 
 
-@dataclass(frozen=True)
-class EngineFiles:
-    """The files that a backend opens: a graph, and the TensorRT plan that was built of it, if one was.
-
-    Attributes:
-        graph: the ONNX file; its weights may lie beside it.
-        precision: of its matrix products.
-        plan: the plan's record and file.
-        sha256: of the contents of the graph and its weights; "" where nothing records them.
-    """
-
-    graph: Path
-    precision: EnginePrecision = "fp32"
-    plan: tuple[PlanRecord, Path] | None = None
-    sha256: str = ""
-
-
 class Bundle:
-    """An opened bundle folder: its manifest, and its files by name.
+    """An opened bundle folder: its manifest, and its files by name, which it holds open.
+
+    What is read of them later, in any thread, is what was there when the bundle was opened, also after a build has
+    exchanged the folder.
 
     Args:
         folder: the bundle's folder.
         verify: also compare the sha256 of every file; without it only presence and size are checked.
 
     Raises:
-        BundleError: no bundle there; a newer schema; a file missing, truncated or altered; a graph that reads other
-            files or holds a program.
+        BundleError: no bundle there; a newer schema; a file missing, truncated, altered, or a link; a graph that reads
+            other files or holds a program.
     """
 
     def __init__(self, folder: str | os.PathLike[str], verify: bool = True) -> None:
         self.folder = Path(folder)
-        self.manifest = _read_manifest(self.folder)
-        self.check_files(contents=verify)
+        folder_fd = _open_folder(self.folder)
+        try:
+            self._manifest_file = HeldFile(self.folder / MANIFEST, folder_fd, _MAX_MANIFEST_BYTES)
+            self.manifest = _parse_manifest(self._manifest_file)
+            self._files = {name: HeldFile(self.path(name), folder_fd) for name in self.manifest.files}
+        finally:
+            os.close(folder_fd)
+        self._check_files(contents=verify)
         self._weight_files: dict[str, list[str]] = {}  # by graph
         for engine in self.manifest.engines.values():
             self._check_graph(engine.file)
@@ -60,6 +56,14 @@ class Bundle:
     def path(self, name: str) -> Path:
         """Return the path of a file that the manifest lists."""
         return self.folder / name
+
+    def file(self, name: str) -> HeldFile:
+        """Return a file that the manifest lists."""
+        return self._files[name]
+
+    def manifest_sha256(self) -> str:
+        """Return the sha256 of the manifest, which stands for the whole bundle."""
+        return self._manifest_file.sha256()
 
     def engine(self, name: EngineName) -> EngineFiles:
         """Return the files of an engine.
@@ -78,19 +82,19 @@ class Bundle:
             record.precision,
             None if plan is None else (plan, self.path(plan.file)),
             self._sha256_of_graph(record.file),
+            held=tuple(self.file(file) for file in (record.file, *self._weight_files[record.file])),
+            held_plan=None if plan is None else self._files.get(plan.file),
+            contract=GraphContract.of(name, self.manifest),
         )
 
-    def check_files(self, contents: bool = True) -> None:
-        """Compare every file with the manifest: presence and size, and with ``contents`` the sha256.
+    def _check_files(self, contents: bool) -> None:
+        """Compare every file with the manifest: its size, and with ``contents`` the sha256.
 
         Raises:
-            BundleError: names the first file that is missing, truncated or altered.
+            BundleError: names the first file that is truncated or altered.
         """
         for name, record in self.manifest.files.items():
-            path = self.path(name)
-            if not path.is_file():
-                raise BundleError(f"{path}: missing; build the bundle again")
-            size = path.stat().st_size
+            path, size = self.path(name), self.file(name).size
             if size != record.bytes:
                 kind = "truncated" if size < record.bytes else "altered"
                 raise BundleError(f"{path}: {kind}: expected {record.bytes} bytes, got {size}; build the bundle again")
@@ -98,7 +102,8 @@ class Bundle:
             return
         with ThreadPoolExecutor(_HASHING_THREADS) as threads:  # hashing releases the interpreter's lock
             largest_first = sorted(self.manifest.files, key=lambda name: -self.manifest.files[name].bytes)
-            for name, found in zip(largest_first, threads.map(sha256_of, map(self.path, largest_first)), strict=True):
+            hashes = threads.map(lambda name: self.file(name).sha256(), largest_first)
+            for name, found in zip(largest_first, hashes, strict=True):
                 if found != self.manifest.files[name].sha256:
                     raise BundleError(
                         f"{self.path(name)}: altered: its sha256 is not the manifest's; build the bundle again"
@@ -132,16 +137,29 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _read_manifest(folder: Path) -> Manifest:
-    path = folder / MANIFEST
+def _open_folder(folder: Path) -> int:
+    """Return a descriptor of a bundle's folder, in which its files are looked up: all of one bundle, whatever happens.
+
+    Raises:
+        BundleError: there is no bundle.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
+        (folder / MANIFEST).lstat()
+        return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         raise BundleError(
             f"{folder}: no bundle there ({MANIFEST} is missing); build one: "
             f"python export/build_engines.py demo --out {folder}"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise BundleError(f"{folder}: cannot be read: {error.strerror}") from None
+
+
+def _parse_manifest(file: HeldFile) -> Manifest:
+    path = file.path
+    try:
+        text = file.read().decode("utf-8")
+    except UnicodeDecodeError as error:
         raise BundleError(f"{path}: cannot be read: {error}") from None
     try:
         return Manifest.model_validate_json(text)

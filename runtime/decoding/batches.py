@@ -5,6 +5,7 @@ Shapes: R regions, D vector width, P positions (the most steps).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,7 +13,11 @@ import torch
 from torch import Tensor
 
 from runtime.bundle import DecoderConfig
+from runtime.errors import BundleError, PatchcaptionError
 from runtime.options import ProgressCallback
+
+_MAX_LOG_PROB = 0.5
+"""Rounding puts sums of log-probabilities above 0, by much less."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +58,28 @@ def decode_in_batches(
         if progress is not None:
             progress(int((inverse < done).sum()), len(vectors))
     ids, sums = (torch.cat(tensors)[inverse].tolist() for tensors in zip(*parts, strict=True))
+    _check_range(ids, sums, config)
     return TokenSequences([_truncate_at(row, config.eos_token_id) for row in ids], sums)
+
+
+def _check_range(ids: list[list[int]], sums: list[float], config: DecoderConfig) -> None:
+    """Compare what the engine chose with its vocabulary, and what it says of it with the logarithm of a probability.
+
+    Raises:
+        PatchcaptionError: the vector of a row is not finite, or the engine is not one of this decoder.
+    """
+    for row, (chosen, log_prob) in enumerate(zip(ids, sums, strict=True)):
+        if math.isnan(log_prob):
+            raise PatchcaptionError(f"vectors: row {row}: expected finite numbers: its caption has the score nan")
+        unknown = next((token for token in chosen if not 0 <= token < config.vocab_size), None)
+        if unknown is not None:
+            raise BundleError(
+                f"decoder: expected tokens from 0 to {config.vocab_size - 1}, got {unknown}; build the bundle again"
+            )
+        if log_prob > _MAX_LOG_PROB:
+            raise BundleError(
+                f"decoder: expected log-probabilities of at most 0, got {log_prob}; build the bundle again"
+            )
 
 
 def _truncate_at(ids: list[int], eos_token_id: int) -> list[int]:

@@ -26,7 +26,7 @@ class DecapDecoder:
 
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         self._config = bundle.manifest.decoder
-        self.tokenizer = CaptionTokenizer(bundle.path(bundle.manifest.tokenizer), self._config.eos_token_id)
+        self.tokenizer = CaptionTokenizer(bundle.file(bundle.manifest.tokenizer), self._config.eos_token_id)
         self.greedy = GreedyDecoder(backend.open(bundle.engine("decoder")), self._config)
         self._beam_engine = LazyEngine(lambda: backend.open(bundle.engine("beam_decoder")))
 

@@ -5,17 +5,17 @@ Shapes: R regions, M memory rows, D width, m rows of a block.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from runtime.bundle import Bundle, MemoryConfig
+from runtime.bundle import Bundle, HeldFile, MemoryConfig
 from runtime.errors import BundleError
 from runtime.memory.blocks import blocks
 from runtime.memory.kernels import ProjectionKernels, projection_kernels
@@ -46,21 +46,19 @@ class MemoryBank:
 
     rows: StoredRows
     config: MemoryConfig
-    captions_file: Path
+    captions_file: HeldFile
 
     @classmethod
     def load(cls, bundle: Bundle, config: MemoryConfig, device: torch.device) -> MemoryBank:
-        """Map a bundle's bank into memory.
+        """Read a bundle's bank into memory.
 
         Raises:
             BundleError: its files are not what they should be.
         """
-        file, width = bundle.path(config.embeddings), bundle.manifest.backbone.output_dim
-        rows = StoredRows.load(file, None if config.residual is None else bundle.path(config.residual), device)
-        if rows.stored.shape != (config.num_rows, width):
-            got = tuple(rows.stored.shape)
-            raise BundleError(f"{file}: expected embeddings ({config.num_rows}, {width}), got {got}; build it again")
-        return cls(rows, config, bundle.path(config.captions))
+        residual = None if config.residual is None else bundle.file(config.residual)
+        shape = (config.num_rows, bundle.manifest.backbone.output_dim)
+        rows = StoredRows.load(bundle.file(config.embeddings), residual, device, shape)
+        return cls(rows, config, bundle.file(config.captions))
 
     @cached_property
     def captions(self) -> list[str]:
@@ -69,14 +67,15 @@ class MemoryBank:
         Raises:
             BundleError: the file does not have a text for each row.
         """
+        file = self.captions_file
         try:
-            with self.captions_file.open(encoding="utf-8") as lines:
+            with io.TextIOWrapper(io.BytesIO(file.read()), encoding="utf-8") as lines:
                 captions = [json.loads(line) for line in lines]
-        except (OSError, ValueError, RecursionError) as error:
-            raise BundleError(f"{self.captions_file}: cannot be read: {error}; build the bundle again") from None
+        except (ValueError, RecursionError) as error:
+            raise BundleError(f"{file.path}: cannot be read: {error}; build the bundle again") from None
         if len(captions) != len(self.rows) or not all(isinstance(caption, str) for caption in captions):
             raise BundleError(
-                f"{self.captions_file}: expected {len(self.rows)} lines, a JSON string each; build the bundle again"
+                f"{file.path}: expected {len(self.rows)} lines, a JSON string each; build the bundle again"
             )
         return captions
 

@@ -138,6 +138,8 @@ def _check(status: int) -> None:
 
 def _describe_bank(rows: StoredRows) -> _Bank:
     residual = rows.residual
+    if residual is not None and residual.file is not None:
+        residual.file.check_unchanged()
     return _Bank(
         rows=rows.stored.data_ptr(),
         scales=None if rows.scales is None else rows.scales.data_ptr(),

@@ -1,26 +1,17 @@
-"""The rows of a memory bank as they are stored: mapped from a bundle's files, in float32 or in fewer bits.
+"""The rows of a memory bank as they are stored: read from a bundle's files, in float32 or in fewer bits.
 
 Shapes: M memory rows, D width, m of the rows.
 """
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import BinaryIO
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from runtime.bundle.dtypes import NUMBER_FORMATS
-from runtime.errors import BundleError
-
-_STORED_DTYPES = tuple(number_format.torch for number_format in NUMBER_FORMATS.values())
+from runtime.bundle import HeldFile
+from runtime.memory.tensor_file import TensorFile
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +27,7 @@ class ResidualRows:
 
     scales: Tensor
     values: Tensor | None = None
-    file: BinaryIO | None = None
+    file: HeldFile | None = None
     offset: int = 0
 
     def floats(self, start: int, end: int, width: int) -> Tensor:
@@ -45,10 +36,8 @@ class ResidualRows:
             values = self.values[start:end]
         else:
             assert self.file is not None
-            data = bytearray((min(end, len(self.scales)) - start) * width)
-            if os.preadv(self.file.fileno(), [data], self.offset + start * width) != len(data):
-                raise BundleError(f"{self.file.name}: truncated; build the bundle again")
-            values = torch.frombuffer(data, dtype=torch.int8).view(-1, width)
+            values = torch.empty((min(end, len(self.scales)) - start, width), dtype=torch.int8)
+            self.file.read_into(values.flatten().view(torch.uint8).numpy().data, self.offset + start * width)
         return values * self.scales[start:end, None]
 
     def head(self, count: int) -> ResidualRows:
@@ -74,22 +63,32 @@ class StoredRows:
     residual: ResidualRows | None = None
 
     @classmethod
-    def load(cls, file: Path, residual_file: Path | None, device: torch.device) -> StoredRows:
-        """Map rows; on the CPU nothing is read before it is used, and processes share what they read.
+    def load(
+        cls, file: HeldFile, residual_file: HeldFile | None, device: torch.device, shape: tuple[int, int] | None = None
+    ) -> StoredRows:
+        """Read rows into memory; on the CPU residuals stay in their file.
+
+        Args:
+            shape: (M, D) of the rows; None for that of the file.
 
         Raises:
             BundleError: a file is not what it should be. Kernels rely on this check: they read by address.
         """
-        tensors = _read(file, device)
-        stored = tensors.get("embeddings")
-        if stored is None or stored.ndim != 2 or stored.dtype not in _STORED_DTYPES:
-            raise _invalid(file, "embeddings (M, D) in float32, float16, bfloat16 or int8")
-        rows = (len(stored),)
+        tensors = TensorFile(file)
+        embeddings = tensors.find("embeddings")
+        if embeddings is None or len(embeddings.shape) != 2 or embeddings.dtype is None:
+            raise tensors.invalid("embeddings (M, D) in float32, float16, bfloat16 or int8")
+        if shape is not None and embeddings.shape != shape:
+            raise tensors.invalid(f"embeddings {shape}, got {embeddings.shape}")
+        rows = embeddings.shape[:1]
+        inverse_norms = tensors.require("inverse_norms", rows, torch.float32)
+        scales = tensors.require("scales", rows, torch.float32) if "scales" in tensors else None
+        residual = None if residual_file is None else _load_residual(residual_file, embeddings.shape, device)
         return cls(
-            stored=stored,
-            inverse_norms=_require_tensor(tensors, "inverse_norms", rows, torch.float32, file),
-            scales=_require_tensor(tensors, "scales", rows, torch.float32, file) if "scales" in tensors else None,
-            residual=None if residual_file is None else _load_residual(residual_file, stored.shape, device),
+            stored=tensors.read(embeddings, device),
+            inverse_norms=tensors.read(inverse_norms, device),
+            scales=None if scales is None else tensors.read(scales, device),
+            residual=residual,
         )
 
     def __len__(self) -> int:
@@ -120,33 +119,10 @@ class StoredRows:
         )
 
 
-def _load_residual(path: Path, shape: torch.Size, device: torch.device) -> ResidualRows:
-    tensors = _read(path, device)
-    values = _require_tensor(tensors, "residual", shape, torch.int8, path)
-    scales = _require_tensor(tensors, "scales", shape[:1], torch.float32, path)
+def _load_residual(file: HeldFile, shape: tuple[int, ...], device: torch.device) -> ResidualRows:
+    tensors = TensorFile(file)
+    values = tensors.require("residual", shape, torch.int8)
+    scales = tensors.read(tensors.require("scales", shape[:1], torch.float32), device)
     if device.type != "cpu":
-        return ResidualRows(scales, values)
-    file = path.open("rb")
-    header_bytes = int.from_bytes(file.read(8), "little")  # safetensors: the header's length, then the header in JSON
-    first, _ = json.loads(file.read(header_bytes))["residual"]["data_offsets"]
-    return ResidualRows(scales.clone(), file=file, offset=8 + header_bytes + first)
-
-
-def _read(path: Path, device: torch.device) -> dict[str, Tensor]:
-    try:
-        return load_file(path, device=str(device))
-    except (SafetensorError, OSError) as error:
-        raise BundleError(f"{path}: not a safetensors file: {error}; build the bundle again") from None
-
-
-def _require_tensor(
-    tensors: dict[str, Tensor], name: str, shape: Sequence[int], dtype: torch.dtype, file: Path
-) -> Tensor:
-    tensor = tensors.get(name)
-    if tensor is None or tensor.shape != torch.Size(shape) or tensor.dtype != dtype:
-        raise _invalid(file, f"{name} {tuple(shape)} in {str(dtype).removeprefix('torch.')}")
-    return tensor
-
-
-def _invalid(file: Path, expected: str) -> BundleError:
-    return BundleError(f"{file}: expected {expected}; build the bundle again")
+        return ResidualRows(scales, tensors.read(values, device))
+    return ResidualRows(scales, file=file, offset=values.offset)

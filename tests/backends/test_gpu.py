@@ -18,6 +18,7 @@ from torch import Tensor
 from runtime import BackendError, Box, Caption, Captioner, Region
 from runtime.backends import open_backend
 from runtime.backends.cuda.stream import CaptureMode, Stream
+from runtime.bundle import HeldFile
 from runtime.bundle.dtypes import StoragePrecision
 from runtime.decoding.decap import DecapDecoder
 from runtime.image import Fit, prepare
@@ -294,8 +295,8 @@ def test_projected_vectors_are_those_of_float32_to_a_thousandth(
     assert callable(rows)
     embeddings = rows()
     bank = build_bank(embeddings, stored, tmp_path)
-    residual = tmp_path / bank.config.residual if bank.config.residual else None
-    on_device = StoredRows.load(tmp_path / bank.config.embeddings, residual, torch.device("cuda"))
+    residual = HeldFile(tmp_path / bank.config.residual) if bank.config.residual else None
+    on_device = StoredRows.load(HeldFile(tmp_path / bank.config.embeddings), residual, torch.device("cuda"))
     moved = MemoryBank(on_device, bank.config, bank.captions_file)
     vectors = torch.cat([embeddings[:20], normal(20, embeddings.shape[1], seed=4)])
     difference = moved.project(vectors.cuda()).double().cpu() - project_by_definition(embeddings, vectors)

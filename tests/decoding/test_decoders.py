@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from pathlib import Path
 from typing import get_args
 
@@ -12,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models
 
 from runtime import BundleError, Captioner, DecodingOptions
 from runtime.backends.onnxruntime_cpu import OrtBackend
-from runtime.bundle import Bundle, DecoderConfig
+from runtime.bundle import Bundle, DecoderConfig, HeldFile
 from runtime.decoding import DECODERS, load_decoder
 from runtime.decoding.decap import DecapDecoder
 from runtime.decoding.tokenizer import CaptionTokenizer
@@ -56,7 +58,7 @@ def tokenizer(tmp_path: Path) -> CaptionTokenizer:
     made.decoder = decoders.Fuse()
     made.add_special_tokens(["<|endoftext|>"])
     made.save(str(tmp_path / "tokenizer.json"))
-    return CaptionTokenizer(tmp_path / "tokenizer.json", EOS)
+    return CaptionTokenizer(HeldFile(tmp_path / "tokenizer.json"), EOS)
 
 
 @pytest.mark.parametrize(
@@ -78,4 +80,63 @@ def test_ids_are_text_up_to_the_first_end_token(tokenizer: CaptionTokenizer, ids
 def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(BundleError, match="tokenizer.json: not a tokenizer: "):
-        CaptionTokenizer(tmp_path / "tokenizer.json", EOS)
+        CaptionTokenizer(HeldFile(tmp_path / "tokenizer.json"), EOS)
+
+
+BOMB = {"type": "Sequence", "decoders": [{"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 99}] * 9}
+
+
+def saved(tmp_path: Path, decoder: object, **changes: object) -> HeldFile:
+    """Return a tokenizer's file with a decoder of this kind."""
+    made = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="b"))
+    contents = {**json.loads(made.to_str()), "decoder": decoder, **changes}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(contents))
+    return HeldFile(tmp_path / "tokenizer.json")
+
+
+@pytest.mark.parametrize(
+    ("decoder", "message"),
+    [
+        (BOMB, "decoder: Replace puts 'aaa"),
+        ({"type": "Replace", "pattern": {"Regex": "(a|aa)+$"}, "content": ""}, "decoder: Replace puts '' in the place"),
+        ({"type": "Replace", "pattern": {"String": ""}, "content": ""}, "decoder: Replace puts '' in the place"),
+        ({"type": "Sequence", "decoders": [{"type": "Fuse"}] * 17}, "expected at most 16 steps, got 17"),
+        (
+            {"type": "Sequence", "decoders": [BOMB]},
+            "decoder: expected Replace or one of BPEDecoder, .*, got 'Sequence'",
+        ),
+        ({"type": "CTC", "pad_token": "a", "word_delimiter_token": "a" * 99, "cleanup": True}, "got 'CTC'"),
+        ({"type": ["Fuse"]}, "unhashable"),
+        ("Fuse", "no attribute"),
+    ],
+)
+def test_a_decoder_that_could_make_long_texts_is_refused(tmp_path: Path, decoder: object, message: str) -> None:
+    with pytest.raises(BundleError, match=f"tokenizer.json: not a tokenizer: .*{message}"):
+        CaptionTokenizer(saved(tmp_path, decoder), EOS)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "text"),
+    [
+        (None, "a b"),
+        ({"type": "Fuse"}, "ab"),
+        (json.loads(decoders.ByteLevel().__getstate__()), "ab"),
+        ({"type": "Sequence", "decoders": [{"type": "Replace", "pattern": {"String": "b"}, "content": "c"}]}, "ac"),
+    ],
+)
+def test_decoders_of_published_tokenizers_are_taken(tmp_path: Path, decoder: object, text: str) -> None:
+    assert CaptionTokenizer(saved(tmp_path, decoder), EOS).text([0, 1]) == text
+
+
+def test_patterns_that_only_split_texts_are_not_compiled(tmp_path: Path) -> None:
+    splits = {"type": "Split", "pattern": {"Regex": "(" * 5000}, "behavior": "Removed", "invert": False}
+    assert CaptionTokenizer(saved(tmp_path, {"type": "Fuse"}, pre_tokenizer=splits), EOS).text([0]) == "a"
+
+
+def test_a_vocabulary_of_long_tokens_or_a_large_file_is_refused(tmp_path: Path) -> None:
+    model = {"type": "WordLevel", "vocab": {"a": 0, "b" * 1025: 1}, "unk_token": "a"}
+    with pytest.raises(BundleError, match="expected tokens of at most 1024 characters, got one of 1025"):
+        CaptionTokenizer(saved(tmp_path, None, model=model), EOS)
+    os.truncate(tmp_path / "tokenizer.json", 2**40)
+    with pytest.raises(BundleError, match="tokenizer.json: expected at most 33554432 bytes, got 1099511627776"):
+        CaptionTokenizer(HeldFile(tmp_path / "tokenizer.json"), EOS)

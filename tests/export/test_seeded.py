@@ -10,6 +10,7 @@ import pytest
 from export.readers import read_checkpoint
 from export.readers.dinov2 import seeded_weight, state_shapes
 from export.readers.seeded import normal, parse
+from runtime.bundle import HeldFile
 from runtime.decoding.tokenizer import CaptionTokenizer
 
 
@@ -53,5 +54,5 @@ def test_seeded_checkpoints_need_no_vocabulary_and_say_so(monkeypatch: pytest.Mo
     checkpoint = read_checkpoint("seeded:dinov2_vits14,size=28,memory=3")
     assert "CLIP's vocabulary is not installed" in checkpoint.notes[0]
     checkpoint.tokenizer.save(str(tmp_path / "tokenizer.json"))
-    tokenizer = CaptionTokenizer(tmp_path / "tokenizer.json", checkpoint.eos_token_id)
+    tokenizer = CaptionTokenizer(HeldFile(tmp_path / "tokenizer.json"), checkpoint.eos_token_id)
     assert tokenizer.text([17, 49406, 4, checkpoint.eos_token_id, 5]) == "<17> <4>"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
+import os
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from export.memory.quantization import quantize_rows
+from runtime.bundle import HeldFile
 from runtime.bundle.dtypes import StoragePrecision
 from runtime.errors import BackendError, BundleError
 from runtime.memory import native_kernels
@@ -24,6 +26,7 @@ LIBRARY = native_kernels.library()
 VARIANTS = LIBRARY.variants if LIBRARY else ("not built",)
 PRECISIONS = get_args(StoragePrecision)
 TEMPERATURE = 0.01
+INVALID_ARGUMENT = 1  # of enum patchcaption_status
 
 needs_kernels = pytest.mark.skipif(LIBRARY is None, reason="the native kernels are not built: make native")
 
@@ -109,20 +112,19 @@ def test_the_nearest_rows_are_refined_and_the_others_are_summed_as_stored(
 
 @needs_kernels
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_residuals_are_the_same_from_their_file_as_from_memory(variant: str) -> None:
+def test_residuals_are_the_same_from_their_file_as_from_memory(variant: str, tmp_path: Path) -> None:
     rows = random_rows(5000, 48)
     bank, unit_queries = stored(rows, "int8"), unit_queries_near(rows, 9, noise=3)
     assert bank.residual is not None
     assert bank.residual.values is not None
-    with tempfile.TemporaryFile(buffering=0) as file:
-        file.write(b"before" + bank.residual.values.numpy().tobytes())
-        file.seek(3)  # the file's position must not matter
-        residual = ResidualRows(bank.residual.scales, file=file, offset=len(b"before"))
-        from_file = StoredRows(bank.stored, bank.inverse_norms, bank.scales, residual)
-        refined, _ = kernels().project_with_refinement(from_file, unit_queries, TEMPERATURE, 100, variant)
-        whole = kernels().project(from_file, unit_queries, TEMPERATURE, variant)
-        torch.testing.assert_close(from_file.floats(7, 99), bank.floats(7, 99), rtol=0, atol=0)
-        torch.testing.assert_close(from_file.head(90).floats(7, 99), bank.floats(7, 90), rtol=0, atol=0)
+    path = tmp_path / "residual"
+    path.write_bytes(b"before" + bank.residual.values.numpy().tobytes())
+    residual = ResidualRows(bank.residual.scales, file=HeldFile(path), offset=len(b"before"))
+    from_file = StoredRows(bank.stored, bank.inverse_norms, bank.scales, residual)
+    refined, _ = kernels().project_with_refinement(from_file, unit_queries, TEMPERATURE, 100, variant)
+    whole = kernels().project(from_file, unit_queries, TEMPERATURE, variant)
+    torch.testing.assert_close(from_file.floats(7, 99), bank.floats(7, 99), rtol=0, atol=0)
+    torch.testing.assert_close(from_file.head(90).floats(7, 99), bank.floats(7, 90), rtol=0, atol=0)
     expected, _ = kernels().project_with_refinement(bank, unit_queries, TEMPERATURE, 100, variant)
     torch.testing.assert_close(refined, expected, rtol=0, atol=0)
     torch.testing.assert_close(whole, kernels().project(bank, unit_queries, TEMPERATURE, variant), rtol=0, atol=0)
@@ -135,12 +137,30 @@ def test_a_file_of_residuals_that_is_too_short_is_an_error(tmp_path: Path) -> No
     assert bank.residual is not None
     path = tmp_path / "short"
     path.write_bytes(b"x")
-    with path.open("rb") as file:
-        broken = StoredRows(bank.stored, bank.inverse_norms, bank.scales, ResidualRows(bank.residual.scales, file=file))
+    residual = ResidualRows(bank.residual.scales, file=HeldFile(path))
+    broken = StoredRows(bank.stored, bank.inverse_norms, bank.scales, residual)
+    for project in (kernels().project, partial(kernels().project_with_refinement, refine_top_k=10)):
         with pytest.raises(BackendError, match="native kernels: the bank's file cannot be read"):
-            kernels().project_with_refinement(broken, F.normalize(rows[:2], dim=1), TEMPERATURE, 10)
-        with pytest.raises(BundleError, match="short: truncated"):
-            broken.floats(0, 10)
+            project(broken, F.normalize(rows[:2], dim=1), TEMPERATURE)
+    with pytest.raises(BundleError, match="short: it was changed"):
+        broken.floats(0, 10)
+
+
+@needs_kernels
+def test_residuals_that_were_written_to_are_an_error(tmp_path: Path) -> None:
+    rows = random_rows(500, 48)
+    bank = stored(rows, "int8")
+    assert bank.residual is not None
+    assert bank.residual.values is not None
+    path = tmp_path / "residual"
+    path.write_bytes(bank.residual.values.numpy().tobytes())
+    held = StoredRows(
+        bank.stored, bank.inverse_norms, bank.scales, ResidualRows(bank.residual.scales, file=HeldFile(path))
+    )
+    kernels().project(held, F.normalize(rows[:2], dim=1), TEMPERATURE)
+    os.utime(path, ns=(0, 0))
+    with pytest.raises(BundleError, match="residual: it was changed while in use; load the bundle again"):
+        kernels().project(held, F.normalize(rows[:2], dim=1), TEMPERATURE)
 
 
 @needs_kernels
@@ -167,6 +187,56 @@ def test_any_temperature_is_the_softmax_of_that_temperature(variant: str, temper
     # A logit of 1e4 has an error of 1e4 times that of its cosine.
     tolerance = (1e-4 + 3e-6 / temperature) * float(expected.abs().max())
     torch.testing.assert_close(sums.double(), expected, rtol=1e-3, atol=tolerance)
+
+
+@needs_kernels
+@pytest.mark.parametrize("precision", ["int8", "fp32"])
+@pytest.mark.parametrize("top_k", [2**59, 2**60, 2**61, 2**63 - 1, 10**8])
+def test_more_refined_rows_than_there_are_is_all_of_them(precision: StoragePrecision, top_k: int) -> None:
+    rows = random_rows(300, 40)
+    bank, unit_queries = stored(rows, precision), unit_queries_near(rows, 5, noise=1)
+    refine = partial(kernels().project_with_refinement, bank, unit_queries, TEMPERATURE)
+    for found, expected in zip(refine(top_k), refine(300), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"width": 2**62},
+        {"width": 2**32},
+        {"width": 0},
+        {"row_count": 2**32},
+        {"row_count": 2**63 - 1},
+        {"row_count": -1},
+        {"residual_offset": 2**63 - 1},
+        {"residual_offset": -1},
+        {"storage": 4},
+    ],
+)
+def test_sizes_that_no_bank_has_are_refused_before_anything_is_read(sizes: dict[str, int]) -> None:
+    rows = random_rows(10, 8)
+    bank = native_kernels._describe_bank(stored(rows, "fp32"))
+    for name, size in sizes.items():
+        setattr(bank, name, size)
+    sums = torch.zeros(1, 8)
+    status = kernels()._library.patchcaption_project(
+        bank, rows[:1].data_ptr(), 1, TEMPERATURE, 1, None, sums.data_ptr()
+    )
+    assert status == INVALID_ARGUMENT
+    assert not sums.any()
+
+
+@needs_kernels
+def test_more_queries_than_memory_has_room_for_are_refused() -> None:
+    rows = random_rows(10, 8)
+    bank, sums = native_kernels._describe_bank(stored(rows, "fp32")), torch.zeros(1, 8)
+    for count in (-1, 2**24 + 1, 2**62):
+        status = kernels()._library.patchcaption_project(
+            bank, rows.data_ptr(), count, TEMPERATURE, 1, None, sums.data_ptr()
+        )
+        assert status == INVALID_ARGUMENT
 
 
 @needs_kernels

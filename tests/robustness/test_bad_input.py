@@ -319,6 +319,30 @@ def change(*path: str, to: Any) -> Callable[[dict[str, Any]], None]:
         (change("memory", "temperature", to=-1), "memory.temperature"),
         (change("memory", "captions", to="none.jsonl"), "none.jsonl"),
         (change("decoder", "max_new_tokens", to=10**9), "decoder.max_new_tokens"),
+        (change("decoder", "num_layers", to=10**9), "decoder.num_layers"),
+        (change("decoder", "num_heads", to=10**9), "decoder.num_heads"),
+        (change("decoder", "head_dim", to=10**9), "decoder.head_dim"),
+        (change("decoder", "vocab_size", to=10**9), "decoder.vocab_size"),
+        (change("decoder", "eos_token_id", to=10**9), "eos_token_id below vocab_size, got 1000000000 of 170 tokens"),
+        (change("decoder", "eos_token_id", to=170), "eos_token_id below vocab_size, got 170 of 170 tokens"),
+        (change("decoder", "batch_sizes", to=[1e30]), "decoder.batch_sizes"),
+        (change("decoder", "batch_sizes", to=[4, 1]), "batch_sizes that rise, got 4, 1"),
+        (change("decoder", "batch_sizes", to=[1, 1]), "batch_sizes that rise, got 1, 1"),
+        (change("decoder", "num_heads", to=2**14), "a cache of at most 17179869184 bytes for 256 captions, got"),
+        (change("backbone", "preprocessing", "image_size", to=10**9), "backbone.preprocessing.image_size"),
+        (change("backbone", "preprocessing", "resize_short_side", to=10**9), "preprocessing.resize_short_side"),
+        (change("backbone", "preprocessing", "std", to=[1, 1, float("inf")]), "preprocessing.std|manifest.json"),
+        (change("backbone", "patch_size", to=1), "grid . patch_size = image_size"),
+        (change("backbone", "tokens", "global_tokens", to=["register"] * 10**5), "backbone.tokens.global_tokens"),
+        (change("backbone", "tokens", "grid", to=10**9), "backbone.tokens.grid"),
+        (change("backbone", "max_batch_size", to=10**30), "backbone.max_batch_size"),
+        (change("backbone", "attention_heads", to=10**9), "backbone.attention_heads"),
+        (change("memory", "num_rows", to=2**63), "memory.num_rows"),
+        (change("memory", "refine_top_k", to=2**60), "memory.refine_top_k"),
+        (change("memory", "temperature", to=1e-30), "memory.temperature"),
+        (change("files", "captions.jsonl", "bytes", to=2**40), "files.captions.jsonl.bytes"),
+        (change("files", "captions.jsonl", "bytes", to=2**33), "files.captions.jsonl: expected at most 10321920 bytes"),
+        (change("files", "tokenizer.json", "bytes", to=10**30), "files.tokenizer.json.bytes"),
         (change("files", to={}), "backbone.onnx|files"),
         (change("unknown", to=1), "unknown"),
     ],
@@ -350,16 +374,40 @@ def test_a_file_of_another_bundle_is_not_this_ones(bundle_copy: Callable[[], Pat
         Captioner.load(folder)
 
 
-@pytest.mark.parametrize("width", [96, 384])
-def test_a_width_that_is_not_the_graphs(bundle_copy: Callable[[], Path], width: int) -> None:
+@pytest.mark.parametrize("backend", ["cpu", "openvino"])
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (
+            change("backbone", "output_dim", to=96),
+            r"backbone.onnx: output tokens: expected float32 \(images, 261, 96\), got float32 \(\?, 261, 192\)",
+        ),
+        (
+            change("backbone", "attention_heads", to=12),
+            r"backbone.onnx: output cls_attention_logits: expected float32 \(images, 12, 256\), got .* 3, 256\)",
+        ),
+        (change("backbone", "tokens", "global_tokens", to=[]), r"backbone.onnx: output tokens: expected .* 256, 192"),
+        (change("backbone", "tokens", "global_tokens", to=["cls"] * 6), r"output tokens: expected .* 262, 192"),
+        (change("decoder", "num_heads", to=2), r"decoder.onnx: input past_key_values.0.key: expected .*, 2, 30, 32\)"),
+        (change("decoder", "head_dim", to=16), r"decoder.onnx: input past_key_values.0.key: expected .*, 4, 30, 16\)"),
+        (change("decoder", "max_new_tokens", to=31), r"input past_key_values.0.key: expected .*, 4, 31, 32\)"),
+        (change("decoder", "num_layers", to=3), "decoder.onnx: input past_key_values.3.key: this version knows none"),
+        (change("decoder", "num_layers", to=5), "decoder.onnx: input past_key_values.4.key: missing"),
+        (
+            change("decoder", "cache_precision", to="fp16"),
+            r"decoder.onnx: input past_key_values.0.key: expected float16 .* got float32",
+        ),
+    ],
+)
+def test_numbers_that_are_not_the_graphs(
+    bundle_copy: Callable[[], Path], edit: Callable[[dict[str, Any]], None], message: str, backend: str
+) -> None:
     path = bundle_copy() / "manifest.json"
     manifest = json.loads(path.read_text())
-    manifest["backbone"]["output_dim"] = width
+    edit(manifest)
     path.write_text(json.dumps(manifest))
-    with pytest.raises(
-        BundleError, match=rf"memory\.safetensors: expected embeddings \(2520, {width}\), got \(2520, 192"
-    ):
-        Captioner.load(path.parent)
+    with pytest.raises(BundleError, match=message):
+        Captioner.load(path.parent, backend)
 
 
 @pytest.mark.parametrize(

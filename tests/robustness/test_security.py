@@ -23,6 +23,7 @@ from tests.conftest import ROOT, SAMPLE
 
 BACKENDS = ("cpu", "openvino")
 WATCHED = """
+import os
 import sys
 from runtime import Captioner, WholeImage
 folder, backend, image = sys.argv[1:]
@@ -33,6 +34,8 @@ events = []  # of several threads
 def watch(event, arguments):
     if event in EXECUTING:
         events.append(f"{event} {arguments}")
+    elif event == "open" and arguments[0] in os.listdir(folder):  # in the folder, which is open
+        events.append(f"read {arguments[0]}")
     elif event == "open" and isinstance(arguments[0], str) and arguments[0].startswith(folder):
         events.append("read " + arguments[0].removeprefix(folder + "/"))
 sys.addaudithook(watch)

@@ -13,7 +13,7 @@
  *
  * Memory: the caller owns all arrays and the file descriptor, and keeps them valid and unchanged during a call. Only
  * the results are written, and no pointer is kept. What a call allocates, about 4 * R * (D + 4 * refine_top_k) bytes
- * per thread, it frees before it returns.
+ * per thread and 16384 * D more where all residuals are read from a file, it frees before it returns.
  *
  * Threads: every function may be called from any number of threads at once, also on the same bank. Each call starts and
  * joins its own threads.
@@ -56,7 +56,7 @@ typedef struct patchcaption_bank {
     const float *residual_scales; /* (M,), or NULL if the bank has no residual */
     const float *inverse_norms;   /* (M,) 1 / length of each row */
     int64_t row_count;            /* M, 1 to 2**32 - 1 */
-    int64_t width;                /* D, at least 1 */
+    int64_t width;                /* D, 1 to 2**20 */
     int32_t storage;              /* enum patchcaption_storage */
     int32_t residual_fd;          /* file descriptor to read the residual from on demand, which keeps it out of memory;
                                      -1 for none. Its position is neither used nor moved. */
@@ -76,7 +76,7 @@ PATCHCAPTION_API const char *patchcaption_variant(int32_t index);
 /* Projects with the residual added to every row, in one pass over the bank.
  *
  * unit_queries (R, D): vectors of length 1. A zero vector gives the mean of the rows.
- * query_count: R, at least 0.
+ * query_count: R, 0 to 2**24.
  * temperature: above 0.
  * threads: the most threads to use; 0 or less for one per hardware thread.
  * variant: a name from patchcaption_variant, or NULL for the fastest one for so many queries.
@@ -89,7 +89,7 @@ PATCHCAPTION_API int32_t patchcaption_project(const patchcaption_bank *bank, con
 /* Projects with the residual added to the `refine_top_k` rows of highest cosine only, per query; the other rows are
  * used as stored. Reads the residual of no other row. Arguments as above, and:
  *
- * refine_top_k: at least 0.
+ * refine_top_k: at least 0; M or more for all rows.
  * unrefined_mass (R,): the sum of softmax weight * row length over the rows that were not refined, divided by the
  * length of the weighted sum. Quantization changes the result by at most this times the relative error of a row plus
  * that of its softmax weight.

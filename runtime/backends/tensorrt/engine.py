@@ -82,7 +82,7 @@ class TrtBackend:
             )
         record, plan = files.plan
         self._check_fits(record, plan)
-        contents = plan.read_bytes()
+        contents = files.read_plan()
         sha256 = hashlib.sha256(contents).hexdigest()
         check_trusted(plan, sha256)
         if record.version_compatible:  # such plans carry code of their own
