@@ -1,0 +1,78 @@
+"""Every form that the exporter gives graphs: small models in all precisions, for CPUs and GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from export.graphs.exporter import export_graph
+from export.graphs.specs import backbone_spec, decap_specs, reencoder_spec
+from export.models.base import BundleNumbers, Device
+from export.models.decap_decoder import DecapConfig, DecapStep
+from export.models.dinov2 import Dinov2Backbone, Dinov2Config
+from runtime.bundle import EngineName, EnginePrecision, Manifest
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+BACKBONES = {
+    "registers": Dinov2Config(64, 2, num_heads=2, num_registers=4, image_size=56, attention_heads=2),
+    "swiglu": Dinov2Config(64, 2, num_heads=2, num_registers=0, image_size=56, attention_heads=1, swiglu_width=176),
+}
+DECODER = DecapConfig(64, embed_dim=64, num_layers=2, vocab_size=101, text_vocab_size=90, max_new_tokens=40)
+FORMS: tuple[tuple[EnginePrecision, Device], ...] = (
+    *(("fp32", "cpu"), ("fp16", "cpu"), ("bf16", "cpu"), ("int8", "cpu")),
+    *(("fp32", "cuda"), ("fp16", "cuda"), ("bf16", "cuda"), ("int8", "cuda"), ("fp8", "cuda")),
+)
+
+
+@dataclass(frozen=True)
+class ExportedGraph:
+    """A graph, what it is for, and the manifest of a bundle with it, as far as admission reads one."""
+
+    path: Path
+    engine: EngineName
+    manifest: Manifest
+
+
+def export_all_forms(folder: Path) -> Iterator[ExportedGraph]:
+    """Export all graphs of small models in every form, each form into a folder of its own."""
+    for precision, device in FORMS:
+        for name in BACKBONES:
+            form = folder / f"{name}-{precision}-{device}"
+            form.mkdir()
+            yield from _export_form(form, name, precision, device)
+
+
+def _export_form(folder: Path, name: str, precision: EnginePrecision, device: Device) -> Iterator[ExportedGraph]:
+    backbone = _randomized(Dinov2Backbone(BACKBONES[name]))
+    decoder = _randomized(DecapStep(DECODER))
+    only_backbone = precision == "fp8" or (precision == "int8" and device == "cuda")
+    other: EnginePrecision = "fp16" if only_backbone else precision
+    numbers = BundleNumbers("test", max_images=8, batch_sizes=(1, 16), precision=other)
+    manifest = Manifest.model_construct(
+        backbone=backbone.manifest_entry(name, numbers), decoder=decoder.manifest_entry(89, numbers)
+    )
+    images = torch.randint(0, 256, (1, 56, 56, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    export_graph(backbone_spec(backbone, images), folder, precision, device)
+    yield ExportedGraph(folder / "backbone.onnx", "backbone", manifest)
+    export_graph(reencoder_spec(backbone), folder, other, device)
+    yield ExportedGraph(folder / "reencoder.onnx", "reencoder", manifest)
+    decoder.prepare_for(device)
+    greedy, beam = decap_specs(decoder)
+    export_graph(greedy, folder, other, device)
+    yield ExportedGraph(folder / "decoder.onnx", "decoder", manifest)
+    export_graph(beam, folder, other, device)
+    yield ExportedGraph(folder / "beam_decoder.onnx", "beam_decoder", manifest)
+
+
+def _randomized(module: ModuleT) -> ModuleT:
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return module.eval()
