@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,15 @@ from export.graphs.specs import backbone_spec, decap_specs, reencoder_spec
 from export.models.base import BundleNumbers, Device
 from export.models.decap_decoder import DecapConfig, DecapStep
 from export.models.dinov2 import Dinov2Backbone, Dinov2Config
-from runtime.bundle import EngineName, EnginePrecision, Manifest
+from runtime.bundle import (
+    MANIFEST,
+    Bundle,
+    EngineName,
+    EnginePrecision,
+    Manifest,
+    record_files,
+    write_manifest,
+)
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -46,6 +55,24 @@ def export_all_forms(folder: Path) -> Iterator[ExportedGraph]:
             form = folder / f"{name}-{precision}-{device}"
             form.mkdir()
             yield from _export_form(form, name, precision, device)
+
+
+def export_small_bundle(demo: Path, folder: Path) -> Path:
+    """Return a bundle of a small model in float32, with the demo's other files, which do not fit it."""
+    shutil.copytree(demo, folder)
+    graphs = list(_export_form(folder, "registers", "fp32", "cpu"))
+    small, manifest = graphs[0].manifest, Bundle(demo).manifest
+    space = {"text_space": manifest.backbone.text_space}
+    (folder / MANIFEST).unlink()
+    changed = manifest.model_copy(
+        update={
+            "backbone": small.backbone.model_copy(update=space),
+            "decoder": small.decoder.model_copy(update=space),
+            "files": record_files(folder),
+        }
+    )
+    write_manifest(folder, changed)
+    return folder
 
 
 def _export_form(folder: Path, name: str, precision: EnginePrecision, device: Device) -> Iterator[ExportedGraph]:

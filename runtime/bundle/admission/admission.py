@@ -62,6 +62,9 @@ def _check_header(graph: OnnxGraph) -> None:
     names += [name for node in graph.nodes for name in node.outputs]
     if len(set(names)) != len(names) or "" in names:
         raise NotAdmittedError("two tensors have one name, or one has none")
+    named = [node.name for node in graph.nodes if node.name]
+    if len(set(named)) != len(named):
+        raise NotAdmittedError("two nodes have one name")
 
 
 class _Weights:

@@ -29,7 +29,7 @@ AttributeValue: TypeAlias = "int | float | str | tuple[int, ...]"
 FieldContent: TypeAlias = Literal["number", "float", "text", "bytes", "message"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class WireField:
     """A field of a message.
 
@@ -229,19 +229,32 @@ def _read_message(message: str, content: bytes, position: int, end: int) -> dict
     fields, found = _BY_TAG[message], dict[str, Any]()
     while position < end:
         start = position
-        tag, position = _varint(content, position, end)
+        tag = content[position]
+        if tag < 0x80:  # nearly all are, as are the lengths and numbers below; this is where the time goes
+            position += 1
+        else:
+            tag, position = _varint(content, position, end)
         known = fields.get(tag)
         if known is None:
             raise NotAdmittedError(f"byte {start}: {message} has field {tag >> 3}, which the exporter does not write")
-        if known.content == "number":
+        kind = known.content
+        if kind == "float":
+            number = 4
+        elif position < end and content[position] < 0x80:
+            number, position = content[position], position + 1
+        else:
             number, position = _varint(content, position, end)
+        if kind == "number":
             value: object = number - 2**64 if number >= 2**63 else number
         else:
-            length, position = (4, position) if known.content == "float" else _varint(content, position, end)
-            if position + length > end:
+            if position + number > end:
                 raise NotAdmittedError(f"byte {start}: cut off")
-            value = _value(known, content, position, position + length)
-            position += length
+            value = (
+                _read_message(known.message, content, position, position + number)
+                if kind == "message"
+                else _value(known, content, position, position + number)
+            )
+            position += number
         if known.most == 1:
             if known.name in found:
                 raise NotAdmittedError(f"byte {start}: {message} has {known.name} twice")
@@ -255,8 +268,7 @@ def _read_message(message: str, content: bytes, position: int, end: int) -> dict
 
 
 def _value(known: WireField, content: bytes, start: int, end: int) -> object:
-    if known.content == "message":
-        return _read_message(known.message, content, start, end)
+    """Return the value of a field that is no number and no message."""
     if known.content == "float":
         number: float = struct.unpack_from("<f", content, start)[0]
         if not math.isfinite(number):
@@ -267,19 +279,14 @@ def _value(known: WireField, content: bytes, start: int, end: int) -> object:
         raise NotAdmittedError(f"byte {start}: {known.name} of {end - start} bytes, at most {most} are admitted")
     if known.content == "bytes":
         return content[start:end]
-    try:
-        text = content[start:end].decode("ascii")
-    except UnicodeDecodeError:
-        text = "\0"
-    if not text.isprintable():
+    text = content[start:end].decode("latin-1")
+    if not (text.isascii() and text.isprintable()):
         raise NotAdmittedError(f"byte {start}: {known.name} is not of printable ASCII characters")
     return text
 
 
 def _varint(content: bytes, position: int, end: int) -> tuple[int, int]:
     """Return a number of 7 bits a byte and the position behind it."""
-    if position < end and content[position] < 0x80:  # nearly all are
-        return content[position], position + 1
     number = 0
     for count, byte in enumerate(content[position : min(position + 10, end)]):
         number |= (byte & 0x7F) << (7 * count)
