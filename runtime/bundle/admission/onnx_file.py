@@ -16,10 +16,13 @@ from typing import Any, Literal, TypeAlias
 
 from runtime.errors import BundleError
 
-MAX_FILE_BYTES = 2 * 2**20
+MAX_FILE_BYTES = 2**20
 """Weights lie in files of their own: a graph of 40 blocks, with 8-bit products, has 0.4 MB."""
 MAX_NODES = 4096
-MAX_TENSORS = 4 * MAX_NODES
+"""Such a graph has 2100."""
+MAX_TENSORS = 2 * MAX_NODES
+MAX_BINDINGS = 1024
+"""Inputs, and outputs: a decoder has two for each layer."""
 MAX_TEXT_BYTES = 256
 MAX_INLINE_BYTES = 1024
 """Of a tensor in the graph itself."""
@@ -69,8 +72,8 @@ FIELDS: Mapping[str, Mapping[int, WireField]] = {
         1: _message("node", "NodeProto", MAX_NODES),
         2: _text("name"),
         5: _message("initializer", "TensorProto", MAX_TENSORS),
-        11: _message("input", "ValueInfoProto", MAX_TENSORS),
-        12: _message("output", "ValueInfoProto", MAX_TENSORS),
+        11: _message("input", "ValueInfoProto", MAX_BINDINGS),
+        12: _message("output", "ValueInfoProto", MAX_BINDINGS),
         13: _message("value_info", "ValueInfoProto", MAX_TENSORS),
     },
     "NodeProto": {
