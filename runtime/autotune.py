@@ -16,7 +16,6 @@ from runtime.decoding.greedy import GreedyDecoder
 from runtime.errors import BackendError
 from runtime.options import Precision
 
-CANDIDATES: tuple[BackendName, ...] = tuple(spec.name for spec in BACKENDS.values() if spec.device == "cpu")
 BATCH_SIZES = (1, 16)
 """Captions decoded at once."""
 
@@ -48,6 +47,14 @@ class BackendTiming:
         return self.backbone + sum(self.decoding.values())
 
 
+def candidates(bundle: Bundle) -> list[BackendName]:
+    """Return the backends of the device that a bundle was built for; those that need plans only if it has such."""
+    device = BACKENDS[bundle.manifest.backend].device
+    of_device = [spec for spec in BACKENDS.values() if spec.device == device]
+    products = {plan.product for plan in bundle.manifest.plans}
+    return [spec.name for spec in of_device if not spec.needs_plans or spec.name in products]
+
+
 def open_all(
     bundle: Bundle, precision: Precision, threads: int | None = None
 ) -> tuple[dict[BackendName, Backend], dict[BackendName, str]]:
@@ -58,7 +65,7 @@ def open_all(
     """
     usable: dict[BackendName, Backend] = {}
     refused: dict[BackendName, str] = {}
-    for name in CANDIDATES:
+    for name in candidates(bundle):
         try:
             usable[name] = open_backend(name, threads, precision, bundle)
         except BackendError as error:
@@ -117,4 +124,10 @@ def _open_stages(bundle: Bundle, backend: Backend) -> Iterator[dict[int, Callabl
             return lambda: decoder.decode(vectors[:rows].contiguous(), ignore_eos=True, max_new_tokens=_TOKENS)
 
         inputs = {PIXEL_VALUES: pixels.to(backend.device)}
-        yield {0: lambda: backbone.run(inputs), **{rows: decode(rows) for rows in BATCH_SIZES}}
+
+        def encode() -> None:
+            backbone.run(inputs)
+            if backend.device.type == "cuda":  # a run is only enqueued; decoding ends with tokens on the host
+                torch.cuda.synchronize(backend.device)
+
+        yield {0: encode, **{rows: decode(rows) for rows in BATCH_SIZES}}

@@ -8,8 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from runtime.backends import Backend, EngineReport, LazyEngine
+from runtime.backends import Backend, EngineReport
 from runtime.bundle import Bundle
+from runtime.bundle.graph_io import reencoder_batches
 from runtime.decoding import load_decoder
 from runtime.encoder import Encoder
 from runtime.errors import PatchcaptionError
@@ -17,7 +18,7 @@ from runtime.features import FeatureMap, RegionVectors
 from runtime.image import Fit
 from runtime.memory import MemoryMatch, load_projector
 from runtime.options import DecodingOptions, PoolingOptions, ProgressCallback
-from runtime.pooling import Pooler
+from runtime.pooling import Pooler, RegionReencoder
 from runtime.results import Caption, RegionBatch
 
 _WARM_UP_RUNS = 3
@@ -38,9 +39,10 @@ class Pipeline:
         self.bundle, self.backend = bundle, backend
         self.encoder = Encoder(bundle, backend, fit)
         self.projector = load_projector(bundle, backend.device)
-        self._reencoder = LazyEngine(lambda: backend.open(bundle.engine("reencoder")))
+        batches = reencoder_batches(bundle.manifest.backbone.tokens.num_tokens, bundle.manifest.decoder.batch_sizes[-1])
+        self._reencoder = RegionReencoder(lambda: backend.open(bundle.engine("reencoder")), batches)
         # Not `self.project`: a pipeline that refers to itself keeps its memory until the garbage collector comes by.
-        self.pooler = Pooler(self.encoder.encode_crops, self._reencoder.get, self.projector.project)
+        self.pooler = Pooler(self.encoder.encode_crops, self._reencoder, self.projector.project)
         self.decoder = load_decoder(bundle, backend)
 
     def captions(

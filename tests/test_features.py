@@ -12,7 +12,6 @@ from PIL import Image
 from torch import Tensor
 
 from runtime import Box, Crop, FeatureMap, Fit, PoolingOptions, Region, RegionError, Register, WholeImage
-from runtime.backends import Engine
 from runtime.bundle import TokenLayout
 from runtime.features import RegionVectors
 from runtime.image import OpenImage, View
@@ -55,10 +54,10 @@ def pool(
     def encode_crops(images: Sequence[OpenImage]) -> Tensor:
         return torch.ones(len(images), WIDTH)
 
-    def open_reencoder() -> Engine:
-        pytest.fail("a re-encoder was opened")
+    def reencode(*_: Tensor) -> Tensor:
+        pytest.fail("regions were re-encoded")
 
-    return Pooler(encode_crops, open_reencoder, torch.neg)(features, regions, PoolingOptions(**options))
+    return Pooler(encode_crops, reencode, torch.neg)(features, regions, PoolingOptions(**options))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from benchmarks import eager
 from export.checkpoint import Checkpoint
@@ -36,9 +38,12 @@ from runtime import (
     Trace,
     WholeImage,
 )
+from runtime.backends import Engine
 from runtime.bundle import Bundle
+from runtime.bundle.graph_io import ReencoderBatch, reencoder_batches
 from runtime.memory import MemoryBank
 from runtime.options import CleanFrom, DescribeKeywords, Mode, PoolingKeywords
+from runtime.pooling import RegionReencoder
 from runtime.regions.canvas import Array, Canvas
 from tests.doubles import RecordingBackend, captioner_of, with_manifest, without_engine
 
@@ -188,8 +193,46 @@ def test_reencoding_many_regions_at_once_is_reencoding_each_alone(
     alone = [demo.vectors(features[0], [region], reencode="cls") for region in regions]
     alone += [demo.vectors(features[1], [region], reencode="cls") for region in regions[::-1]]
     assert_close(both, torch.cat(alone))
-    monkeypatch.setattr("runtime.pooling._MAX_REENCODED_LOGITS", 1)
+    batches = [ReencoderBatch(1, features.layout.num_tokens)]
+    monkeypatch.setattr(demo.pipeline.pooler._reencode, "_batches", batches)
     assert_close(demo.vectors(features, [regions, regions[::-1]], reencode="cls"), both)
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "max_regions", "expected"),
+    [
+        (1374, 256, [(8, 1374), (47, 343), (192, 85), (256, 21)]),  # 8 x 1374 x 1374 < 2**24, 47 x 343 < 2**14
+        (1374, 16, [(8, 1374), (16, 343)]),
+        (1374, 1, [(1, 1374)]),
+        (5000, 4, [(1, 5000), (4, 1250)]),  # one region is always taken
+        (50, 100_000, [(327, 50), (1365, 12), (5461, 3), (16384, 1)]),
+    ],
+)
+def test_the_smaller_the_regions_the_more_share_a_run_of_the_reencoder(
+    num_tokens: int, max_regions: int, expected: list[tuple[int, int]]
+) -> None:
+    assert reencoder_batches(num_tokens, max_regions) == expected
+
+
+def test_no_run_of_the_reencoder_is_larger_than_the_engine_takes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    tokens, most = 40, 6
+    batches = [ReencoderBatch(2, tokens), ReencoderBatch(most, 10)]
+    counts = torch.randint(1, tokens + 1, (100,), generator=generator)
+    mask = torch.arange(tokens) < counts[:, None]
+    runs: list[tuple[int, ...]] = []
+
+    class SumsTokens:
+        def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            runs.append(tuple(inputs["token_mask"].shape))
+            return {"vectors": (inputs["token_weights"][..., None] * inputs["tokens"]).sum(dim=1)}
+
+    reencode = RegionReencoder(lambda: cast(Engine, SumsTokens()), batches)
+    features, weights = torch.randn(1, tokens, 8, generator=generator), mask.float()
+    vectors = reencode(features, torch.zeros(100, dtype=torch.long), mask, weights)
+    torch.testing.assert_close(vectors, weights @ features[0])
+    assert all(rows <= (most if width <= 10 else 2) for rows, width in runs)
+    assert max(rows for rows, _ in runs) == most
 
 
 def test_reencoding_calls_the_engine_for_groups_of_regions(features: FeatureMap, bundle: Bundle) -> None:

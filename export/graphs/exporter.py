@@ -18,7 +18,7 @@ from export.graphs.tracing import OPSET, trace
 from export.graphs.value_ranges import measure_ranges
 from export.graphs.verification import compare
 from export.graphs.weight_layout import transpose_weights
-from export.models.base import Device
+from runtime.backends.base import Device
 from runtime.bundle import EnginePrecision, EngineRecord
 
 

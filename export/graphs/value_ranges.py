@@ -29,6 +29,8 @@ def measure_ranges(model: onnx_ir.Model, feeds: Iterable[Mapping[str, npt.NDArra
         onnx_ir.save(copy, path, external_data=f"{path.name}.data")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        # Each tensor is measured when it is there; by default all are kept to the end of the run.
+        options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         largest = dict.fromkeys(names, 0.0)
         for feed in feeds:

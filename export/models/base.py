@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeAlias
+from typing import ClassVar
 
 from torch import nn
 
+from runtime.backends.base import Device
 from runtime.bundle import BackboneConfig, DecoderConfig, EnginePrecision
-
-Device: TypeAlias = Literal["cpu", "cuda"]
 
 
 @dataclass(frozen=True)

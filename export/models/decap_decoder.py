@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from export.models.base import BundleNumbers, DecoderModel, Device
+from export.models.base import BundleNumbers, DecoderModel
 from export.models.gpt2 import Gpt2Transformer, log_sum_exp
+from runtime.backends.base import Device
 from runtime.bundle import DecoderConfig
 
 PUBLISHED_HEADS = 4

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from export.models.base import Device
+from runtime.backends.base import Device
 
 _MASKED_LOGIT = -1e4
 """Finite in float16 too, and far enough below any logit to vanish in a softmax."""

@@ -18,6 +18,7 @@ from runtime.bundle.graph_io import (
     GraphIo,
     beam_decoder_step,
     decoder_step,
+    reencoder_batches,
 )
 
 BATCH_SIZES = (1, 4, 16, 64, 256)
@@ -61,10 +62,13 @@ def _beam_decoder_profiles(manifest: Manifest) -> list[Profile]:
 
 
 def _reencoder_profiles(manifest: Manifest) -> list[Profile]:
-    """Return one profile for any number of regions up to a batch, each of any of an image's tokens."""
-    most, most_tokens = manifest.decoder.batch_sizes[-1], manifest.backbone.tokens.num_tokens
-    axes = {REGIONS: (1, min(16, most), most), REGION_TOKENS: (1, max(1, most_tokens // 4), most_tokens)}
-    return [_range(REENCODER, _fixed_sizes(manifest), axes)]
+    """Return a profile for each kind of run, the one of the smallest regions first: the first that fits is taken."""
+    batches = reencoder_batches(manifest.backbone.tokens.num_tokens, manifest.decoder.batch_sizes[-1])
+    fixed = _fixed_sizes(manifest)
+    return [
+        _range(REENCODER, fixed, {REGIONS: (1, regions, regions), REGION_TOKENS: (1, tokens, tokens)})
+        for regions, tokens in reversed(batches)
+    ]
 
 
 def _fixed_sizes(manifest: Manifest) -> dict[str, int]:

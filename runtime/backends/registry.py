@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
-from runtime.backends.base import Backend
+from runtime.backends.base import Backend, Device
 from runtime.backends.onnxruntime_cpu import OrtBackend
 from runtime.backends.onnxruntime_gpu import CUDA, TENSORRT, OrtGpuBackend
 from runtime.backends.openvino import OpenVinoBackend
@@ -52,7 +52,7 @@ class BackendSpec:
     """
 
     name: BackendName
-    device: Literal["cpu", "cuda"]
+    device: Device
     graph_precisions: tuple[EnginePrecision, ...]
     open: Callable[[BackendRequest], Backend]
     compute_precisions: tuple[Precision, ...] = ("fp32",)

@@ -17,6 +17,7 @@ from typing import cast
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from runtime.backends.base import Backend
+from runtime.backends.cuda.device import gpu_name
 from runtime.backends.registry import BACKEND_NAMES, BACKENDS, BackendName, BackendRequest
 from runtime.bundle import MANIFEST, Bundle, EnginePrecision, sha256_of
 from runtime.errors import BackendError
@@ -25,7 +26,7 @@ from runtime.system.files import write_atomically
 from runtime.system.machine import cpu_name, package_version, usable_cores
 from runtime.system.user_dirs import cache_folder
 
-_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino")
+_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx", "tensorrt-rtx-cu12-bindings")
 
 
 @dataclass(frozen=True)
@@ -88,15 +89,16 @@ def select_backend(
 ) -> Selection:
     """Return what "auto" is for a bundle; without one, nothing is looked up.
 
-    A bundle for a GPU is opened with the backend that it was built for, whether that is there or not. Where nothing was
-    measured it is ONNX Runtime, "cpu", also where OpenVINO is installed: that may be faster, but rounds differently,
-    and installing a package should not change results. For bfloat16 it is OpenVINO, which alone has it.
+    Where nothing was measured, a bundle for a GPU is opened with the backend that it was built for, whether that is
+    there or not, and one for CPUs with ONNX Runtime, "cpu", also where OpenVINO is installed: that may be faster, but
+    rounds differently, and installing a package should not change results. For bfloat16 it is OpenVINO, which alone has
+    it.
     """
-    if bundle is not None and bundle.manifest.backend != "cpu":
-        return Selection(bundle.manifest.backend, "the bundle was built for it")
     measured = None if bundle is None else _read().measurements.get(_key(bundle, precision, threads))
     if measured is not None:
         return Selection(measured.backend, "measured on this machine")
+    if bundle is not None and bundle.manifest.backend != "cpu":
+        return Selection(bundle.manifest.backend, "the bundle was built for it")
     if precision == "bf16":
         return Selection("openvino", "by order: it alone has bf16")
     return Selection("cpu", "by order: not measured here")
@@ -162,6 +164,7 @@ def _key(bundle: Bundle, precision: Precision, threads: int | None) -> str:
         "threads": threads,
         "cpu": cpu_name(),
         "cores": usable_cores(),
+        "gpu": gpu_name() if BACKENDS[bundle.manifest.backend].device == "cuda" else None,
         "versions": {name: package_version(name) for name in _PACKAGES},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

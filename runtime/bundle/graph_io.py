@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 TensorDtype: TypeAlias = Literal["bool", "uint8", "int64", "float32", "cache"]
 """``cache`` is the precision that the manifest gives for the decoder's cache."""
@@ -80,6 +80,29 @@ REENCODER = GraphIo(
     ),
     outputs=(TensorSpec(VECTORS, "float32", (REGIONS, "width")),),
 )
+
+
+_REENCODED_TOKENS, _REENCODED_LOGITS = 2**14, 2**24
+"""The most regions x tokens, and regions x tokens x tokens, of one run of the re-encoder. Its memory grows by both: in
+float16 by up to 20 kB a token of ViT-B; where attention is no single kernel, by 4 bytes a logit and head."""
+
+
+class ReencoderBatch(NamedTuple):
+    """The largest run of the re-encoder: so many regions, of so many tokens each."""
+
+    regions: int
+    tokens: int
+
+
+def reencoder_batches(num_tokens: int, max_regions: int) -> list[ReencoderBatch]:
+    """Return the largest runs of the re-encoder, from few regions of all tokens to ``max_regions`` of few tokens."""
+    batches: list[ReencoderBatch] = []
+    tokens = num_tokens
+    while not batches or (batches[-1].regions < max_regions and batches[-1].tokens > 1):
+        regions = max(1, min(_REENCODED_TOKENS // tokens, _REENCODED_LOGITS // tokens**2))
+        batches.append(ReencoderBatch(min(regions, max_regions), tokens))
+        tokens = max(1, tokens // 4)
+    return batches
 
 
 def decoder_step(num_layers: int) -> GraphIo:

@@ -661,9 +661,10 @@ def test_profiles_have_the_shapes_that_the_runtime_asks_for(manifest: Manifest) 
     (beams,) = profiles["beam_decoder"]
     cache = beams["past_key_values.0.key"]
     assert (cache.min[0], cache.max[0]) == (1, 256)
-    (reencoder,) = profiles["reencoder"]
-    assert reencoder["tokens"].max == (256, tokens.num_tokens, manifest.backbone.output_dim)
-    assert reencoder["tokens"].min == (1, 1, manifest.backbone.output_dim)
+    reencoder = [profile["tokens"] for profile in profiles["reencoder"]]
+    width = manifest.backbone.output_dim
+    assert [shapes.max for shapes in reencoder] == [(256, 16, width), (252, 65, width), (62, tokens.num_tokens, width)]
+    assert {shapes.min for shapes in reencoder} == {(1, 1, width)}
     assert tokens.num_tokens == 1 + 4 + 256
     with pytest.raises(ValueError, match="expected min <= opt <= max, got .2,., .1,., .3,."):
         ShapeRange(min=(2,), opt=(1,), max=(3,))

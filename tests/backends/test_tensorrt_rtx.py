@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from export import build_engines, build_plans
-from runtime import BackendError, Box, Captioner, Region, WholeImage
+from runtime import BackendError, Box, Captioner, Region, WholeImage, autotune
 from runtime.backends.cuda.device import Gpu
+from runtime.backends.selection import Selection, select_backend
 from runtime.backends.tensorrt.engine import TrtBackend, TrtBoundRun, TrtEngine
 from runtime.backends.tensorrt.rtx import CAPABILITIES, check_supported, open_tensorrt_rtx, runtime_cache_file
 from runtime.bundle import Bundle
+from runtime.cli.main import main
 from tests.conftest import build_once, without_home
 from tests.tensorrt_double import Double, tensorrt_double
 
@@ -211,3 +213,17 @@ def test_a_user_without_a_home_keeps_nothing_of_what_was_compiled(
     monkeypatch.setattr("runtime.backends.tensorrt.engine.check_trusted", lambda *_: None)
     engine, _ = bound_run(decoder[0])
     engine.close()
+
+
+def test_tune_times_the_backends_of_the_gpu_that_have_plans(
+    decoder: tuple[Bundle, Double], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, _ = decoder
+    assert select_backend(bundle) == Selection("tensorrt-rtx", "the bundle was built for it")
+    assert autotune.candidates(bundle) == ["ort-cuda", "ort-tensorrt", "tensorrt-rtx"], "of TensorRT it has no plans"
+    monkeypatch.setattr(autotune, "_SECONDS", 0.0)
+    assert main(["tune", str(bundle.folder)]) == 0
+    out, err = capsys.readouterr()
+    assert err.count("left out: ") == 2, "no ONNX Runtime for GPUs is here"
+    assert f"auto is tensorrt-rtx for {bundle.folder} in fp32 from now on" in out
+    assert select_backend(bundle) == Selection("tensorrt-rtx", "measured on this machine")

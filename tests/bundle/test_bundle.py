@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from export import build_engines, bundle_builder
 from export.graphs.specs import GraphSpec
 from runtime import BundleError, Captioner
+from runtime.backends.base import Device
 from runtime.bundle import (
     MANIFEST,
     Bundle,
@@ -266,10 +267,10 @@ def test_a_folder_that_is_no_bundle_is_never_replaced(tmp_path: Path) -> None:
 
 def export_quickly(
     manifest: Manifest, failing: str, fail: Callable[..., None]
-) -> Callable[[GraphSpec, Path, EnginePrecision], EngineRecord]:
+) -> Callable[[GraphSpec, Path, EnginePrecision, Device], EngineRecord]:
     """Return an exporter that writes a line instead of each graph, and fails at one of them."""
 
-    def export(spec: GraphSpec, folder: Path, precision: EnginePrecision) -> EngineRecord:
+    def export(spec: GraphSpec, folder: Path, precision: EnginePrecision, _: Device) -> EngineRecord:
         if spec.io.name == failing:
             fail()
         record = next(record for record in manifest.engines.values() if record.file == spec.io.file)

@@ -16,12 +16,13 @@ from export.graphs.errors import ExportError
 from export.graphs.exporter import export_graph
 from export.graphs.specs import backbone_spec, decap_specs
 from export.graphs.verification import compare
-from export.models import BundleNumbers, Device
+from export.models import BundleNumbers
 from export.models.decap_decoder import DecapStep
 from export.models.dinov2 import IMAGENET_MEAN, IMAGENET_STD
 from export.readers.decap import decoder_from_state
 from export.readers.dinov2 import backbone_from_state
 from runtime.backends import Engine, EngineReport
+from runtime.backends.base import Device
 from runtime.backends.onnxruntime_cpu import OrtBackend
 from runtime.bundle import DecoderConfig, EngineFiles
 from runtime.decoding.batches import TokenSequences

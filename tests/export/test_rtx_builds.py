@@ -17,13 +17,13 @@ from export.graphs.exporter import export_graph
 from export.graphs.qdq import EightBits
 from export.graphs.specs import backbone_spec
 from export.plans.profiles import profiles_of
+from export.plans.report import PlanReport, build_report
 from export.readers import read_checkpoint
 from runtime.backends.tensorrt.rtx import DEFAULT_CAPABILITIES
 from runtime.bundle import Bundle, EngineName, EnginePrecision, ShapeRange
 from runtime.bundle.graph_io import PIXEL_VALUES
 from runtime.image import Fit, prepare
 from tests.conftest import build_once
-from tests.rtx_builder import PlanReport, build_report
 
 GRAPHS: tuple[EngineName, ...] = ("backbone", "reencoder", "decoder", "beam_decoder")
 HALVES: tuple[EnginePrecision, ...] = ("fp16", "bf16")

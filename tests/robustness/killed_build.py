@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from export import bundle_builder
 from export.command_line import show_progress
 from export.graphs.specs import GraphSpec
 from export.readers import read_checkpoint
+from runtime.backends.base import Device
 from runtime.bundle import Bundle, EnginePrecision, EngineRecord
 
 EVENTS = frozenset(
@@ -53,10 +55,10 @@ def _kill_builds(target: Path, points: int) -> None:
     print(total)
 
 
-def _copy_graph(store: Bundle) -> Callable[[GraphSpec, Path, EnginePrecision], EngineRecord]:
+def _copy_graph(store: Bundle) -> Callable[[GraphSpec, Path, EnginePrecision, Device], EngineRecord]:
     """Return an exporter that copies graphs from a bundle."""
 
-    def export(spec: GraphSpec, folder: Path, _: EnginePrecision) -> EngineRecord:
+    def export(spec: GraphSpec, folder: Path, _: EnginePrecision, __: Device) -> EngineRecord:
         record = next(record for record in store.manifest.engines.values() if record.file == spec.io.file)
         for path in (store.path(record.file), store.path(f"{record.file}.data")):
             if path.exists():
@@ -87,13 +89,18 @@ def _run_in_child(call: Callable[[], int]) -> int:
     """Return the result of a call in a child process, or minus the signal that ended it."""
     read_end, write_end = os.pipe()
     child = os.fork()
-    if child == 0:
-        os.write(write_end, str(call()).encode())
-        os._exit(0)
+    if child == 0:  # it must not end as Python ends: what libraries registered for that waits for the parent's threads
+        try:
+            os.write(write_end, str(call()).encode())
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
     os.close(write_end)
     with os.fdopen(read_end) as pipe:
         text = pipe.read()
     _, status = os.waitpid(child, 0)
+    assert status == 0 or os.WIFSIGNALED(status), "the call failed"
     return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else int(text)
 
 

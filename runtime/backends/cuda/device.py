@@ -50,6 +50,14 @@ def current_gpu() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
+def gpu_name() -> str | None:
+    """Return the name of the GPU that torch works on; None where it finds none."""
+    try:
+        return Gpu.current().name
+    except BackendError:
+        return None
+
+
 def driver_version() -> str:
     """Return the first line of what NVIDIA's kernel driver says of itself; "" where there is none."""
     try:

@@ -12,8 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from runtime.backends import Engine
-from runtime.bundle.graph_io import TOKEN_MASK, TOKEN_WEIGHTS, TOKENS, VECTORS
 from runtime.errors import RegionError
 from runtime.features import FeatureMap, RegionVectors
 from runtime.image import OpenImage
@@ -22,10 +20,6 @@ from runtime.regions import Box, Canvas, Crop, PublishedBox, Region, is_of_patch
 
 _REENCODED_VARIANCE = 0.5
 """The variance of the Gaussian that the published re-encoding weights boxes by."""
-_MAX_REENCODED_LOGITS = 2**24
-"""Regions x tokens x tokens of one run of the re-encoder: each head keeps that many float32 numbers."""
-_MAX_PADDING, _SMALL_REGION = 1.25, 16
-"""Regions share a run where the larger has at most that many times the tokens of the smaller, or that many tokens."""
 
 
 class Pooler:
@@ -33,17 +27,17 @@ class Pooler:
 
     Args:
         encode_crops: images to their cls tokens (R, D), for regions that are cropped and encoded.
-        open_reencoder: opens the backbone's last block, for regions that pass it once more.
+        reencode: the backbone's last block, for regions that pass it once more (`RegionReencoder`).
         project: vectors (P, D) into text space (P, D), for cleaning, which may happen there.
     """
 
     def __init__(
         self,
         encode_crops: Callable[[Sequence[OpenImage]], Tensor],
-        open_reencoder: Callable[[], Engine],
+        reencode: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
         project: Callable[[Tensor], Tensor],
     ) -> None:
-        self._encode_crops, self._open_reencoder, self._project = encode_crops, open_reencoder, project
+        self._encode_crops, self._reencode, self._project = encode_crops, reencode, project
 
     def __call__(
         self, features: FeatureMap, regions: Sequence[Sequence[Region]], options: PoolingOptions
@@ -55,7 +49,7 @@ class Pooler:
             BundleError: the bundle was built without what an option needs.
         """
         if options.reencode:
-            data = _pool_reencoded(features, regions, options.reencode, self._open_reencoder)
+            data = _pool_reencoded(features, regions, options.reencode, self._reencode)
         elif options.clean:
             data = _pool_cleaned(features, regions, options, self._project)
         else:
@@ -120,7 +114,7 @@ def _pool_reencoded(
     features: FeatureMap,
     regions: Sequence[Sequence[Region]],
     kind: Reencode,
-    open_reencoder: Callable[[], Engine],
+    reencode: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
 ) -> Tensor:
     """Return the vectors (R, D) of regions whose patches pass the last block once more, without the other patches.
 
@@ -141,7 +135,7 @@ def _pool_reencoded(
         weights[:, Canvas.require_cls(features.layout, fix='use reencode="mean"')] = 1
     images = torch.tensor([image for image, own in enumerate(adapted) for _ in own], dtype=torch.long)
     device = features.tokens.device
-    return _run_reencoder(open_reencoder(), features.tokens, images.to(device), mask.to(device), weights.to(device))
+    return reencode(features.tokens, images.to(device), mask.to(device), weights.to(device))
 
 
 def _adapt_region(region: Region, kind: Reencode, features: FeatureMap, image: int, number: int) -> Region:
@@ -154,36 +148,6 @@ def _adapt_region(region: Region, kind: Reencode, features: FeatureMap, image: i
         kinds = "boxes" if kind == "gaussian" else "regions of patches"
         raise _with_location(features, image, number, f'{region}: reencode="{kind}" takes {kinds} only')
     return region
-
-
-def _run_reencoder(engine: Engine, tokens: Tensor, images: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
-    """Return the vectors (R, D) of the masked tokens (R, T) of each region's image (R,) in ``tokens`` (B, T, D)."""
-    vectors = tokens.new_empty(len(mask), tokens.shape[-1])
-    counts = mask.sum(dim=1)
-    masked_first = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
-    for group in _group_by_count(counts.tolist()):
-        indices = masked_first[group, : int(counts[group].max())]  # (r, K); surplus tokens of a region are masked
-        outputs = engine.run(
-            {
-                TOKENS: tokens[images[group, None], indices],
-                TOKEN_MASK: mask[group].gather(1, indices),
-                TOKEN_WEIGHTS: weights[group].gather(1, indices),
-            }
-        )
-        vectors[group] = outputs[VECTORS]
-    return vectors
-
-
-def _group_by_count(counts: Sequence[int]) -> list[list[int]]:
-    """Return regions in groups of similar token counts, so that padding stays small and logits fit in memory."""
-    groups: list[list[int]] = []
-    for region in sorted(range(len(counts)), key=counts.__getitem__):
-        largest = counts[region]
-        is_similar = groups and largest <= max(_MAX_PADDING * counts[groups[-1][0]], _SMALL_REGION)
-        if not is_similar or (len(groups[-1]) + 1) * largest**2 > _MAX_REENCODED_LOGITS:
-            groups.append([])
-        groups[-1].append(region)
-    return groups
 
 
 def _crop_images(features: FeatureMap, regions: Sequence[Sequence[Region]]) -> dict[int, OpenImage]:

@@ -1,4 +1,4 @@
-"""NVIDIA's parser and builder (TensorRT for RTX), which need no GPU, and what the builder's log says of a plan.
+"""What NVIDIA's builder (TensorRT for RTX), which needs no GPU, says of a plan: its kernels and its memory.
 
 Its layer list names kernels: `_gemm_mha_v2` is one attention over many queries, `_gemv_mha_v1` over one, and
 `__myl_AddCast...` one kernel of the operations in its name.
