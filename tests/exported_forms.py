@@ -13,9 +13,10 @@ from torch import nn
 
 from export.graphs.exporter import export_graph
 from export.graphs.specs import backbone_spec, decap_specs, reencoder_spec
-from export.models.base import BundleNumbers, Device
+from export.models.base import BundleNumbers
 from export.models.decap_decoder import DecapConfig, DecapStep
 from export.models.dinov2 import Dinov2Backbone, Dinov2Config
+from runtime.backends.base import Device
 from runtime.bundle import (
     MANIFEST,
     Bundle,
@@ -49,7 +50,7 @@ class ExportedGraph:
 
 
 def export_all_forms(folder: Path) -> Iterator[ExportedGraph]:
-    """Export all graphs of small models in every form, each form into a folder of its own."""
+    """Export the graphs of small models in every form, each form into a folder of its own."""
     for precision, device in FORMS:
         for name in BACKBONES:
             form = folder / f"{name}-{precision}-{device}"
@@ -89,6 +90,8 @@ def _export_form(folder: Path, name: str, precision: EnginePrecision, device: De
     yield ExportedGraph(folder / "backbone.onnx", "backbone", manifest)
     export_graph(reencoder_spec(backbone), folder, other, device)
     yield ExportedGraph(folder / "reencoder.onnx", "reencoder", manifest)
+    if name == "swiglu":  # there is one decoder for both backbones
+        return
     decoder.prepare_for(device)
     greedy, beam = decap_specs(decoder)
     export_graph(greedy, folder, other, device)
