@@ -318,12 +318,12 @@ CASES: list[tuple[str, EngineName, Change, str]] = [
     ("double", "reencoder", appended(weight("w", [1], np.float64)), "tensor 'w': element type 11"),
     ("a long constant", "reencoder", appended(weight("w", [0] * 300, np.float32)), "raw_data of 1200 bytes"),
     # inputs and outputs
-    ("another input", "backbone", set_input("pixels"), "expected the inputs pixel_values, got 'pixels'"),
+    ("another input", "backbone", set_input("pixels"), "the manifest says inputs pixel_values, got 'pixels'"),
     (
         "one output more",
         "reencoder",
         lambda model: model.graph.output.add(name="more"),
-        "the outputs vectors, got 'more'",
+        "says outputs vectors, got 'more'",
     ),
     ("another size", "backbone", set_dim("input", 1, 28), "'pixel_values' is declared as"),
     ("a fixed batch", "backbone", set_dim("input", 0, 2), "'pixel_values' is declared as"),

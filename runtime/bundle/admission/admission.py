@@ -211,7 +211,7 @@ class _Inference:
         in_range = last is None or (got.bounds is not None and 0 <= got.bounds[0] <= got.bounds[1] <= last)
         if got.shape != expected or got.dtype != contract.element_type(spec) or not in_range:
             raise NotAdmittedError(
-                f"output {spec.name!r}: expected {as_text(expected)} of {contract.element_type(spec)}"
+                f"output {spec.name!r}: the manifest says {as_text(expected)} of {contract.element_type(spec)}"
                 f"{'' if last is None else f' from 0 to {last}'}, got {as_text(got.shape)} of {got.dtype}"
                 f"{'' if got.bounds is None else f' from {got.bounds[0]} to {got.bounds[1]}'}"
             )
@@ -237,7 +237,7 @@ def _check_names(kind: str, declared: Sequence[DeclaredTensor], expected: Sequen
     if names != expected:
         wrong = next((name for name in names if name not in expected), None)
         detail = f"got {wrong!r}" if wrong is not None else f"got {', '.join(names)}"
-        raise NotAdmittedError(f"expected the {kind} {', '.join(expected)}, {detail}")
+        raise NotAdmittedError(f"the manifest says {kind} {', '.join(expected)}, {detail}")
 
 
 def _check_attributes(operator: AdmittedOperator, node: StoredNode) -> None:
