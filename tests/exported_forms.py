@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -55,13 +55,16 @@ def export_all_forms(folder: Path) -> Iterator[ExportedGraph]:
         for name in BACKBONES:
             form = folder / f"{name}-{precision}-{device}"
             form.mkdir()
-            yield from _export_form(form, name, precision, device)
+            # there is one decoder for both backbones
+            decoder = DECODER if name == "registers" else None
+            yield from _export_form(form, BACKBONES[name], decoder, precision, device)
 
 
 def export_small_bundle(demo: Path, folder: Path) -> Path:
-    """Return a bundle of a small model in float32, with the demo's other files, which do not fit it."""
+    """Return a bundle of a model of one layer in float32, with the demo's other files, which do not fit it."""
     shutil.copytree(demo, folder)
-    graphs = list(_export_form(folder, "registers", "fp32", "cpu"))
+    one_layer = replace(BACKBONES["registers"], depth=1), replace(DECODER, num_layers=1)
+    graphs = list(_export_form(folder, *one_layer, "fp32", "cpu"))
     small, manifest = graphs[0].manifest, Bundle(demo).manifest
     space = {"text_space": manifest.backbone.text_space}
     (folder / MANIFEST).unlink()
@@ -76,21 +79,28 @@ def export_small_bundle(demo: Path, folder: Path) -> Path:
     return folder
 
 
-def _export_form(folder: Path, name: str, precision: EnginePrecision, device: Device) -> Iterator[ExportedGraph]:
-    backbone = _randomized(Dinov2Backbone(BACKBONES[name]))
-    decoder = _randomized(DecapStep(DECODER))
+def _export_form(
+    folder: Path,
+    backbone_config: Dinov2Config,
+    decoder_config: DecapConfig | None,
+    precision: EnginePrecision,
+    device: Device,
+) -> Iterator[ExportedGraph]:
+    """Export a backbone and its re-encoder, and a decoder if one is given."""
+    backbone = _randomized(Dinov2Backbone(backbone_config))
+    decoder = _randomized(DecapStep(decoder_config or DECODER))
     only_backbone = precision == "fp8" or (precision == "int8" and device == "cuda")
     other: EnginePrecision = "fp16" if only_backbone else precision
     numbers = BundleNumbers("test", max_images=8, batch_sizes=(1, 16), precision=other)
     manifest = Manifest.model_construct(
-        backbone=backbone.manifest_entry(name, numbers), decoder=decoder.manifest_entry(89, numbers)
+        backbone=backbone.manifest_entry("small", numbers), decoder=decoder.manifest_entry(89, numbers)
     )
     images = torch.randint(0, 256, (1, 56, 56, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     export_graph(backbone_spec(backbone, images), folder, precision, device)
     yield ExportedGraph(folder / "backbone.onnx", "backbone", manifest)
     export_graph(reencoder_spec(backbone), folder, other, device)
     yield ExportedGraph(folder / "reencoder.onnx", "reencoder", manifest)
-    if name == "swiglu":  # there is one decoder for both backbones
+    if decoder_config is None:
         return
     decoder.prepare_for(device)
     greedy, beam = decap_specs(decoder)
