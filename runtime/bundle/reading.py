@@ -9,18 +9,16 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from runtime.bundle.admission import admit, engine_contract
 from runtime.bundle.contract import GraphContract
 from runtime.bundle.engine_files import EngineFiles
 from runtime.bundle.held_file import HeldFile
 from runtime.bundle.manifest import MANIFEST, SCHEMA, EngineName, Manifest
-from runtime.bundle.onnx_scan import graph_contents
 from runtime.errors import BundleError
 
 _HASHING_THREADS = 4
 _MAX_MANIFEST_BYTES = 2**22
 """A thousand times those that are written."""
-_COMPILED_ENGINE = "EPContext"
-"""The operator in which ONNX Runtime's providers keep what they have compiled; TensorRT's is an executable."""
 _DESCRIPTIONS: dict[EngineName, str] = {"reencoder": "a re-encoder", "beam_decoder": "a decoder for beam search"}
 
 
@@ -35,8 +33,8 @@ class Bundle:
         verify: also compare the sha256 of every file; without it only presence and size are checked.
 
     Raises:
-        BundleError: no bundle there; a newer schema; a file missing, truncated, altered, or a link; a graph that reads
-            other files or holds a program.
+        BundleError: no bundle there; a newer schema; a file missing, truncated, altered, or a link; a graph that the
+            exporter would not write for what the manifest says.
     """
 
     def __init__(self, folder: str | os.PathLike[str], verify: bool = True) -> None:
@@ -50,8 +48,8 @@ class Bundle:
             os.close(folder_fd)
         self._check_files(contents=verify)
         self._weight_files: dict[str, list[str]] = {}  # by graph
-        for engine in self.manifest.engines.values():
-            self._check_graph(engine.file)
+        for name in self.manifest.engines:
+            self._admit_graph(name)
 
     def path(self, name: str) -> Path:
         """Return the path of a file that the manifest lists."""
@@ -114,18 +112,12 @@ class Bundle:
         recorded = [self.manifest.files[file].sha256 for file in (name, *self._weight_files[name])]
         return hashlib.sha256("".join(recorded).encode()).hexdigest()
 
-    def _check_graph(self, name: str) -> None:
-        contents = graph_contents(self.path(name))
-        if outside := sorted(contents.files - set(self.manifest.files)):
-            raise BundleError(
-                f"{self.path(name)}: its weights are in {outside[0]!r}, which is no file of the bundle; build it again"
-            )
-        if _COMPILED_ENGINE in contents.operators:
-            raise BundleError(
-                f"{self.path(name)}: holds a compiled engine ({_COMPILED_ENGINE}), which is a program and may do "
-                "anything; build the bundle from its checkpoint"
-            )
-        self._weight_files[name] = sorted(contents.files)
+    def _admit_graph(self, name: EngineName) -> None:
+        """Raise unless a graph may be given to an executor."""
+        file = self.manifest.engines[name].file
+        sizes = {other: record.bytes for other, record in self.manifest.files.items()}
+        graph = admit(self.path(file), engine_contract(self.manifest, name), sizes)
+        self._weight_files[file] = sorted(graph.files)
 
 
 def sha256_of(path: Path) -> str:

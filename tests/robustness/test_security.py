@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from runtime import BackendError, BundleError, Captioner, PatchcaptionError, WholeImage
+from runtime import BundleError, Captioner, PatchcaptionError, WholeImage
 from runtime.bundle import MANIFEST, record_files
 from tests.conftest import ROOT, SAMPLE
 
@@ -74,7 +74,7 @@ def test_a_graph_cannot_read_outside_its_bundle(bundle_copy: Callable[[], Path],
             if entry.key == "location":
                 entry.value = location
     (folder / "backbone.onnx").write_bytes(graph.SerializeToString())
-    with pytest.raises(BundleError, match=f"backbone.onnx: its weights are in '{re.escape(location)}', which is no"):
+    with pytest.raises(BundleError, match=f"backbone.onnx: .* weights are in '{re.escape(location)}', which is no"):
         Captioner.load(with_matching_manifest(folder))
 
 
@@ -86,7 +86,7 @@ def test_a_graph_cannot_hold_a_compiled_engine(bundle_copy: Callable[[], Path]) 
     graph = onnx.load(folder / "decoder.onnx", load_external_data=False)
     graph.graph.node.append(node)
     (folder / "decoder.onnx").write_bytes(graph.SerializeToString())
-    with pytest.raises(BundleError, match=r"decoder.onnx: holds a compiled engine \(EPContext\), which is a program"):
+    with pytest.raises(BundleError, match=r"decoder.onnx: .*\(com.microsoft.EPContext\): the exporter does not write"):
         Captioner.load(with_matching_manifest(folder))
 
 
@@ -99,14 +99,13 @@ def test_a_graph_cannot_be_in_a_format_that_is_not_looked_at(bundle_copy: Callab
         Captioner.load(with_matching_manifest(folder))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_graph_cannot_bring_operators(bundle_copy: Callable[[], Path], backend: str) -> None:
+def test_a_graph_cannot_bring_operators(bundle_copy: Callable[[], Path]) -> None:
     folder = bundle_copy()
     graph = onnx.load(folder / "backbone.onnx", load_external_data=False)
     graph.graph.node[0].domain = "of.a.stranger"
-    onnx.save(graph, folder / "backbone.onnx")
-    with pytest.raises(BackendError, match="backbone.onnx: .* cannot load it"):
-        Captioner.load(with_matching_manifest(folder), backend)
+    (folder / "backbone.onnx").write_bytes(graph.SerializeToString())
+    with pytest.raises(BundleError, match=r"backbone.onnx: .*\(of.a.stranger.*\): the exporter does not write"):
+        Captioner.load(with_matching_manifest(folder))
 
 
 class Harm:

@@ -1,0 +1,118 @@
+"""Every form that the exporter gives graphs: small models in all precisions, for CPUs and GPUs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from export.graphs.exporter import export_graph
+from export.graphs.specs import backbone_spec, decap_specs, reencoder_spec
+from export.models.base import BundleNumbers
+from export.models.decap_decoder import DecapConfig, DecapStep
+from export.models.dinov2 import Dinov2Backbone, Dinov2Config
+from runtime.backends.base import Device
+from runtime.bundle import (
+    MANIFEST,
+    Bundle,
+    EngineName,
+    EnginePrecision,
+    Manifest,
+    record_files,
+    write_manifest,
+)
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+BACKBONES = {
+    "registers": Dinov2Config(64, 2, num_heads=2, num_registers=4, image_size=56, attention_heads=2),
+    "swiglu": Dinov2Config(64, 2, num_heads=2, num_registers=0, image_size=56, attention_heads=1, swiglu_width=176),
+}
+DECODER = DecapConfig(64, embed_dim=64, num_layers=2, vocab_size=101, text_vocab_size=90, max_new_tokens=40)
+FORMS: tuple[tuple[EnginePrecision, Device], ...] = (
+    *(("fp32", "cpu"), ("fp16", "cpu"), ("bf16", "cpu"), ("int8", "cpu")),
+    *(("fp32", "cuda"), ("fp16", "cuda"), ("bf16", "cuda"), ("int8", "cuda"), ("fp8", "cuda")),
+)
+
+
+@dataclass(frozen=True)
+class ExportedGraph:
+    """A graph, what it is for, and the manifest of a bundle with it, as far as admission reads one."""
+
+    path: Path
+    engine: EngineName
+    manifest: Manifest
+
+
+def export_all_forms(folder: Path) -> Iterator[ExportedGraph]:
+    """Export the graphs of small models in every form, each form into a folder of its own."""
+    for precision, device in FORMS:
+        for name in BACKBONES:
+            form = folder / f"{name}-{precision}-{device}"
+            form.mkdir()
+            # there is one decoder for both backbones
+            decoder = DECODER if name == "registers" else None
+            yield from _export_form(form, BACKBONES[name], decoder, precision, device)
+
+
+def export_small_bundle(demo: Path, folder: Path) -> Path:
+    """Return a bundle of a model of one layer in float32, with the demo's other files, which do not fit it."""
+    shutil.copytree(demo, folder)
+    one_layer = replace(BACKBONES["registers"], depth=1), replace(DECODER, num_layers=1)
+    graphs = list(_export_form(folder, *one_layer, "fp32", "cpu"))
+    small, manifest = graphs[0].manifest, Bundle(demo).manifest
+    space = {"text_space": manifest.backbone.text_space}
+    (folder / MANIFEST).unlink()
+    changed = manifest.model_copy(
+        update={
+            "backbone": small.backbone.model_copy(update=space),
+            "decoder": small.decoder.model_copy(update=space),
+            "files": record_files(folder),
+        }
+    )
+    write_manifest(folder, changed)
+    return folder
+
+
+def _export_form(
+    folder: Path,
+    backbone_config: Dinov2Config,
+    decoder_config: DecapConfig | None,
+    precision: EnginePrecision,
+    device: Device,
+) -> Iterator[ExportedGraph]:
+    """Export a backbone and its re-encoder, and a decoder if one is given."""
+    backbone = _randomized(Dinov2Backbone(backbone_config))
+    decoder = _randomized(DecapStep(decoder_config or DECODER))
+    only_backbone = precision == "fp8" or (precision == "int8" and device == "cuda")
+    other: EnginePrecision = "fp16" if only_backbone else precision
+    numbers = BundleNumbers("test", max_images=8, batch_sizes=(1, 16), precision=other)
+    manifest = Manifest.model_construct(
+        backbone=backbone.manifest_entry("small", numbers), decoder=decoder.manifest_entry(89, numbers)
+    )
+    images = torch.randint(0, 256, (1, 56, 56, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    export_graph(backbone_spec(backbone, images), folder, precision, device)
+    yield ExportedGraph(folder / "backbone.onnx", "backbone", manifest)
+    export_graph(reencoder_spec(backbone), folder, other, device)
+    yield ExportedGraph(folder / "reencoder.onnx", "reencoder", manifest)
+    if decoder_config is None:
+        return
+    decoder.prepare_for(device)
+    greedy, beam = decap_specs(decoder)
+    export_graph(greedy, folder, other, device)
+    yield ExportedGraph(folder / "decoder.onnx", "decoder", manifest)
+    export_graph(beam, folder, other, device)
+    yield ExportedGraph(folder / "beam_decoder.onnx", "beam_decoder", manifest)
+
+
+def _randomized(module: ModuleT) -> ModuleT:
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return module.eval()

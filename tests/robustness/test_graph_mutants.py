@@ -1,0 +1,38 @@
+"""Thousands of changed graphs of every engine: refused, or run as their contract says, in bounded time and memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from tests.conftest import ROOT, shared_folder
+from tests.exported_forms import export_small_bundle
+
+COUNT = 5000
+
+
+@pytest.fixture(scope="module")
+def small_bundle(tmp_path_factory: pytest.TempPathFactory, demo_bundle: Path) -> Path:
+    """A bundle whose engines take a fraction of the demo's time to open, of the same operators."""
+    folder = shared_folder(tmp_path_factory) / "small"
+    with FileLock(folder.with_suffix(".lock")):
+        return folder if folder.exists() else export_small_bundle(demo_bundle, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["backbone", "reencoder", "decoder", "beam_decoder"])
+def test_changed_graphs_are_refused_or_run(small_bundle: Path, engine: str) -> None:
+    command = [sys.executable, "-m", "tests.robustness.graph_mutants", str(small_bundle), engine, str(COUNT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    last = done.stdout.splitlines()[-1:]
+    assert done.returncode == 0, f"mutant {last}: exit code {done.returncode}\n{done.stderr[-3000:]}"
+    counts = json.loads(last[0])
+    assert counts["refused"] + counts["alike"] + counts["run"] == COUNT + 1  # and the unchanged one
+    assert counts["refused"] > COUNT / 2
+    assert counts["run"] > COUNT / 100, "too few are admitted to say what becomes of them"
+    assert counts["refused_later"] == 0, f"admitted, but refused by an executor\n{done.stderr[-3000:]}"
