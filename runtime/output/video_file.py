@@ -123,7 +123,7 @@ class _VideoRecorder:
         self._output, self._file, self._format, self._rate = output, file, container_format, rate
         self._stream: av.VideoStream | None = None
         self._last_tick, self._has_failed = -1, False
-        self._whole_bytes = 0
+        self._frames, self._whole_bytes = 0, 0
         # What cannot seek is told by having no method for it.
         target = file if output.is_file else SimpleNamespace(write=file.write)
         with self._errors():
@@ -141,7 +141,8 @@ class _VideoRecorder:
             frame.pts, frame.time_base = self._tick(described), stream.codec_context.time_base
             self._container.mux(stream.encode(frame))
             self._file.flush()
-            if self._output.is_file:
+            self._frames += 1
+            if self._output.is_file and self._frames > 1:  # a container may hold one back, so that one alone is none
                 self._whole_bytes = self._file.tell()
 
     def end(self) -> None:
