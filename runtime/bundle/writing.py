@@ -49,30 +49,21 @@ def new_bundle(folder: str | os.PathLike[str]) -> Iterator[Path]:
     except OSError as error:
         raise BundleError(f"{folder}: cannot be written to: {error.strerror}") from None
     _check_replaceable(target)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(target)
-        site, descriptor = _claim_site(target)
-    except OSError as error:
-        raise BundleError(f"{target.parent}: cannot be written to: {error.strerror}") from None
-    work = site / _BUNDLE
-    try:
-        work.mkdir()
-        yield work
-        _check_replaceable(target)  # it took minutes
-        with uninterrupted():
-            _swap(work, target)
-    except Exception as error:
-        if not _is_write_failure(error):
-            raise
-        free_mib = shutil.disk_usage(target.parent).free // 2**20
-        raise BundleError(
-            f"{target}: not built: {error}; is the disk full? {free_mib} MiB are free; what was there is untouched"
-        ) from error
-    finally:
-        with uninterrupted():
-            shutil.rmtree(site, ignore_errors=True)
-        os.close(descriptor)
+    with _building_site(target) as site:
+        work = site / _BUNDLE
+        try:
+            work.mkdir()
+            yield work
+            _check_replaceable(target)  # it took minutes
+            with uninterrupted():
+                _swap(work, target)
+        except Exception as error:
+            if not _is_write_failure(error):
+                raise
+            free_mib = shutil.disk_usage(target.parent).free // 2**20
+            raise BundleError(
+                f"{target}: not built: {error}; is the disk full? {free_mib} MiB are free; what was there is untouched"
+            ) from error
 
 
 def _check_replaceable(target: Path) -> None:
@@ -97,8 +88,7 @@ def _check_replaceable(target: Path) -> None:
         known = {MANIFEST, *_Inventory.model_validate_json((target / MANIFEST).read_bytes()).files}
     except (OSError, ValidationError):
         raise BundleError(
-            f"{target}: exists and is no bundle: it has {names[0]} and no {MANIFEST} of one; choose another --out or "
-            "remove it"
+            f"{target}: exists and is no bundle: {names[0]} would be lost; choose another --out or remove it"
         ) from None
     for name in names:
         if name not in known or not _is_regular(target / name):
@@ -109,6 +99,30 @@ def _check_replaceable(target: Path) -> None:
 
 def _is_regular(path: Path) -> bool:
     return stat.S_ISREG(path.lstat().st_mode)
+
+
+@contextmanager
+def _building_site(target: Path) -> Iterator[Path]:
+    """Yield a folder beside ``target`` to build in, which is removed at the end, however that comes."""
+    claimed: list[tuple[Path, int]] = []
+    try:
+        with uninterrupted():  # or a signal could come between making it and knowing it
+            claimed.append(_prepare_site(target))
+        yield claimed[0][0]
+    finally:
+        with uninterrupted():
+            for site, descriptor in claimed:
+                shutil.rmtree(site, ignore_errors=True)
+                os.close(descriptor)
+
+
+def _prepare_site(target: Path) -> tuple[Path, int]:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(target)
+        return _claim_site(target)
+    except OSError as error:
+        raise BundleError(f"{target.parent}: cannot be written to: {error.strerror}") from None
 
 
 def _claim_site(target: Path) -> tuple[Path, int]:

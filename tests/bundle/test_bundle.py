@@ -290,7 +290,7 @@ def put_pipe_for_manifest(folder: Path) -> None:
 FOREIGN: list[tuple[Callable[[Path], object], str]] = [
     (put_thesis, "thesis.txt is no file of the bundle there, and would be lost"),
     (put_into_folder, "captions is no file of the bundle there"),
-    (keep_only_others, "exists and is no bundle: it has thesis.txt and no manifest.json of one"),
+    (keep_only_others, "exists and is no bundle: thesis.txt would be lost"),
     (partial(replace_manifest, text='{"name": "a web app", "icons": []}'), "exists and is no bundle"),
     (partial(replace_manifest, text='{"schema_version": 2, "files": {}}'), "exists and is no bundle"),
     (partial(replace_manifest, text="half of {"), "exists and is no bundle"),
