@@ -31,7 +31,7 @@ from benchmarks.scoring.region_forms import POOLS, RegionForm
 from export.command_line import run_command
 from export.demo.scenes import HELD_OUT_SEED
 from runtime import Captioner, PatchcaptionError
-from runtime.system.files import write_output
+from runtime.system.outputs import Output
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -147,8 +147,7 @@ def _evaluation(options: argparse.Namespace, kind: str) -> Evaluation:
 
 
 def _write(path: Path, record: Mapping[str, Any]) -> None:
-    with write_output(path) as part:
-        part.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    Output(path).write(json.dumps(record, indent=2, ensure_ascii=False).encode() + b"\n")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,21 @@
 """Captions drawn on a video, region by region: `python examples/video_overlay.py clip.mp4 out.mp4 --box 10,20,200,180`.
 
-What `patchcaption video` does, as a program to begin with.
+What `patchcaption video` does, as a program to begin with. Frames keep their times; sound is left out.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
 
 import av
 
 from patchcaption import Box, Captioner, Region, WholeImage, draw_captions
+
+TICK = Fraction(1, 90_000)
+"""The unit of the frames' times, in seconds."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,15 +25,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--bundle", default="engines/demo")
     parser.add_argument("--box", action="append", default=[], metavar="X1,Y1,X2,Y2")
     options = parser.parse_args(arguments)
+    if Path(options.target).exists() and Path(options.target).samefile(options.source):
+        parser.error("source and target are one file")
     regions: list[Region] = [Box(*map(float, box.split(","))) for box in options.box] or [WholeImage()]
+    with av.open(options.source) as source:
+        rate = source.streams.video[0].average_rate
     with Captioner.load(options.bundle) as captioner, av.open(options.target, "w") as target:
         stream = None
         for described in captioner.stream(options.source, regions):
             picture = draw_captions(described.frame.image, described.captions)
             if stream is None:
-                stream = target.add_stream("mpeg4", rate=30)
-                stream.width, stream.height, stream.pix_fmt = picture.width, picture.height, "yuv420p"
-            target.mux(stream.encode(av.VideoFrame.from_image(picture)))
+                stream = target.add_stream("libx264", rate=rate)
+                stream.width, stream.height = (side // 2 * 2 for side in picture.size)  # as its colours ask for
+                stream.pix_fmt, stream.codec_context.time_base = "yuv420p", TICK
+            frame = av.VideoFrame.from_image(picture.resize((stream.width, stream.height)))
+            frame.pts, frame.time_base = round((described.frame.seconds or 0) / TICK), TICK
+            target.mux(stream.encode(frame))
         if stream is not None:
             target.mux(stream.encode())
     return 0

@@ -15,11 +15,11 @@ from rich.table import Table
 from export.bundle_builder import BuildOptions, build
 from export.command_line import (
     add_plan_options,
-    exit_on_sigterm,
     from_namespace,
     positive_int,
     run_command,
     show_progress,
+    show_result,
 )
 from export.plans.builder import PlanOptions
 from export.readers import is_repository
@@ -109,7 +109,7 @@ def _build(options: argparse.Namespace) -> None:
     build_options = from_namespace(BuildOptions, options, plans=plans, precision=precision)
     with show_progress(Console(stderr=True), build_options.steps) as progress:
         build(options.checkpoint, options.out, progress, build_options)
-    Console().print(_files_table(Bundle(options.out, verify=False)))
+    show_result(_files_table(Bundle(options.out, verify=False)))
 
 
 def _files_table(bundle: Bundle) -> Table:
@@ -127,5 +127,4 @@ def _files_table(bundle: Bundle) -> Table:
 
 
 if __name__ == "__main__":
-    exit_on_sigterm()
     sys.exit(main())

@@ -13,11 +13,12 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import h5py
 import numpy as np
@@ -35,11 +36,16 @@ from export.readers.hub import FileRequest, resolve_files
 from export.readers.memory_hdf5 import CAPTIONS, EMBEDDINGS, TEXT_SPACE
 from export.readers.talk2dino import Talk2Dino, read_talk2dino
 from runtime.errors import PatchcaptionError
+from runtime.system.files import follow_links, lock
+from runtime.system.outputs import Output, check_distinct
+from runtime.system.standard_streams import show
+from runtime.system.user_dirs import is_private
 
 CLIP_CONTEXT = 77
 DEFAULT_TOWER = "openai/clip-vit-base-patch16"
 
 _NAME = "coco_captions"
+_BANK = "bank.h5"
 _BLOCK_ROWS = 2**14
 
 
@@ -159,8 +165,22 @@ def build_bank(
         CheckpointError: an interrupted run left rows of other captions, another tower or projection.
         OSError: the disk is full or cannot be written to.
     """
+    out = follow_links(out)
     work_dir = out.with_name(f".{out.name}.part")
-    _claim_work_dir(work_dir, _fingerprint(captions, embedder, batch_size))
+    with _claimed(work_dir, _fingerprint(captions, embedder, batch_size)):
+        _build_in(work_dir, captions, embedder, batch_size, on_progress)
+        (work_dir / _BANK).replace(out)
+        shutil.rmtree(work_dir)
+
+
+def _build_in(
+    work_dir: Path,
+    captions: Sequence[str],
+    embedder: CaptionEmbedder,
+    batch_size: int,
+    on_progress: Callable[[int], None],
+) -> None:
+    """Write the bank in the folder of unfinished work, from the rows that are there on."""
     rows_file = work_dir / "embeddings.f32"
     row_bytes = 4 * embedder.talk2dino.width
     with rows_file.open("ab") as rows:
@@ -174,18 +194,38 @@ def build_bank(
             rows.flush()
             on_progress(start + len(embeddings))
     stored = np.memmap(rows_file, dtype="<f4", mode="r", shape=(len(captions), embedder.talk2dino.width))
-    _write_bank(work_dir / out.name, stored, captions, embedder.talk2dino.text_space)
-    (work_dir / out.name).replace(out)
-    shutil.rmtree(work_dir)
+    _write_bank(work_dir / _BANK, stored, captions, embedder.talk2dino.text_space)
 
 
-def _claim_work_dir(work_dir: Path, fingerprint: str) -> None:
-    """Make the folder of unfinished work, or take over that of an interrupted run of the same job."""
+@contextmanager
+def _claimed(work_dir: Path, fingerprint: str) -> Iterator[None]:
+    """Make the folder of unfinished work, or take over that of an interrupted run of the same job; keep others out."""
     mark = work_dir / "job.txt"
-    if not mark.is_file():
-        work_dir.mkdir(parents=True, exist_ok=True)
-        mark.write_text(fingerprint, encoding="utf-8")
-    elif mark.read_text(encoding="utf-8") != fingerprint:
+    work_dir.mkdir(mode=0o700, exist_ok=True)  # its name is known, so that the work can be resumed
+    if not is_private(work_dir, work_dir):
+        raise CheckpointError(f"{work_dir}: another user can write there, and this command writes there; remove it")
+    with mark.open("a+", encoding="utf-8") as file:
+        if not _lock_if_possible(file.fileno()):
+            raise CheckpointError(f"{work_dir}: another run is at work there; wait for its end")
+        _check_job(file, work_dir, fingerprint)
+        yield
+
+
+def _lock_if_possible(descriptor: int) -> bool:
+    try:
+        return lock(descriptor)
+    except OSError:  # the file system has no locks
+        return True
+
+
+def _check_job(file: TextIO, work_dir: Path, fingerprint: str) -> None:
+    """Write down what the job is, or compare it with what an earlier run has written."""
+    file.seek(0)
+    begun = file.read()
+    if not begun:
+        file.write(fingerprint)
+        file.flush()
+    elif begun != fingerprint:
         raise CheckpointError(
             f"{work_dir}: it was begun with other captions, another text tower, projection or batch size; finish it "
             "with those, or remove it"
@@ -235,8 +275,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> None:
     if options.batch_size < 1:
         raise CheckpointError(f"--batch-size: expected at least 1, got {options.batch_size}")
-    if not options.out.parent.is_dir():
-        raise CheckpointError(f"{options.out}: the folder {options.out.parent} does not exist")
+    output = Output(options.out)
+    output.check()
+    if not output.is_file:
+        raise CheckpointError(f"{options.out}: expected a file, which HDF5 can go back in")
+    read = [options.captions, options.talk2dino, *([options.tokenizer] if options.tokenizer else [])]
+    check_distinct({"--out": output}, read)
     captions = read_captions(options.captions)
     embedder = open_embedder(options.text_tower, options.talk2dino, options.tokenizer, options.device)
     console = Console(stderr=True)
@@ -246,7 +290,7 @@ def _run(options: argparse.Namespace) -> None:
         build_bank(
             captions, embedder, options.out, options.batch_size, lambda done: progress.update(task, completed=done)
         )
-    print(f"{options.out}: {len(captions)} captions, width {embedder.talk2dino.width}")
+    show(f"{options.out}: {len(captions)} captions, width {embedder.talk2dino.width}")
 
 
 if __name__ == "__main__":

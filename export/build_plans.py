@@ -16,11 +16,12 @@ from typing import get_args
 
 from rich.console import Console
 
-from export.command_line import add_plan_options, exit_on_sigterm, from_namespace, run_command, show_progress
+from export.command_line import add_plan_options, from_namespace, run_command, show_progress
 from export.plans.builder import PlanOptions
 from export.plans.bundle_plans import BuildReporter, build_plans, open_target
 from runtime.bundle import Bundle, Manifest, PlanProduct, new_bundle, record_files, write_manifest
 from runtime.errors import BackendError
+from runtime.system.standard_streams import show
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,7 +47,7 @@ def _run(bundle_dir: Path, out: Path, backend: PlanProduct | None, options: Plan
         backend = "tensorrt-rtx" if bundle.manifest.backend == "tensorrt-rtx" else "tensorrt"
     with show_progress(Console(stderr=True), _step_count(bundle.manifest)) as progress:
         add_plans(bundle, out, backend, options, progress)
-    print(f"{out}: {len(Bundle(out, verify=False).manifest.plans)} plans")
+    show(f"{out}: {len(Bundle(out, verify=False).manifest.plans)} plans")
 
 
 def add_plans(bundle: Bundle, out: Path, backend: PlanProduct, options: PlanOptions, progress: BuildReporter) -> None:
@@ -78,5 +79,4 @@ def _step_count(manifest: Manifest) -> int:
 
 
 if __name__ == "__main__":
-    exit_on_sigterm()
     sys.exit(main())

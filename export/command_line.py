@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -16,13 +14,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from export.plans.builder import PlanOptions
 from runtime.bundle import PlanHardware
 from runtime.errors import PatchcaptionError
+from runtime.system.signals import Terminated, terminating
+from runtime.system.standard_streams import finish_standard_streams, open_standard_streams, stdout_errors
 
 OptionsT = TypeVar("OptionsT")
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 """The code that shells give a program which Ctrl-C has ended."""
-EXIT_TERMINATED = 143
 
 
 def run_command(
@@ -33,30 +32,44 @@ def run_command(
 ) -> int:
     """Run the body of a command; return its exit code, 1 after one of ``errors``, and 130 after Ctrl-C.
 
+    SIGTERM and SIGHUP end it as Ctrl-C does, so that what is not complete is removed.
+
     Args:
         body: returns an exit code, or None for 0.
-        interrupted: printed on stderr after Ctrl-C.
+        interrupted: printed on stderr then.
         errors: exceptions that the user can mend, which are printed on one line of stderr; others keep their traceback.
     """
+    open_standard_streams()
     try:
-        return body() or 0
+        with terminating():
+            code = body() or 0
+        finish_standard_streams()
+        return code
+    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+        finish_standard_streams()
+        return 0
     except errors as error:
         print_error(error)
         return EXIT_FAILED
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         Console(stderr=True).print(interrupted, markup=False, highlight=False, soft_wrap=True)
-        return EXIT_INTERRUPTED
+        return stop.exit_code if isinstance(stop, Terminated) else EXIT_INTERRUPTED
+
+
+def show_result(result: object) -> None:
+    """Print a result on stdout.
+
+    Raises:
+        PatchcaptionError: stdout cannot be written.
+    """
+    with stdout_errors():
+        Console().print(result)
 
 
 def print_error(error: Exception) -> None:
     """Print an error on one line of stderr."""
     message = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
     Console(stderr=True).print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
-
-
-def exit_on_sigterm() -> None:
-    """Let SIGTERM raise SystemExit, so that a build that is stopped removes what is not complete."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
 
 
 def positive_int(text: str) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.timing.report import Report, Row
 from benchmarks.timing.stages import STAGES
 from runtime.errors import PatchcaptionError
-from runtime.system.files import write_output
+from runtime.system.outputs import Output
 
 _BAR, _GAP = 0.38, 0.02
 """Widths, where the distance between two cases is 1."""
@@ -58,8 +59,9 @@ def plot(report: Report, path: Path) -> None:
     backbone = report.bundle.backbone
     axes.set_title(f"{backbone.name}, {backbone.preprocessing.image_size} px, {report.settings.backend}")
     figure.legend(loc="outside right upper")
-    with write_output(path) as part:
-        figure.savefig(part, format="png", dpi=120)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    Output(path).write(picture.getvalue())
 
 
 def _row(rows: dict[tuple[str, int | None, int | None], Row], stage: str, case: tuple[int, int]) -> Row | None:

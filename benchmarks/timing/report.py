@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from runtime.bundle import MANIFEST, BackboneConfig, Bundle, DecoderConfig, sha256_of
 from runtime.errors import PatchcaptionError
-from runtime.system.files import write_output
+from runtime.system.outputs import Output
 
 SCHEMA: Literal[2] = 2
 
@@ -251,5 +251,4 @@ class Report(_ReportPart):
         Raises:
             PatchcaptionError: the file cannot be written.
         """
-        with write_output(path) as part:
-            part.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        Output(path).write(self.model_dump_json(indent=2).encode() + b"\n")

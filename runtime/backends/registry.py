@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 from runtime.backends.base import Backend, Device
@@ -19,7 +18,7 @@ from runtime.backends.tensorrt.engine import TrtBackend
 from runtime.backends.tensorrt.rtx import open_tensorrt_rtx
 from runtime.bundle import EnginePrecision
 from runtime.options import Precision
-from runtime.system.user_dirs import cache_file
+from runtime.system.user_dirs import private_cache_folder
 
 BackendName: TypeAlias = Literal["cpu", "openvino", "ort-cuda", "ort-tensorrt", "tensorrt", "tensorrt-rtx"]
 
@@ -65,18 +64,9 @@ def _open_openvino(request: BackendRequest) -> Backend:
 
 
 def _open_ort_gpu(provider: str) -> Callable[[BackendRequest], Backend]:
-    return lambda request: OrtGpuBackend(provider, engine_cache=_engine_cache(), precision=request.graph_precision)
-
-
-def _engine_cache() -> Path | None:
-    """Return the folder for engines that are built at a first start; None where nothing can be written."""
-    folder = cache_file("ort-tensorrt")
-    try:
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return None
-    return folder
+    return lambda request: OrtGpuBackend(
+        provider, engine_cache=private_cache_folder("ort-tensorrt"), precision=request.graph_precision
+    )
 
 
 _SPECS = (

@@ -24,7 +24,7 @@ from runtime.errors import BackendError
 from runtime.options import Precision, check_threads
 from runtime.system.files import write_atomically
 from runtime.system.machine import cpu_name, package_version, usable_cores
-from runtime.system.user_dirs import cache_folder
+from runtime.system.user_dirs import cache_folder, make_private
 
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx", "tensorrt-rtx-cu12-bindings")
 
@@ -120,7 +120,7 @@ def save_measurement(
     kept = _Measurements(measurements=_read().measurements | {_key(bundle, precision, threads): record})
     try:
         file = measurements_file()
-        file.parent.mkdir(parents=True, exist_ok=True)
+        make_private(file.parent)
         with write_atomically(file) as part:
             part.write_text(kept.model_dump_json(indent=2) + "\n", encoding="utf-8")
     except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home

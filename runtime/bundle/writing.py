@@ -10,63 +10,155 @@ import ctypes
 import glob
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from runtime.bundle.manifest import MANIFEST, FileRecord, Manifest
+from pydantic import BaseModel, ValidationError
+
+from runtime.bundle.manifest import MANIFEST, FileName, FileRecord, Manifest
 from runtime.bundle.reading import sha256_of
 from runtime.errors import BundleError
+from runtime.system.files import follow_links, lock
+from runtime.system.signals import uninterrupted
+
+_BUILDING, _BUNDLE, _LOCK = ".building-", "bundle", "lock"
+
+
+class _Inventory(BaseModel):
+    """What the manifest of every schema says of the bundle's files."""
+
+    schema_version: int
+    engines: dict[str, object]
+    files: dict[FileName, FileRecord]
 
 
 @contextmanager
 def new_bundle(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a folder for a bundle's files; it becomes ``folder`` when the block ends, and is removed on failure.
 
+    What is there is replaced only if it is a bundle and nothing else. Of a symbolic link, what it leads to is replaced.
+
     Raises:
         BundleError: ``folder`` is something other than a bundle, or the disk is full.
     """
-    target = Path(os.path.abspath(folder))
-    if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
-        raise BundleError(f"{target}: exists and is no bundle; choose another --out or remove it")
+    try:
+        target = follow_links(Path(os.path.abspath(folder)))
+    except OSError as error:
+        raise BundleError(f"{folder}: cannot be written to: {error.strerror}") from None
+    _check_replaceable(target)
+    with _building_site(target) as site:
+        work = site / _BUNDLE
+        try:
+            work.mkdir()
+            yield work
+            _check_replaceable(target)  # it took minutes
+            with uninterrupted():
+                _swap(work, target)
+        except Exception as error:
+            if not _is_write_failure(error):
+                raise
+            free_mib = shutil.disk_usage(target.parent).free // 2**20
+            raise BundleError(
+                f"{target}: not built: {error}; is the disk full? {free_mib} MiB are free; what was there is untouched"
+            ) from error
+
+
+def _check_replaceable(target: Path) -> None:
+    """Raise if a build would remove something that is not of a bundle.
+
+    Raises:
+        BundleError: names the first of it.
+    """
+    try:
+        names = sorted(path.name for path in target.iterdir())
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise BundleError(
+            f"{target}: exists and is no bundle ({error.strerror}); choose another --out or remove it"
+        ) from None
+    if not names:
+        return
+    try:
+        if not _is_regular(target / MANIFEST):
+            raise FileNotFoundError
+        known = {MANIFEST, *_Inventory.model_validate_json((target / MANIFEST).read_bytes()).files}
+    except (OSError, ValidationError):
+        raise BundleError(
+            f"{target}: exists and is no bundle: {names[0]} would be lost; choose another --out or remove it"
+        ) from None
+    for name in names:
+        if name not in known or not _is_regular(target / name):
+            raise BundleError(
+                f"{target}: {name} is no file of the bundle there, and would be lost; move it, or choose another --out"
+            )
+
+
+def _is_regular(path: Path) -> bool:
+    return stat.S_ISREG(path.lstat().st_mode)
+
+
+@contextmanager
+def _building_site(target: Path) -> Iterator[Path]:
+    """Yield a folder beside ``target`` to build in, which is removed at the end, however that comes."""
+    claimed: list[tuple[Path, int]] = []
+    try:
+        with uninterrupted():  # or a signal could come between making it and knowing it
+            claimed.append(_prepare_site(target))
+        yield claimed[0][0]
+    finally:
+        with uninterrupted():
+            for site, descriptor in claimed:
+                shutil.rmtree(site, ignore_errors=True)
+                os.close(descriptor)
+
+
+def _prepare_site(target: Path) -> tuple[Path, int]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(target)
-        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.building-{os.getpid()}-", dir=target.parent))
+        return _claim_site(target)
     except OSError as error:
         raise BundleError(f"{target.parent}: cannot be written to: {error.strerror}") from None
-    try:
-        yield work
-        work.chmod(0o755)  # mkdtemp makes it private
-        _swap(work, target)
-    except Exception as error:
-        if not _is_write_failure(error):
-            raise
-        free_mib = shutil.disk_usage(target.parent).free // 2**20
-        raise BundleError(
-            f"{target}: not built: {error}; is the disk full? {free_mib} MiB are free; what was there is untouched"
-        ) from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+
+
+def _claim_site(target: Path) -> tuple[Path, int]:
+    """Make a folder beside ``target`` to build in.
+
+    Returns:
+        the folder, and the descriptor of the lock in it, which tells other builds that it is in use.
+    """
+    while True:
+        site = Path(tempfile.mkdtemp(prefix=f".{target.name}{_BUILDING}", dir=target.parent))
+        try:
+            descriptor = os.open(site / _LOCK, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:  # another build has just removed it, as it had no lock
+            continue
+        try:
+            is_ours = lock(descriptor) and os.fstat(descriptor).st_nlink > 0  # or another build is removing it
+        except OSError:  # without locks no build takes it for a leftover
+            is_ours = True
+        if is_ours:
+            return site, descriptor
+        os.close(descriptor)
 
 
 def _remove_leftovers(target: Path) -> None:
-    """Remove the folders that killed builds of ``target`` left."""
-    for folder in target.parent.glob(f".{glob.escape(target.name)}.building-*"):
-        process_id = folder.name.removeprefix(f".{target.name}.building-").split("-")[0]
-        if process_id.isdecimal() and not _is_running(int(process_id)):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_running(process_id: int) -> bool:
-    try:
-        os.kill(process_id, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's process
-        return True
-    return True
+    """Remove the folders that killed builds of ``target`` left: those whose lock nobody holds any more."""
+    for site in target.parent.glob(f".{glob.escape(target.name)}{_BUILDING}*"):
+        try:
+            descriptor = os.open(site / _LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            with suppress(OSError):
+                site.rmdir()  # killed before it had a lock, it is empty
+            continue
+        with suppress(OSError):
+            if lock(descriptor):
+                shutil.rmtree(site, ignore_errors=True)
+        os.close(descriptor)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -90,7 +182,7 @@ def _swap(work: Path, target: Path) -> None:
     if not target.exists():
         work.rename(target)
     elif not _exchange(work, target):  # move the old one aside, and back should the second rename fail
-        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
+        aside = Path(tempfile.mkdtemp(prefix=f"{target.name}.old-", dir=target.parent))
         target.rename(aside / target.name)
         try:
             work.rename(target)

@@ -10,6 +10,7 @@ from runtime.bundle import Bundle
 from runtime.bundle.trust import trust
 from runtime.captioner import Captioner
 from runtime.cli import exits
+from runtime.system.standard_streams import show
 
 
 def add_info(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +38,7 @@ def run_info(options: argparse.Namespace) -> int:
     """Print what the bundle's manifest says, and what executes its engines if a backend is given."""
     bundle = Bundle(options.bundle, verify=False)
     if options.json:
-        print(bundle.manifest.model_dump_json(indent=2))
+        show(bundle.manifest.model_dump_json(indent=2))
         return exits.DONE
     for name, value in _summary(bundle).items():
         _print_line(name, value)
@@ -50,7 +51,7 @@ def run_verify(options: argparse.Namespace) -> int:
     """Compare the bundle's files with its manifest and open its engines."""
     with Captioner.load(options.bundle, options.backend, verify=True) as captioner:
         count = len(captioner.manifest.files)
-        print(f"{options.bundle}: {count} files are as built; the engines open on {captioner.backend.name}")
+        show(f"{options.bundle}: {count} files are as built; the engines open on {captioner.backend.name}")
     return exits.DONE
 
 
@@ -58,10 +59,10 @@ def run_trust(options: argparse.Namespace) -> int:
     """Let the bundle's TensorRT plans be loaded from now on."""
     manifest = Bundle(options.bundle).manifest
     if not manifest.plans:
-        print(f"{options.bundle}: it has no TensorRT plans, and nothing else in a bundle is a program")
+        show(f"{options.bundle}: it has no TensorRT plans, and nothing else in a bundle is a program")
     for plan in manifest.plans:
         trust(manifest.files[plan.file].sha256)
-        print(f"{options.bundle / plan.file}: trusted from now on")
+        show(f"{options.bundle / plan.file}: trusted from now on")
     return exits.DONE
 
 
@@ -97,4 +98,4 @@ def _print_execution(bundle: Path, backend: str) -> None:
 
 
 def _print_line(name: str, value: object) -> None:
-    print(f"{name:<11} {value}")
+    show(f"{name:<11} {value}")

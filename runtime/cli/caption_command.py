@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import get_args
-
-from PIL import Image
+from typing import TextIO, get_args
 
 from runtime.cli import exits
 from runtime.cli.captioner_arguments import add_bundle_flag, add_captioner_flags, load_captioner
+from runtime.cli.output_arguments import check_outputs
 from runtime.cli.region_arguments import add_region_flags, argument_type, regions_or_whole_image
 from runtime.errors import ImageError, PatchcaptionError
 from runtime.image import open_image
 from runtime.options import DecodingOptions, Mode
 from runtime.output.as_json import caption_as_json
 from runtime.output.drawing import draw_captions
+from runtime.output.picture_file import picture_format, save_picture
 from runtime.results import Caption
-from runtime.system.files import write_output
+from runtime.system.outputs import Output
+from runtime.system.standard_streams import one_line, show
 
 
 def add_caption(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +52,9 @@ def add_caption(parser: argparse.ArgumentParser) -> None:
         help="beam search with N beams (default: %(default)s, none)",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a caption, with ids, score and region")
-    parser.add_argument("--save", type=Path, metavar="PICTURE", help="write the image with the captions drawn on it")
+    parser.add_argument(
+        "--save", type=Output, metavar="PICTURE", help="write the image with the captions drawn on it; - is stdout"
+    )
     add_captioner_flags(parser)
 
 
@@ -57,35 +62,36 @@ def run_caption(options: argparse.Namespace) -> int:
     """Caption the regions; print the captions, and draw them where --save says so."""
     image = open_image(options.image)
     if options.save:
-        _check_writable(options.save)
+        _check_output(options)
     with load_captioner(options) as captioner:
         captions = captioner.caption(
             image, regions_or_whole_image(options), mode=options.mode, n_best=options.n_best, beams=options.beams
         )
-    _print_captions(captions, as_json=options.json)
-    if options.save:
-        drawn = draw_captions(image, captions)
-        with write_output(options.save) as part:
-            drawn.save(part)
+    if options.save:  # first, as whoever reads stdout may go before the last caption
+        save_picture(draw_captions(image, captions), options.save)
+    saves_to_stdout = options.save is not None and options.save.is_stdout
+    _print_captions(captions, options.json, sys.stderr if saves_to_stdout else sys.stdout)
     return exits.DONE
 
 
-def _print_captions(captions: Sequence[Caption], as_json: bool) -> None:
+def _check_output(options: argparse.Namespace) -> None:
+    """Raise if the picture cannot be written where --save says: a mistake on the command line."""
+    try:
+        check_outputs({"--save": options.save}, options, options.image)
+    except PatchcaptionError as error:
+        raise ImageError(str(error)) from None
+    picture_format(options.save)
+
+
+def _print_captions(captions: Sequence[Caption], as_json: bool, file: TextIO) -> None:
+    write = partial(print, file=file)
     for caption in captions:
         if as_json:
-            print(json.dumps(caption_as_json(caption)))
+            show(json.dumps(caption_as_json(caption)), write)
             continue
-        print(f"{caption.score:.3f}  {caption.text}")
+        show(f"{caption.score:.3f}  {one_line(caption.text)}", write)
         for match in caption.nearest:
-            print(f"    {match.similarity:.3f}  {match.text}")
-
-
-def _check_writable(path: Path) -> None:
-    """Find out before the work whether the image can be written after it."""
-    if path.suffix.lower() not in Image.registered_extensions():
-        raise ImageError(f"{path}: expected the suffix of an image file, .png or .jpg for example, got {path.suffix!r}")
-    if not path.parent.is_dir():
-        raise ImageError(f"{path}: the folder {path.parent} does not exist")
+            show(f"    {match.similarity:.3f}  {one_line(match.text)}", write)
 
 
 def _beams(text: str) -> int:

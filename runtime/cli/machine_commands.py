@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from runtime.autotune import BATCH_SIZES, measure, open_all
@@ -15,6 +16,7 @@ from runtime.bundle import Bundle
 from runtime.cli import exits
 from runtime.cli.captioner_arguments import add_bundle_flag
 from runtime.doctor import examine
+from runtime.system.standard_streams import show
 
 
 def add_tune(parser: argparse.ArgumentParser) -> None:
@@ -38,14 +40,14 @@ def run_tune(options: argparse.Namespace) -> int:
     for reason in refused.values():
         print(f"left out: {reason}", file=sys.stderr)
     timings = measure(bundle, backends)
-    print(f"{'ms':<45}{'backbone':>10}" + "".join(f"{f'{rows} at once':>14}" for rows in BATCH_SIZES))
+    show(f"{'ms':<45}{'backbone':>10}" + "".join(f"{f'{rows} at once':>14}" for rows in BATCH_SIZES))
     for timing in timings.values():
         decoding = "".join(f"{timing.decoding[rows]:>14.1f}" for rows in BATCH_SIZES)
-        print(f"{timing.name:<45}{timing.backbone:>10.1f}{decoding}")
+        show(f"{timing.name:<45}{timing.backbone:>10.1f}{decoding}")
     fastest = save_measurement(
         bundle, options.precision, None, {name: timing.total for name, timing in timings.items()}
     )
-    print(f"auto is {fastest} for {options.bundle} in {options.precision} from now on ({measurements_file()})")
+    show(f"auto is {fastest} for {options.bundle} in {options.precision} from now on ({measurements_file()})")
     return exits.DONE
 
 
@@ -55,7 +57,7 @@ def run_doctor(options: argparse.Namespace) -> int:
     for finding in examine(options.bundle):
         findings.append(finding)
         if not options.json:
-            print(finding, flush=True)
+            show(finding, partial(print, flush=True))
     if options.json:
-        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+        show(json.dumps([asdict(finding) for finding in findings], indent=2))
     return exits.UNUSABLE if any(finding.state == "fail" for finding in findings) else exits.DONE

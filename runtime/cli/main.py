@@ -1,7 +1,8 @@
 """The command line: `patchcaption caption|video|info|verify|trust|tune|doctor`.
 
 Results go to stdout, messages to stderr. Exit codes: 0 done; 1 a bundle, backend or output file is not usable; 2 a
-mistake on the command line or in what it names (an image, a region); 130 interrupted.
+mistake on the command line or in what it names (an image, a region); 130 interrupted; 129 and 143 ended by SIGHUP and
+SIGTERM.
 """
 
 from __future__ import annotations
@@ -17,11 +18,29 @@ from runtime.cli.caption_command import add_caption
 from runtime.cli.machine_commands import add_doctor, add_tune
 from runtime.cli.video_command import add_video
 from runtime.errors import ImageError, PatchcaptionError, RegionError
+from runtime.system.signals import Terminated, terminating
+from runtime.system.standard_streams import finish_standard_streams, open_standard_streams
 from runtime.system.version import __version__
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
+    open_standard_streams()
+    with terminating():
+        try:
+            code = _run(arguments)
+        except KeyboardInterrupt as stop:
+            code = _interrupted(stop)
+        except SystemExit as stop:  # argparse's, after --help and after mistakes
+            code = int(stop.code or 0)
+    try:
+        finish_standard_streams()
+    except PatchcaptionError as error:
+        return exits.fail(str(error), code or exits.UNUSABLE)
+    return code
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         options = _parser().parse_args(arguments)
         return int(options.run(options))
@@ -30,10 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PatchcaptionError as error:
         return exits.fail(str(error), exits.UNUSABLE)
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
-        sys.stderr.close()
         return exits.DONE
-    except KeyboardInterrupt:
-        return exits.fail("interrupted", exits.INTERRUPTED)
+
+
+def _interrupted(stop: KeyboardInterrupt) -> int:
+    if isinstance(stop, Terminated):
+        return exits.fail(str(stop), stop.exit_code)
+    return exits.fail("interrupted", exits.INTERRUPTED)
 
 
 class _Parser(argparse.ArgumentParser):

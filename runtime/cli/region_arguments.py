@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -29,7 +29,11 @@ T = TypeVar("T")
 
 
 def add_region_flags(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for each kind; what they name is in ``options.regions``, in order, or None if no flag is given."""
+    """Add a flag for each kind; what they name is in ``options.regions``, in order, or None if no flag is given.
+
+    The files that were read are in ``options.region_files``.
+    """
+    parser.set_defaults(region_files=())
     group = parser.add_argument_group("regions", "any number of each, captioned in the order given; none: the image")
 
     def add(flag: str, parse: Callable[[str], Region], metavar: str, help: str) -> None:
@@ -39,18 +43,41 @@ def add_region_flags(parser: argparse.ArgumentParser) -> None:
     add("--boxes", _boxes, '"X1,Y1,X2,Y2 ..."', "several boxes under one caption")
     add("--crop", _crop, "X1,Y1,X2,Y2", "a box in image pixels, cut out and encoded by itself")
     add("--polygon", _polygon, '"X,Y X,Y X,Y ..."', "the inside of a closed line in image pixels")
-    add("--mask", _mask, "PNG", "a mask image of the image's size; what is neither black nor transparent is inside")
+    group.add_argument(
+        "--mask",
+        dest="regions",
+        action=_ReadRegions,
+        read=lambda text: [_mask(text)],
+        metavar="PNG",
+        help="a mask image of the image's size; what is neither black nor transparent is inside",
+    )
     add("--trace", _trace, '"X,Y X,Y ..."', "a mouse trace in 0..1 of the image")
     add("--trace-pixels", _trace_pixels, '"X,Y X,Y ..."', "a mouse trace in image pixels")
     add("--point", _point, "X,Y", "a point in image pixels")
     group.add_argument("--whole", dest="regions", action="append_const", const=WholeImage(), help="the whole image")
     group.add_argument(
         "--regions",
-        action="extend",
-        type=argument_type(_regions_in_file),
+        action=_ReadRegions,
+        read=_regions_in_file,
         metavar="FILE",
         help='a JSON list of regions, such as {"kind": "box", "xyxy": [X1, Y1, X2, Y2]}; - reads stdin',
     )
+
+
+class _ReadRegions(argparse.Action):
+    """Appends the regions in a file to those before, and its name to the files that were read."""
+
+    def __init__(self, *args: Any, read: Callable[[str], list[Region]], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._read = read
+
+    def __call__(self, _: argparse.ArgumentParser, options: argparse.Namespace, value: Any, *__: object) -> None:
+        try:
+            regions = self._read(value)
+        except PatchcaptionError as error:
+            raise argparse.ArgumentError(self, str(error)) from None
+        options.regions = [*(options.regions or ()), *regions]
+        options.region_files = (*options.region_files, Path(value))
 
 
 def regions_or_whole_image(options: argparse.Namespace) -> list[Region]:

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from fractions import Fraction
+from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import TypeAlias, get_args
 
 from runtime.cli import exits
 from runtime.cli.captioner_arguments import add_bundle_flag, add_captioner_flags, load_captioner
+from runtime.cli.output_arguments import check_outputs
 from runtime.cli.region_arguments import add_region_flags, regions_or_whole_image
-from runtime.errors import PatchcaptionError, VideoError
+from runtime.errors import VideoError
 from runtime.options import DecodingOptions, Policy, StreamOptions
-from runtime.output.video_file import Recorder, annotated_video, json_lines
+from runtime.output.source_media import describe_source
+from runtime.output.video_file import annotated_video, json_lines, video_format
+from runtime.system.outputs import Output
+from runtime.system.standard_streams import one_line, show
 from runtime.video.stream import CaptionStream, FrameCaptions
+
+Sink: TypeAlias = Callable[[FrameCaptions], object]
 
 
 def add_video(parser: argparse.ArgumentParser) -> None:
@@ -23,8 +32,10 @@ def add_video(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="a video file, a folder of images, a camera's number or a URL (rtsp://...)")
     add_bundle_flag(parser, "the bundle", required=True)
     add_region_flags(parser)
-    parser.add_argument("--save", type=Path, metavar="VIDEO", help="write the frames with their captions drawn on them")
-    parser.add_argument("--jsonl", type=Path, metavar="FILE", help="write one JSON object a frame")
+    parser.add_argument(
+        "--save", type=Output, metavar="VIDEO", help="write the frames with their captions drawn on them; - is stdout"
+    )
+    parser.add_argument("--jsonl", type=Output, metavar="FILE", help="write one JSON object a frame; - is stdout")
     parser.add_argument(
         "--every",
         type=int,
@@ -61,6 +72,9 @@ def run_video(options: argparse.Namespace) -> int:
     except ImportError as error:
         raise VideoError(f"tqdm cannot be imported ({error}): pip install 'patchcaption[video]'") from None
     source = int(options.source) if options.source.isdecimal() else options.source
+    check_outputs({"--save": options.save, "--jsonl": options.jsonl}, options, Path(options.source))
+    if options.save:
+        video_format(options.save)
     with ExitStack() as stack:
         captioner = stack.enter_context(load_captioner(options))
         stream: CaptionStream = stack.enter_context(
@@ -73,25 +87,48 @@ def run_video(options: argparse.Namespace) -> int:
                 beams=options.beams,
             )
         )
-        recorders = _open_recorders(options, stack)
+        sinks = _open_sinks(options, stack, tqdm.write)
         frames = stream.source.frame_count
         total = None if frames is None else -(-frames // options.every)
         bar = stack.enter_context(tqdm(total=total, unit=" frames", disable=None))
         for described in stream:
-            for recorder in recorders:
-                recorder.add(described)
-            if not options.jsonl:
-                _print_new_captions(described, tqdm.write)
+            sinks = [sink for sink in sinks if _takes(sink, described)]
+            if not sinks:
+                break
             bar.update()
             bar.set_postfix(dropped=stream.dropped, broken=stream.source.decode_errors)
     return exits.DONE
 
 
-def _open_recorders(options: argparse.Namespace, stack: ExitStack) -> list[Recorder]:
-    if options.save and options.save.suffix.lower() not in (".mp4", ".mkv", ".mov", ".avi"):
-        raise PatchcaptionError(f"{options.save}: expected a video's ending, .mp4 for example")
-    wanted = [(json_lines, options.jsonl), (annotated_video, options.save)]
-    return [stack.enter_context(open_recorder(path)) for open_recorder, path in wanted if path]
+def _open_sinks(options: argparse.Namespace, stack: ExitStack, write: Callable[..., object]) -> list[Sink]:
+    """Open the outputs; return what takes each described frame."""
+    sinks: list[Sink] = []
+    if options.jsonl:
+        sinks.append(stack.enter_context(json_lines(options.jsonl, exits.note)).add)
+    else:
+        file = sys.stderr if options.save is not None and options.save.is_stdout else sys.stdout
+        sinks.append(lambda described: _print_new_captions(described, partial(write, file=file)))
+    if options.save:
+        rate = _rate(options)
+        sinks.append(stack.enter_context(annotated_video(options.save, exits.note, rate)).add)
+    return sinks
+
+
+def _takes(sink: Sink, described: FrameCaptions) -> bool:
+    """Give a frame to a sink; return False if it is a pipe whose reader has gone, while the others go on."""
+    try:
+        sink(described)
+    except BrokenPipeError:
+        return False
+    return True
+
+
+def _rate(options: argparse.Namespace) -> Fraction | None:
+    """Return the frames in a second that the source and --every make; say what of the source is left out."""
+    media = describe_source(options.source)
+    if media.has_audio:
+        exits.note(f"{options.save}: without the sound of {options.source}: only its frames are written")
+    return media.rate and media.rate / options.every
 
 
 def _print_new_captions(described: FrameCaptions, write: Callable[[str], object]) -> None:
@@ -99,4 +136,4 @@ def _print_new_captions(described: FrameCaptions, write: Callable[[str], object]
     time = f"{seconds:8.2f} s" if seconds is not None else f"frame {described.frame.number:>4}"
     for number, caption in enumerate(described.captions):
         if not caption.reused:
-            write(f"{time}  {number}  {caption.score:.3f}  {caption.text}")
+            show(f"{time}  {number}  {caption.score:.3f}  {one_line(caption.text)}", write)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import secrets
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from runtime.errors import PatchcaptionError
+from runtime.system.user_dirs import make_private
+
+_MAX_LINKS = 40
+"""As many symbolic links in a row as Linux follows."""
+_MAX_NAME_BYTES = 255
 
 
 @contextmanager
@@ -16,35 +23,23 @@ def write_atomically(path: Path) -> Iterator[Path]:
     """Yield an empty file beside ``path`` to write to; it replaces ``path`` if the block ends without an exception.
 
     Otherwise, and if the process is killed, ``path`` stays as it was. The file keeps the suffix of ``path``, by which
-    libraries choose a format.
+    libraries choose a format. Of a symbolic link, what it leads to is replaced.
 
     Raises:
         OSError: the folder does not exist, or the file cannot be written.
     """
+    path = follow_links(path)
     with temporary_beside(path) as part:
         yield part
         move_into_place(part, path)
 
 
-@contextmanager
-def write_output(path: Path) -> Iterator[Path]:
-    """Write a file that the user asked for by `write_atomically`; a failure is one line that names it.
-
-    Raises:
-        PatchcaptionError: the file cannot be written.
-    """
-    try:
-        with write_atomically(path) as part:
-            yield part
-    except OSError as error:
-        raise PatchcaptionError(f"{path}: cannot be written: {error.strerror or error}") from None
-
-
 def write_cache(path: Path, data: bytes) -> bool:
     """Keep what only saves time, and make its folder; return False where that cannot be written."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private(path.parent)
         with write_atomically(path) as part:
+            part.chmod(0o600)
             part.write_bytes(data)
     except OSError:
         return False
@@ -58,21 +53,85 @@ def temporary_beside(path: Path) -> Iterator[Path]:
     Raises:
         OSError: it cannot be made.
     """
-    part = path.with_name(f".{path.stem}.{secrets.token_hex(8)}{path.suffix}")
-    # Not tempfile, whose files only their owner may read, whatever the umask. O_EXCL follows no link that is there.
-    os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    part, descriptor = open_part(path)
+    os.close(descriptor)
     try:
         yield part
     finally:
         part.unlink(missing_ok=True)
 
 
+def open_part(path: Path) -> tuple[Path, int]:
+    """Make an empty file in the folder of ``path``, under a name that tells what it is a part of; open it.
+
+    Nobody can guess the name, and no file or link that is there is taken for it.
+
+    Returns:
+        its path, and a descriptor to read and write it.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    part = part_name(path, secrets.token_hex(8))
+    # Not tempfile, whose files only their owner may read, whatever the umask.
+    return part, os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
+
+
+def part_name(path: Path, token: str) -> Path:
+    """Return the path of a part of ``path``: NAME.part-TOKEN.SUFFIX."""
+    ending = f".part-{token}{path.suffix}"
+    stem = os.fsencode(path.stem)[: _MAX_NAME_BYTES - len(os.fsencode(ending))]
+    return path.with_name(os.fsdecode(stem) + ending)
+
+
 def move_into_place(part: Path, path: Path) -> None:
     """Rename ``part`` to ``path``, in the same folder, once its content is on the disk.
+
+    It gets the permissions of what it replaces.
 
     Raises:
         OSError: the disk is full, or ``path`` is a folder.
     """
     with part.open("rb") as file:
         os.fsync(file.fileno())
+        with suppress(FileNotFoundError):
+            os.fchmod(file.fileno(), stat.S_IMODE(path.stat().st_mode))
     part.replace(path)
+
+
+def lock(descriptor: int) -> bool:
+    """Lock an open file until it is closed, at the latest by the end of the process, however that ends.
+
+    Returns:
+        False if another process has locked it, perhaps in another container.
+
+    Raises:
+        OSError: the file system has no locks.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def follow_links(path: Path) -> Path:
+    """Return where a symbolic link leads, which need not exist; ``path`` itself if it is none.
+
+    Raises:
+        OSError: the links lead in a circle; or one is another user's, in a folder like /tmp that everybody can write to
+            (what the kernel refuses to open may not be renamed over either).
+    """
+    for _ in range(_MAX_LINKS):
+        try:
+            status = path.lstat()
+        except FileNotFoundError:
+            return path
+        if not stat.S_ISLNK(status.st_mode):
+            return path
+        folder = path.parent.stat()
+        is_shared = folder.st_mode & stat.S_ISVTX and folder.st_mode & stat.S_IWOTH
+        if is_shared and status.st_uid not in (os.geteuid(), folder.st_uid):
+            raise PermissionError(errno.EACCES, "it is a link of another user in a folder that everybody can write to")
+        path = path.parent / path.readlink()
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))

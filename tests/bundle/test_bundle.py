@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -245,7 +247,7 @@ def test_a_second_rename_that_fails_brings_the_old_bundle_back(
     rename = Path.rename
 
     def failing(self: Path, target: Path) -> Path:
-        if ".building-" in self.name:
+        if ".building-" in self.parent.name:
             raise OSError(errno.EIO, "broken disk")
         return rename(self, target)
 
@@ -256,13 +258,115 @@ def test_a_second_rename_that_fails_brings_the_old_bundle_back(
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
-def test_a_folder_that_is_no_bundle_is_never_replaced(tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    home.mkdir()
-    (home / "thesis.txt").write_text("years of work")
-    with pytest.raises(BundleError, match="exists and is no bundle"), new_bundle(home):
+def put_thesis(folder: Path) -> None:
+    (folder / "thesis.txt").write_text("years of work")
+
+
+def put_into_folder(folder: Path) -> None:
+    (folder / "captions").mkdir()
+    put_thesis(folder / "captions")
+
+
+def keep_only_others(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+    put_thesis(folder)
+
+
+def replace_manifest(folder: Path, text: str) -> None:
+    (folder / MANIFEST).write_text(text)
+
+
+def put_folder_for_file(folder: Path) -> None:
+    (folder / "captions.jsonl").unlink()
+    (folder / "captions.jsonl").mkdir()
+
+
+def put_pipe_for_manifest(folder: Path) -> None:
+    (folder / MANIFEST).unlink()
+    os.mkfifo(folder / MANIFEST)
+
+
+FOREIGN: list[tuple[Callable[[Path], object], str]] = [
+    (put_thesis, "thesis.txt is no file of the bundle there, and would be lost"),
+    (put_into_folder, "captions is no file of the bundle there"),
+    (keep_only_others, "exists and is no bundle: thesis.txt would be lost"),
+    (partial(replace_manifest, text='{"name": "a web app", "icons": []}'), "exists and is no bundle"),
+    (partial(replace_manifest, text='{"schema_version": 2, "files": {}}'), "exists and is no bundle"),
+    (partial(replace_manifest, text="half of {"), "exists and is no bundle"),
+    (put_folder_for_file, "captions.jsonl is no file of the bundle there"),
+    (put_pipe_for_manifest, "exists and is no bundle"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "message"), FOREIGN)
+def test_what_is_not_all_of_a_bundle_is_never_replaced(
+    bundle_copy: BundleCopy, spoil: Callable[[Path], object], message: str
+) -> None:
+    folder = bundle_copy()
+    spoil(folder)
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(BundleError, match=message), new_bundle(folder):
         pass
-    assert (home / "thesis.txt").exists()
+    assert sorted(folder.rglob("*")) == before
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_what_comes_into_a_bundle_while_it_is_built_again_is_not_lost(bundle_copy: BundleCopy) -> None:
+    folder = bundle_copy()
+
+    def build() -> None:
+        with new_bundle(folder):
+            put_thesis(folder)
+
+    with pytest.raises(BundleError, match="thesis.txt is no file of the bundle"):
+        build()
+    assert (folder / "thesis.txt").exists()
+    assert Bundle(folder).manifest.files
+
+
+@pytest.mark.parametrize("schema", [1, 99])
+def test_a_bundle_that_cannot_be_opened_is_replaced(bundle_copy: BundleCopy, schema: int) -> None:
+    folder = bundle_copy()
+    manifest = json.loads((folder / MANIFEST).read_text())
+    of_all_schemas = {name: manifest[name] for name in ("engines", "files")}
+    replace_manifest(folder, json.dumps(of_all_schemas | {"schema_version": schema}))
+    (folder / "tokenizer.json").unlink()
+    with new_bundle(folder) as work:
+        (work / "other").write_text("new")
+    assert snapshot(folder) == {"other": b"new"}
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_link_to_a_bundle_stays_and_is_followed(bundle_copy: BundleCopy, is_there: bool) -> None:
+    folder = bundle_copy()
+    link = folder.parent / "link"
+    link.symlink_to(folder.name)
+    if not is_there:
+        shutil.rmtree(folder)
+    with new_bundle(link) as work:
+        (work / "other").write_text("new")
+    assert link.is_symlink()
+    assert snapshot(folder) == {"other": b"new"}
+    assert sorted(path.name for path in folder.parent.iterdir()) == sorted([folder.name, "link"])
+
+
+def test_only_what_killed_builds_left_is_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    left, bare, full = (tmp_path / f".bundle.building-{name}" for name in ("left", "bare", "full"))
+    for site in (left, bare, full):
+        site.mkdir()
+    (left / "lock").touch()
+    put_thesis(left)
+    put_thesis(full)
+    with new_bundle(folder) as work:
+        (work / "first").write_text("")
+        assert (left.exists(), bare.exists(), full.exists()) == (False, False, True)
+        with new_bundle(folder) as other:
+            assert work.exists(), "a build that goes on, perhaps in another container"
+            (other / MANIFEST).write_text('{"schema_version": 2, "engines": {}, "files": {}}')
+    assert snapshot(folder) == {"first": b""}
+    assert sorted(path.name for path in tmp_path.iterdir()) == [full.name, folder.name]
 
 
 def export_quickly(

@@ -168,6 +168,14 @@ def test_the_picture_shows_every_region(run: Run, demo_bundle: Path, mask: Path,
         (["{scene}", "--backend", "tpu"], 2, "argument --backend: invalid choice: 'tpu'"),
         (["{scene}", "--save", "out.xyz"], 2, "out.xyz: expected the suffix of an image file"),
         (["{scene}", "--save", "no/such/folder/out.png"], 2, "the folder no/such/folder does not exist"),
+        (["{scene}", "--save", "out.psd"], 2, "out.psd: Pillow cannot write this picture as PSD"),
+        (
+            ["{scene}", "--save", "out.xbm"],
+            2,
+            "out.xbm: Pillow cannot write this picture as XBM: cannot write",
+        ),
+        (["{scene}", "--save", "{scene}"], 2, "scene.jpg is read, and would be overwritten"),
+        (["{scene}", "--mask", "{white}", "--save", "{white}"], 2, "white.png is read, and would be overwritten"),
         ([], 2, "the following arguments are required: image"),
     ],
 )
@@ -178,7 +186,7 @@ def test_mistakes_are_one_line_and_leave_nothing_behind(
     Path(places["text"]).write_text("words")
     places["inverted"] = str(tmp_path / "inverted.json")
     Path(places["inverted"]).write_text('[{"kind": "whole_image"}, {"kind": "box", "xyxy": [3, 2, 1, 4]}]')
-    for name, size in (("black", SIDE), ("small", 100)):
+    for name, size in (("black", SIDE), ("white", SIDE), ("small", 100)):
         places[name] = str(tmp_path / f"{name}.png")
         Image.new("L", (size, size), 0 if name == "black" else 255).save(places[name])
     before = set(Path.cwd().iterdir())
@@ -188,6 +196,25 @@ def test_mistakes_are_one_line_and_leave_nothing_behind(
     assert err.count("\n") == 1
     assert err.startswith("patchcaption: error: ")
     assert set(Path.cwd().iterdir()) == before
+
+
+def test_the_picture_may_go_to_stdout(demo_bundle: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    assert main(["caption", SCENE, "--bundle", str(demo_bundle), "--whole", "--save", "-"]) == 0
+    out, err = capfdbinary.readouterr()
+    with Image.open(io.BytesIO(out)) as drawn:
+        assert (drawn.format, drawn.size) == ("PNG", (SIDE, SIDE))
+    assert err.count(b"\n") == 1, "the caption, which is not mixed into the picture"
+
+
+def test_the_picture_is_there_though_nobody_reads_the_captions(
+    run: Run, demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def show(*_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("runtime.cli.caption_command.show", show)
+    assert run("caption", SCENE, "--bundle", demo_bundle, "--save", tmp_path / "out.png") == (0, "", "")
+    assert (tmp_path / "out.png").exists()
 
 
 def test_a_bundle_that_cannot_be_used_is_exit_code_1(run: Run, tmp_path: Path) -> None:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
+from typing import BinaryIO, TypeAlias
 
 import av
 import pytest
 
-from runtime import Captioner, FrameCaptions, PatchcaptionError, VideoError
+from runtime import Captioner, Frame, FrameCaptions, PatchcaptionError, VideoError
 from runtime.cli.main import main
 from runtime.output.video_file import annotated_video, json_lines
+from runtime.system.outputs import Output
 from runtime.video.stream import CaptionStream
 from tests.conftest import write_clip
 from tests.video.test_stream import FRAMES, WH, frame_image
 
 Run = Callable[..., tuple[int, str, str]]
+CaptureBytes: TypeAlias = pytest.CaptureFixture[bytes]
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +42,12 @@ def run(demo_bundle: Path, capsys: pytest.CaptureFixture[str]) -> Run:
         return code, out, err
 
     return call
+
+
+@pytest.fixture
+def work_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 def frames_of(path: Path) -> list[av.VideoFrame]:
@@ -125,25 +137,116 @@ def test_a_stream_that_breaks_off_leaves_what_it_came_to(
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_full_disk_leaves_the_old_file(demo: Captioner, clip: Path, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_old_file_and_whole_lines_beside_it(
+    demo: Captioner, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "lines.jsonl"
     path.write_text("old")
+    described, notes = next(iter(demo.stream(clip, []))), list[str]()
+
+    def write_half(file: BinaryIO, data: bytes) -> None:
+        file.write(data[: len(data) // 2])
+        raise OSError(28, "No space left on device")
 
     def write_until_it_is_full() -> None:
-        with json_lines(path) as lines:
+        with json_lines(Output(path), notes.append) as lines:
             lines.add(described)
-            raise OSError(28, "No space left on device")
+            monkeypatch.setattr("runtime.output.video_file.write_whole", write_half)
+            lines.add(described)
 
-    described = next(iter(demo.stream(clip, [])))
-    with pytest.raises(PatchcaptionError, match="lines.jsonl: cannot be written: .*No space left"):
+    with pytest.raises(PatchcaptionError, match="lines.jsonl: cannot be written: No space left on device$"):
         write_until_it_is_full()
     assert path.read_text() == "old"
-    assert [file.name for file in tmp_path.iterdir()] == ["lines.jsonl"]
+    (part,) = tmp_path.glob("lines.part-*.jsonl")
+    assert notes == [f"{path} is as it was; what was written is in {part}"]
+    assert len([json.loads(line) for line in part.read_text().splitlines()]) == 1
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".avi"])
+def test_a_video_can_be_read_while_it_is_written(demo: Captioner, tmp_path: Path, suffix: str) -> None:
+    described = next(iter(demo.stream([frame_image(0)], [])))
+    with annotated_video(Output(tmp_path / f"out{suffix}"), print, Fraction(5)) as recorder:
+        for number in range(8):
+            recorder.add(replace(described, frame=Frame(number, number / 5, described.frame.image)))
+        (part,) = tmp_path.iterdir()
+        assert len(frames_of(part)) >= 7
+    with av.open(str(tmp_path / f"out{suffix}")) as container:
+        assert container.streams.video[0].average_rate == 5
+        assert [frame.time for frame in container.decode(video=0)][-1] == pytest.approx(7 / 5, abs=0.21)
+    assert len(frames_of(tmp_path / f"out{suffix}")) == 8
+
+
+def test_sound_is_not_left_out_without_a_word(run: Run, clip: Path, tmp_path: Path) -> None:
+    with av.open(str(clip)) as source, av.open(str(tmp_path / "sound.mkv"), "w") as target:
+        video = target.add_stream_from_template(source.streams.video[0])
+        audio = target.add_stream("pcm_s16le", rate=8000, layout="mono")
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = video
+                target.mux(packet)
+        frame = av.AudioFrame(format="s16", layout="mono", samples=800)
+        frame.sample_rate = 8000
+        target.mux([*audio.encode(frame), *audio.encode()])
+    code, out, err = run(tmp_path / "sound.mkv", "--save", tmp_path / "out.mp4", "--jsonl", "/dev/null")
+    assert (code, out) == (0, "")
+    lost = f"{tmp_path}/out.mp4: without the sound of {tmp_path}/sound.mkv: only its frames are written"
+    assert err == f"patchcaption: note: {lost}\n"
+
+
+def test_outputs_may_be_stdout_pipes_and_devices(clip: Path, demo_bundle: Path, capfdbinary: CaptureBytes) -> None:
+    flags = ["video", str(clip), "--bundle", str(demo_bundle), "--whole"]
+    assert main([*flags, "--jsonl", "-", "--save", "/dev/null"]) == 0
+    assert len([json.loads(line) for line in capfdbinary.readouterr().out.splitlines()]) == FRAMES
+    assert main([*flags, "--save", "-"]) == 0
+    out, err = capfdbinary.readouterr()
+    with av.open(io.BytesIO(out)) as container:
+        assert len(list(container.decode(video=0))) == FRAMES
+    assert err.count(b"\n") == 3, "new captions, which are not mixed into the video"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--save", "clip.mp4"], "--save clip.mp4: clip.mp4 is read, and would be overwritten"),
+        (["--save", "link.mp4"], "--save link.mp4: clip.mp4 is read"),
+        (["--jsonl", "hard.jsonl"], "--jsonl hard.jsonl: clip.mp4 is read"),
+        (["--save", "x.mp4", "--jsonl", "./x.mp4"], "--jsonl ./x.mp4: --save writes there too"),
+        (["--save", "-", "--jsonl", "-"], "--jsonl stdout: --save writes there too"),
+        (["--regions", "regions.json", "--jsonl", "regions.json"], "--jsonl regions.json: regions.json is read"),
+        (["--jsonl", "BUNDLE/manifest.json"], "manifest.json is read"),
+        (["--jsonl", "/dev/full"], "/dev/full: cannot be written: No space left on device"),
+    ],
+)
+def test_nothing_that_is_read_is_written_over(
+    run: Run, clip: Path, demo_bundle: Path, work_dir: Path, flags: list[str], message: str
+) -> None:
+    Path("clip.mp4").write_bytes(clip.read_bytes())
+    Path("link.mp4").symlink_to("clip.mp4")
+    Path("hard.jsonl").hardlink_to("clip.mp4")
+    Path("regions.json").write_text('[{"kind": "whole_image"}]')
+    code, _, err = run("clip.mp4", *[flag.replace("BUNDLE", str(demo_bundle)) for flag in flags])
+    assert code == 1
+    assert message in err
+    assert err.count("\n") == 1
+    assert Path("clip.mp4").read_bytes() == clip.read_bytes()
+    assert len(list(work_dir.iterdir())) == 4
+
+
+def test_a_reader_of_stdout_that_goes_does_not_end_what_is_saved(
+    run: Run, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def show(*_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("runtime.cli.video_command.show", show)
+    code, out, err = run(clip, "--whole", "--save", tmp_path / "out.mp4")
+    assert (code, out, err) == (0, "", "")
+    assert len(frames_of(tmp_path / "out.mp4")) == FRAMES
 
 
 def test_frames_without_a_time_or_of_odd_size_are_written_too(demo: Captioner, tmp_path: Path) -> None:
     images = [frame_image(number).resize((161, 121)) for number in range(3)]
-    with annotated_video(tmp_path / "out.mp4") as recorder:
+    with annotated_video(Output(tmp_path / "out.mp4"), print) as recorder:
         for described in demo.stream(images, []):
             recorder.add(described)
     drawn = frames_of(tmp_path / "out.mp4")

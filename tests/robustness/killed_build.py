@@ -1,11 +1,13 @@
-"""Builds a bundle again and again and is killed at a different point each time. Run by test_killed_builds.py.
+"""Builds a bundle again and again and is ended at a different point each time. Run by test_killed_builds.py.
 
-Usage: killed_build.py BUNDLE POINTS. The graphs are copies: exporting them is slow, and writes nothing of its own.
+Usage: killed_build.py BUNDLE POINTS ENDING, which is a signal's name, or FULL for a disk that takes no more. The graphs
+are copies: exporting them is slow, and writes nothing of its own.
 """
 
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -19,7 +21,7 @@ import torch
 from rich.console import Console
 
 from export import bundle_builder
-from export.command_line import show_progress
+from export.command_line import run_command, show_progress
 from export.graphs.specs import GraphSpec
 from export.readers import read_checkpoint
 from runtime.backends.base import Device
@@ -29,29 +31,37 @@ EVENTS = frozenset(
     {"open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.chmod", "os.link", "ctypes.call_function"}
 )
 
+EXPECTED = {"SIGKILL": -signal.SIGKILL, "SIGTERM": 143, "SIGHUP": 129, "SIGINT": 130, "FULL": 1}
+"""How a build ends: its exit code, or minus its signal."""
+
 
 def main() -> None:
-    target, points = Path(sys.argv[1]), int(sys.argv[2])
+    target, points, ending = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     torch.set_num_threads(1)
     store = Path(shutil.copytree(target, target.with_name("store")))
     checkpoint = read_checkpoint("demo", None)
     export_graph = _copy_graph(Bundle(store))
     with patch.multiple(bundle_builder, export_graph=export_graph, read_checkpoint=lambda *_: checkpoint):
-        _kill_builds(target, points)
+        _kill_builds(target, points, ending)
 
 
-def _kill_builds(target: Path, points: int) -> None:
-    """Kill a build at each of so many points; require a whole bundle after each."""
-    total = _run_in_child(partial(_build, target, 0))
+def _kill_builds(target: Path, points: int, ending: str) -> None:
+    """End a build at each of so many points; require a whole bundle and nothing else after each."""
+    (target.parent / "thesis.txt").write_text("years of work")
+    neighbours = sorted(target.parent.iterdir())
+    total = _run_in_child(partial(_build, target, 0, ending))
+    if ending == "FULL":
+        total = max(record.bytes for record in Bundle(target).manifest.files.values())
     for point in range(1, points + 1):
-        status = _run_in_child(partial(_build, target, max(1, point * total // (points + 1))))
-        assert status == -signal.SIGKILL, f"point {point}: {status}"
+        status = _run_in_child(partial(_build, target, max(1, point * total // (points + 1)), ending))
+        assert status == EXPECTED[ending], f"point {point}: {status}"
         Bundle(target)  # whole, old or new: every file is compared
-    leftovers = [path for path in target.parent.iterdir() if path.name.startswith(".")]
-    assert len(leftovers) <= 1, leftovers  # of the last build; each removes those of the builds before it
-    assert _run_in_child(partial(_build, target, 0)) > 0
+        left = set(target.parent.iterdir()) - set(neighbours)
+        # Of the last build that was killed; each removes those of the builds before it.
+        assert len(left) <= (ending == "SIGKILL"), left
+    assert _run_in_child(partial(_build, target, 0, ending)) > 0
     Bundle(target)
-    assert [path.name for path in target.parent.iterdir() if path.name.startswith(".")] == []
+    assert sorted(target.parent.iterdir()) == neighbours
     print(total)
 
 
@@ -68,21 +78,30 @@ def _copy_graph(store: Bundle) -> Callable[[GraphSpec, Path, EnginePrecision, De
     return export
 
 
-def _build(target: Path, killed_at: int) -> int:
-    """Build, and return how many times that touched the file system; kill this process at one of them."""
+def _build(target: Path, ended_at: int, ending: str) -> int:
+    """Build, and return how many times that touched the file system, or the exit code of a build that was ended.
+
+    Args:
+        ended_at: the time at which it is ended, or the size at which a file cannot grow any more; 0 for neither.
+    """
     count = 0
 
     def count_event(event: str, _: tuple[object, ...]) -> None:
         nonlocal count
         if event in EVENTS:
             count += 1
-            if count == killed_at:
-                os.kill(os.getpid(), signal.SIGKILL)
+            if count == ended_at and ending != "FULL":
+                os.kill(os.getpid(), signal.Signals[ending])
 
+    def build() -> None:
+        with show_progress(Console(stderr=True), 7) as progress:
+            bundle_builder.build("demo", target, progress)
+
+    if ended_at and ending == "FULL":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (ended_at, ended_at))
     sys.addaudithook(count_event)
-    with show_progress(Console(stderr=True), 7) as progress:
-        bundle_builder.build("demo", target, progress)
-    return count
+    code = run_command(build)
+    return code if ended_at else count
 
 
 def _run_in_child(call: Callable[[], int]) -> int:

@@ -1,20 +1,29 @@
-"""A build that is killed, at any point, leaves a whole bundle: the old one, or the new."""
+"""A build that is ended at any point, in any way, leaves a whole bundle, the old one or the new, and nothing else."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import ROOT
 
-POINTS = 20
+POINTS = 30 if os.environ.get("PATCHCAPTION_ENDURANCE") == "1" else 5
 
 
-def test_a_build_that_is_killed_at_any_of_twenty_points_leaves_a_whole_bundle(bundle_copy: Callable[[], Path]) -> None:
+@pytest.mark.parametrize(
+    ("ending", "points"),
+    [("SIGKILL", 20), ("SIGTERM", POINTS), ("SIGHUP", POINTS), ("SIGINT", POINTS), ("FULL", POINTS)],
+)
+def test_a_build_that_is_ended_at_any_point_leaves_a_whole_bundle(
+    bundle_copy: Callable[[], Path], ending: str, points: int
+) -> None:
     folder = bundle_copy()
-    command = [sys.executable, "-m", "tests.robustness.killed_build", str(folder), str(POINTS)]
+    command = [sys.executable, "-m", "tests.robustness.killed_build", str(folder), str(points), ending]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > POINTS
+    assert int(done.stdout) > points

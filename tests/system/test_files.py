@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from runtime import PatchcaptionError
-from runtime.system.files import temporary_beside, write_atomically, write_output
+from runtime.system.files import temporary_beside, write_atomically
+from runtime.system.outputs import Output
 from tests.conftest import ROOT
 
 
@@ -44,8 +45,7 @@ def test_a_file_that_fails_halfway_leaves_what_was_there(tmp_path: Path, fault: 
 
 def test_an_output_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     def write(path: Path) -> None:
-        with write_output(path) as part:
-            part.write_text("whole")
+        Output(path).write(b"whole")
 
     with pytest.raises(PatchcaptionError, match="nowhere/run.json: cannot be written: No such file or directory$"):
         write(tmp_path / "nowhere" / "run.json")
