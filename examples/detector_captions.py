@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with Captioner.load(options.bundle) as captioner:
         for described in captioner.stream(options.source, detect):
             for caption in described.captions:
-                if not caption.reused:
+                if not caption.reused and caption.error is None:
                     print(f"frame {described.frame.number}: {caption.region}: {caption.text}")
     return 0
 

@@ -30,7 +30,7 @@ from runtime.regions import (
 from runtime.results import Caption
 from runtime.serving.batching import Batching
 from runtime.system.version import __version__
-from runtime.video.sources import Frame
+from runtime.video.frames import Frame
 from runtime.video.stream import CaptionStream, FrameCaptions
 
 __all__ = [

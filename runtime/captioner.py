@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, overload
@@ -32,6 +31,7 @@ from runtime.results import Caption, RegionBatch, Regions, RegionsOfImages
 from runtime.serving.batching import Batching
 from runtime.system.closeable import Closeable
 from runtime.system.handover import Handover
+from runtime.system.threads import call_in_thread
 from runtime.video.sources import FrameSource
 from runtime.video.stream import CaptionStream, RegionsOfFrames
 
@@ -336,7 +336,7 @@ class Captioner(Closeable):
             handover.receive()
             return self.caption(images, regions, **options)
 
-        return await asyncio.to_thread(caption)
+        return await call_in_thread(caption)
 
     def runs_on(self) -> dict[str, str]:
         """Return the execution provider of each open engine, as its runtime reports it.

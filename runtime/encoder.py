@@ -19,6 +19,7 @@ from runtime.errors import ImageError
 from runtime.features import FeatureMap
 from runtime.image import Fit, ImageSource, OpenImage, View, open_on, prepare
 from runtime.options import check_threads
+from runtime.system.forks import require_own_engines
 
 Images: TypeAlias = "ImageSource | Sequence[ImageSource]"
 EncodeFunction: TypeAlias = Callable[[Images], FeatureMap]
@@ -87,6 +88,7 @@ class Encoder:
             engine.close()
 
     def _encode_sources(self, engine: Engine, images: Images) -> FeatureMap:
+        require_own_engines()
         device = self._backend.device
         if isinstance(images, (list, tuple)):
             opened = [_open_numbered(number, image, device) for number, image in enumerate(images)]

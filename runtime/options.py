@@ -5,6 +5,7 @@ Each stage has one dataclass. The TypedDicts beside them are the same fields as 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
@@ -21,6 +22,8 @@ Reencode: TypeAlias = Literal["mean", "cls", "gaussian"]
 Mode: TypeAlias = Literal["decode", "nearest"]
 Score: TypeAlias = Literal["natural", "reference"]
 Policy: TypeAlias = Literal["drop", "block"]
+OnBad: TypeAlias = Literal["skip", "raise"]
+"""What becomes of a bad item among good ones: it is passed over with its reason, or ends the work as an error."""
 Precision: TypeAlias = Literal["fp32", "bf16"]
 
 _MAX_THREADS = 512
@@ -29,6 +32,8 @@ _MAX_BEAMS = 256
 """With as many, the beams of one region fill a batch."""
 _MAX_LENGTH_PENALTY = 10
 """In either direction; beyond it, scores leave the range of float32."""
+_MAX_WORKERS = 64
+_MAX_TIMEOUT_S = 3600
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -129,13 +134,18 @@ class StreamOptions:
 
     Attributes:
         policy: what happens to frames that arrive faster than they are described: "drop" drops the oldest waiting ones,
-            "block" makes the source wait; None is "drop" for what is lost otherwise (cameras, URLs, iterators) and
-            "block" for files, folders and lists.
+            "block" makes the source wait; None is "drop" for what goes on by itself (cameras, and URLs without a known
+            length) and "block" for what waits without loss (files, URLs of files, folders, iterables).
         every: describe each n-th frame only.
         reuse: reuse a caption while the cosine between the region's vector and the one that it was decoded from is at
             least this; None decodes every frame.
         workers: frames encoded in parallel; None is 2 for a small backbone on a CPU, whose cores it keeps busier, and
             otherwise 1. Where frames wait, `Captioner.encoder` opens the backbone for so many callers.
+        on_bad: what becomes of a region that has no place on its frame, and of a frame that is no image: "skip" gives
+            it no caption but the reason (`Caption.error`, `FrameCaptions.error`) and goes on, "raise" ends the stream.
+        timeout_s: how long a camera or URL may take to open, and be silent, until it counts as lost.
+        reconnect_s: for how long a camera or URL that is lost or closed is tried again, after pauses that grow from 0.5
+            to 30 s; 0 raises `VideoError` at once, `math.inf` never gives up.
 
     Raises:
         PatchcaptionError: an option has no such value.
@@ -149,13 +159,18 @@ class StreamOptions:
     every: int = 1
     reuse: float | None = 0.995
     workers: int | None = None
+    on_bad: OnBad = "skip"
+    timeout_s: float = 10.0
+    reconnect_s: float = 0.0
 
     def __post_init__(self) -> None:
         _check_choice("policy", self.policy, (None, *get_args(Policy)))
-        if self.every < 1:
-            raise PatchcaptionError(f"every: expected at least 1, got {self.every}")
+        _check_choice("on_bad", self.on_bad, get_args(OnBad))
+        check_number("every", self.every, 1, whole=True)
         if self.workers is not None:
             check_threads("workers", self.workers)
+        check_number("timeout_s", self.timeout_s, 0.001, _MAX_TIMEOUT_S)
+        check_number("reconnect_s", self.reconnect_s, 0)
         if self.reuse is not None and not 0 < self.reuse <= 1:
             raise PatchcaptionError(f"reuse: expected a cosine above 0 and up to 1, or None, got {self.reuse}")
 
@@ -192,6 +207,9 @@ class StreamKeywords(DescribeKeywords, total=False):
     every: int
     reuse: float | None
     workers: int | None
+    on_bad: OnBad
+    timeout_s: float
+    reconnect_s: float
 
 
 @overload
@@ -220,8 +238,22 @@ def split_options(keywords: Mapping[str, Any], *kinds: type[Any]) -> tuple[Any, 
 
 def check_threads(name: str, number: int) -> None:
     """Raise PatchcaptionError if so many threads, or callers with threads of their own, cannot be meant."""
-    if not isinstance(number, Integral) or not 1 <= number <= _MAX_THREADS:
-        raise PatchcaptionError(f"{name}: expected a whole number from 1 to {_MAX_THREADS}, got {number!r}")
+    check_number(name, number, 1, _MAX_THREADS, whole=True)
+
+
+def check_number(name: str, value: object, least: float, most: float = math.inf, *, whole: bool = False) -> None:
+    """Refuse what is no number from ``least`` to ``most``.
+
+    Raises:
+        PatchcaptionError: names the option and the range.
+    """
+    kind = "a whole number" if whole else "a number"
+    if not isinstance(value, Real) or (whole and not isinstance(value, Integral)):
+        raise PatchcaptionError(f"{name}: expected {kind}, got {value!r}")
+    if not float(value) >= least:  # NaN is not either
+        raise PatchcaptionError(f"{name}: expected at least {least}, got {value}")
+    if float(value) > most:
+        raise PatchcaptionError(f"{name}: expected at most {most}, got {value}")
 
 
 def _check_choice(name: str, value: object, choices: tuple[str | None, ...]) -> None:

@@ -23,6 +23,7 @@ from runtime.memory import MemoryMatch, load_projector
 from runtime.options import DecodingOptions, PoolingOptions, ProgressCallback
 from runtime.pooling import Pooler, RegionReencoder
 from runtime.results import Caption, RegionBatch
+from runtime.system.forks import claim_engines, is_forked, require_own_engines
 
 VectorSource: TypeAlias = "Tensor | NDArray[Any] | Sequence[Sequence[float]]"
 """Vectors (R, D), one a row."""
@@ -42,6 +43,7 @@ class Pipeline:
     """
 
     def __init__(self, bundle: Bundle, backend: Backend, fit: Fit) -> None:
+        claim_engines(self)
         self.bundle, self.backend = bundle, backend
         self.encoder = Encoder(bundle, backend, fit)
         self.projector = load_projector(bundle, backend.device)
@@ -106,7 +108,9 @@ class Pipeline:
         return {"backbone": self.encoder.report(), **self.decoder.reports()}
 
     def close(self) -> None:
-        """Release what the engines hold."""
+        """Release what the engines hold; in a forked process nothing, as they are those of the parent."""
+        if is_forked():
+            return
         self.encoder.close()
         self._reencoder.close()
         self.decoder.close()
@@ -119,6 +123,7 @@ class Pipeline:
 
         Those on a GPU are not compared with infinity here: the host would wait for all that makes them.
         """
+        require_own_engines()
         width = self.bundle.manifest.backbone.output_dim
         given = vectors.detach() if isinstance(vectors, Tensor) else _tensor_of(vectors)
         if given.layout != torch.strided or given.is_complex() or given.ndim != 2 or given.shape[1] != width:

@@ -26,6 +26,8 @@ class Caption:
         region: the region it describes; None when it was decoded from a bare vector.
         nearest: the captions of the memory bank nearest to the region, as many as were asked for.
         reused: whether it was taken over from an earlier frame of a stream, as the region has hardly changed since.
+        error: None; or why the region has no caption, where ``on_bad="skip"`` passed over it. Its text is empty then,
+            its score 0, and its region None if it could not even be made.
 
     Example:
         >>> caption = captioner.caption(scene, [Box(276, 174, 507, 399)], n_best=1)[0]
@@ -39,6 +41,18 @@ class Caption:
     region: Region | None = None
     nearest: tuple[MemoryMatch, ...] = ()
     reused: bool = False
+    error: str | None = None
+
+    @classmethod
+    def missing(cls, region: Region | None, error: str) -> Caption:
+        """Return what stands in the place of a caption that there is none of.
+
+        Example:
+            >>> row = Caption.missing(None, "Box x1: expected a finite number, got nan")
+            >>> row.text, row.score, row.error
+            ('', 0.0, 'Box x1: expected a finite number, got nan')
+        """
+        return cls("", 0.0, (), region, error=error)
 
 
 @dataclass(frozen=True, eq=False)

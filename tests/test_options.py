@@ -22,7 +22,15 @@ DEFAULTS: dict[type[Any], dict[str, Any]] = {
         "reencode": None,
     },
     DecodingOptions: {"mode": "decode", "score": "natural", "n_best": 0, "beams": 1, "length_penalty": 1.0},
-    StreamOptions: {"policy": None, "every": 1, "reuse": 0.995, "workers": None},
+    StreamOptions: {
+        "policy": None,
+        "every": 1,
+        "reuse": 0.995,
+        "workers": None,
+        "on_bad": "skip",
+        "timeout_s": 10.0,
+        "reconnect_s": 0.0,
+    },
 }
 
 

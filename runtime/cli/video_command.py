@@ -15,8 +15,8 @@ from runtime.cli import exits
 from runtime.cli.captioner_arguments import add_bundle_flag, add_captioner_flags, load_captioner
 from runtime.cli.output_arguments import check_outputs
 from runtime.cli.region_arguments import add_region_flags, regions_or_whole_image
-from runtime.errors import VideoError
-from runtime.options import DecodingOptions, Policy, StreamOptions
+from runtime.errors import RegionError, VideoError
+from runtime.options import DecodingOptions, OnBad, Policy, StreamOptions
 from runtime.output.source_media import describe_source
 from runtime.output.video_file import annotated_video, json_lines, video_format
 from runtime.system.outputs import Output
@@ -46,7 +46,27 @@ def add_video(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--policy",
         choices=get_args(Policy),
-        help="what happens to frames that arrive too fast (default: drop for cameras and URLs, block for files)",
+        help="what happens to frames that arrive too fast (default: drop for cameras and live URLs, block for files)",
+    )
+    parser.add_argument(
+        "--on-bad",
+        choices=get_args(OnBad),
+        default=StreamOptions.on_bad,
+        help="what becomes of regions outside their frame and of frames that are no images (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=StreamOptions.timeout_s,
+        metavar="SECONDS",
+        help="after which a silent camera or URL is lost (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--reconnect",
+        type=float,
+        default=StreamOptions.reconnect_s,
+        metavar="SECONDS",
+        help="for how long a lost camera or URL is tried again; inf: for ever (default: %(default)s)",
     )
     parser.add_argument(
         "--reuse",
@@ -85,18 +105,29 @@ def run_video(options: argparse.Namespace) -> int:
                 every=options.every,
                 reuse=options.reuse or None,
                 beams=options.beams,
+                on_bad=options.on_bad,
+                timeout_s=options.timeout,
+                reconnect_s=options.reconnect,
             )
         )
         sinks = _open_sinks(options, stack, tqdm.write)
         frames = stream.source.frame_count
         total = None if frames is None else -(-frames // options.every)
         bar = stack.enter_context(tqdm(total=total, unit=" frames", disable=None))
+        reasons = _Reasons()
         for described in stream:
+            reasons.add(described)
             sinks = [sink for sink in sinks if _takes(sink, described)]
             if not sinks:
                 break
             bar.update()
-            bar.set_postfix(dropped=stream.dropped, broken=stream.source.decode_errors)
+            bar.set_postfix(
+                dropped=stream.dropped,
+                broken=stream.source.decode_errors,
+                bad=stream.bad_frames + stream.bad_regions,
+                reconnects=stream.source.reconnects,
+            )
+    reasons.report()
     return exits.DONE
 
 
@@ -131,9 +162,35 @@ def _rate(options: argparse.Namespace) -> Fraction | None:
     return media.rate and media.rate / options.every
 
 
+class _Reasons:
+    """Why frames and regions were passed over: the first reason, and how many there were."""
+
+    def __init__(self) -> None:
+        self._first, self._bad, self._described = "", 0, 0
+
+    def add(self, described: FrameCaptions) -> None:
+        """Count a frame and its regions."""
+        for reason in (described.error, *(caption.error for caption in described.captions)):
+            if reason is not None:
+                self._first = self._first or f"frame {described.frame.number}: {reason}"
+                self._bad += 1
+        self._described += sum(caption.error is None for caption in described.captions)
+
+    def report(self) -> None:
+        """Say on stderr what was passed over.
+
+        Raises:
+            RegionError: it was all that there was.
+        """
+        if self._bad and not self._described:
+            raise RegionError(self._first)
+        if self._bad:
+            exits.note(f"{self._bad} without a caption, the first: {self._first}")
+
+
 def _print_new_captions(described: FrameCaptions, write: Callable[[str], object]) -> None:
     seconds = described.frame.seconds
     time = f"{seconds:8.2f} s" if seconds is not None else f"frame {described.frame.number:>4}"
     for number, caption in enumerate(described.captions):
-        if not caption.reused:
+        if not caption.reused and caption.error is None:
             show(f"{time}  {number}  {caption.score:.3f}  {one_line(caption.text)}", write)

@@ -1,7 +1,20 @@
 """Stage 1: what a user holds -> the pixels that the backbone takes, and the `View` that ties both geometries."""
 
 from runtime.image.geometry import Fit, View
+from runtime.image.limits import max_pixels, require_within_limit
 from runtime.image.loading import ImageSource, OpenImage, open_image, open_on, read_file, size_wh
 from runtime.image.preprocess import prepare
 
-__all__ = ["Fit", "ImageSource", "OpenImage", "View", "open_image", "open_on", "prepare", "read_file", "size_wh"]
+__all__ = [
+    "Fit",
+    "ImageSource",
+    "OpenImage",
+    "View",
+    "max_pixels",
+    "open_image",
+    "open_on",
+    "prepare",
+    "read_file",
+    "require_within_limit",
+    "size_wh",
+]

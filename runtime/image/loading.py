@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from runtime.errors import ImageError
+from runtime.image.limits import require_within_limit
 
 
 @runtime_checkable
@@ -45,6 +46,7 @@ def open_image(source: ImageSource) -> Image.Image:
     if isinstance(source, (str, os.PathLike)):
         return _upright_rgb(read_file(Path(source)))
     if isinstance(source, Image.Image):
+        require_within_limit("image", *source.size)  # one that was just opened is decoded here
         return _upright_rgb(source)
     if isinstance(source, torch.Tensor):
         source = _validate_tensor(source).cpu().permute(1, 2, 0).numpy()
@@ -85,6 +87,7 @@ def _decode(file: Path | io.BytesIO, name: str) -> Image.Image:
     """Return the encoded image in a file; errors call it by ``name``."""
     try:
         with Image.open(file) as image:
+            require_within_limit(name, *image.size)
             image.load()
             return image
     except FileNotFoundError:
@@ -93,6 +96,8 @@ def _decode(file: Path | io.BytesIO, name: str) -> Image.Image:
         raise ImageError(f"{name}: not an image that Pillow can read") from None
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name}: {error}") from None
+    except ImageError:
+        raise
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow's decoders raise on broken files
         raise ImageError(f"{name}: cannot be read as an image: {error}") from None
 

@@ -14,17 +14,22 @@ from runtime.video.stream import FrameCaptions
 def frame_as_json(described: FrameCaptions) -> dict[str, object]:
     """Return a frame with its captions as JSON values: one line of a JSON Lines file."""
     frame = described.frame
-    return {
+    values: dict[str, object] = {
         "frame": frame.number,
         "seconds": frame.seconds,
         "dropped": described.dropped,
         "latency_ms": round(described.latency_ms, 1),
         "captions": [caption_as_json(caption) | {"reused": caption.reused} for caption in described.captions],
     }
+    if described.error is not None:
+        values["error"] = described.error
+    return values
 
 
 def caption_as_json(caption: Caption) -> dict[str, object]:
-    """Return a caption and its region as JSON values; ``nearest`` is there if captions of the memory were asked for.
+    """Return a caption and its region as JSON values.
+
+    ``nearest`` is there if captions of the memory were asked for, ``error`` if there is no caption.
 
     Example:
         >>> caption_as_json(Caption("a red triangle", 0.5, (7, 8, 9), Point(350, 330)))
@@ -38,6 +43,8 @@ def caption_as_json(caption: Caption) -> dict[str, object]:
     }
     if caption.nearest:
         values["nearest"] = [asdict(match) for match in caption.nearest]
+    if caption.error is not None:
+        values["error"] = caption.error
     return values
 
 

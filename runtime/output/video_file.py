@@ -14,7 +14,7 @@ from fractions import Fraction
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast
 
-from runtime.errors import PatchcaptionError
+from runtime.errors import ImageError, PatchcaptionError
 from runtime.image import open_image
 from runtime.output.as_json import frame_as_json
 from runtime.output.drawing import draw_captions
@@ -134,7 +134,11 @@ class _VideoRecorder:
     def add(self, described: FrameCaptions) -> None:
         import av
 
-        image = draw_captions(open_image(described.frame.image), described.captions)
+        found = [caption for caption in described.captions if caption.error is None]
+        try:
+            image = draw_captions(open_image(described.frame.image), found)
+        except ImageError:  # the stream has passed over it
+            return
         with self._errors():
             stream = self._stream or self._new_stream(image.size)
             frame = av.VideoFrame.from_image(image.resize((stream.width, stream.height)))  # type: ignore[no-untyped-call]

@@ -17,6 +17,7 @@ from runtime.features import FeatureMap, RegionVectors
 from runtime.image import OpenImage
 from runtime.options import PoolingOptions, Reencode
 from runtime.regions import Box, Canvas, Crop, PublishedBox, Region, is_of_patches, weight_rows
+from runtime.system.forks import require_own_engines
 
 _REENCODED_VARIANCE = 0.5
 """The variance of the Gaussian that the published re-encoding weights boxes by."""
@@ -48,6 +49,7 @@ class Pooler:
             RegionError: a region has no place on its image, or is not of a kind that an option takes.
             BundleError: the bundle was built without what an option needs.
         """
+        require_own_engines()
         if options.reencode:
             data = _pool_reencoded(features, regions, options.reencode, self._reencode)
         elif options.clean:
@@ -59,6 +61,31 @@ class Pooler:
             cls = self._encode_crops(list(crops.values()))
             data[list(crops)] = self._project(cls) if options.clean else cls
         return RegionVectors(data, "text" if options.clean else "visual")
+
+    def pool_rows(
+        self, features: FeatureMap, rows: Sequence[Region | RegionError], options: PoolingOptions
+    ) -> tuple[RegionVectors, list[RegionError | None]]:
+        """Return the vectors of those of one image's regions that have one, and the error of each that has none.
+
+        Args:
+            rows: its regions, and the errors of those that could not be made.
+
+        Raises:
+            BundleError: the bundle was built without what an option needs.
+        """
+        errors = [row if isinstance(row, RegionError) else None for row in rows]
+        regions = {number: row for number, row in enumerate(rows) if not isinstance(row, RegionError)}
+        try:
+            return self(features, [list(regions.values())], options), errors
+        except RegionError:  # of one of them: each by itself
+            vectors = self(features, [[]], options)
+        parts = [vectors.data]
+        for number, region in regions.items():
+            try:
+                parts.append(self(features, [[region]], options).data)
+            except RegionError as error:
+                errors[number] = RegionError(str(error).removeprefix("region 0: "))
+        return replace(vectors, data=torch.cat(parts)), errors
 
 
 def _pool(features: FeatureMap, regions: Sequence[Sequence[Region]]) -> Tensor:

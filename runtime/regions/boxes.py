@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, TypeAlias
@@ -65,6 +66,26 @@ class Box:
         """
         return cls(x, y, x + width, y + height, pool, variance)
 
+    @classmethod
+    def from_normalized(
+        cls,
+        x1: float,
+        y1: float,
+        x2: float,
+        y2: float,
+        image_wh: tuple[int, int],
+        pool: Pool = "mean",
+        variance: float = 0.5,
+    ) -> Box:
+        """Return the box of corners in 0..1 of an image's width and height.
+
+        Example:
+            >>> Box.from_normalized(0.25, 0.5, 0.75, 1, image_wh=(640, 480))
+            Box(x1=160.0, y1=240.0, x2=480.0, y2=480.0, pool='mean', variance=0.5)
+        """
+        width, height = image_wh
+        return cls(x1 * width, y1 * height, x2 * width, y2 * height, pool, variance)
+
     @staticmethod
     def published(
         x: float,
@@ -90,7 +111,7 @@ class Box:
         return PublishedBox(x, y, width, height, pool, variance, frame)
 
     def weights(self, canvas: Canvas) -> Array:
-        _check_on_image(self, canvas.view.image_wh)
+        check_on_image(self, canvas.view.image_wh)
         inside = np.clip([[self.x1, self.y1], [self.x2, self.y2]], 0, canvas.view.image_wh)
         x_edges, y_edges = canvas.view.to_input(inside).T
         coverage = canvas.overlap(y_edges) * canvas.overlap(x_edges).T
@@ -193,7 +214,7 @@ class Crop:
             (280, 270)
         """
         width, height = size_wh(image)
-        _check_on_image(self, (width, height))
+        check_on_image(self, (width, height))
         left, top = max(0, round(self.x1)), max(0, round(self.y1))
         right, bottom = min(width, round(self.x2)), min(height, round(self.y2))
         if left >= right or top >= bottom:
@@ -228,10 +249,22 @@ def _check_corners(box: Box | Crop) -> None:
         raise RegionError(f"{box}: expected x1 < x2 and y1 < y2; from x, y, width and height use Box.from_xywh")
 
 
-def _check_on_image(box: Box | Crop, image_wh: tuple[int, int]) -> None:
+def check_on_image(box: Box | Crop, image_wh: tuple[int, int]) -> None:
+    """Refuse a box that lies outside an image; warn of one that looks as if it were in 0..1 of it.
+
+    Raises:
+        RegionError: no part of the box lies on the image.
+    """
     width, height = image_wh
     if box.x1 >= width or box.y1 >= height or box.x2 <= 0 or box.y2 <= 0:
         raise RegionError(f"{box} lies outside the image of {width} x {height} pixels")
+    if max(box.x2, box.y2) <= 1 < min(width, height):
+        # Without the box's numbers: Python shows a warning of the same words only once.
+        warnings.warn(
+            f"a box within the first pixel of an image of {width} x {height}: boxes are in pixels; for boxes in 0..1 "
+            "of the image use Box.from_normalized",
+            stacklevel=2,
+        )
 
 
 def _four_numbers(owner: str, numbers: Sequence[float]) -> tuple[float, float, float, float]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
-from threading import Condition, Thread
+from threading import TIMEOUT_MAX, Condition, Thread
 from time import monotonic
 from typing import TYPE_CHECKING, cast, overload
 
@@ -17,14 +17,18 @@ import torch
 from runtime.errors import PatchcaptionError
 from runtime.features import FeatureMap, RegionVectors, Space
 from runtime.image import ImageSource
-from runtime.options import DecodingOptions, DescribeKeywords, PoolingOptions, split_options
+from runtime.options import DecodingOptions, DescribeKeywords, PoolingOptions, check_number, split_options
 from runtime.pipeline import Pipeline
 from runtime.results import Caption, RegionBatch, Regions, RegionsOfImages
 from runtime.system.closeable import Closeable
+from runtime.system.forks import is_forked
 from runtime.system.handover import Handover
+from runtime.system.threads import call_in_thread, close_at_exit, passable
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+_LONGEST_WAIT_MS = 3_600_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,16 +67,16 @@ class Batching(Closeable):
     """
 
     def __init__(self, pipeline: Pipeline, max_wait_ms: float, max_regions: int) -> None:
-        if not max_wait_ms >= 0:
-            raise PatchcaptionError(f"max_wait_ms: expected at least 0, got {max_wait_ms}")
-        if max_regions < 1:
-            raise PatchcaptionError(f"max_regions: expected at least 1, got {max_regions}")
+        check_number("max_wait_ms", max_wait_ms, 0, _LONGEST_WAIT_MS)
+        check_number("max_regions", max_regions, 1, whole=True)
         self._pipeline, self._wait_s, self._max_regions = pipeline, max_wait_ms / 1000, max_regions
         self._waiting: deque[_Request] = deque()
         self._changed = Condition()
         self._is_closed = False
+        self._death: BaseException | None = None
         self._worker = Thread(target=self._work, name="patchcaption batching", daemon=True)
         self._worker.start()
+        close_at_exit(self)
 
     @overload
     def caption(
@@ -101,6 +105,7 @@ class Batching(Closeable):
 
         Raises:
             TimeoutError: the captions were not there in time.
+            PatchcaptionError: this batching was closed, or ``timeout_s`` is no number from 0 on.
 
         Example:
             >>> with captioner.batching() as batching:
@@ -140,10 +145,11 @@ class Batching(Closeable):
             ...     batching.describe(captioner.encode(scene), [Point(350, 330)])[0].text
             'a large striped red triangle'
         """
+        longest_s = _longest_wait_s(timeout_s)
         batch = RegionBatch.of(regions, len(features))
         answer = self._submit(features, batch, options)
         try:
-            return batch.unflatten(answer.result(timeout_s))
+            return batch.unflatten(answer.result(longest_s))
         except FutureTimeoutError:  # TimeoutError itself from Python 3.11 on
             answer.cancel()
             raise TimeoutError(f"no captions after {timeout_s} s; others of the batch get theirs") from None
@@ -199,6 +205,8 @@ class Batching(Closeable):
             >>> batching = captioner.batching()
             >>> batching.close()
         """
+        if is_forked():  # its thread is the parent's
+            return
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
@@ -211,22 +219,42 @@ class Batching(Closeable):
         answer: Future[list[Caption]] = Future()
         with self._changed:
             if self._is_closed:
-                raise PatchcaptionError("this batching was closed; make another with Captioner.batching")
+                raise PatchcaptionError(
+                    "this batching was closed; make another with Captioner.batching"
+                    if self._death is None
+                    else f"the thread of this batching has ended: {self._death!r}; make another with Captioner.batching"
+                ) from self._death
             due = monotonic() + self._wait_s
             self._waiting.append(_Request(vectors, decoding, due, answer, Handover([vectors.data])))
             self._changed.notify_all()
         return answer
 
     def _work(self) -> None:
-        while batch := self._next_batch():
-            active = [request for request in batch if request.answer.set_running_or_notify_cancel()]
-            for request in active:
-                request.handover.receive()
-            try:
-                self._answer(active)
-            except Exception:  # one request's error; each alone, so that it stays that one's
-                for request in active:
-                    self._answer_alone(request)
+        batch: list[_Request] = []
+        try:
+            while batch := self._next_batch():
+                self._answer_all([one for one in batch if one.answer.set_running_or_notify_cancel()])
+        except BaseException as error:
+            self._die(error, batch)
+
+    def _die(self, error: BaseException, batch: Sequence[_Request]) -> None:
+        """Give the error that ended the thread to all who wait and, by `_submit`, to all who come."""
+        with self._changed:
+            self._is_closed, self._death = True, error
+            waiting = [*batch, *self._waiting]
+            self._waiting.clear()
+        for request in waiting:
+            if not request.answer.done():
+                request.answer.set_exception(passable(error))
+
+    def _answer_all(self, batch: Sequence[_Request]) -> None:
+        for request in batch:
+            request.handover.receive()
+        try:
+            self._answer(batch)
+        except BaseException:  # one request's error; each alone, so that it stays that one's
+            for request in batch:
+                self._answer_alone(request)
 
     def _next_batch(self) -> list[_Request]:
         """Wait until enough like requests are there, or the first is due; return none when all is done."""
@@ -266,12 +294,24 @@ class Batching(Closeable):
     def _answer_alone(self, request: _Request) -> None:
         try:
             request.answer.set_result(self._pipeline.describe_vectors(request.vectors, request.options))
-        except Exception as error:
-            request.answer.set_exception(error)
+        except BaseException as error:  # also what is no Exception: the caller waits for it
+            request.answer.set_exception(passable(error))
+
+
+def _longest_wait_s(timeout_s: float | None) -> float | None:
+    """Return how long a caller waits for its captions, as `Future.result` takes it.
+
+    Raises:
+        PatchcaptionError: it is no number from 0 on.
+    """
+    if timeout_s is None:
+        return None
+    check_number("timeout_s", timeout_s, 0)
+    return min(float(timeout_s), TIMEOUT_MAX)
 
 
 async def _answer_of(submit: Callable[[], tuple[RegionBatch, Future[list[Caption]]]]) -> list[Caption]:
     """Return the captions of one image's regions, which a thread of asyncio's submits."""
-    batch, answer = await asyncio.to_thread(submit)
+    batch, answer = await call_in_thread(submit)
     captions = await asyncio.wrap_future(answer)
     return cast("list[Caption]", batch.unflatten(captions))

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from threading import Condition
 from typing import Any, Generic, TypeVar
 
+from runtime.system.threads import passable
+
 T = TypeVar("T")
 
 
@@ -23,7 +25,7 @@ class BoundedQueue(Generic[T]):
         self._items: deque[T] = deque()
         self._changed = Condition()
         self._has_ended, self._is_stopped = False, False
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self.dropped = 0
         self.dropped_at_get = 0
 
@@ -41,8 +43,8 @@ class BoundedQueue(Generic[T]):
                 self._changed.notify_all()
             return not self._is_stopped
 
-    def end(self, error: Exception | None = None) -> None:
-        """Mark the end of the items; ``error`` is raised after those that are there."""
+    def end(self, error: BaseException | None = None) -> None:
+        """Mark the end of the items; ``error``, of whatever class, is raised after those that are there."""
         with self._changed:
             self._has_ended, self._error = True, error
             self._changed.notify_all()
@@ -55,18 +57,24 @@ class BoundedQueue(Generic[T]):
             self._changed.notify_all()
 
     def get(self) -> T | None:
-        """Wait for the oldest item and return it; None when there are no more."""
+        """Wait for the oldest item and return it; None when there are no more, or `stop` was called.
+
+        Raises:
+            BaseException: the one that the items ended with, once.
+        """
         with self._changed:
             while not self._items and not self._has_ended and not self._is_stopped:
                 self._changed.wait()
             self.dropped_at_get = self.dropped
+            if self._is_stopped:
+                return None
             if self._items:
                 item = self._items.popleft()
                 self._changed.notify_all()
                 return item
             error, self._error = self._error, None
             if error is not None:
-                raise error
+                raise passable(error)
             return None
 
 
@@ -76,7 +84,7 @@ def propagate_end(upstream: BoundedQueue[Any], downstream: BoundedQueue[Any]) ->
     try:
         yield
         downstream.end()
-    except Exception as error:
+    except BaseException as error:  # also what is no Exception: nobody else hears of it in this thread
         downstream.end(error)
     finally:
         upstream.stop()

@@ -1,95 +1,51 @@
-"""Frames of a file, a camera, a URL, a folder or an iterable.
-
-Files, cameras and URLs are read by PyAV (`pip install 'patchcaption[video]'`).
-"""
+"""Frames of a file, a camera, a URL, a folder or an iterable."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable, Iterator, Sized
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Sized
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from threading import Event
+from time import monotonic
+from typing import TypeAlias
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 import torch
 from PIL import Image
 
 from runtime.errors import ImageError, VideoError
-from runtime.image import ImageSource, open_image
-
-if TYPE_CHECKING:
-    import av
+from runtime.image import ImageSource, max_pixels, open_image
+from runtime.options import StreamOptions
+from runtime.video.frames import Frame, Source
+from runtime.video.pyav import VideoAddress, VideoInput
 
 FrameSource: TypeAlias = "str | os.PathLike[str] | int | Iterable[ImageSource | Frame]"
 
-_SECONDS_TO_OPEN, _SECONDS_TO_READ = 10.0, 10.0
-"""Timeouts after which a silent URL or camera counts as lost."""
+_URL_SCHEMES = ("http", "https", "rtmp", "rtmps", "rtp", "rtsp", "rtsps", "srt", "tcp", "udp")
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
+"""Before the first attempt to reconnect, and the most that the doubled pauses come to."""
 _SINGLE = (bytes, np.ndarray, torch.Tensor, Image.Image, dict)
 """Types that can be iterated over but are one image, or none."""
 _IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
-@dataclass(frozen=True, eq=False)
-class Frame:
-    """One image of a stream.
-
-    Attributes:
-        number: its index in the source, from 0; dropped and undecodable frames count too.
-        seconds: its time from the start of the source; None where the source does not give it.
-        image: anything that `Captioner.encode` takes.
-
-    Example:
-        >>> frames = [Frame(number, number / 30, scene) for number in range(3)]
-        >>> [result.frame.seconds for result in captioner.stream(frames, [WholeImage()])]
-        [0.0, 0.03333333333333333, 0.06666666666666667]
-    """
-
-    number: int
-    seconds: float | None
-    image: ImageSource
-
-
-class Source(Protocol):
-    """A source of frames."""
-
-    @property
-    def is_live(self) -> bool:
-        """Whether frames are lost while they are not read."""
-        ...
-
-    @property
-    def frame_count(self) -> int | None:
-        """How many frames there are; None where that is not known."""
-        ...
-
-    @property
-    def decode_errors(self) -> int:
-        """How many frames could not be decoded so far."""
-        ...
-
-    def frames(self) -> Iterator[Frame]:
-        """Yield all frames, in order; closing the iterator closes the source."""
-        ...
-
-
-def open_source(source: FrameSource) -> Source:
+def open_source(source: FrameSource, options: StreamOptions | None = None) -> Source:
     """Open a folder of images, a camera by its number, a URL (with "://"), a file, or an iterable of images or frames.
+
+    Args:
+        options: how long a camera or URL may be silent, and for how long it is tried again.
 
     Raises:
         VideoError: there is nothing to read.
     """
+    options = options or StreamOptions()
     if isinstance(source, int) and not isinstance(source, bool):
-        return PyAvSource(f"/dev/video{source}", "v4l2", is_live=True)
+        return LiveVideo(VideoAddress.of_camera(f"/dev/video{source}"), options)
     if isinstance(source, (str, os.PathLike)):
-        if "://" in str(source):
-            return PyAvSource(str(source), None, is_live=True)
-        path = Path(source)
-        if path.is_dir():
-            return ImageFolder(path)
-        if not path.exists():
-            raise VideoError(f"{path}: no such file or folder")
-        return PyAvSource(str(path), None, is_live=False)
+        name = os.fspath(source)
+        return _open_url(name, options) if "://" in name else _open_path(name)
     if isinstance(source, Iterable) and not isinstance(source, _SINGLE):
         return IterableSource(source)
     raise VideoError(
@@ -98,17 +54,48 @@ def open_source(source: FrameSource) -> Source:
     )
 
 
+def _open_path(name: str) -> Source:
+    path = Path(name)
+    try:
+        if path.is_dir():
+            return ImageFolder(path)
+        if not path.exists():
+            raise VideoError(f"{path}: no such file or folder")
+        if not path.is_file():
+            raise VideoError(f"{path}: expected a file or a folder; a camera is named by its number, 0 for /dev/video0")
+        with path.open("rb"):
+            pass
+    except (OSError, ValueError) as error:  # a ValueError for a name with a zero in it
+        raise VideoError(f"{name!r}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    return FiniteVideo(VideoAddress.of_file(name), VideoInput(VideoAddress.of_file(name)))
+
+
+def _open_url(url: str, options: StreamOptions) -> Source:
+    scheme = url.split("://", 1)[0].lower()
+    if scheme == "file":
+        return _open_path(url2pathname(urlsplit(url).path))
+    if scheme not in _URL_SCHEMES:
+        raise VideoError(f"{url}: expected a URL that begins with file, {', '.join(_URL_SCHEMES)}, got {scheme!r}")
+    address = VideoAddress.of_url(url)
+    if scheme not in ("http", "https"):
+        return LiveVideo(address, options)
+    opened = VideoInput(address, options.timeout_s)
+    if opened.duration_s is not None:
+        return FiniteVideo(address, opened)
+    return LiveVideo(address, options, opened)
+
+
 class IterableSource:
     """An iterable of images or frames; its own exceptions are passed on. A generator is closed at the end."""
 
-    decode_errors = 0
+    decode_errors = reconnects = 0
+    is_live = False
 
     def __init__(self, images: Iterable[ImageSource | Frame]) -> None:
         self._images = images
-        self.is_live = isinstance(images, Iterator)  # an iterator may be a camera
         self.frame_count = len(images) if isinstance(images, Sized) else None
 
-    def frames(self) -> Iterator[Frame]:
+    def frames(self) -> Generator[Frame, None, None]:
         try:
             for number, image in enumerate(self._images):
                 yield image if isinstance(image, Frame) else Frame(number, None, image)
@@ -116,11 +103,15 @@ class IterableSource:
             if isinstance(self._images, Generator):
                 self._images.close()
 
+    def stop(self) -> None:
+        pass
+
 
 class ImageFolder:
     """The images in a folder, in order of their names. Unreadable ones are skipped and counted."""
 
     is_live = False
+    reconnects = 0
 
     def __init__(self, folder: Path) -> None:
         self._files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _IMAGE_SUFFIXES)
@@ -129,7 +120,7 @@ class ImageFolder:
         if not self._files:
             raise VideoError(f"{folder}: no images in it")
 
-    def frames(self) -> Iterator[Frame]:
+    def frames(self) -> Generator[Frame, None, None]:
         for number, file in enumerate(self._files):
             try:
                 image = open_image(file)
@@ -140,68 +131,95 @@ class ImageFolder:
         if self.decode_errors == len(self._files):
             raise VideoError(f"{self._files[0].parent}: none of its {self.decode_errors} images can be read")
 
+    def stop(self) -> None:
+        pass
 
-class PyAvSource:
-    """A file, camera or URL that PyAV opens. Packets that cannot be decoded are skipped and counted."""
 
-    def __init__(self, url: str, container_format: str | None, is_live: bool) -> None:
-        try:
-            import av
-        except ImportError as error:
-            raise VideoError(f"PyAV cannot be imported ({error}): pip install 'patchcaption[video]'") from None
-        self._av, self._url, self.is_live, self.decode_errors = av, url, is_live, 0
-        options = {"rtsp_transport": "tcp"} if url.startswith("rtsp") else {}
-        timeout = (_SECONDS_TO_OPEN, _SECONDS_TO_READ) if is_live else None
-        try:
-            self._container = av.open(url, format=container_format, options=options, timeout=timeout)
-        except (av.error.FFmpegError, OSError) as error:
-            raise VideoError(f"{url}: cannot be opened: {_message(error)}") from None
-        if not self._container.streams.video:
-            self._container.close()
-            raise VideoError(f"{url}: there is no video in it")
-        self._stream = self._container.streams.video[0]
-        self._stream.thread_type = "AUTO"
-        self.frame_count = self._stream.frames or None
+class FiniteVideo:
+    """A video of known end: a file, or a URL of one, which waits while it is not read."""
 
-    def frames(self) -> Iterator[Frame]:
+    is_live = False
+    reconnects = 0
+
+    def __init__(self, address: VideoAddress, opened: VideoInput) -> None:
+        self._name, self._input, self.decode_errors = address.name, opened, 0
+        self.frame_count = opened.frame_count
+
+    def frames(self) -> Generator[Frame, None, None]:
         number = -1
-        with self._container:
-            for packet in self._packets():
-                for decoded in self._decode(packet):
-                    number += 1
-                    if decoded is not None:
-                        yield Frame(number, decoded.time, _upright(decoded))
+        for number, picture in enumerate(self._input.pictures()):
+            if picture is None:
+                self.decode_errors += 1
+            else:
+                yield Frame(number, *picture)
         if number + 1 == self.decode_errors:
-            raise VideoError(f"{self._url}: no frame of it can be decoded")
+            raise VideoError(
+                f"{self._name}: no frame of it can be decoded: they are damaged, or have more pixels than the "
+                f"{max_pixels()} of PIL.Image.MAX_IMAGE_PIXELS"
+            )
 
-    def _packets(self) -> Iterator[av.Packet[Any]]:
-        packets = self._container.demux(self._stream)
-        while True:
+    def stop(self) -> None:
+        pass
+
+
+class LiveVideo:
+    """A camera or a URL that sends until it is lost; it is opened again for as long as the options say.
+
+    Frames are numbered on, and their times go on by the clock.
+
+    Args:
+        opened: it is open already; None to open it.
+    """
+
+    is_live = True
+    frame_count = None
+
+    def __init__(self, address: VideoAddress, options: StreamOptions, opened: VideoInput | None = None) -> None:
+        self._address, self._timeout_s, self._reconnect_s = address, options.timeout_s, options.reconnect_s
+        self.decode_errors = self.reconnects = 0
+        self._stopping = Event()
+        self._input: VideoInput | None = opened or VideoInput(address, self._timeout_s)
+
+    def frames(self) -> Generator[Frame, None, None]:
+        began, number = monotonic(), 0
+        while self._input is not None:
+            offset_s = monotonic() - began if self.reconnects else 0.0
+            lost = VideoError(f"{self._address.name}: lost: the other side has closed it")
             try:
-                packet = next(packets, None)
-            except (self._av.error.FFmpegError, OSError) as error:
-                raise VideoError(f"{self._url}: lost: {_message(error)}") from None
-            if packet is None:
-                return
-            yield packet
+                for picture in self._input.pictures():
+                    if picture is None:
+                        self.decode_errors += 1
+                    else:
+                        seconds, pixels = picture
+                        yield Frame(number, None if seconds is None else offset_s + seconds, pixels)
+                    number += 1
+                if self._input.is_playlist:
+                    return
+            except VideoError as error:
+                lost = error
+            self._input = self._reopen(lost)
 
-    def _decode(self, packet: av.Packet[Any]) -> list[av.VideoFrame | None]:
-        """Return the frames of a packet; None for one that cannot be decoded."""
-        try:
-            return list(packet.decode())
-        except self._av.error.EOFError:
-            return []
-        except (self._av.error.FFmpegError, OSError):
-            self.decode_errors += 1
-            return [None]
+    def stop(self) -> None:
+        self._stopping.set()
 
+    def _reopen(self, lost: VideoError) -> VideoInput | None:
+        """Return the source opened again, after pauses; None if it was stopped meanwhile.
 
-def _upright(decoded: av.VideoFrame) -> np.ndarray[Any, Any]:
-    """Return RGB pixels (H, W, 3), rotated as players do: a phone stores how it was held beside the frames."""
-    pixels = decoded.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
-    quarters = round(decoded.rotation / 90) % 4
-    return np.ascontiguousarray(np.rot90(pixels, quarters)) if quarters else pixels
-
-
-def _message(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error)).strip()
+        Raises:
+            VideoError: it could not be opened in the time that there is.
+        """
+        pause_s, until = _FIRST_PAUSE_S, monotonic() + self._reconnect_s
+        while monotonic() + pause_s <= until:
+            if self._stopping.wait(pause_s):
+                return None
+            try:
+                opened = VideoInput(self._address, self._timeout_s)
+            except VideoError as error:
+                lost = error
+            else:
+                self.reconnects += 1
+                return opened
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        if self._stopping.is_set():
+            return None
+        raise lost

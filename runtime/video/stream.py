@@ -5,28 +5,36 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from threading import Thread
 from time import monotonic
 from typing import TypeAlias
 
-from runtime.errors import ImageError
+from runtime.errors import ImageError, RegionError
 from runtime.features import FeatureMap, RegionVectors
 from runtime.options import DecodingOptions, PoolingOptions, StreamOptions
 from runtime.pipeline import Pipeline
-from runtime.regions import Region
-from runtime.regions.detections import RegionsLike, as_regions
+from runtime.regions.detections import RegionsLike, as_rows
 from runtime.results import Caption
 from runtime.system.closeable import Closeable
+from runtime.system.forks import is_forked, require_own_engines
 from runtime.system.handover import Handover
+from runtime.system.threads import close_at_exit, join_all
+from runtime.video.frames import Frame, Source
 from runtime.video.queue import BoundedQueue, propagate_end
 from runtime.video.reuse import CaptionReuse
-from runtime.video.sources import Frame, FrameSource, Source, open_source
+from runtime.video.sources import FrameSource, open_source
 
 RegionsOfFrames: TypeAlias = "RegionsLike | Callable[[Frame], RegionsLike]"
 
 _WAITING_FRAMES = 2
 """Between two stages: enough that neither waits for the other's slowest frame, few enough to stay up to date."""
+
+_SECONDS_TO_LEAVE = 1.0
+"""How long `close` waits for what is not ours to return: a source that has no frame yet, a detector."""
+_SECONDS_TO_FINISH = 30.0
+"""How long it waits for the frame that is being encoded and described."""
 
 _SMALL_BACKBONE_BYTES = 32 << 20
 """Up to this size a backbone leaves cores idle at one frame at a time; a larger one is not worth opening twice."""
@@ -41,6 +49,8 @@ class FrameCaptions:
         captions: of its regions, in their order; `Caption.reused` says which are those of an earlier frame.
         dropped: frames dropped since the one before, as they arrived faster than they could be described.
         latency_ms: from the moment the frame was read to its captions.
+        error: None; or why the frame has no captions, where ``on_bad="skip"`` passed over it: it is no image, or has no
+            list of regions. The reason of a single region is its `Caption.error`.
 
     Example:
         >>> result = next(captioner.stream([scene], [Point(350, 330)]))
@@ -52,6 +62,7 @@ class FrameCaptions:
     captions: list[Caption]
     dropped: int
     latency_ms: float
+    error: str | None = None
 
 
 class CaptionStream(Closeable):
@@ -76,7 +87,10 @@ class CaptionStream(Closeable):
         pooling: PoolingOptions,
         decoding: DecodingOptions,
     ) -> None:
-        self._workers = _StreamWorkers(pipeline, open_source(source), regions, options, pooling, decoding)
+        require_own_engines()
+        if not callable(regions):
+            as_rows(regions, (1, 1))  # what is no list of regions is no matter of a frame
+        self._workers = _StreamWorkers(pipeline, open_source(source, options), regions, options, pooling, decoding)
         weakref.finalize(self, self._workers.stop)
         self._workers.start()
 
@@ -90,10 +104,21 @@ class CaptionStream(Closeable):
         """Frames dropped so far, as they arrived faster than they could be described."""
         return self._workers.read.dropped
 
+    @property
+    def bad_frames(self) -> int:
+        """Frames without captions so far, as they were no images or had no list of regions (``on_bad="skip"``)."""
+        return self._workers.bad_frames
+
+    @property
+    def bad_regions(self) -> int:
+        """Regions without a caption so far, as they had no place on their frame (``on_bad="skip"``)."""
+        return self._workers.bad_regions
+
     def __iter__(self) -> Iterator[FrameCaptions]:
         return self
 
     def __next__(self) -> FrameCaptions:
+        require_own_engines()
         try:
             done = self._workers.done.get()
         except BaseException:
@@ -107,12 +132,13 @@ class CaptionStream(Closeable):
     def close(self) -> None:
         """Stop reading and close the source; frames in progress are discarded.
 
+        A source or detector that does not return within a second is left to end by itself.
+
         Example:
             >>> stream = captioner.stream([scene] * 100, [WholeImage()])
             >>> stream.close()
         """
-        self._workers.stop()
-        self._workers.join()
+        self._workers.close()
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,26 +152,15 @@ class _ReadFrame:
 
 @dataclass(frozen=True, eq=False)
 class _EncodingFrame:
-    """A frame on its way through the backbone, its regions, and how many frames were dropped before it."""
+    """A frame on its way through the backbone, its regions or why there are none, and the frames dropped before it."""
 
     read: _ReadFrame
     features: Future[FeatureMap]
-    regions: RegionsLike
+    regions: RegionsLike | ImageError | RegionError
     dropped: int
 
-    def wait(self) -> FeatureMap:
-        """Return the frame's feature map.
 
-        Raises:
-            ImageError: names the frame.
-        """
-        try:
-            return self.features.result()
-        except ImageError as error:
-            raise ImageError(f"frame {self.read.frame.number}: {error}") from None
-
-
-class _StreamWorkers:
+class _StreamWorkers(Closeable):
     """The threads behind a stream. They hold no reference to it, so that they stop when it is dropped."""
 
     def __init__(
@@ -159,7 +174,8 @@ class _StreamWorkers:
     ) -> None:
         self.source = source
         self._pipeline, self._regions, self._every = pipeline, regions, options.every
-        self._pooling, self._decoding = pooling, decoding
+        self._pooling, self._decoding, self._skips = pooling, decoding, options.on_bad == "skip"
+        self.bad_frames = self.bad_regions = 0
         self._begin = Handover(device=pipeline.backend.device)  # frames may have been made on the caller's stream
         self._reuse = None if options.reuse is None else CaptionReuse(options.reuse)
         drops = (options.policy or ("drop" if source.is_live else "block")) == "drop"
@@ -176,35 +192,37 @@ class _StreamWorkers:
         ]
 
     def start(self) -> None:
+        close_at_exit(self)
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
         """Let every stage end at its next frame."""
+        if is_forked():  # the stages, and what they hold, are the parent's
+            return
+        self.source.stop()
         for queue in (self.read, self.encoding, self.done):
             queue.stop()
-        self._encoders.shutdown(wait=False)
+        self._encoders.shutdown(wait=False, cancel_futures=True)
 
-    def join(self) -> None:
-        for thread in self._threads:
-            thread.join()
-        self._encoders.shutdown()
+    def close(self) -> None:
+        """Stop, and wait until the engines are free; a stage that waits for the source or the detector ends later."""
+        self.stop()
+        if not is_forked() and not join_all(self._threads, _SECONDS_TO_LEAVE):
+            join_all(self._threads[-1:], _SECONDS_TO_FINISH)
 
     def _read_all(self) -> None:
-        self._begin.receive()
-        frames = self.source.frames()
         try:
-            for frame in frames:
-                if frame.number % self._every:
-                    continue
-                if not self.read.put(_ReadFrame(frame, monotonic(), Handover([frame.image]))):
-                    break
+            self._begin.receive()
+            with closing(self.source.frames()) as frames:
+                for frame in frames:
+                    if frame.number % self._every:
+                        continue
+                    if not self.read.put(_ReadFrame(frame, monotonic(), Handover([frame.image]))):
+                        break
             self.read.end()
-        except Exception as error:
+        except BaseException as error:
             self.read.end(error)
-        finally:
-            if hasattr(frames, "close"):
-                frames.close()
 
     def _encode_all(self) -> None:
         """Start encoding each frame, and find its regions meanwhile, one frame after another."""
@@ -218,12 +236,18 @@ class _StreamWorkers:
                     return
                 read.handover.receive()
                 try:
-                    regions = self._regions(read.frame) if callable(self._regions) else self._regions
-                except Exception:
+                    regions = self._find_regions(read.frame)
+                except BaseException:
                     features.cancel()
                     raise
                 if not self.encoding.put(_EncodingFrame(read, features, regions, dropped)):
                     return
+
+    def _find_regions(self, frame: Frame) -> RegionsLike | ImageError | RegionError:
+        try:
+            return self._regions(frame) if callable(self._regions) else self._regions
+        except (ImageError, RegionError) as error:  # a function that makes regions itself; judged with the others
+            return error
 
     def _encode_frame(self, read: _ReadFrame) -> FeatureMap:
         read.handover.receive()
@@ -231,22 +255,54 @@ class _StreamWorkers:
 
     def _describe_all(self) -> None:
         with propagate_end(self.encoding, self.done):
-            while (encoding := self.encoding.get()) is not None:
-                features = encoding.wait()
-                regions = as_regions(encoding.regions, features.views[0].image_wh)
-                captions = self._describe(features, regions)
-                latency_ms = 1000 * (monotonic() - encoding.read.at)
-                if not self.done.put(FrameCaptions(encoding.read.frame, captions, encoding.dropped, latency_ms)):
-                    return
+            try:
+                while (encoding := self.encoding.get()) is not None:
+                    if not self.done.put(self._describe(encoding)):
+                        return
+            finally:
+                self._encoders.shutdown(cancel_futures=True)
 
-    def _describe(self, features: FeatureMap, regions: Sequence[Region]) -> list[Caption]:
-        vectors = self._pipeline.pooler(features, [list(regions)], self._pooling)
+    def _describe(self, encoding: _EncodingFrame) -> FrameCaptions:
+        captions, reason = list[Caption](), None
+        try:
+            captions = self._captions(encoding)
+        except (ImageError, RegionError) as error:
+            if not self._skips:
+                raise type(error)(f"frame {encoding.read.frame.number}: {error}") from None
+            reason = str(error)
+            self.bad_frames += 1
+        latency_ms = 1000 * (monotonic() - encoding.read.at)
+        return FrameCaptions(encoding.read.frame, captions, encoding.dropped, latency_ms, reason)
 
-        def decode(changed: RegionVectors) -> list[Caption]:
-            return self._pipeline.describe_vectors(changed, self._decoding)
+    def _captions(self, encoding: _EncodingFrame) -> list[Caption]:
+        """Return a caption for each region, or the reason why there is none.
 
-        captions = decode(vectors) if self._reuse is None else self._reuse.captions(vectors, decode)
-        return [replace(caption, region=region) for caption, region in zip(captions, regions, strict=True)]
+        Raises:
+            ImageError, RegionError: the frame is no image, its regions are no list, or one has no place on the frame
+                and is not to be skipped.
+        """
+        features = encoding.features.result()
+        if isinstance(encoding.regions, (ImageError, RegionError)):
+            raise encoding.regions
+        rows = as_rows(encoding.regions, features.views[0].image_wh)
+        vectors, errors = self._pipeline.pooler.pool_rows(features, rows, self._pooling)
+        self._count_bad(errors)
+        captions = iter(self._decode(vectors) if self._reuse is None else self._reuse.captions(vectors, self._decode))
+        described = []
+        for row, error in zip(rows, errors, strict=True):
+            region = None if isinstance(row, RegionError) else row
+            caption = next(captions) if error is None else Caption.missing(region, str(error))
+            described.append(replace(caption, region=region))
+        return described
+
+    def _count_bad(self, errors: Sequence[RegionError | None]) -> None:
+        for number, error in enumerate(errors):
+            if error is not None and not self._skips:
+                raise RegionError(f"region {number}: {error}")
+            self.bad_regions += error is not None
+
+    def _decode(self, vectors: RegionVectors) -> list[Caption]:
+        return self._pipeline.describe_vectors(vectors, self._decoding)
 
 
 def _default_workers(pipeline: Pipeline) -> int:

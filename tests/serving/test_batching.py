@@ -224,11 +224,80 @@ def test_a_closed_batching_has_answered_all_and_takes_no_more(demo: Captioner, f
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"max_wait_ms": -1}, "max_wait_ms: .* got -1"), ({"max_regions": 0}, "max_regions: .* got 0")],
+    [
+        ({"max_wait_ms": -1}, "max_wait_ms: .* got -1"),
+        ({"max_wait_ms": float("inf")}, "max_wait_ms: expected at most 3600000, got inf"),
+        ({"max_wait_ms": float("nan")}, "max_wait_ms: expected at least 0, got nan"),
+        ({"max_wait_ms": "4"}, "max_wait_ms: expected a number, got '4'"),
+        ({"max_regions": 0}, "max_regions: .* got 0"),
+        ({"max_regions": 2.5}, "max_regions: expected a whole number, got 2.5"),
+        ({"max_regions": float("nan")}, "max_regions: expected a whole number, got nan"),
+    ],
 )
 def test_limits_that_make_no_sense_are_refused(demo: Captioner, options: dict[str, Any], message: str) -> None:
     with pytest.raises(PatchcaptionError, match=message):
         demo.batching(**options)
+
+
+@pytest.mark.parametrize("timeout_s", [-1, float("nan"), "1"])
+def test_times_that_make_no_sense_are_refused(demo: Captioner, features: FeatureMap, timeout_s: Any) -> None:
+    with demo.batching() as batching, pytest.raises(PatchcaptionError, match="timeout_s: expected"):
+        batching.describe(features, REGIONS[0], timeout_s)
+
+
+def test_a_caller_may_wait_for_ever(demo: Captioner, features: FeatureMap) -> None:
+    with demo.batching(max_wait_ms=0) as batching:
+        assert len(batching.describe(features, REGIONS[0], float("inf"))) == 2
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError, StopIteration])
+def test_an_error_of_any_class_is_answered_and_the_next_call_too(
+    demo: Captioner, features: FeatureMap, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    def failing(_: RegionVectors, __: DecodingOptions) -> list[Caption]:
+        raise error
+
+    with demo.batching(max_wait_ms=0) as batching:
+        with monkeypatch.context() as patch:
+            patch.setattr(demo.pipeline, "describe_vectors", failing)
+            with pytest.raises((error, RuntimeError)):
+                batching.describe(features, REGIONS[0], 60)
+        assert len(batching.describe(features, REGIONS[0], 60)) == 2
+
+
+def test_a_thread_that_dies_answers_all_who_wait_and_come(
+    demo: Captioner, features: FeatureMap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dying(self: Batching) -> Any:
+        while len(self._waiting) < 2:
+            pass
+        raise OverflowError("timestamp too large")
+
+    monkeypatch.setattr(Batching, "_next_batch", dying)
+    batching = demo.batching()
+
+    def error_of_a_call() -> BaseException | None:
+        with pytest.raises(OverflowError) as raised:
+            batching.describe(features, REGIONS[0], 60)
+        return raised.value
+
+    assert {str(error) for error in call_at_once([error_of_a_call] * 2)} == {"timestamp too large"}
+    with pytest.raises(PatchcaptionError, match="the thread of this batching has ended: OverflowError"):
+        batching.describe(features, REGIONS[0], 60)
+    batching.close()
+
+
+@pytest.mark.parametrize("shared_by", ["captioner", "batching"])
+def test_a_coroutine_gets_an_error_of_any_class(demo: Captioner, shared_by: str) -> None:
+    class Image:
+        def read(self) -> bytes:
+            raise StopIteration
+
+    async def caption(of: Captioner | Batching) -> None:
+        await asyncio.wait_for(of.acaption(Image(), [WholeImage()]), 60)
+
+    with demo.batching() as batching, pytest.raises(RuntimeError, match="StopIteration"):
+        asyncio.run(caption(demo if shared_by == "captioner" else batching))
 
 
 def test_coroutines_get_the_same_captions(demo: Captioner, features: FeatureMap) -> None:

@@ -148,7 +148,7 @@ def test_a_stream_hands_its_frames_from_thread_to_thread(
         return encode(self, images)
 
     monkeypatch.setattr(type(demo.pipeline.encoder), "__call__", encode_noted)
-    with demo.stream(iter([IMAGE]), regions) as stream:
+    with demo.stream(iter([IMAGE]), regions, policy="drop") as stream:
         (described,) = stream
     assert isinstance(described.captions[0], Caption)
     assert handovers[:3] == [

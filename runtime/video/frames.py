@@ -1,0 +1,61 @@
+"""A frame, and what every source of frames is."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Protocol
+
+from runtime.image import ImageSource
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One image of a stream.
+
+    Attributes:
+        number: its index in the source, from 0; dropped and undecodable frames count too.
+        seconds: its time from the start of the source; None where the source does not give it.
+        image: anything that `Captioner.encode` takes.
+
+    Example:
+        >>> frames = [Frame(number, number / 30, scene) for number in range(3)]
+        >>> [result.frame.seconds for result in captioner.stream(frames, [WholeImage()])]
+        [0.0, 0.03333333333333333, 0.06666666666666667]
+    """
+
+    number: int
+    seconds: float | None
+    image: ImageSource
+
+
+class Source(Protocol):
+    """A source of frames."""
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it goes on while it is not read: a camera, or a URL without a known length."""
+        ...
+
+    @property
+    def frame_count(self) -> int | None:
+        """How many frames there are; None where that is not known."""
+        ...
+
+    @property
+    def decode_errors(self) -> int:
+        """How many frames could not be decoded so far."""
+        ...
+
+    @property
+    def reconnects(self) -> int:
+        """How often a lost camera or URL was opened again so far."""
+        ...
+
+    def frames(self) -> Generator[Frame, None, None]:
+        """Yield all frames, in order; closing the iterator closes the source."""
+        ...
+
+    def stop(self) -> None:
+        """Let `frames` end soon; from any thread."""
+        ...

@@ -1,0 +1,36 @@
+"""Programs that are run by themselves, within a time and an amount of memory, because they may crash or hang."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+from tests.conftest import ROOT
+
+_LIMIT_MEMORY = "import resource; resource.setrlimit(resource.RLIMIT_AS, ({0} << 20, {0} << 20))\n"
+
+
+def run_child(
+    code: str, *arguments: str | Path, timeout_s: float = 60, memory_mib: int | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run Python code in a process of its own and return what it printed and how it ended.
+
+    Args:
+        memory_mib: the address space that it may have.
+
+    Raises:
+        subprocess.TimeoutExpired: it hangs.
+    """
+    code = ("" if memory_mib is None else _LIMIT_MEMORY.format(memory_mib)) + textwrap.dedent(code)
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        # ONNX Runtime's telemetry has threads of its own, which no process outlives that was forked with them.
+        env={**os.environ, "PYTHONPATH": str(ROOT), "ORT_DISABLE_TELEMETRY": "1"},
+        check=False,
+    )
