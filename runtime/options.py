@@ -32,7 +32,6 @@ _MAX_BEAMS = 256
 """With as many, the beams of one region fill a batch."""
 _MAX_LENGTH_PENALTY = 10
 """In either direction; beyond it, scores leave the range of float32."""
-_MAX_WORKERS = 64
 _MAX_TIMEOUT_S = 3600
 
 T = TypeVar("T")
