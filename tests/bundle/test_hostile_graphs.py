@@ -224,7 +224,13 @@ CASES: list[tuple[str, EngineName, Change, str]] = [
         "reshaped by what is computed",
         "decoder",
         appended(node("Reshape", "vectors input_ids", allowzero=1)),
-        "its input 1 decides on shapes and is not a constant or a shape",
+        "its input 1 decides on shapes and is not a list of constants or sizes",
+    ),
+    (
+        "a shape that is no list",
+        "reencoder",
+        appended(weight("to", -1), node("Reshape", "vectors to", allowzero=1)),
+        "its input 1 decides on shapes and is not a list of constants or sizes",
     ),
     (
         "two computed axes",

@@ -81,8 +81,8 @@ class OperatorCall:
     def entries(self, index: int) -> TensorShape:
         """Return the values of an input, which must be known before anything runs."""
         found = self.inputs[index].entries
-        if found is None:
-            raise NotAdmittedError(f"its input {index} decides on shapes and is not a constant or a shape")
+        if found is None or len(self.inputs[index].shape) != 1:
+            raise NotAdmittedError(f"its input {index} decides on shapes and is not a list of constants or sizes")
         return found
 
     def constants(self, index: int) -> tuple[int, ...]:
