@@ -237,7 +237,8 @@ def split_options(keywords: Mapping[str, Any], *kinds: type[Any]) -> tuple[Any, 
 
 def check_threads(name: str, number: int) -> None:
     """Raise PatchcaptionError if so many threads, or callers with threads of their own, cannot be meant."""
-    check_number(name, number, 1, _MAX_THREADS, whole=True)
+    if not isinstance(number, Integral) or not 1 <= number <= _MAX_THREADS:
+        raise PatchcaptionError(f"{name}: expected a whole number from 1 to {_MAX_THREADS}, got {number!r}")
 
 
 def check_number(name: str, value: object, least: float, most: float = math.inf, *, whole: bool = False) -> None:

@@ -8,11 +8,11 @@ from onnx import AttributeProto, ModelProto, TensorProto, ValueInfoProto
 
 from runtime.bundle.admission.onnx_file import (
     AttributeValue,
-    DeclaredTensor,
     ExternalBytes,
+    GraphTensor,
+    GraphWeight,
     OnnxGraph,
     StoredNode,
-    StoredTensor,
 )
 
 
@@ -56,15 +56,15 @@ def _value(attribute: AttributeProto) -> AttributeValue:
     return result
 
 
-def _weight(tensor: TensorProto) -> StoredTensor:
+def _weight(tensor: TensorProto) -> GraphWeight:
     values: bytes | ExternalBytes = tensor.raw_data
     if tensor.data_location == TensorProto.EXTERNAL:
         place = {entry.key: entry.value for entry in tensor.external_data}
         values = ExternalBytes(place["location"], int(place["offset"]), int(place["length"]))
-    return StoredTensor(tensor.name, tensor.data_type, tuple(tensor.dims), values)
+    return GraphWeight(tensor.name, tensor.data_type, tuple(tensor.dims), values)
 
 
-def _declared(value: ValueInfoProto) -> DeclaredTensor:
+def _declared(value: ValueInfoProto) -> GraphTensor:
     tensor = value.type.tensor_type
     dims = tuple(dim.dim_value if dim.HasField("dim_value") else dim.dim_param for dim in tensor.shape.dim)
-    return DeclaredTensor(value.name, tensor.elem_type, dims)
+    return GraphTensor(value.name, tensor.elem_type, dims)

@@ -60,7 +60,8 @@ def _group_by_count(counts: Sequence[int], batches: Sequence[ReencoderBatch]) ->
     for region in sorted(range(len(counts)), key=counts.__getitem__):
         largest = counts[region]
         is_similar = groups and largest <= max(_MAX_PADDING * counts[groups[-1][0]], _SMALL_REGION)
-        most = max(batch.regions for batch in batches if batch.tokens >= largest)
+        # Features of larger images than the bundle's may have regions of more tokens: those are taken one by one.
+        most = max((batch.regions for batch in batches if batch.tokens >= largest), default=1)
         if not is_similar or len(groups[-1]) >= most:
             groups.append([])
         groups[-1].append(region)

@@ -8,12 +8,12 @@ from pathlib import Path
 from runtime.bundle.admission.contract import EngineContract
 from runtime.bundle.admission.onnx_file import (
     MAX_RANK,
-    DeclaredTensor,
     ExternalBytes,
+    GraphTensor,
+    GraphWeight,
     NotAdmittedError,
     OnnxGraph,
     StoredNode,
-    StoredTensor,
     read_onnx_file,
 )
 from runtime.bundle.admission.operators import (
@@ -76,7 +76,7 @@ class _Weights:
         self._left = dict(file_bytes)
         self._constant_bytes = 0
 
-    def facts(self, weight: StoredTensor) -> TensorFacts:
+    def facts(self, weight: GraphWeight) -> TensorFacts:
         """Return what is known of a weight, or refuse it."""
         dtype = ELEMENT_TYPES.get(weight.dtype)
         if dtype is None:
@@ -107,7 +107,7 @@ class _Weights:
         if place.offset + place.length > size or self._left[place.file] < 0:
             raise NotAdmittedError(f"tensor {name!r}: more bytes than {place.file} has")
 
-    def _numbers(self, weight: StoredTensor) -> Sequence[int]:
+    def _numbers(self, weight: GraphWeight) -> Sequence[int]:
         stored = weight.values
         if isinstance(stored, ExternalBytes):
             self._constant_bytes += stored.length
@@ -189,7 +189,7 @@ class _Inference:
         if self._values_left < 0 or self._multiply_adds_left < 0:
             raise NotAdmittedError("up to here the graph computes more than the model of the manifest does")
 
-    def _check_declaration(self, declared: DeclaredTensor) -> None:
+    def _check_declaration(self, declared: GraphTensor) -> None:
         """Raise unless what a graph says of a tensor is so; names of axes have no meaning."""
         known = self._facts.get(declared.name)
         if known is None:
@@ -232,7 +232,7 @@ class _Inference:
                 yield found[0] if found and not found[0].axes and found[0].factor <= most else AxisSize(most)
 
 
-def _check_names(kind: str, declared: Sequence[DeclaredTensor], expected: Sequence[str]) -> None:
+def _check_names(kind: str, declared: Sequence[GraphTensor], expected: Sequence[str]) -> None:
     names = [one.name for one in declared]
     if names != expected:
         wrong = next((name for name in names if name not in expected), None)

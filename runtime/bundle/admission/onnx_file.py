@@ -147,7 +147,7 @@ class ExternalBytes:
 
 
 @dataclass(frozen=True)
-class StoredTensor:
+class GraphWeight:
     """A weight or constant: its values, or where they are.
 
     Attributes:
@@ -161,7 +161,7 @@ class StoredTensor:
 
 
 @dataclass(frozen=True)
-class DeclaredTensor:
+class GraphTensor:
     """What a graph says of an input, an output or a tensor between them; an axis without a number has a name."""
 
     name: str
@@ -181,10 +181,10 @@ class OnnxGraph:
     ir_version: int
     opsets: Mapping[str, int]
     nodes: tuple[StoredNode, ...]
-    weights: tuple[StoredTensor, ...]
-    inputs: tuple[DeclaredTensor, ...]
-    outputs: tuple[DeclaredTensor, ...]
-    declared: tuple[DeclaredTensor, ...] = field(repr=False)
+    weights: tuple[GraphWeight, ...]
+    inputs: tuple[GraphTensor, ...]
+    outputs: tuple[GraphTensor, ...]
+    declared: tuple[GraphTensor, ...] = field(repr=False)
 
     @property
     def files(self) -> frozenset[str]:
@@ -330,7 +330,7 @@ def _attribute(fields: Mapping[str, Any]) -> tuple[str, AttributeValue]:
     return name, tuple(value) if held == "ints" else value
 
 
-def _tensor(fields: Mapping[str, Any]) -> StoredTensor:
+def _tensor(fields: Mapping[str, Any]) -> GraphWeight:
     name = fields.get("name", "")
     location, external = fields.get("data_location", _IN_THE_GRAPH), fields.get("external_data", ())
     if location == _EXTERNAL and "raw_data" not in fields:
@@ -339,7 +339,7 @@ def _tensor(fields: Mapping[str, Any]) -> StoredTensor:
         values = fields.get("raw_data", b"")
     else:
         raise NotAdmittedError(f"tensor {name!r} is neither in the graph nor in a file beside it")
-    return StoredTensor(name, fields.get("data_type", 0), tuple(fields.get("dims", ())), values)
+    return GraphWeight(name, fields.get("data_type", 0), tuple(fields.get("dims", ())), values)
 
 
 def _external(name: str, entries: Any) -> ExternalBytes:
@@ -351,10 +351,10 @@ def _external(name: str, entries: Any) -> ExternalBytes:
     return ExternalBytes(file, int(offset), int(length))
 
 
-def _declared(fields: Mapping[str, Any]) -> DeclaredTensor:
+def _declared(fields: Mapping[str, Any]) -> GraphTensor:
     tensor = fields.get("type", {}).get("tensor_type", {})
     dims = tuple(map(_dim, tensor.get("shape", {}).get("dim", ())))
-    return DeclaredTensor(fields.get("name", ""), tensor.get("elem_type", 0), dims)
+    return GraphTensor(fields.get("name", ""), tensor.get("elem_type", 0), dims)
 
 
 def _dim(fields: Mapping[str, Any]) -> int | str:
