@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
-from threading import Thread
+from threading import Thread, main_thread
 
 import pytest
 
@@ -12,7 +11,8 @@ from runtime.system.signals import Terminated, terminating, uninterrupted
 
 
 def send(number: int) -> None:
-    os.kill(os.getpid(), number)
+    """Send a signal to the main thread: sent to the process, another thread may take it when it is no longer handled."""
+    signal.pthread_kill(main_thread().ident or 0, number)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
