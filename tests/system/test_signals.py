@@ -11,7 +11,7 @@ from runtime.system.signals import Terminated, terminating, uninterrupted
 
 
 def send(number: int) -> None:
-    """Send a signal to the main thread: sent to the process, another thread may take it when it is no longer handled."""
+    """Send a signal to the main thread: sent to the process, another thread may take it, too late."""
     signal.pthread_kill(main_thread().ident or 0, number)
 
 
