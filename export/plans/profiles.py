@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from runtime.backends.tensorrt.build import Profile
 from runtime.bundle import EngineName, Manifest, Shape, ShapeRange
+from runtime.bundle.engine_io import fixed_sizes
 from runtime.bundle.graph_io import (
     BACKBONE,
     IMAGES,
@@ -43,7 +44,7 @@ def profiles_of(manifest: Manifest) -> dict[EngineName, list[Profile]]:
 
 def _backbone_profiles(manifest: Manifest) -> list[Profile]:
     """Return profiles for single images, which video brings, and for up to as many as run at once."""
-    most, sizes = manifest.backbone.max_batch_size, _fixed_sizes(manifest)
+    most, sizes = manifest.backbone.max_batch_size, fixed_sizes(manifest)
     alone = _range(BACKBONE, sizes, {IMAGES: (1, 1, 1)})
     return [alone] if most == 1 else [alone, _range(BACKBONE, sizes, {IMAGES: (1, most, most)})]
 
@@ -51,36 +52,24 @@ def _backbone_profiles(manifest: Manifest) -> list[Profile]:
 def _decoder_profiles(manifest: Manifest) -> list[Profile]:
     """Return a profile of fixed shapes for each batch size, which leaves nothing to choose at run time."""
     io = decoder_step(manifest.decoder.num_layers)
-    return [_range(io, _fixed_sizes(manifest), {REGIONS: (rows,) * 3}) for rows in manifest.decoder.batch_sizes]
+    return [_range(io, fixed_sizes(manifest), {REGIONS: (rows,) * 3}) for rows in manifest.decoder.batch_sizes]
 
 
 def _beam_decoder_profiles(manifest: Manifest) -> list[Profile]:
     """Return one profile for any number of rows: beams leave the batch as their regions are done."""
     most = manifest.decoder.batch_sizes[-1]
     io = beam_decoder_step(manifest.decoder.num_layers)
-    return [_range(io, _fixed_sizes(manifest), {REGIONS: (1, most, most)})]
+    return [_range(io, fixed_sizes(manifest), {REGIONS: (1, most, most)})]
 
 
 def _reencoder_profiles(manifest: Manifest) -> list[Profile]:
     """Return a profile for each kind of run, the one of the smallest regions first: the first that fits is taken."""
     batches = reencoder_batches(manifest.backbone.tokens.num_tokens, manifest.decoder.batch_sizes[-1])
-    fixed = _fixed_sizes(manifest)
+    fixed = fixed_sizes(manifest)
     return [
         _range(REENCODER, fixed, {REGIONS: (1, regions, regions), REGION_TOKENS: (1, tokens, tokens)})
         for regions, tokens in reversed(batches)
     ]
-
-
-def _fixed_sizes(manifest: Manifest) -> dict[str, int]:
-    """Return the sizes of the axes that a bundle fixes, by their names in `graph_io`."""
-    backbone, decoder = manifest.backbone, manifest.decoder
-    return {
-        "image_size": backbone.preprocessing.image_size,
-        "width": backbone.output_dim,
-        "heads": decoder.num_heads,
-        "positions": decoder.max_new_tokens,
-        "head_dim": decoder.head_dim,
-    }
 
 
 def _range(io: GraphIo, fixed: Mapping[str, int], dynamic: Mapping[str, tuple[int, int, int]]) -> Profile:

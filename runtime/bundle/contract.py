@@ -6,7 +6,7 @@ may declare one shape and return another.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,26 +14,12 @@ import torch
 from torch import Tensor
 
 from runtime.bundle.dtypes import NUMBER_FORMATS
-from runtime.bundle.graph_io import (
-    BACKBONE,
-    REENCODER,
-    VOCABULARY,
-    GraphIo,
-    TensorDtype,
-    TensorSpec,
-    beam_decoder_step,
-    decoder_step,
-)
+from runtime.bundle.engine_io import engine_io, fixed_sizes
+from runtime.bundle.graph_io import VOCABULARY, TensorDtype, TensorSpec
 from runtime.bundle.manifest import EngineName, Manifest
 from runtime.errors import BundleError
 
 _FIX = "build the bundle again"
-_GRAPHS: Mapping[EngineName, Callable[[Manifest], GraphIo]] = {
-    "backbone": lambda _: BACKBONE,
-    "reencoder": lambda _: REENCODER,
-    "decoder": lambda manifest: decoder_step(manifest.decoder.num_layers),
-    "beam_decoder": lambda manifest: beam_decoder_step(manifest.decoder.num_layers),
-}
 _DTYPES: Mapping[TensorDtype, torch.dtype] = {
     "bool": torch.bool,
     "uint8": torch.uint8,
@@ -98,12 +84,14 @@ class GraphContract:
     @classmethod
     def of(cls, name: EngineName, manifest: Manifest) -> GraphContract:
         """Return the contract of an engine's graph."""
-        io, sizes = _GRAPHS[name](manifest), _fixed_sizes(manifest)
+        io, sizes = engine_io(name, manifest), fixed_sizes(manifest)
         cache = NUMBER_FORMATS[manifest.decoder.cache_precision].torch
 
         def resolve(spec: TensorSpec) -> TensorContract:
             dtype = cache if spec.dtype == "cache" else _DTYPES[spec.dtype]
-            return TensorContract(spec.name, dtype, tuple(sizes.get(axis, axis) for axis in spec.axes))
+            return TensorContract(
+                spec.name, dtype, tuple(axis if isinstance(axis, int) else sizes.get(axis, axis) for axis in spec.axes)
+            )
 
         return cls(tuple(map(resolve, io.inputs)), tuple(map(resolve, io.outputs)), manifest.decoder.vocab_size)
 
@@ -149,21 +137,6 @@ class GraphContract:
             size == axis or (axis == VOCABULARY and 0 < size <= self.max_vocabulary)
             for size, axis in zip(output.shape, expected, strict=True)
         )
-
-
-def _fixed_sizes(manifest: Manifest) -> Mapping[str | int, int]:
-    """Return the sizes of the axes that a bundle fixes, by their names in `runtime.bundle.graph_io`."""
-    backbone, decoder = manifest.backbone, manifest.decoder
-    return {
-        "image_size": backbone.preprocessing.image_size,
-        "tokens": backbone.tokens.num_tokens,
-        "patches": backbone.tokens.num_patches,
-        "width": backbone.output_dim,
-        "attention_heads": backbone.attention_heads,
-        "heads": decoder.num_heads,
-        "positions": decoder.max_new_tokens,
-        "head_dim": decoder.head_dim,
-    }
 
 
 def _describe(declared: DeclaredTensor) -> str:

@@ -9,6 +9,7 @@ import pytest
 from onnx import TensorProto
 
 from runtime.bundle import Bundle, Manifest
+from runtime.bundle.engine_io import fixed_sizes
 from runtime.bundle.graph_io import (
     BACKBONE,
     IMAGES,
@@ -44,21 +45,6 @@ def contracts(manifest: Manifest) -> dict[str, GraphIo]:
     num_layers = manifest.decoder.num_layers
     graphs = (BACKBONE, REENCODER, decoder_step(num_layers), beam_decoder_step(num_layers))
     return {io.file: io for io in graphs}
-
-
-def fixed_sizes(manifest: Manifest) -> dict[str, int]:
-    """Return the sizes of the axes that a bundle fixes, by their names."""
-    backbone, decoder = manifest.backbone, manifest.decoder
-    return {
-        "image_size": backbone.preprocessing.image_size,
-        "tokens": backbone.tokens.num_tokens,
-        "patches": backbone.tokens.num_patches,
-        "width": backbone.output_dim,
-        "attention_heads": backbone.attention_heads,
-        "heads": decoder.num_heads,
-        "positions": decoder.max_new_tokens,
-        "head_dim": decoder.head_dim,
-    }
 
 
 def expected_axes(spec: TensorSpec, sizes: dict[str, int]) -> list[str | int]:

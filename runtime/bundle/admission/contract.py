@@ -11,20 +11,17 @@ from dataclasses import dataclass
 from runtime.bundle.admission.shape_rules import TensorFacts
 from runtime.bundle.admission.sizes import AxisSize
 from runtime.bundle.dtypes import StoragePrecision
+from runtime.bundle.engine_io import engine_io, fixed_sizes
 from runtime.bundle.graph_io import (
-    BACKBONE,
     IMAGES,
     INPUT_IDS,
     NEXT_TOKEN_IDS,
     POSITION,
-    REENCODER,
     REGION_TOKENS,
     REGIONS,
     GraphIo,
     TensorDtype,
     TensorSpec,
-    beam_decoder_step,
-    decoder_step,
 )
 from runtime.bundle.manifest import EngineName, Manifest
 
@@ -86,25 +83,10 @@ class EngineContract:
 
 def engine_contract(manifest: Manifest, name: EngineName) -> EngineContract:
     """Return the contract of an engine of a bundle."""
-    layers, decoder, backbone = manifest.decoder.num_layers, manifest.decoder, manifest.backbone
-    ios = {
-        "backbone": lambda: BACKBONE,
-        "reencoder": lambda: REENCODER,
-        "decoder": lambda: decoder_step(layers),
-        "beam_decoder": lambda: beam_decoder_step(layers),
-    }
+    decoder, backbone = manifest.decoder, manifest.backbone
     return EngineContract(
-        io=ios[name](),
-        fixed={
-            "image_size": backbone.preprocessing.image_size,
-            "tokens": backbone.tokens.num_tokens,
-            "patches": backbone.tokens.num_patches,
-            "width": backbone.output_dim,
-            "attention_heads": backbone.attention_heads,
-            "heads": decoder.num_heads,
-            "positions": decoder.max_new_tokens,
-            "head_dim": decoder.head_dim,
-        },
+        io=engine_io(name, manifest),
+        fixed=fixed_sizes(manifest),
         at_most={"vocabulary": decoder.vocab_size},
         largest={
             IMAGES: backbone.max_batch_size,
