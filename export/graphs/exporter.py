@@ -66,8 +66,8 @@ def _measure_ranges(model: onnx_ir.Model, spec: GraphSpec) -> tuple[dict[str, fl
         names = spec.io.input_names
         return measure_ranges(model, (dict(zip(names, (one.numpy() for one in case), strict=True)) for case in cases))
 
-    sampled = measured(spec.samples)
-    return {name: max(value, sampled[name]) for name, value in measured(spec.calibration).items()}, sampled
+    sampled = measured(spec.samples) if spec.samples else {}
+    return {name: max(value, sampled.get(name, 0.0)) for name, value in measured(spec.calibration).items()}, sampled
 
 
 def _record(path: Path, precision: EnginePrecision, max_error: float) -> EngineRecord:

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir
 from onnx_ir.tape import Tape
 
 from export.graphs.attention_fusion import CONTRIB
+from export.graphs.constants import ConstantPool
 from export.graphs.weight_layout import is_transposed
 
 _MAX_WEIGHT = 63
@@ -43,7 +42,7 @@ class _QuantizedWeight:
 def quantize(model: onnx_ir.Model) -> None:
     """Convert products with weights to int8, and embeddings tied to such weights to look-ups in them; in place."""
     graph = model.graph
-    constants = _ConstantPool(graph)
+    constants = ConstantPool(graph)
     tied: dict[onnx_ir.Value, _QuantizedWeight] = {}
     for node in list(_weight_products(graph)):
         stored = node.inputs[1]
@@ -60,26 +59,6 @@ def quantize(model: onnx_ir.Model) -> None:
     model.opset_imports[CONTRIB] = 1
 
 
-class _ConstantPool:
-    """Makes constants of a graph; those that many nodes use, once."""
-
-    def __init__(self, graph: onnx_ir.Graph) -> None:
-        self._graph = graph
-
-    def add(self, name: str, array: npt.NDArray[Any]) -> onnx_ir.Value:
-        """Return the constant of a name, made of ``array`` when first asked for."""
-        if name in self._graph.initializers:
-            return self._graph.initializers[name]
-        value = onnx_ir.Value(name=name, const_value=onnx_ir.tensor(array, name=name))
-        value.type, value.shape = onnx_ir.TensorType(value.const_value.dtype), onnx_ir.Shape(array.shape)
-        self._graph.initializers[name] = value
-        return value
-
-    def number(self, value: float) -> onnx_ir.Value:
-        """Return a float32 scalar."""
-        return self.add(f"number_{value:g}", np.array(value, np.float32))
-
-
 def _weight_products(graph: onnx_ir.Graph) -> Iterator[onnx_ir.Node]:
     """Yield each MatMul and Gemm whose second input is a weight (K, N), or for Gemm (N, K)."""
     for node in graph:
@@ -89,7 +68,7 @@ def _weight_products(graph: onnx_ir.Graph) -> Iterator[onnx_ir.Node]:
                 yield node
 
 
-def _quantize_weight(constants: _ConstantPool, stored: onnx_ir.Value, transposed: bool) -> _QuantizedWeight:
+def _quantize_weight(constants: ConstantPool, stored: onnx_ir.Value, transposed: bool) -> _QuantizedWeight:
     weight = stored.const_value.numpy()
     weight = weight.T if transposed else weight
     scales = np.maximum(np.abs(weight).max(axis=0), _MIN_ROW_MAX) / _MAX_WEIGHT
@@ -101,7 +80,7 @@ def _quantize_weight(constants: _ConstantPool, stored: onnx_ir.Value, transposed
 
 
 def _quantized_product(
-    constants: _ConstantPool, node: onnx_ir.Node, weight: _QuantizedWeight
+    constants: ConstantPool, node: onnx_ir.Node, weight: _QuantizedWeight
 ) -> tuple[Tape, onnx_ir.Value]:
     """Return ``node`` on rounded activations: rows are divided by their largest value, products multiplied by it."""
     tape, activations = Tape(), node.inputs[0]
@@ -120,7 +99,7 @@ def _quantized_product(
 
 
 def _quantized_lookup(
-    constants: _ConstantPool, node: onnx_ir.Node, weight: _QuantizedWeight
+    constants: ConstantPool, node: onnx_ir.Node, weight: _QuantizedWeight
 ) -> tuple[Tape, onnx_ir.Value]:
     """Return the embeddings (R, K) of tokens (R,), which are columns of ``weight``."""
     tape, tokens = Tape(), node.inputs[1]

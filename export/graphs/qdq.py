@@ -20,6 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir
 
+from export.graphs.constants import ConstantPool
+
 EightBits: TypeAlias = Literal["int8", "fp8"]
 
 
@@ -88,6 +90,9 @@ class _Quantizer:
     format: _Format
     _rounded: dict[onnx_ir.Value, onnx_ir.Value] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self._constants = ConstantPool(self.graph)
+
     def quantize_activations(self, product: onnx_ir.Node, largest: float) -> None:
         activations = product.inputs[0]
         if activations not in self._rounded:
@@ -108,8 +113,8 @@ class _Quantizer:
             largest: its largest absolute value, or that of each column (N,).
         """
         scales = (np.maximum(largest, _MIN_LARGEST) / self.format.largest).astype(value.dtype.numpy())
-        scale = self._constant(f"{value.name}.scale", scales)
-        zero_point = self._constant(f"{value.name}.zero", np.zeros(scales.shape, self.format.dtype))
+        scale = self._constants.add(f"{value.name}.scale", scales)
+        zero_point = self._constants.add(f"{value.name}.zero", np.zeros(scales.shape, self.format.dtype))
         attributes = {"axis": onnx_ir.AttrInt64("axis", 1)} if scales.ndim else {}
         quantize = onnx_ir.Node("", "QuantizeLinear", [value, scale, zero_point], attributes)
         dequantize = onnx_ir.Node("", "DequantizeLinear", [quantize.outputs[0], scale, zero_point], attributes)
@@ -117,9 +122,3 @@ class _Quantizer:
             output.type, output.shape = like.type, value.shape
         self.graph.insert_before(before, [quantize, dequantize])
         return dequantize.outputs[0]
-
-    def _constant(self, name: str, array: npt.NDArray[np.generic]) -> onnx_ir.Value:
-        value = onnx_ir.Value(name=name, const_value=onnx_ir.tensor(array, name=name))
-        value.type, value.shape = onnx_ir.TensorType(value.const_value.dtype), onnx_ir.Shape(array.shape)
-        self.graph.register_initializer(value)
-        return value
