@@ -30,7 +30,6 @@ def run_child(
         capture_output=True,
         text=True,
         timeout=timeout_s,
-        # ONNX Runtime's telemetry has threads of its own, which no process outlives that was forked with them.
-        env={**os.environ, "PYTHONPATH": str(ROOT), "ORT_DISABLE_TELEMETRY": "1"},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=False,
     )
