@@ -17,8 +17,8 @@ def test_threads_neither_race_nor_change_each_others_results(tmp_path: Path) -> 
         "-DPATCHCAPTION_STRESS=ON",
         "-DCMAKE_CXX_FLAGS=-fsanitize=thread",
     ]
-    for command in (["cmake", "-S", ROOT, "-B", tmp_path, *options], ["cmake", "--build", tmp_path, "--parallel"]):
-        subprocess.run(command, check=True, capture_output=True)
+    for command in (["-S", str(ROOT), "-B", str(tmp_path), *options], ["--build", str(tmp_path), "--parallel"]):
+        subprocess.run(["cmake", *command], check=True, capture_output=True)
     done = subprocess.run([tmp_path / "patchcaption_stress", "1"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith(" projections\n")
