@@ -99,7 +99,7 @@ def test_new_captions_are_printed_with_their_time(run: Run, clip: Path) -> None:
         (["CLIP", "--box", "500,500,600,600"], 2, "lies outside the image"),
         (["CLIP", "--save", "out.txt"], 1, "out.txt: expected a video's ending"),
         (["CLIP", "--jsonl", "nowhere/out.jsonl"], 1, "the folder nowhere does not exist"),
-        (["CLIP", "--every", "0"], 1, "every: expected at least 1"),
+        (["CLIP", "--every", "0"], 2, "every: expected a whole number from 1 on"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(
