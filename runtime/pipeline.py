@@ -16,11 +16,11 @@ from runtime.bundle import Bundle
 from runtime.bundle.graph_io import reencoder_batches
 from runtime.decoding import load_decoder
 from runtime.encoder import Encoder
-from runtime.errors import PatchcaptionError
+from runtime.errors import PatchcaptionError, RegionError
 from runtime.features import FeatureMap, RegionVectors
 from runtime.image import Fit
 from runtime.memory import MemoryMatch, load_projector
-from runtime.options import DecodingOptions, PoolingOptions, ProgressCallback
+from runtime.options import DecodingOptions, OnBad, PoolingOptions, ProgressCallback, check_on_bad
 from runtime.pooling import Pooler, RegionReencoder
 from runtime.results import Caption, RegionBatch
 from runtime.system.forks import claim_engines, is_forked, require_own_engines
@@ -60,9 +60,35 @@ class Pipeline:
         pooling: PoolingOptions,
         decoding: DecodingOptions,
         progress: ProgressCallback | None = None,
+        on_bad: OnBad = "raise",
     ) -> list[Caption]:
-        """Caption regions of encoded images; see `Captioner.describe`."""
-        return self.describe_vectors(self.pooler(features, regions.by_image, pooling), decoding, progress)
+        """Caption regions of encoded images; see `Captioner.describe`.
+
+        Returns:
+            R captions, one image's after another's, without their regions.
+        """
+        vectors, errors = self.pool(features, regions, pooling, on_bad)
+        captions = iter(self.describe_vectors(vectors, decoding, progress))
+        return [next(captions) if error is None else Caption.missing(None, str(error)) for error in errors]
+
+    def pool(
+        self, features: FeatureMap, regions: RegionBatch, options: PoolingOptions, on_bad: OnBad = "raise"
+    ) -> tuple[RegionVectors, list[RegionError | None]]:
+        """Return the vectors of those regions that have one, and for each region why it has none.
+
+        Raises:
+            RegionError: with ``on_bad="raise"``, of the first region that has no vector.
+        """
+        check_on_bad(on_bad)
+        if on_bad == "raise":
+            return self.pooler(features, regions.regions(), options), [None] * len(regions)
+        none = self.pooler(features, [[] for _ in regions.by_image], options)
+        parts, errors = [none.data], list[RegionError | None]()
+        for image, rows in enumerate(regions.by_image):
+            vectors, own_errors = self.pooler.pool_rows(features[image], [row.region for row in rows], options)
+            parts.append(vectors.data)
+            errors += own_errors
+        return replace(none, data=torch.cat(parts)), errors
 
     def describe_vectors(
         self, vectors: RegionVectors, options: DecodingOptions, progress: ProgressCallback | None = None

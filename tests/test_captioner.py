@@ -128,7 +128,7 @@ def test_nothing_asked_is_nothing_answered(demo: Captioner) -> None:
     features = demo.encode(SCENE.image)
     width = demo.manifest.backbone.output_dim
     assert demo.describe(features, []) == []
-    assert demo.describe(features, [[]]) == [[]]
+    assert demo.describe(features, [[]]) == [[]]  # type: ignore[comparison-overlap]
     assert demo.caption([], []) == []
     assert demo.vectors(features, []).shape == (0, width)
     assert demo.project(torch.empty(0, width)).shape == (0, width)

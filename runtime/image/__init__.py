@@ -2,7 +2,7 @@
 
 from runtime.image.geometry import Fit, View
 from runtime.image.limits import max_pixels, require_within_limit
-from runtime.image.loading import ImageSource, OpenImage, open_image, open_on, read_file, size_wh
+from runtime.image.loading import ImageSource, OpenImage, in_rgb, open_image, open_on, read_file, size_wh
 from runtime.image.preprocess import prepare
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "ImageSource",
     "OpenImage",
     "View",
+    "in_rgb",
     "max_pixels",
     "open_image",
     "open_on",

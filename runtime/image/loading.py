@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Literal, Protocol, TypeAlias, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -32,13 +32,14 @@ OpenImage: TypeAlias = "Image.Image | torch.Tensor"
 """An upright 8-bit RGB image: a PIL image, or a uint8 tensor (3, H, W) that stays on its GPU."""
 
 
-def open_image(source: ImageSource) -> Image.Image:
+def open_image(source: ImageSource, channels: Literal["rgb", "bgr"] = "rgb") -> Image.Image:
     """Return ``source`` as an upright 8-bit RGB image.
 
     Args:
         source: a path; the bytes of an encoded image (JPEG, PNG, ...); a binary file object, which is read from its
             current position to its end; a PIL image; a uint8 RGB array (H, W, 3), or grey (H, W); a uint8 RGB tensor
             (3, H, W).
+        channels: the order of the channels of an array or a tensor.
 
     Raises:
         ImageError: nothing readable there, a truncated file, another dtype or shape.
@@ -48,6 +49,7 @@ def open_image(source: ImageSource) -> Image.Image:
     if isinstance(source, Image.Image):
         require_within_limit("image", *source.size)  # one that was just opened is decoded here
         return _upright_rgb(source)
+    source = in_rgb(source, channels)
     if isinstance(source, torch.Tensor):
         source = _validate_tensor(source).cpu().permute(1, 2, 0).numpy()
     if isinstance(source, np.ndarray):
@@ -62,11 +64,20 @@ def open_image(source: ImageSource) -> Image.Image:
     )
 
 
-def open_on(source: ImageSource, device: torch.device) -> OpenImage:
+def open_on(source: ImageSource, device: torch.device, channels: Literal["rgb", "bgr"] = "rgb") -> OpenImage:
     """Return ``source`` as `open_image` does; a tensor on ``device``, unless that is the CPU, stays there."""
     if isinstance(source, torch.Tensor) and source.device == device and device.type != "cpu":
-        return _validate_tensor(source)
-    return open_image(source)
+        return _validate_tensor(cast(torch.Tensor, in_rgb(source, channels)))
+    return open_image(source, channels)
+
+
+def in_rgb(source: ImageSource, channels: Literal["rgb", "bgr"]) -> ImageSource:
+    """Return an array (H, W, 3) or a tensor (3, H, W) in RGB; anything else knows its order, and stays as it is."""
+    if channels == "bgr" and isinstance(source, np.ndarray) and source.ndim == 3:
+        return source[:, :, ::-1]
+    if channels == "bgr" and isinstance(source, torch.Tensor) and source.ndim == 3:
+        return source.flip(0)
+    return source
 
 
 def size_wh(image: OpenImage) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from runtime.regions.outline import (
     Outline,
     Points,
     PolygonOutline,
+    PolygonsOutline,
     PolylineOutline,
     outline_of,
 )
@@ -92,6 +93,10 @@ def _draw_outline(
         case PolygonOutline(points):
             pen.polygon(points, outline=colour, width=2 * line_width)
             return _bounds(np.array(points))
+        case PolygonsOutline(polygons):
+            for points in polygons:
+                pen.polygon(points, outline=colour, width=2 * line_width)
+            return _bounds(np.concatenate([np.array(points) for points in polygons]))
         case PolylineOutline(points):
             return _draw_polyline(pen, points, line_width, colour)
         case MaskOutline(array):

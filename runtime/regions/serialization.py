@@ -18,7 +18,7 @@ from runtime.regions import checks, run_lengths
 from runtime.regions.boxes import Box, BoxSet, Crop
 from runtime.regions.canvas import Region
 from runtime.regions.published import PublishedBox, PublishedTrace
-from runtime.regions.shapes import Mask, Point, Polygon, Trace
+from runtime.regions.shapes import Mask, Point, Polygon, PolygonSet, Trace
 from runtime.regions.tokens import AttentionHead, Patch, Register, WholeImage
 
 Reader: TypeAlias = Callable[[str, object], Any]
@@ -171,6 +171,13 @@ def _read_boxes(owner: str, value: object) -> list[Region]:
     return [_with_location(f"{owner}[{index}]", read, entry) for index, entry in enumerate(_read_list(owner, value))]
 
 
+def _read_polygons(owner: str, value: object) -> list[Region]:
+    def read(entry: object) -> Region:
+        return _read("polygon", entry, ("polygon",))
+
+    return [_with_location(f"{owner}[{index}]", read, entry) for index, entry in enumerate(_read_list(owner, value))]
+
+
 def _read_size(owner: str, value: object) -> tuple[int, int]:
     height, width = _read_numbers(owner, value, 2)
     limit = run_lengths.MAX_PIXELS
@@ -217,6 +224,7 @@ _READERS: dict[object, Reader] = {
     bool: _read_bool,
     tuple[tuple[float, float], ...]: _read_points,
     tuple[Box | PublishedBox, ...]: _read_boxes,
+    tuple[Polygon, ...]: _read_polygons,
 }
 """Readers of fields by their annotated type; for words (`Literal`) there is `_word_reader`."""
 
@@ -314,6 +322,7 @@ _FORMS: dict[str, _Form] = {
         _CornersForm(Crop),
         _MaskForm(),
         _Form(Polygon),
+        _Form(PolygonSet),
         _Form(Trace),
         _Form(Point),
         _Form(Patch),

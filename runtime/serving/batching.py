@@ -79,7 +79,7 @@ class Batching(Closeable):
         close_at_exit(self)
 
     @overload
-    def caption(
+    def caption(  # type: ignore[overload-overlap]  # a list of arrays may be either
         self, images: ImageSource, regions: Regions, timeout_s: float | None = None, **options: Unpack[DescribeKeywords]
     ) -> list[Caption]: ...
     @overload
@@ -115,7 +115,7 @@ class Batching(Closeable):
         return self.describe(self._pipeline.encoder(images), regions, timeout_s, **options)
 
     @overload
-    def describe(
+    def describe(  # type: ignore[overload-overlap]  # a list of arrays may be either
         self,
         features: FeatureMap,
         regions: Regions,
@@ -146,7 +146,7 @@ class Batching(Closeable):
             'a large striped red triangle'
         """
         longest_s = _longest_wait_s(timeout_s)
-        batch = RegionBatch.of(regions, len(features))
+        batch = RegionBatch.of(regions, features.image_whs)
         answer = self._submit(features, batch, options)
         try:
             return batch.unflatten(answer.result(longest_s))
@@ -174,7 +174,7 @@ class Batching(Closeable):
         def submit() -> tuple[RegionBatch, Future[list[Caption]]]:
             handover.receive()
             features = self._pipeline.encoder(images)
-            batch = RegionBatch.of(regions, len(features))
+            batch = RegionBatch.of(regions, features.image_whs)
             return batch, self._submit(features, batch, options)
 
         return await _answer_of(submit)
@@ -189,7 +189,7 @@ class Batching(Closeable):
             ...     asyncio.run(batching.adescribe(captioner.encode(scene), [Point(350, 330)]))[0].text
             'a large striped red triangle'
         """
-        batch = RegionBatch.of(regions, len(features))
+        batch = RegionBatch.of(regions, features.image_whs)
         handover = Handover([features.tokens, features.cls_attention_logits, *(features.images or ())])
 
         def submit() -> tuple[RegionBatch, Future[list[Caption]]]:
@@ -215,7 +215,7 @@ class Batching(Closeable):
     def _submit(self, features: FeatureMap, batch: RegionBatch, options: DescribeKeywords) -> Future[list[Caption]]:
         """Return the captions to come. Errors of regions and options are raised here, and affect no other caller."""
         pooling, decoding = split_options(options, PoolingOptions, DecodingOptions)
-        vectors = self._pipeline.pooler(features, batch.by_image, pooling)
+        vectors = self._pipeline.pooler(features, batch.regions(), pooling)
         answer: Future[list[Caption]] = Future()
         with self._changed:
             if self._is_closed:
