@@ -69,10 +69,10 @@ def test_captions_that_are_not_one_a_region_are_a_bug(count: int) -> None:
 @pytest.mark.parametrize(
     ("regions", "num_images", "message"),
     [
-        ("boxes", 1, "regions: expected a list of regions or something with xyxy or mask, got str"),
-        (b"boxes", 1, "regions: expected a list of regions or something with xyxy or mask, got bytes"),
-        (None, 0, "regions: expected a list of regions or something with xyxy or mask, got NoneType"),
-        ({BOX}, 1, "regions: expected a list of regions or something with xyxy or mask, got set"),
+        ("boxes", 1, "regions: expected a list of regions, got str; boxes .*"),
+        (b"boxes", 1, "regions: expected a list of regions, got bytes; boxes .*"),
+        (None, 0, "regions: expected a list of regions, got NoneType; boxes .*"),
+        ({BOX}, 1, "regions: expected a list of regions, got set; boxes .*"),
         (BOX, 2, "regions: 2 images were encoded; give a list of regions for each of them"),
         (np.zeros((2, 4)), 2, "regions: 2 images were encoded; give a list of regions for each of them"),
         ([[BOX], [BOX]], 1, "regions: expected 1 lists, one for each image, got 2"),

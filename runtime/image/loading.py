@@ -10,9 +10,11 @@ from typing import Literal, Protocol, TypeAlias, cast, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from runtime.errors import ImageError
+from runtime.image.colours import upright_rgb
+from runtime.image.formats import decode, decoder_errors, open_file
 from runtime.image.limits import require_within_limit
 
 
@@ -45,19 +47,17 @@ def open_image(source: ImageSource, channels: Literal["rgb", "bgr"] = "rgb") -> 
         ImageError: nothing readable there, a truncated file, another dtype or shape.
     """
     if isinstance(source, (str, os.PathLike)):
-        return _upright_rgb(read_file(Path(source)))
+        return _upright(open_file(Path(source)), os.fspath(source))
     if isinstance(source, Image.Image):
-        require_within_limit("image", *source.size)  # one that was just opened is decoded here
-        return _upright_rgb(source)
+        require_within_limit("image", *source.size)
+        return _upright(source, "image")
     source = in_rgb(source, channels)
     if isinstance(source, torch.Tensor):
         source = _validate_tensor(source).cpu().permute(1, 2, 0).numpy()
     if isinstance(source, np.ndarray):
         return _from_array(source)
-    if isinstance(source, bytes):
-        return _upright_rgb(_decode(io.BytesIO(source), "image bytes"))
-    if isinstance(source, BinaryFile):
-        return _upright_rgb(_decode(io.BytesIO(_read_all(source)), "image file object"))
+    if isinstance(source, (bytes, BinaryFile)):
+        return _decoded(source)
     raise ImageError(
         "image: expected a path, bytes, binary file object, PIL image, numpy array or torch tensor, got "
         f"{type(source).__name__}"
@@ -85,32 +85,15 @@ def size_wh(image: OpenImage) -> tuple[int, int]:
     return image.size if isinstance(image, Image.Image) else (image.shape[2], image.shape[1])
 
 
-def read_file(path: Path) -> Image.Image:
-    """Return the image in a file, loaded whole, in the mode that it was stored in.
-
-    Raises:
-        ImageError: nothing readable there, or a truncated file.
-    """
-    return _decode(path, str(path))
+def _decoded(source: bytes | BinaryFile) -> Image.Image:
+    if isinstance(source, bytes):
+        return _upright(decode(io.BytesIO(source), "image bytes"), "image bytes")
+    return _upright(decode(io.BytesIO(_read_all(source)), "image file object"), "image file object")
 
 
-def _decode(file: Path | io.BytesIO, name: str) -> Image.Image:
-    """Return the encoded image in a file; errors call it by ``name``."""
-    try:
-        with Image.open(file) as image:
-            require_within_limit(name, *image.size)
-            image.load()
-            return image
-    except FileNotFoundError:
-        raise ImageError(f"{name}: no such file") from None
-    except UnidentifiedImageError:
-        raise ImageError(f"{name}: not an image that Pillow can read") from None
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{name}: {error}") from None
-    except ImageError:
-        raise
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow's decoders raise on broken files
-        raise ImageError(f"{name}: cannot be read as an image: {error}") from None
+def _upright(image: Image.Image, name: str) -> Image.Image:
+    with decoder_errors(name):  # one that was opened but not loaded is decoded here
+        return upright_rgb(image, name)
 
 
 def _read_all(file: BinaryFile) -> bytes:
@@ -122,21 +105,6 @@ def _read_all(file: BinaryFile) -> bytes:
         got = type(data).__name__
         raise ImageError(f"image file object: expected bytes, got {got}; open files in binary mode")
     return data
-
-
-def _upright_rgb(image: Image.Image) -> Image.Image:
-    if 0 in image.size:
-        raise ImageError(f"image: expected at least one pixel, got {image.width} x {image.height}")
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I;16") or upright.mode == "I":  # Pillow's own conversion would clip at 255
-        deep = np.asarray(upright).astype(np.uint32)
-        upright = Image.fromarray((deep >> 8).clip(0, 255).astype(np.uint8))
-    if upright.has_transparency_data:  # over white, as viewers show it
-        rgba = upright.convert("RGBA")
-        background = Image.new("RGBA", rgba.size, "white")
-        background.alpha_composite(rgba)
-        upright = background
-    return upright.convert("RGB")
 
 
 def _validate_tensor(tensor: torch.Tensor) -> torch.Tensor:

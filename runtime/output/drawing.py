@@ -12,6 +12,7 @@ import numpy.typing as npt
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 from runtime.image import ImageSource, open_image
+from runtime.options import Channels, check_channels
 from runtime.regions.outline import (
     BoxesOutline,
     MaskOutline,
@@ -32,7 +33,7 @@ Corners: TypeAlias = tuple[float, float, float, float]
 """A box (x1, y1, x2, y2) in pixels of the image."""
 
 
-def draw_captions(image: ImageSource, captions: Sequence[Caption]) -> Image.Image:
+def draw_captions(image: ImageSource, captions: Sequence[Caption], *, channels: Channels = "rgb") -> Image.Image:
     """Return the image (RGB) with every region outlined in its own colour and its caption beside it.
 
     A region without an outline in image pixels (the whole image, patches, the published forms, classes of your own
@@ -41,11 +42,13 @@ def draw_captions(image: ImageSource, captions: Sequence[Caption]) -> Image.Imag
     Args:
         image: what was captioned, in any form that `Captioner.encode` takes.
         captions: captions of its regions, from `Captioner.describe`.
+        channels: the order of the channels of an array or a tensor; "bgr" for those of OpenCV.
 
     Example:
         >>> draw_captions(scene, captioner.caption(scene, [Box(276, 174, 507, 399)])).save("out/described.png")
     """
-    picture = open_image(image)
+    check_channels(channels)
+    picture = open_image(image, channels)
     line_width = max(1, round(min(picture.size) / 240))
     colours = list(islice(_colours(), len(captions)))
     outlines = [outline_of(caption.region, picture.size) for caption in captions]

@@ -113,7 +113,10 @@ def as_rows(found: RegionsLike, image_wh: ImageSize) -> list[RegionRow]:
         return _rows_of_array(given, image_wh)
     if is_list(given):
         return _rows_of_list(given, image_wh)
-    raise RegionError(f"regions: expected a list of regions or something with xyxy or mask, got {type(found).__name__}")
+    raise RegionError(
+        f"regions: expected a list of regions, got {type(found).__name__}; boxes (n, 4), masks, JSON and detections "
+        "are taken too"
+    )
 
 
 def split_images(regions: Any, num_images: int) -> tuple[list[RegionsLike], bool]:

@@ -86,13 +86,21 @@ def regions_from_json(text: str | bytes) -> list[Region]:
         >>> regions_from_json('[{"kind": "patch", "row": 7, "column": 8}]')
         [Patch(row=7, column=8)]
     """
+    return regions_from_list(parse_json(text))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the values of a JSON text about regions.
+
+    Raises:
+        RegionError: it is not JSON.
+    """
     try:
-        data = json.loads(text)
+        return json.loads(text)
     except RecursionError:
         raise RegionError("regions: expected a list of regions, got JSON that is nested too deeply") from None
     except ValueError as error:  # also of text that is no UTF-8, and of numbers of thousands of digits
         raise RegionError(f"regions: expected JSON: {error}") from None
-    return regions_from_list(data)
 
 
 def kind_of(region: Region) -> str:

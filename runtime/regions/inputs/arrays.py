@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.errors import RegionError
-from runtime.regions import checks
 
 AnyArray: TypeAlias = npt.NDArray[Any]
 
@@ -67,20 +66,19 @@ def as_numpy(name: str, values: Any, shape: str) -> AnyArray:
         elif is_list(values):
             values = [as_numpy(name, one, shape) if is_array(one) else one for one in values]
         array = np.asarray(values)
-        array = array if array.dtype.kind in "biuf" else array.astype(float)
+        array = array.astype(float) if array.dtype.kind == "O" else array
     except (TypeError, ValueError, RuntimeError) as error:
         raise RegionError(f"detections: expected {name} as numbers of shape {shape}: {error}") from None
+    if array.dtype.kind not in "biuf":
+        raise RegionError(f"detections: expected {name} as numbers of shape {shape}, got {array.dtype}")
     return array
 
 
-def numbers_of(value: Any) -> list[float]:
-    """Return the finite numbers of a flat list or array.
-
-    Raises:
-        RegionError: one of them is none.
-    """
-    entries = as_numpy("numbers", value, "(n,)").tolist() if is_array(value) else value
-    return [checks.number(f"number {index}", entry) for index, entry in enumerate(entries)]
+def numbers_of(value: Any) -> list[Any]:
+    """Return the numbers of a flat list or array, which need not be finite; none of anything else."""
+    if not is_flat(value):
+        return []
+    return list(as_numpy("numbers", value, "(n,)").tolist() if is_array(value) else value)
 
 
 def _check_box_format(name: str, values: object) -> None:

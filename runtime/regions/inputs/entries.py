@@ -64,7 +64,7 @@ def box_within(corners: Any, image_wh: ImageSize) -> Box:
     Raises:
         RegionError: it is no box, or lies wholly outside.
     """
-    numbers = numbers_of(corners) if is_flat(corners) else []
+    numbers = numbers_of(corners)
     if len(numbers) != 4:
         raise RegionError(f"box: expected the 4 numbers x1, y1, x2, y2, got {len(numbers) or type(corners).__name__}")
     x1, y1, x2, y2 = numbers
@@ -99,7 +99,7 @@ def _of_numbers(entry: object, image_wh: ImageSize) -> Region:
     raise RegionError(f"expected a Box, Mask, Trace or another region kind, or a box of 4 numbers, got {got}")
 
 
-def _of_flat(numbers: list[float], image_wh: ImageSize) -> Region:
+def _of_flat(numbers: list[Any], image_wh: ImageSize) -> Region:
     """Return the box of 4 numbers, or the polygon of an even number from 6 on.
 
     Two points have no area, so that 4 numbers are never a polygon.
@@ -118,10 +118,10 @@ def _of_flat(numbers: list[float], image_wh: ImageSize) -> Region:
     return polygon_of(numbers)
 
 
-def _may_be_scored(numbers: list[float]) -> bool:
+def _may_be_scored(numbers: list[Any]) -> bool:
     """Return whether 6 numbers look like a detector's row: x1, y1, x2, y2, confidence, class."""
-    x1, y1, x2, y2, confidence, number = numbers
-    return x1 < x2 and y1 < y2 and 0 <= confidence <= 1 and number >= 0 and number == int(number)
+    x1, y1, x2, y2, confidence, number = map(float, numbers)
+    return x1 < x2 and y1 < y2 and 0 <= confidence <= 1 and number >= 0 and number.is_integer()
 
 
 def _of_mapping(entry: Mapping[str, Any], image_wh: ImageSize) -> Region:
@@ -163,7 +163,7 @@ def _of_segmentation(entry: Mapping[str, Any], _: ImageSize) -> Region:
 
 
 def _of_bbox(entry: Mapping[str, Any], image_wh: ImageSize) -> Region:
-    numbers = numbers_of(entry["bbox"]) if is_flat(entry["bbox"]) else []
+    numbers = numbers_of(entry["bbox"])
     if len(numbers) != 4:
         raise RegionError("bbox: expected the 4 numbers x, y, width, height, as COCO has them")
     x, y, width, height = numbers

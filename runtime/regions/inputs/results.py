@@ -27,7 +27,7 @@ def is_results(value: object) -> bool:
     """Return whether a value holds what a detector found on one image."""
     if isinstance(value, Mapping):
         return "kind" not in value and any(key in value for key in _MAPPING_KEYS)
-    return any(hasattr(value, name) for name in _OBJECT_KEYS)
+    return any(hasattr(value, name) for name in _OBJECT_KEYS) or _is_masks(value)
 
 
 def rows_of_results(found: Any, image_wh: ImageSize) -> list[RegionRow]:
@@ -71,7 +71,7 @@ def rows_of_polygons(polygons: Any, **columns: Any) -> list[RegionRow]:
 
 
 def _of_object(found: Any, image_wh: ImageSize) -> list[RegionRow]:
-    boxes, masks = _first(found, "boxes", "obb"), _first(found, "masks")
+    boxes, masks = _first(found, "boxes", "obb"), found if _is_masks(found) else _first(found, "masks")
     _check_image(found, image_wh)
     if boxes is None and masks is None:
         if not any(hasattr(found, name) for name in ("xyxy", "xyxyn", "mask")):
@@ -79,9 +79,9 @@ def _of_object(found: Any, image_wh: ImageSize) -> list[RegionRow]:
         boxes = found
     columns = _columns_of(boxes, found)
     if masks is not None:
-        return _of_model_masks(masks, image_wh, columns)
+        return _as_many(_of_model_masks(masks, image_wh, columns), _first(boxes, "xyxy"))
     if _first(boxes, "mask") is not None:
-        return rows_of_masks(boxes.mask, **columns)
+        return _as_many(rows_of_masks(boxes.mask, **columns), _first(boxes, "xyxy"))
     if _first(boxes, "xyxyxyxy") is not None:
         return rows_of_polygons(as_numpy("xyxyxyxy", boxes.xyxyxyxy, "(n, 4, 2)"), **columns)
     return _of_corners(boxes, image_wh, columns)
@@ -116,7 +116,7 @@ def _of_columns(found: Mapping[str, Any], image_wh: ImageSize) -> list[RegionRow
         labels, names = None, labels if names is None else names
     columns = {"confidence": found.get("scores"), "class_id": labels, "class_name": names}
     if found.get("masks") is not None:
-        return rows_of_masks(found["masks"], **columns)
+        return _as_many(rows_of_masks(found["masks"], **columns), found.get("boxes"))
     return rows_of_boxes("boxes", found.get("boxes"), image_wh, **columns)
 
 
@@ -168,6 +168,11 @@ def _columns_of(boxes: Any, found: Any) -> dict[str, Any]:
     }
 
 
+def _is_masks(value: Any) -> bool:
+    """Return whether a value is the masks of ultralytics' results alone; its keypoints have nearly the same names."""
+    return hasattr(value, "xyn") and hasattr(value, "data") and not hasattr(value, "has_visible")
+
+
 def _name(names: Any, number: Any) -> str | None:
     try:
         return str(names[int(number)])
@@ -202,6 +207,13 @@ def _rows(makers: Sequence[Callable[[], Region]], **columns: Any) -> list[Region
         RegionRow.made(make, **{name: column[number] for name, column in values.items()})
         for number, make in enumerate(makers)
     ]
+
+
+def _as_many(rows: list[RegionRow], boxes: Any) -> list[RegionRow]:
+    """Return the rows of masks after comparing their number with that of the boxes beside them, if there are any."""
+    if boxes is not None and (is_list(boxes) or is_array(boxes)) and len(boxes) != len(rows):
+        raise RegionError(f"detections: expected as many masks as boxes, got {len(rows)} and {len(boxes)}")
+    return rows
 
 
 def _column(name: str, values: Any) -> Column:
