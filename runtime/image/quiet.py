@@ -7,19 +7,34 @@ warnings be shown once more. So a filter of Pillow's own modules is put before t
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Lock
 from typing import Any, cast
+
+from PIL import Image
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # else a program without logging has it on stderr
 
 _IGNORE_PILLOW = ("ignore", None, Warning, re.compile(r"(PIL|pillow_heif)\b"), 0)
 """A filter as `warnings` keeps it: action, message, category, module, line."""
 
+
+def _silence_libtiff() -> None:
+    """Keep libtiff, which Pillow decodes by, from writing to stderr; its failures are Pillow's errors all the same."""
+    with suppress(OSError, AttributeError, TypeError):  # a Pillow that is built otherwise
+        library = ctypes.CDLL(getattr(Image.core, "__file__", None))
+        for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
+            set_handler = getattr(library, name)
+            set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+            set_handler(None)
+
+
+_silence_libtiff()
 _lock = Lock()
 _decoding = 0
 

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from runtime.errors import ImageError, VideoError
-from runtime.image import ImageSource, in_rgb, max_pixels, open_image
+from runtime.image import IMAGE_SUFFIXES, ImageSource, in_rgb, max_pixels, open_image
 from runtime.options import Channels, StreamOptions
 from runtime.video.frames import Frame, Source
 from runtime.video.pyav import VideoAddress, VideoInput
@@ -29,7 +29,6 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 """Before the first attempt to reconnect, and the most that the doubled pauses come to."""
 _SINGLE = (bytes, np.ndarray, torch.Tensor, Image.Image, dict)
 """Types that can be iterated over but are one image, or none."""
-_IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
 def open_source(source: FrameSource, options: StreamOptions | None = None) -> Source:
@@ -118,7 +117,7 @@ class ImageFolder:
     reconnects = 0
 
     def __init__(self, folder: Path) -> None:
-        self._files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _IMAGE_SUFFIXES)
+        self._files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
         self.frame_count = len(self._files)
         self.decode_errors = 0
         if not self._files:
