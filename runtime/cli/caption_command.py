@@ -25,6 +25,7 @@ from runtime.image import open_image
 from runtime.options import DecodingOptions, Mode, OnBad, StreamOptions
 from runtime.output.as_json import caption_as_json
 from runtime.output.drawing import draw_captions
+from runtime.output.fonts import load_font
 from runtime.output.picture_file import save_picture
 from runtime.results import Caption
 from runtime.system.outputs import Output
@@ -69,6 +70,12 @@ def add_caption(parser: argparse.ArgumentParser) -> None:
         help="write the image with the captions drawn on it, of several images into a folder; - is stdout",
     )
     parser.add_argument(
+        "--font",
+        type=argument_type(_font),
+        metavar="FILE",
+        help="the font of --save, a .ttf or .otf file; captions with characters that it lacks are in another",
+    )
+    parser.add_argument(
         "--on-bad",
         choices=get_args(OnBad),
         default=StreamOptions.on_bad,
@@ -94,7 +101,7 @@ def run_caption(options: argparse.Namespace) -> int:
             if captions is None:
                 continue
             if path in outputs:  # first, as whoever reads stdout may go before the last caption
-                save_picture(draw_captions(image, captions), outputs[path])
+                save_picture(draw_captions(image, captions, font=options.font), outputs[path])
             printer.print(path, captions)
     reasons.report()
     return exits.DONE
@@ -179,6 +186,11 @@ class _Printer:
         show(f"{where}{caption.score:.3f}  {one_line(caption.text)}", self._write)
         for match in caption.nearest:
             show(f"    {match.similarity:.3f}  {one_line(match.text)}", self._write)
+
+
+def _font(file: str) -> str:
+    load_font(file, 16)
+    return file
 
 
 def _beams(text: str) -> int:

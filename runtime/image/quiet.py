@@ -13,10 +13,9 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from threading import Lock
 from typing import Any, cast
-
-from PIL import Image
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # else a program without logging has it on stderr
 
@@ -26,8 +25,8 @@ _IGNORE_PILLOW = ("ignore", None, Warning, re.compile(r"(PIL|pillow_heif)\b"), 0
 
 def _silence_libtiff() -> None:
     """Keep libtiff, which Pillow decodes by, from writing to stderr; its failures are Pillow's errors all the same."""
-    with suppress(OSError, AttributeError, TypeError):  # a Pillow that is built otherwise
-        library = ctypes.CDLL(getattr(Image.core, "__file__", None))
+    with suppress(ImportError, OSError, AttributeError):  # a Pillow that is built otherwise
+        library = ctypes.CDLL(import_module("PIL._imaging").__file__)
         for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
             set_handler = getattr(library, name)
             set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p

@@ -49,7 +49,7 @@ def seeds() -> tuple[tuple[str, bytes], ...]:
                 for extra in ({}, {"exif": exif}, {"save_all": True, "append_images": [picture.rotate(90)]}):
                     buffer = io.BytesIO()
                     try:
-                        _in_mode(picture, mode).save(buffer, name, **options, **extra)  # type: ignore[arg-type]
+                        _in_mode(picture, mode).save(buffer, name, **options, **extra)
                     except (OSError, ValueError, KeyError, TypeError):  # this Pillow cannot write it so
                         continue
                     found.append((f"{name} {mode} {options}", buffer.getvalue()))
