@@ -141,7 +141,10 @@ def _picture(picture: Image.Image) -> AnyArray:
     """Return what is inside of a mask that is a picture: what is neither black nor transparent."""
     if picture.mode in ("1", "L", "F", "I") or picture.mode.startswith("I;16"):
         return _inside(np.asarray(picture))
-    rgba = np.asarray(picture.convert("RGBA"))
+    try:
+        rgba = np.asarray(picture.convert("RGBA"))
+    except (OSError, ValueError) as error:  # a mode without a way to RGB, or a file that breaks off
+        raise RegionError(f"mask: a picture of mode {picture.mode} cannot be read: {error}") from None
     return rgba[:, :, :3].any(axis=2) & (rgba[:, :, 3] > 0)
 
 
