@@ -60,11 +60,11 @@ class Caption:
         """
         return cls("", 0.0, (), region, error=error)
 
-    def of_row(self, row: RegionRow) -> Caption:
-        """Return the caption as that of a region, with what was said of it."""
-        return replace(
-            self, region=None if isinstance(row.region, RegionError) else row.region, detection=row.detection
-        )
+
+def caption_of(row: RegionRow, caption: Caption) -> Caption:
+    """Return a caption as that of a region, with what was said of the region."""
+    region = None if isinstance(row.region, RegionError) else row.region
+    return replace(caption, region=region, detection=row.detection)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +114,7 @@ class RegionBatch:
     def unflatten(self, captions: Sequence[Caption]) -> list[Caption] | list[list[Caption]]:
         """Return R captions with their regions, in the nesting that the regions were given in."""
         rows = [row for of_image in self.by_image for row in of_image]
-        described = iter([caption.of_row(row) for caption, row in zip(captions, rows, strict=True)])
+        described = iter([caption_of(row, caption) for row, caption in zip(rows, captions, strict=True)])
         nested = [[next(described) for _ in of_image] for of_image in self.by_image]
         return nested if self.is_nested else nested[0]
 

@@ -31,24 +31,6 @@ class Detection:
     class_name: str | None = None
     confidence: float | None = None
 
-    @classmethod
-    def of(
-        cls, id: object = None, class_id: object = None, class_name: object = None, confidence: object = None
-    ) -> Detection | None:
-        """Return the detection of values of any library's types; None if all of them are None.
-
-        Raises:
-            RegionError: a number is none, or not finite.
-        """
-        if id is class_id is class_name is confidence is None:
-            return None
-        return cls(
-            id if id is None or isinstance(id, str) else checks.whole_or_negative("id", id),
-            None if class_id is None else checks.whole_or_negative("class id", class_id),
-            None if class_name is None else str(class_name),
-            None if confidence is None else checks.number("confidence", confidence),
-        )
-
 
 @dataclass(frozen=True, eq=False)
 class RegionRow:
@@ -67,11 +49,29 @@ class RegionRow:
         """Return the row of the region that a function makes.
 
         Args:
-            said: the arguments of `Detection.of`.
+            said: the arguments of `detection_of`.
         """
         detection = None
         try:
-            detection = Detection.of(**said)
+            detection = detection_of(**said)
             return cls(make(), detection)
         except RegionError as error:
             return cls(error, detection)
+
+
+def detection_of(
+    id: object = None, class_id: object = None, class_name: object = None, confidence: object = None
+) -> Detection | None:
+    """Return the detection of values of any library's types; None if all of them are None.
+
+    Raises:
+        RegionError: a number is none, or not finite.
+    """
+    if id is class_id is class_name is confidence is None:
+        return None
+    return Detection(
+        id if id is None or isinstance(id, str) else checks.whole_or_negative("id", id),
+        None if class_id is None else checks.whole_or_negative("class id", class_id),
+        None if class_name is None else str(class_name),
+        None if confidence is None else checks.number("confidence", confidence),
+    )

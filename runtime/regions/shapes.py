@@ -92,16 +92,8 @@ class Polygon:
         if len(self.points) < 3:
             raise RegionError(f"Polygon: expected at least three points, got {len(self.points)}")
 
-    def coverage(self, canvas: Canvas) -> Array:
-        """Return how much of each patch (G, G) lies inside, in 0..1."""
-        points = canvas.view.to_input(np.array(self.points))
-        limits = np.arange(canvas.grid + 1, dtype=np.float64) * canvas.patch
-        areas = np.abs(np.diff(np.diff(_areas_below(points, limits), axis=0), axis=1)) / canvas.patch**2
-        areas[areas < 1e-9] = 0  # rounding errors of patches outside
-        return areas.clip(max=1)
-
     def weights(self, canvas: Canvas) -> Array:
-        return canvas.from_patches(self.coverage(canvas))
+        return canvas.from_patches(_coverage(self, canvas))
 
     def outline(self, _image_wh: tuple[int, int]) -> PolygonOutline:
         return PolygonOutline(self.points)
@@ -117,9 +109,9 @@ class PolygonSet:
         polygons: polygons, or their points (x, y).
 
     Example:
-        >>> parts = [(90, 420), (321, 420), (321, 648), (90, 648)], [(453, 450), (582, 450), (582, 582), (453, 582)]
+        >>> parts = [(353, 178), (416, 249), (322, 268)], [(310, 306), (450, 288), (508, 352), (277, 399)]
         >>> captioner.caption(scene, [PolygonSet(parts)])[0].text
-        'a large solid green square'
+        'a large striped red triangle'
     """
 
     polygons: tuple[Polygon, ...]
@@ -131,7 +123,7 @@ class PolygonSet:
         object.__setattr__(self, "polygons", members)
 
     def weights(self, canvas: Canvas) -> Array:
-        coverage = np.sum([one.coverage(canvas) for one in self.polygons], axis=0)
+        coverage = np.sum([_coverage(one, canvas) for one in self.polygons], axis=0)
         return canvas.from_patches(coverage.clip(max=1))
 
     def outline(self, _image_wh: tuple[int, int]) -> PolygonsOutline:
@@ -245,6 +237,15 @@ class Point:
 
     def outline(self, _image_wh: tuple[int, int]) -> PolylineOutline:
         return PolylineOutline(((self.x, self.y),))
+
+
+def _coverage(polygon: Polygon, canvas: Canvas) -> Array:
+    """Return how much of each patch (G, G) lies inside a polygon, in 0..1."""
+    points = canvas.view.to_input(np.array(polygon.points))
+    limits = np.arange(canvas.grid + 1, dtype=np.float64) * canvas.patch
+    areas = np.abs(np.diff(np.diff(_areas_below(points, limits), axis=0), axis=1)) / canvas.patch**2
+    areas[areas < 1e-9] = 0  # rounding errors of patches outside
+    return areas.clip(max=1)
 
 
 def _areas_below(points: Array, limits: Array) -> Array:

@@ -16,7 +16,7 @@ from runtime.features import FeatureMap, RegionVectors
 from runtime.options import DecodingOptions, PoolingOptions, StreamOptions
 from runtime.pipeline import Pipeline
 from runtime.regions.detections import RegionsLike, as_rows
-from runtime.results import Caption
+from runtime.results import Caption, caption_of
 from runtime.system.closeable import Closeable
 from runtime.system.forks import is_forked, require_own_engines
 from runtime.system.handover import Handover
@@ -291,7 +291,7 @@ class _StreamWorkers(Closeable):
         described = []
         for row, error in zip(rows, errors, strict=True):
             caption = next(captions) if error is None else Caption.missing(None, str(error))
-            described.append(caption.of_row(row))
+            described.append(caption_of(row, caption))
         return described
 
     def _count_bad(self, errors: Sequence[RegionError | None]) -> None:

@@ -46,7 +46,7 @@ def row_of(entry: object, image_wh: ImageSize) -> RegionRow:
 
 
 def said_of(entry: Mapping[str, Any]) -> dict[str, object]:
-    """Return the arguments of `Detection.of` that a dictionary of one region holds."""
+    """Return the arguments of `detection_of` that a dictionary of one region holds."""
     label = _first(entry, _EITHER)
     is_name = isinstance(label, str)
     class_id, class_name = _first(entry, _CLASS_IDS), _first(entry, _CLASS_NAMES)

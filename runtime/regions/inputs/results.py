@@ -154,7 +154,7 @@ def _segment(ids: AnyArray, number: Any) -> Region:
 
 
 def _columns_of(boxes: Any, found: Any) -> dict[str, Any]:
-    """Return the arguments of `Detection.of` for all rows, by the names of supervision and ultralytics."""
+    """Return the arguments of `detection_of` for all rows, by the names of supervision and ultralytics."""
     class_ids = _first(boxes, "class_id", "cls")
     data = _first(boxes, "data")
     names: Any = data.get("class_name") if isinstance(data, Mapping) else None
