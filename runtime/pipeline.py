@@ -22,7 +22,7 @@ from runtime.image import Fit
 from runtime.memory import MemoryMatch, load_projector
 from runtime.options import DecodingOptions, OnBad, PoolingOptions, ProgressCallback, check_on_bad
 from runtime.pooling import Pooler, RegionReencoder
-from runtime.results import Caption, RegionBatch
+from runtime.results import Caption, RegionBatch, with_missing
 from runtime.system.forks import claim_engines, is_forked, require_own_engines
 
 VectorSource: TypeAlias = "Tensor | NDArray[Any] | Sequence[Sequence[float]]"
@@ -68,8 +68,7 @@ class Pipeline:
             R captions, one image's after another's, without their regions.
         """
         vectors, errors = self.pool(features, regions, pooling, on_bad)
-        captions = iter(self.describe_vectors(vectors, decoding, progress))
-        return [next(captions) if error is None else Caption.missing(None, str(error)) for error in errors]
+        return with_missing(self.describe_vectors(vectors, decoding, progress), errors)
 
     def pool(
         self, features: FeatureMap, regions: RegionBatch, options: PoolingOptions, on_bad: OnBad = "raise"

@@ -67,6 +67,12 @@ def caption_of(row: RegionRow, caption: Caption) -> Caption:
     return replace(caption, region=region, detection=row.detection)
 
 
+def with_missing(captions: Sequence[Caption], errors: Sequence[RegionError | None]) -> list[Caption]:
+    """Return the captions of the regions that have one, and among them those of the regions that have an error."""
+    described = iter(captions)
+    return [next(described) if error is None else Caption.missing(None, str(error)) for error in errors]
+
+
 @dataclass(frozen=True, eq=False)
 class RegionBatch:
     """The R regions of B images, and whether they were given as one list or as a list for each image.

@@ -363,6 +363,10 @@ def test_bad_regions_are_skipped_with_their_reasons(demo: Captioner) -> None:
     assert captions[0].text == demo.caption(image, [CORNERS])[0].text
     assert [caption.detection and caption.detection.class_name for caption in captions] == ["a", "b", "c"]
     lists: list[Any] = [[CORNERS, None], [None]]
+    with demo.batching() as batching:
+        assert batching.caption(image, given, on_bad="skip") == captions
+        assert asyncio.run(batching.acaption(image, given, on_bad="skip")) == captions
+    assert asyncio.run(demo.acaption(image, given, on_bad="skip")) == captions
     nested = demo.caption([image, image], lists, on_bad="skip")
     assert [[caption.error is None for caption in own] for own in nested] == [[True, False], [False]]
 
