@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
@@ -21,7 +21,22 @@ from runtime.errors import ImageError
 from runtime.image.limits import require_within_limit
 from runtime.image.quiet import quiet
 
-FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI", "TIFF", "WEBP")
+_PLUGINS = {
+    "AVIF": "Avif",
+    "BMP": "Bmp",
+    "GIF": "Gif",
+    "ICO": "Ico",
+    "JPEG": "Jpeg",
+    "JPEG2000": "Jpeg2K",
+    "MPO": "Mpo",
+    "PNG": "Png",
+    "PPM": "Ppm",
+    "QOI": "Qoi",
+    "TIFF": "Tiff",
+    "WEBP": "WebP",
+}
+"""What the names of Pillow's modules begin with, by its names of the formats."""
+FORMATS = tuple(_PLUGINS)
 """Pillow's names of the formats that are opened; HEIF too where pillow-heif is installed."""
 
 IMAGE_SUFFIXES = frozenset(
@@ -102,8 +117,10 @@ def decoder_errors(name: str, head: bytes = b"") -> Iterator[None]:
 
 @lru_cache(maxsize=1)
 def _formats() -> tuple[str, ...]:
-    """Return those of the formats that this Pillow has."""
-    Image.init()
+    """Return those of the formats that this Pillow has, and load their decoders and no others."""
+    for plugin in _PLUGINS.values():
+        with suppress(ImportError):
+            import_module(f"PIL.{plugin}ImagePlugin")
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 

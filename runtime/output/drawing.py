@@ -179,10 +179,12 @@ def _draw_labels(
         if all(place.is_free for place in places):
             break
     for place, colour in zip(places, colours, strict=True):
+        pen.rectangle(place.corners, fill=colour)
+    for place, colour in zip(places, colours, strict=True):
         if place.leader is not None:
-            _draw_leader(pen, place.leader, max(2, size // 6), colour)
+            _draw_leader(pen, place.leader, max(2, size // 8), colour)
     for label, place, colour in zip(labels, places, colours, strict=True):
-        _draw_label(pen, label, place.corners, colour)
+        _draw_text(pen, label, place.corners, colour)
 
 
 def _draw_leader(
@@ -206,8 +208,7 @@ def _label(pen: ImageDraw.ImageDraw, text: str, choice: FontChoice, image_wh: tu
     return _Label(lines, font, (width + 2 * _PADDING, len(lines) * line_height + _PADDING), line_height)
 
 
-def _draw_label(pen: ImageDraw.ImageDraw, label: _Label, corners: Corners, colour: Colour) -> None:
-    pen.rectangle(corners, fill=colour)
+def _draw_text(pen: ImageDraw.ImageDraw, label: _Label, corners: Corners, colour: Colour) -> None:
     ink = "white" if sum(colour) < 3 * 140 else "black"
     _, top, _, _ = pen.textbbox((0, 0), _TALL, font=label.font)
     for number, line in enumerate(label.lines):

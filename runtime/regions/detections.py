@@ -165,6 +165,8 @@ def _rows_of_array(array: Any, image_wh: ImageSize) -> list[RegionRow]:
         return []
     if len(shape) == 2:
         return _rows_of_matrix(array, image_wh)
+    if shape[-1] == 4 and shape[:0:-1] != image_wh and "bool" not in str(array.dtype):
+        raise RegionError(f"regions: expected boxes (n, 4), got shape {shape}: give those of one image")
     if shape[-1] == 2 and len(shape) == 3 and (image_wh is None or image_wh[0] != 2):
         return rows_of_polygons(as_numpy("polygons", array, "(n, P, 2)"))
     return rows_of_masks(array)

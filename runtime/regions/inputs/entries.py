@@ -25,6 +25,11 @@ _CONFIDENCES = ("confidence", "score", "predicted_iou")
 _EITHER = ("label", "class")
 """Keys that hold the name of a class in some libraries, and its number in others."""
 
+_SIDES = ("x_min", "y_min", "x_max", "y_max")
+"""Keys of the corners in what supervision's sinks write."""
+_EDGE = 8
+"""Pixels by which data sets and detectors may reach outside an image."""
+
 DETECTION_KEYS = ("id", "class_id", "class_name", "confidence")
 """Keys of `Detection` that may stand beside those of a region's own JSON form."""
 
@@ -168,7 +173,26 @@ def _of_bbox(entry: Mapping[str, Any], image_wh: ImageSize) -> Region:
         raise RegionError("bbox: expected the 4 numbers x, y, width, height, as COCO has them")
     x, y, width, height = numbers
     box = Box.from_xywh(x, y, width, height)
+    if image_wh is not None and _are_corners(box, (width, height), image_wh):
+        raise RegionError(
+            f"bbox: {numbers} reaches outside the image of {image_wh[0]} x {image_wh[1]} pixels as x, y, width and "
+            "height; give corners as xyxy"
+        )
     return box if image_wh is None else cut_off(box, image_wh)
+
+
+def _are_corners(box: Box, second: tuple[float, float], image_wh: tuple[int, int]) -> bool:
+    """Return whether a corner and a size, which do not fit into the image, would as two corners."""
+    fits_as_size = box.x2 <= image_wh[0] + _EDGE and box.y2 <= image_wh[1] + _EDGE
+    fits_as_corners = box.x1 < second[0] <= image_wh[0] and box.y1 < second[1] <= image_wh[1]
+    return fits_as_corners and not fits_as_size
+
+
+def _of_sides(entry: Mapping[str, Any], image_wh: ImageSize) -> Region:
+    missing = [side for side in _SIDES if side not in entry]
+    if missing:
+        raise RegionError(f"x_min: expected {', '.join(_SIDES)}, got no {missing[0]}")
+    return box_within([entry[side] for side in _SIDES], image_wh)
 
 
 _GEOMETRIES: Mapping[str, Callable[[Mapping[str, Any], ImageSize], Region]] = {
@@ -180,6 +204,7 @@ _GEOMETRIES: Mapping[str, Callable[[Mapping[str, Any], ImageSize], Region]] = {
     "xyxy": lambda entry, image_wh: box_within(entry["xyxy"], image_wh),
     "box": _of_box,
     "bbox": _of_bbox,
+    "x_min": _of_sides,
 }
 """What makes the region of a dictionary, by the key that it takes it from; the first that is there counts."""
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from runtime.errors import RegionError
 from runtime.regions.canvas import Region
-from runtime.regions.inputs.arrays import AnyArray, as_numpy, is_array, is_list
+from runtime.regions.inputs.arrays import AnyArray, as_numpy, is_array, is_flat, is_list
 from runtime.regions.inputs.entries import ImageSize, box_within
 from runtime.regions.inputs.masks import mask_of, masks_of, polygon_of, without_padding
 from runtime.regions.rows import RegionRow
@@ -26,7 +26,8 @@ Column = Sequence[Any]
 def is_results(value: object) -> bool:
     """Return whether a value holds what a detector found on one image."""
     if isinstance(value, Mapping):
-        return "kind" not in value and any(key in value for key in _MAPPING_KEYS)
+        is_of_rows = value.get("xyxy") is not None and not is_flat(value["xyxy"])
+        return "kind" not in value and (is_of_rows or any(key in value for key in _MAPPING_KEYS))
     return any(hasattr(value, name) for name in _OBJECT_KEYS) or _is_masks(value)
 
 
@@ -114,10 +115,15 @@ def _of_columns(found: Mapping[str, Any], image_wh: ImageSize) -> list[RegionRow
     labels, names = found.get("labels"), found.get("text_labels")
     if _is_of_names(labels):
         labels, names = None, labels if names is None else names
-    columns = {"confidence": found.get("scores"), "class_id": labels, "class_name": names}
+    columns = {
+        "id": found.get("tracker_id"),
+        "confidence": found.get("scores", found.get("confidence")),
+        "class_id": found.get("class_id") if labels is None else labels,
+        "class_name": found.get("class_name") if names is None else names,
+    }
     if found.get("masks") is not None:
         return _as_many(rows_of_masks(found["masks"], **columns), found.get("boxes"))
-    return rows_of_boxes("boxes", found.get("boxes"), image_wh, **columns)
+    return rows_of_boxes("boxes", found.get("boxes", found.get("xyxy")), image_wh, **columns)
 
 
 def _of_segments(found: Mapping[str, Any]) -> list[RegionRow]:
@@ -175,8 +181,9 @@ def _is_masks(value: Any) -> bool:
 
 def _name(names: Any, number: Any) -> str | None:
     try:
-        return str(names[int(number)])
-    except (LookupError, TypeError, ValueError):
+        key = int(number)
+        return str(names[str(key) if isinstance(names, Mapping) and key not in names else key])  # names from JSON
+    except (LookupError, TypeError, ValueError, OverflowError):
         return None
 
 
