@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Literal, cast, overload
 
 from torch import Tensor
 
@@ -146,13 +146,19 @@ class Captioner(Closeable):
     ) -> list[Caption] | list[list[Caption]]:
         """Encode and describe in one call: `describe(encode(images, channels=...), regions, on_bad=..., **options)`.
 
+        With ``on_bad="skip"``, the regions of an image of several that cannot be read have no captions, but the reason.
+
         Example:
             >>> [caption.text for caption in captioner.caption(scene, [Box(276, 174, 507, 399), Point(350, 330)])]
             ['a large striped red triangle', 'a large striped red triangle']
             >>> captioner.caption([scene, scene], [[Point(350, 330)], []])[1]
             []
         """
-        return self.describe(self.encode(images, channels=channels), regions, on_bad=on_bad, **options)
+        if on_bad == "skip" and isinstance(images, (list, tuple)):
+            pooling, decoding = split_options(options, PoolingOptions, DecodingOptions)
+            return self.pipeline.caption_readable(images, cast(RegionsOfImages, regions), channels, pooling, decoding)
+        features = self.encode(cast(ImageSource, images), channels=channels)
+        return self.describe(features, cast(Regions, regions), on_bad=on_bad, **options)
 
     def encode(self, images: ImageSource | Sequence[ImageSource], *, channels: Channels = "rgb") -> FeatureMap:
         """Run the backbone once over one image or a list of them.

@@ -64,6 +64,17 @@ class Encoder:
                 self._shared_engines[callers] = self._backend.open(self._bundle.engine("backbone"), callers)
             return partial(self._encode_sources, self._shared_engines[callers])
 
+    def open_each(self, images: Sequence[ImageSource], channels: Channels = "rgb") -> list[OpenImage | ImageError]:
+        """Return each image as the backbone takes it, or why it cannot be read."""
+        check_channels(channels)
+        opened: list[OpenImage | ImageError] = []
+        for number, image in enumerate(images):
+            try:
+                opened.append(_open_numbered(number, image, self._backend.device, channels))
+            except ImageError as error:
+                opened.append(error)
+        return opened
+
     def encode_crops(self, images: Sequence[OpenImage]) -> Tensor:
         """Return the cls tokens (R, D) of images that are each stretched to the backbone's input."""
         return self._run(self._engine, *self.preprocess(images, Fit.STRETCH)).cls

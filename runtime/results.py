@@ -10,6 +10,7 @@ from runtime.errors import RegionError
 from runtime.memory import MemoryMatch
 from runtime.regions import Detection, Region, RegionRow
 from runtime.regions.detections import RegionsLike, as_rows, split_images
+from runtime.regions.inputs.entries import ImageSize
 
 Regions: TypeAlias = RegionsLike
 """The regions of one image, in any form that docs/regions.md lists."""
@@ -86,11 +87,11 @@ class RegionBatch:
     is_nested: bool
 
     @classmethod
-    def of(cls, regions: Regions | RegionsOfImages, image_whs: Sequence[tuple[int, int]]) -> RegionBatch:
+    def of(cls, regions: Regions | RegionsOfImages, image_whs: Sequence[ImageSize]) -> RegionBatch:
         """Return the regions of images as a batch.
 
         Args:
-            image_whs: the width and height of each image, in pixels.
+            image_whs: the width and height of each image, in pixels; None for one that cannot be read.
 
         Raises:
             RegionError: they are in no form of regions, or not as many lists as images.
@@ -131,7 +132,7 @@ class RegionBatch:
         return region
 
 
-def _with_image(number: int, num_images: int, regions: Any, image_wh: tuple[int, int]) -> list[RegionRow]:
+def _with_image(number: int, num_images: int, regions: Any, image_wh: ImageSize) -> list[RegionRow]:
     """Return the rows of one image's regions; errors say which image's, where there are several."""
     try:
         return as_rows(regions, image_wh)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -88,13 +88,13 @@ def run_caption(options: argparse.Namespace) -> int:
     """Caption the regions of each image; print the captions, and draw them where --save says so."""
     images = ImageArguments.of(options.image)
     outputs, reasons = outputs_of(images, options), Reasons()
-    opened = _open_all(images, options, reasons)
+    printer = _Printer(options, is_single=images.is_single)
+    opened = _open_all(images, options, reasons, printer)
     first = next(opened, None)  # before the bundle: what is mistaken is said at once
     if first is None:
         reasons.report()
         return exits.DONE
     make_folder(outputs, options)
-    printer = _Printer(options, is_single=images.is_single)
     with load_captioner(options) as captioner:
         for path, image in chain([first], opened):
             captions = _captions(captioner, path, image, options, reasons)
@@ -108,7 +108,7 @@ def run_caption(options: argparse.Namespace) -> int:
 
 
 def _open_all(
-    images: ImageArguments, options: argparse.Namespace, reasons: Reasons
+    images: ImageArguments, options: argparse.Namespace, reasons: Reasons, printer: _Printer
 ) -> Iterator[tuple[Path, Image.Image]]:
     """Yield the images one after another; those that cannot be read are reasons, or raise with --on-bad raise."""
     for file in images.files:
@@ -118,6 +118,8 @@ def _open_all(
             yield file, open_image(file)
         except ImageError as error:
             _pass_over(error, options, reasons)
+            if isinstance(file, Path):
+                printer.print_error(file, error)
 
 
 def _captions(
@@ -166,26 +168,35 @@ class _Printer:
         Raises:
             BrokenPipeError: nobody reads them, and nothing else is to be done.
         """
+        self._write_lines(line for caption in captions for line in self._lines(path, caption))
+
+    def print_error(self, path: Path, error: PatchcaptionError) -> None:
+        """Write in JSON why one of several images has no captions; elsewhere stderr alone has it.
+
+        Raises:
+            BrokenPipeError: nobody reads it, and nothing else is to be done.
+        """
+        if self._as_json and not self._is_single:
+            self._write_lines([json.dumps({"image": str(path), "error": str(error)})])
+
+    def _write_lines(self, lines: Iterable[str]) -> None:
         if not self._is_read:
             return
         try:
-            for caption in captions:
-                self._print_one(path, caption)
+            for line in lines:
+                show(line, self._write)
         except BrokenPipeError:
             if not self._saves:
                 raise
             self._is_read = False
 
-    def _print_one(self, path: Path, caption: Caption) -> None:
+    def _lines(self, path: Path, caption: Caption) -> Iterator[str]:
         if self._as_json:
-            show(json.dumps({"image": str(path), **caption_as_json(caption)}), self._write)
-            return
-        if caption.error is not None:
-            return
-        where = "" if self._is_single else f"{one_line(str(path))}: "
-        show(f"{where}{caption.score:.3f}  {one_line(caption.text)}", self._write)
-        for match in caption.nearest:
-            show(f"    {match.similarity:.3f}  {one_line(match.text)}", self._write)
+            yield json.dumps({"image": str(path), **caption_as_json(caption)})
+        elif caption.error is None:
+            where = "" if self._is_single else f"{one_line(str(path))}: "
+            yield f"{where}{caption.score:.3f}  {one_line(caption.text)}"
+            yield from (f"    {match.similarity:.3f}  {one_line(match.text)}" for match in caption.nearest)
 
 
 def _font(file: str) -> str:

@@ -226,8 +226,9 @@ def test_a_folder_is_captioned_in_order_and_what_is_left_out_is_said(run: Run, d
     code, out, err = run("caption", photos, "--bundle", demo_bundle, "--json", "--point", "350,330")
     assert code == 0
     lines = [json.loads(line) for line in out.splitlines()]
-    assert [line["image"] for line in lines] == [str(photos / "a.JPG"), str(photos / "b.png")]
+    assert [line["image"] for line in lines] == [str(photos / name) for name in ("a.JPG", "b.png", "broken.jpg")]
     assert lines[1]["text"] == "a large striped red triangle"
+    assert "not an image that Pillow can read" in lines[2]["error"]
     first, second = err.splitlines()
     assert first.endswith(f"{photos}: 2 left out that are no images by their names: 1 .txt, 1 folders")
     assert f"{photos / 'broken.jpg'}: not an image that Pillow can read as one of AVIF, BMP, " in second

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from runtime import Box, Captioner, Mask, Point, Polygon, Region, RegionError, WholeImage
+from runtime import Box, Captioner, ImageError, Mask, Point, Polygon, Region, RegionError, WholeImage
 from runtime.cli.main import main
 from runtime.regions import Detection, PolygonSet, run_lengths
 from runtime.regions.detections import as_rows
@@ -378,6 +378,24 @@ def test_bad_regions_are_skipped_with_their_reasons(demo: Captioner) -> None:
     assert asyncio.run(demo.acaption(image, given, on_bad="skip")) == captions
     nested = demo.caption([image, image], lists, on_bad="skip")
     assert [[caption.error is None for caption in own] for own in nested] == [[True, False], [False]]
+
+
+def test_an_image_that_cannot_be_read_ends_none_of_the_others(demo: Captioner) -> None:
+    image = np.zeros((48, 64, 3), np.uint8)
+    images: list[Any] = [image, "gone.jpg", image]
+    lists: list[Any] = [[CORNERS], [CORNERS, POLYGON], [[100, 4, 120, 30]]]
+    captions = demo.caption(images, lists, on_bad="skip")
+    assert captions[0] == demo.caption(image, [CORNERS])
+    assert [one.error for one in captions[1]] == ["image 1: gone.jpg: no such file"] * 2
+    assert [one.region for one in captions[1]] == [BOX, POLYGON]
+    assert "lies outside" in str(captions[2][0].error)
+    nothing: list[list[Any]] = [[]]
+    assert demo.caption(["gone.jpg"], nothing, on_bad="skip") == nothing
+    assert demo.caption([], [], on_bad="skip") == []
+    with pytest.raises(RegionError, match="expected 3 lists, one for each image, got 2"):
+        demo.caption(images, lists[:2], on_bad="skip")
+    with pytest.raises(ImageError, match="image 1: gone.jpg: no such file"):
+        demo.caption(images, lists)
 
 
 SCENE_CORNERS = [276, 174, 507, 399]
