@@ -24,6 +24,8 @@ Score: TypeAlias = Literal["natural", "reference"]
 Policy: TypeAlias = Literal["drop", "block"]
 OnBad: TypeAlias = Literal["skip", "raise"]
 """What becomes of a bad item among good ones: it is passed over with its reason, or ends the work as an error."""
+Channels: TypeAlias = Literal["rgb", "bgr"]
+"""The order of the channels of images that are arrays or tensors; OpenCV's is "bgr". Other images know their own."""
 Precision: TypeAlias = Literal["fp32", "bf16"]
 
 _MAX_THREADS = 512
@@ -137,6 +139,8 @@ class StreamOptions:
         timeout_s: how long a camera or URL may take to open, and be silent, until it counts as lost.
         reconnect_s: for how long a camera or URL that is lost or closed is tried again, after pauses that grow from 0.5
             to 30 s; 0 raises `VideoError` at once, `math.inf` never gives up.
+        channels: the order of the channels of frames that are arrays or tensors: "bgr" for those of OpenCV. The frames
+            that the stream yields are "rgb", as is what a detector gets.
 
     Raises:
         OptionError: an option has no such value.
@@ -153,10 +157,12 @@ class StreamOptions:
     on_bad: OnBad = "skip"
     timeout_s: float = 10.0
     reconnect_s: float = 0.0
+    channels: Channels = "rgb"
 
     def __post_init__(self) -> None:
         _check_choice("policy", self.policy, (None, *get_args(Policy)))
-        _check_choice("on_bad", self.on_bad, get_args(OnBad))
+        check_on_bad(self.on_bad)
+        check_channels(self.channels)
         check_number("every", self.every, 1, whole=True)
         if self.workers is not None:
             check_threads("workers", self.workers)
@@ -201,6 +207,7 @@ class StreamKeywords(DescribeKeywords, total=False):
     on_bad: OnBad
     timeout_s: float
     reconnect_s: float
+    channels: Channels
 
 
 @overload
@@ -232,6 +239,16 @@ def check_threads(name: str, number: int) -> None:
         OptionError: names the option and the range.
     """
     check_number(name, number, 1, _MAX_THREADS, whole=True)
+
+
+def check_on_bad(on_bad: object) -> None:
+    """Raise PatchcaptionError if it does not say what becomes of a bad item."""
+    _check_choice("on_bad", on_bad, get_args(OnBad))
+
+
+def check_channels(channels: object) -> None:
+    """Raise PatchcaptionError if it is no order of the channels of arrays and tensors."""
+    _check_choice("channels", channels, get_args(Channels))
 
 
 def check_number(name: str, value: object, least: float, most: float = math.inf, *, whole: bool = False) -> None:

@@ -31,6 +31,14 @@ def whole_number(owner: str, value: object) -> int:
     return int(converted)
 
 
+def whole_or_negative(owner: str, value: object) -> int:
+    """Return the value as a whole number; trackers and data sets number some things from -1 on."""
+    converted = number(owner, value)
+    if converted != int(converted):
+        raise RegionError(f"{owner}: expected a whole number, got {converted}")
+    return int(value) if isinstance(value, int) else int(converted)
+
+
 def point(owner: str, value: Sequence[float] | Mapping[str, float]) -> tuple[float, float]:
     """Return a point (x, y); it may be given as {"x": ..., "y": ...}, as in Localized Narratives."""
     if isinstance(value, Mapping):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterable, Sized
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from time import monotonic
@@ -16,8 +17,8 @@ import torch
 from PIL import Image
 
 from runtime.errors import ImageError, VideoError
-from runtime.image import ImageSource, max_pixels, open_image
-from runtime.options import StreamOptions
+from runtime.image import IMAGE_SUFFIXES, ImageSource, in_rgb, max_pixels, open_image
+from runtime.options import Channels, StreamOptions
 from runtime.video.frames import Frame, Source
 from runtime.video.pyav import VideoAddress, VideoInput
 
@@ -28,7 +29,6 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 """Before the first attempt to reconnect, and the most that the doubled pauses come to."""
 _SINGLE = (bytes, np.ndarray, torch.Tensor, Image.Image, dict)
 """Types that can be iterated over but are one image, or none."""
-_IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
 def open_source(source: FrameSource, options: StreamOptions | None = None) -> Source:
@@ -41,13 +41,15 @@ def open_source(source: FrameSource, options: StreamOptions | None = None) -> So
         VideoError: there is nothing to read.
     """
     options = options or StreamOptions()
+    if options.channels != "rgb" and isinstance(source, (str, os.PathLike, int)):
+        raise VideoError(f"{source}: its frames are decoded as RGB: leave out channels={options.channels!r}")
     if isinstance(source, int) and not isinstance(source, bool):
         return LiveVideo(VideoAddress.of_camera(f"/dev/video{source}"), options)
     if isinstance(source, (str, os.PathLike)):
         name = os.fspath(source)
         return _open_url(name, options) if "://" in name else _open_path(name)
     if isinstance(source, Iterable) and not isinstance(source, _SINGLE):
-        return IterableSource(source)
+        return IterableSource(source, options.channels)
     raise VideoError(
         "source: expected a file, a folder, a camera's number, a URL or an iterable of images, got "
         f"{type(source).__name__}"
@@ -91,14 +93,15 @@ class IterableSource:
     decode_errors = reconnects = 0
     is_live = False
 
-    def __init__(self, images: Iterable[ImageSource | Frame]) -> None:
-        self._images = images
+    def __init__(self, images: Iterable[ImageSource | Frame], channels: Channels = "rgb") -> None:
+        self._images, self._channels = images, channels
         self.frame_count = len(images) if isinstance(images, Sized) else None
 
     def frames(self) -> Generator[Frame, None, None]:
         try:
             for number, image in enumerate(self._images):
-                yield image if isinstance(image, Frame) else Frame(number, None, image)
+                frame = image if isinstance(image, Frame) else Frame(number, None, image)
+                yield replace(frame, image=in_rgb(frame.image, self._channels))
         finally:
             if isinstance(self._images, Generator):
                 self._images.close()
@@ -114,7 +117,7 @@ class ImageFolder:
     reconnects = 0
 
     def __init__(self, folder: Path) -> None:
-        self._files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _IMAGE_SUFFIXES)
+        self._files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
         self.frame_count = len(self._files)
         self.decode_errors = 0
         if not self._files:

@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from threading import Thread
 from time import monotonic
 from typing import TypeAlias
@@ -16,7 +16,7 @@ from runtime.features import FeatureMap, RegionVectors
 from runtime.options import DecodingOptions, PoolingOptions, StreamOptions
 from runtime.pipeline import Pipeline
 from runtime.regions.detections import RegionsLike, as_rows
-from runtime.results import Caption
+from runtime.results import Caption, caption_of
 from runtime.system.closeable import Closeable
 from runtime.system.forks import is_forked, require_own_engines
 from runtime.system.handover import Handover
@@ -89,7 +89,7 @@ class CaptionStream(Closeable):
     ) -> None:
         require_own_engines()
         if not callable(regions):
-            as_rows(regions, (1, 1))  # what is no list of regions is no matter of a frame
+            as_rows(regions, None)  # what is in no form of regions is no matter of a frame
         self._workers = _StreamWorkers(pipeline, open_source(source, options), regions, options, pooling, decoding)
         weakref.finalize(self, self._workers.stop)
         self._workers.start()
@@ -285,14 +285,13 @@ class _StreamWorkers(Closeable):
         if isinstance(encoding.regions, (ImageError, RegionError)):
             raise encoding.regions
         rows = as_rows(encoding.regions, features.views[0].image_wh)
-        vectors, errors = self._pipeline.pooler.pool_rows(features, rows, self._pooling)
+        vectors, errors = self._pipeline.pooler.pool_rows(features, [row.region for row in rows], self._pooling)
         self._count_bad(errors)
         captions = iter(self._decode(vectors) if self._reuse is None else self._reuse.captions(vectors, self._decode))
         described = []
         for row, error in zip(rows, errors, strict=True):
-            region = None if isinstance(row, RegionError) else row
-            caption = next(captions) if error is None else Caption.missing(region, str(error))
-            described.append(replace(caption, region=region))
+            caption = next(captions) if error is None else Caption.missing(None, str(error))
+            described.append(caption_of(row, caption))
         return described
 
     def _count_bad(self, errors: Sequence[RegionError | None]) -> None:
