@@ -242,12 +242,12 @@ def check_threads(name: str, number: int) -> None:
 
 
 def check_on_bad(on_bad: object) -> None:
-    """Raise PatchcaptionError if it does not say what becomes of a bad item."""
+    """Raise OptionError if it does not say what becomes of a bad item."""
     _check_choice("on_bad", on_bad, get_args(OnBad))
 
 
 def check_channels(channels: object) -> None:
-    """Raise PatchcaptionError if it is no order of the channels of arrays and tensors."""
+    """Raise OptionError if it is no order of the channels of arrays and tensors."""
     _check_choice("channels", channels, get_args(Channels))
 
 
