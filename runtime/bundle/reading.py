@@ -140,8 +140,7 @@ def _open_folder(folder: Path) -> int:
         return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         raise BundleError(
-            f"{folder}: no bundle there ({MANIFEST} is missing); build one: "
-            f"python export/build_engines.py demo --out {folder}"
+            f"{folder}: no bundle there ({MANIFEST} is missing); build one: patchcaption build demo --out {folder}"
         ) from None
     except OSError as error:
         raise BundleError(f"{folder}: cannot be read: {error.strerror}") from None
