@@ -68,3 +68,14 @@ class VideoError(PatchcaptionError):
             ...
         runtime.errors.VideoError: nowhere.mp4: no such file or folder
     """
+
+
+class ProcessBoundError(PatchcaptionError, TypeError):
+    """An object that belongs to one process was to be pickled, copied or sent to another: a captioner, or a part of it.
+
+    Example:
+        >>> pickle.dumps(captioner)
+        Traceback (most recent call last):
+            ...
+        runtime.errors.ProcessBoundError: a Captioner cannot be pickled, copied or sent to another process, as it ...
+    """

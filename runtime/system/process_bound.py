@@ -1,0 +1,18 @@
+"""Objects that belong to one process: they hold engines, threads or open files, which no copy would have."""
+
+from __future__ import annotations
+
+from typing import NoReturn, SupportsIndex
+
+from runtime.errors import ProcessBoundError
+
+
+class ProcessBound:
+    """Refuses to be pickled or copied, and so to be sent to another process."""
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise ProcessBoundError(
+            f"a {type(self).__name__} cannot be pickled, copied or sent to another process, as it holds engines, "
+            "threads or files that are open in this one: call Captioner.load in each process, and send images, regions, "
+            "feature maps and captions"
+        )
