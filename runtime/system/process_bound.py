@@ -13,6 +13,6 @@ class ProcessBound:
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         raise ProcessBoundError(
             f"a {type(self).__name__} cannot be pickled, copied or sent to another process, as it holds engines, "
-            "threads or files that are open in this one: call Captioner.load in each process, and send images, regions, "
-            "feature maps and captions"
+            "threads or open files of this one: call Captioner.load in each process, and send images, regions, feature "
+            "maps and captions"
         )
