@@ -5,6 +5,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
+# A torch that is in the environment already is kept. Else it is the build without CUDA that locks/torch.txt has a hash of,
+# and where that is not to be had the registry's build of this version, which may come with 5 GB of CUDA.
+TORCH := torch==2.13.0
+HAS_TORCH := $(BIN)/python -c "from importlib.metadata import version; version('torch')" 2>/dev/null
+
 # What the locks in locks/ say, with their hashes and nothing else.
 LOCKED := $(PIP) install --no-deps --require-hashes
 COMPILE := uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-header --no-annotate
@@ -60,11 +65,11 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --upgrade pip
 
-# A torch that is there already, such as one without CUDA, is kept. The last line brings what the locks leave out: NVIDIA's
-# packages, where the registry has torch only with CUDA.
+# The last line brings what the locks leave out: nothing, or NVIDIA's packages for a torch with CUDA.
 $(VENV)/.demo: $(VENV)/bin/python pyproject.toml locks/torch.txt locks/demo.txt
-	$(LOCKED) -r locks/torch.txt
 	$(LOCKED) -r locks/demo.txt
+	$(HAS_TORCH) || $(LOCKED) -r locks/torch.txt || true
+	$(HAS_TORCH) || (echo "no torch without CUDA to be had (README.md, Set-up): taking the registry's"; $(PIP) install $(TORCH))
 	$(PIP) install --no-build-isolation -e '.[cpu,export]'
 	@touch $@
 
@@ -73,15 +78,16 @@ $(VENV)/.test: $(VENV)/.demo locks/test.txt
 	$(PIP) install --no-build-isolation -e '.[cpu,openvino,tensorrt-rtx,export,quality,bench,video,docs,dev]'
 	@touch $@
 
-# Brings the locks up to date with pyproject.toml (uv must be there; UPGRADE=--upgrade takes the newest versions). Not
-# torch.txt: it has what the registries serve of one version, as builds with and without CUDA. open_clip_torch provides
-# CLIP's vocabulary file, for seeded checkpoints; nothing imports it.
+# Brings the locks up to date with pyproject.toml (uv must be there; UPGRADE=--upgrade takes the newest versions), but
+# for torch.txt. open_clip_torch provides CLIP's vocabulary file, for seeded checkpoints; nothing imports it.
 locks:
 	echo open_clip_torch | $(COMPILE) $(UPGRADE) --no-emit-package torch pyproject.toml - --output-file locks/test.txt \
 		$(addprefix --extra ,cpu openvino tensorrt-rtx export quality bench video docs dev)
 	echo scikit-build-core | $(COMPILE) $(UPGRADE) --no-emit-package torch pyproject.toml - --output-file locks/demo.txt \
 		--constraint locks/test.txt --extra cpu --extra export
-	sed -i "s/ and $(ALL_MACHINES)//" locks/demo.txt locks/test.txt
+	echo scikit-build-core | $(COMPILE) $(UPGRADE) --no-emit-package torch pyproject.toml - --output-file locks/plans.txt \
+		--constraint locks/test.txt --extra plans
+	sed -i "s/ and $(ALL_MACHINES)//" locks/demo.txt locks/plans.txt locks/test.txt
 
 clean:
 	rm -rf $(VENV) out build dist docs/_pictures engines/*/ runtime/memory/libpatchcaption.so

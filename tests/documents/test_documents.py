@@ -201,10 +201,3 @@ def test_every_public_name_has_an_example_that_runs(
     exec(beginning.replace(load, ""), example.globs)
     failed = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example).failed
     assert failed == 0, capsys.readouterr().out
-
-
-def test_images_install_extras_that_there_are() -> None:
-    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    for file in (ROOT / "docker").iterdir():
-        (extra,) = re.findall(r"-e '\.\[(\w+)\]'", file.read_text(encoding="utf-8"))
-        assert re.search(rf"^{extra} = \[", project, flags=re.MULTILINE), file
