@@ -12,7 +12,7 @@ HAS_TORCH := $(BIN)/python -c "from importlib.metadata import version; version('
 
 # What the locks in locks/ say, with their hashes and nothing else.
 LOCKED := $(PIP) install --no-deps --require-hashes
-COMPILE := uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-header --no-annotate
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-header --no-annotate
 ALL_MACHINES := ((platform_machine == 'aarch64' and sys_platform == 'linux') or (platform_machine == 'x86_64' and \
 	sys_platform == 'linux'))
 
@@ -78,9 +78,9 @@ $(VENV)/.test: $(VENV)/.demo locks/test.txt
 	$(PIP) install --no-build-isolation -e '.[cpu,openvino,tensorrt-rtx,export,quality,bench,video,docs,dev]'
 	@touch $@
 
-# Brings the locks up to date with pyproject.toml (uv must be there; UPGRADE=--upgrade takes the newest versions), but
-# for torch.txt. open_clip_torch provides CLIP's vocabulary file, for seeded checkpoints; nothing imports it.
-locks:
+# Brings the locks up to date with pyproject.toml (UPGRADE=--upgrade takes the newest versions), but for torch.txt.
+# open_clip_torch provides CLIP's vocabulary file, for seeded checkpoints; nothing imports it.
+locks: $(VENV)/.test
 	echo open_clip_torch | $(COMPILE) $(UPGRADE) --no-emit-package torch pyproject.toml - --output-file locks/test.txt \
 		$(addprefix --extra ,cpu openvino tensorrt-rtx export quality bench video docs dev)
 	echo scikit-build-core | $(COMPILE) $(UPGRADE) --no-emit-package torch pyproject.toml - --output-file locks/demo.txt \
