@@ -86,3 +86,9 @@ def test_a_runtime_that_was_imported_before_is_named(users_folder: Path) -> None
     last = done.stderr.splitlines()[-1]
     assert last.startswith("ImportError: patchcaption: another module named 'runtime' is imported already")
     assert last.endswith("rename yours, or import patchcaption before it")
+
+
+def test_both_packages_are_the_same_command(tmp_path: Path) -> None:
+    ways = [run(tmp_path, "-m", name, "--help") for name in ("patchcaption", "runtime")]
+    assert ways[0].stdout == ways[1].stdout
+    assert "build-memory-bank" in ways[0].stdout
