@@ -56,7 +56,7 @@ def run(folder: Path, *arguments: str, path: Path = ROOT, **environment: str) ->
     """Run Python in a folder, with the packages of ``path`` behind those of the folder."""
     environment = {**os.environ, "PYTHONPATH": str(path), **environment}
     command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
 USERS_MODULE = "raise SystemExit('the user\\'s own runtime was run')\n"

@@ -150,5 +150,7 @@ class Image:
     def _share_packages(self) -> None:
         """Let the environment have the packages of the one that runs the tests, which the steps would install."""
         (site,) = self._root.glob("venv/lib/python*/site-packages")
+        for old in site.glob("setuptools*"):  # older than torch needs, and found first
+            shutil.rmtree(old)
         ours = [path for path in sys.path if path.endswith("site-packages")]
         (site / "packages_of_the_tests.pth").write_text("\n".join(ours))
