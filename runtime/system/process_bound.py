@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NoReturn, SupportsIndex
+from typing import NoReturn, SupportsIndex, TypeVar
 
 from runtime.errors import ProcessBoundError
 
+BoundT = TypeVar("BoundT", bound="ProcessBound")
+
 
 class ProcessBound:
-    """Refuses to be pickled or copied, and so to be sent to another process."""
+    """Refuses to be pickled or copied deeply, and so to be sent to another process."""
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         raise ProcessBoundError(
@@ -16,3 +18,9 @@ class ProcessBound:
             "threads or open files of this one: call Captioner.load in each process, and send images, regions, feature "
             "maps and captions"
         )
+
+    def __copy__(self: BoundT) -> BoundT:
+        """Return another object that shares what this one holds."""
+        copied = object.__new__(type(self))
+        copied.__dict__.update(self.__dict__)
+        return copied

@@ -16,7 +16,7 @@ from runtime import Box, Caption, Captioner, FeatureMap, PatchcaptionError, Regi
 REGIONS: list[Region] = [Box(276, 174, 507, 399), WholeImage()]
 
 
-@pytest.mark.parametrize("way", [pickle.dumps, copy.deepcopy, copy.copy])
+@pytest.mark.parametrize("way", [pickle.dumps, copy.deepcopy])
 def test_what_holds_engines_threads_or_files_is_not_copied(
     demo: Captioner, sample_image: Image.Image, way: Callable[[object], object]
 ) -> None:
@@ -26,6 +26,10 @@ def test_what_holds_engines_threads_or_files_is_not_copied(
                 way(one)
             assert isinstance(error.value, TypeError), "what pickle raises for all that cannot be pickled"
             assert str(error.value).startswith(f"a {type(one).__name__} cannot be pickled, copied or sent")
+
+
+def test_a_shallow_copy_shares_what_it_holds(demo: Captioner) -> None:
+    assert copy.copy(demo).pipeline is demo.pipeline
 
 
 def test_a_captioner_is_not_sent_to_another_process(demo: Captioner) -> None:
