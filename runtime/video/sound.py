@@ -1,0 +1,111 @@
+"""The sound that goes with a video's frames: encoded packets, read beside the frames by a reader of their own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from runtime.errors import VideoError
+from runtime.video.addresses import VideoAddress, reason_of, start_of
+
+if TYPE_CHECKING:
+    import av
+
+_SEEK_BACK_S = 10.0
+"""How far before the start reading begins: some containers are searched without an index, and missed."""
+
+
+@dataclass(frozen=True)
+class Sound:
+    """The first sound of a video, or a part of it.
+
+    Attributes:
+        address: of the video.
+        timeout_s: how long a URL may be silent; None for as long as it takes.
+        start_s, end_s: the part, in seconds from the start of the video.
+    """
+
+    address: VideoAddress
+    timeout_s: float | None = None
+    start_s: float = 0.0
+    end_s: float = math.inf
+
+    @contextmanager
+    def open(self) -> Iterator[SoundInput]:
+        """Open the video once more, for its sound alone: both advance by themselves, however they lie in the file.
+
+        Raises:
+            VideoError: it cannot be opened, or has no sound.
+        """
+        with self.address.open(self.timeout_s) as container:
+            yield SoundInput(self, container)
+
+
+class SoundInput:
+    """Sound that is open. It is read as it is asked for.
+
+    Attributes:
+        stream: PyAV's, which says how the sound is encoded.
+    """
+
+    def __init__(self, sound: Sound, container: av.container.InputContainer) -> None:
+        if not container.streams.audio:
+            raise VideoError(f"{sound.address.name}: there is no sound in it")
+        self.stream = container.streams.audio[0]
+        self._sound, self._container = sound, container
+        self._packets = self._read()
+        self._next = next(self._packets, None)
+
+    @property
+    def is_at_end(self) -> bool:
+        """Whether there is no more of it."""
+        return self._next is None
+
+    def packets_until(self, seconds: float) -> Iterator[av.Packet[Any]]:
+        """Yield the packets that begin up to a time; this time and theirs are counted from the start of the part.
+
+        Raises:
+            VideoError: the sound cannot be read further.
+        """
+        while self._next is not None and _time_of(self._next) <= seconds:
+            packet, self._next = self._next, None
+            yield packet
+            self._next = next(self._packets, None)
+
+    def _read(self) -> Iterator[av.Packet[Any]]:
+        """Yield the packets of the part."""
+        origin_s = start_of(self._container)
+        if self._sound.start_s > 0:
+            with suppress(Exception):  # a format that cannot be sought in is read from its start
+                self._container.seek(round((origin_s + max(0.0, self._sound.start_s - _SEEK_BACK_S)) * 1e6))
+        for packet in self._all_packets():
+            if packet.pts is None:
+                packet.pts = packet.dts
+            if packet.pts is None or packet.time_base is None:  # the last, which is empty
+                continue
+            packet.pts -= round((origin_s + self._sound.start_s) / packet.time_base)
+            packet.dts = packet.pts
+            if _time_of(packet) >= self._sound.end_s - self._sound.start_s:
+                return
+            if packet.pts >= 0:
+                yield packet
+
+    def _all_packets(self) -> Iterator[av.Packet[Any]]:
+        packets = self._container.demux(self.stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except Exception as error:  # whatever PyAV raises at what is damaged or lost
+                raise VideoError(f"{self._sound.address.name}: the sound: {reason_of(error)}") from None
+            if packet is None:
+                return
+            yield packet
+
+
+def _time_of(packet: av.Packet[Any]) -> float:
+    assert packet.pts is not None
+    assert packet.time_base is not None
+    return float(packet.pts * packet.time_base)
