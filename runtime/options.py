@@ -179,9 +179,7 @@ class StreamOptions:
         if self.end_s is not None:
             check_number("end_s", self.end_s, 0)
             if self.end_s <= self.start_s:
-                raise PatchcaptionError(
-                    f"end_s: expected more than the {self.start_s:g} of start_s, got {self.end_s:g}"
-                )
+                raise PatchcaptionError(f"end_s: expected more than start_s, {self.start_s:g}, got {self.end_s:g}")
         if self.reuse is not None and not 0 < self.reuse <= 1:
             raise PatchcaptionError(f"reuse: expected a cosine above 0 and up to 1, or None, got {self.reuse}")
 

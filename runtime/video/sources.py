@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Generator, Iterable, Sized
-from fractions import Fraction
 from pathlib import Path
 from threading import Event
 from time import monotonic
@@ -20,8 +19,8 @@ from PIL import Image
 from runtime.errors import ImageError, VideoError
 from runtime.image import ImageSource, max_pixels, open_image
 from runtime.options import StreamOptions
-from runtime.video.frames import Frame, Source
 from runtime.video.addresses import VideoAddress
+from runtime.video.frames import Frame, Source
 from runtime.video.pyav import VideoInput
 from runtime.video.sound import Sound
 

@@ -15,7 +15,8 @@ import pytest
 
 from runtime import Captioner, Frame, FrameCaptions, PatchcaptionError, VideoError
 from runtime.cli.main import main
-from runtime.output.video_file import annotated_video, json_lines
+from runtime.output.json_lines import json_lines
+from runtime.output.video_file import annotated_video
 from runtime.system.outputs import Output
 from runtime.video.stream import CaptionStream
 from tests.conftest import write_clip
@@ -151,7 +152,7 @@ def test_a_full_disk_leaves_the_old_file_and_whole_lines_beside_it(
     def write_until_it_is_full() -> None:
         with json_lines(Output(path), notes.append) as lines:
             lines.add(described)
-            monkeypatch.setattr("runtime.output.video_file.write_whole", write_half)
+            monkeypatch.setattr("runtime.output.recording.write_whole", write_half)
             lines.add(described)
 
     with pytest.raises(PatchcaptionError, match="lines.jsonl: cannot be written: No space left on device$"):
@@ -238,7 +239,7 @@ def test_a_reader_of_stdout_that_goes_does_not_end_what_is_saved(
     def show(*_: object) -> None:
         raise BrokenPipeError
 
-    monkeypatch.setattr("runtime.cli.video_command.show", show)
+    monkeypatch.setattr("runtime.cli.video_outputs.show", show)
     code, out, err = run(clip, "--whole", "--save", tmp_path / "out.mp4")
     assert (code, out, err) == (0, "", "")
     assert len(frames_of(tmp_path / "out.mp4")) == FRAMES
