@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator
 from contextlib import suppress
 from fractions import Fraction
 from itertools import chain, dropwhile
+from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -120,15 +121,23 @@ class VideoInput:
 
         packets = self._container.demux(self._stream)
         while True:
+            asked = monotonic()
             try:
                 packet = next(packets, None)
             except av.error.ExitError:
-                raise VideoError(f"{self._address.name}: lost: silent for {self._timeout_s:g} s") from None
+                raise self._silent() from None
             except Exception as error:
                 raise VideoError(f"{self._address.name}: lost: {reason_of(error)}") from None
             if packet is None:
                 return
+            # A parser holds one packet back, and gives it out when the time is over.
+            was_silent = self._timeout_s is not None and monotonic() - asked >= self._timeout_s
             yield packet
+            if was_silent:
+                raise self._silent()
+
+    def _silent(self) -> VideoError:
+        return VideoError(f"{self._address.name}: lost: silent for {self._timeout_s:g} s")
 
     def _packets_from(self, start_s: float) -> tuple[int, Iterator[av.Packet[Any]]]:
         """Return the packets from the last key frame up to a time, and the number of its frame."""

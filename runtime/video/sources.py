@@ -202,12 +202,15 @@ class FiniteVideo:
 
 
 class LiveVideo:
-    """A camera or a URL that sends until it is lost; it is opened again for as long as the options say.
+    """A camera or a URL that sends until it is lost; it is opened, and opened again, for as long as the options say.
 
     Frames are numbered on, and their times go on by the clock.
 
     Args:
         opened: it is open already; None to open it.
+
+    Raises:
+        VideoError: it cannot be opened, and is not to be tried again.
     """
 
     is_live = True
@@ -218,13 +221,23 @@ class LiveVideo:
         self._address, self._timeout_s, self._reconnect_s = address, options.timeout_s, options.reconnect_s
         self.decode_errors = self.reconnects = 0
         self._stopping = Event()
-        self._input: VideoInput | None = opened or VideoInput(address, self._timeout_s)
-        self.has_sound = self._input.has_sound
+        self._input, self._lost = opened, VideoError(f"{address.name}: lost: the other side has closed it")
+        if opened is None:
+            try:
+                self._input = VideoInput(address, self._timeout_s)
+            except VideoError as error:
+                if self._reconnect_s < _FIRST_PAUSE_S:
+                    raise
+                self._lost = error
+        self.has_sound = self._input is not None and self._input.has_sound
 
     def frames(self) -> Generator[Frame, None, None]:
+        if self._input is None:
+            self._input = self._reopen(self._lost)
+            self.reconnects = 0
         began, number = monotonic(), 0
         while self._input is not None:
-            offset_s = monotonic() - began if self.reconnects else 0.0
+            connected_s = last_s = monotonic() - began if self.reconnects else 0.0
             lost = VideoError(f"{self._address.name}: lost: the other side has closed it")
             try:
                 for _, picture in self._input.pictures():
@@ -232,7 +245,9 @@ class LiveVideo:
                         self.decode_errors += 1
                     else:
                         seconds, pixels = picture
-                        yield Frame(number, None if seconds is None else offset_s + seconds, pixels)
+                        # Cameras leave the first frames of a connection without a time.
+                        last_s = max(last_s, monotonic() - began if seconds is None else connected_s + seconds)
+                        yield Frame(number, last_s, pixels)
                     number += 1
                 if self._input.is_playlist:
                     return
@@ -259,6 +274,7 @@ class LiveVideo:
                 lost = error
             else:
                 self.reconnects += 1
+                self.has_sound = opened.has_sound
                 return opened
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
         if self._stopping.is_set():
