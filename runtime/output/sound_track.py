@@ -27,6 +27,7 @@ _ENCODERS_ELSEWHERE = ("aac",)
 _RATE = 48_000
 """Samples in a second, for an encoder that does not take the source's."""
 
+_LATE_S = 0.5
 _LEAST_GAP_S = 0.1
 """What is missing between two frames is silence from here on; less is a rounded time."""
 
@@ -38,6 +39,11 @@ class SoundTrack:
         self._sound = sound
         self._stream: Any = None
         self._encoder: _Encoder | None = None
+
+    @property
+    def begins_late(self) -> bool:
+        """Whether there are frames before it that a container must not keep to itself until it begins."""
+        return self._sound.next_s > _LATE_S
 
     @property
     def is_at_end(self) -> bool:
@@ -53,10 +59,13 @@ class SoundTrack:
         Raises:
             VideoError: there is no way to bring it into the container.
         """
+        if container_format == "avi" and self._sound.next_s > _LEAST_GAP_S:
+            raise VideoError("it begins after the frames, which AVI cannot express; .mp4 and .mkv can")
         codec = self._sound.stream.codec_context
         name = codec.codec.canonical_name
         # Broadcasts have AAC without the head that containers want of it.
-        lacks_head = name == "aac" and not codec.extradata and not (can_seek and container_format in ("mp4", "mov"))
+        can_wait = can_seek and container_format in ("mp4", "mov") and not self.begins_late
+        lacks_head = name == "aac" and not codec.extradata and not can_wait
         if name in _COPIED[container_format] and not lacks_head:
             self._stream = container.add_stream_from_template(self._sound.stream)
         else:

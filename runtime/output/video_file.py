@@ -39,6 +39,8 @@ _STREAMED_FORMAT = "matroska"
 _WITH_FRAGMENTS = frozenset({"mp4", "mov"})
 _FRAGMENTED, _WHOLE_AT_THE_END = "frag_every_frame+empty_moov+default_base_moof", "frag_every_frame+hybrid_fragmented"
 """FFmpeg's flags for files that can be read as far as they are written; the second makes an ordinary one at the end."""
+_HEAD_AT_ONCE = "+empty_moov"
+"""Else the file begins when there is something of each stream."""
 
 
 def video_format(output: Output) -> str:
@@ -111,7 +113,10 @@ class AnnotatedVideo:
         target = file if output.is_file else SimpleNamespace(write=file.write)
         with self._errors():
             self._container = av.open(
-                target, "w", format=container_format, options=_container_options(container_format, output.is_file)
+                target,
+                "w",
+                format=container_format,
+                options=_container_options(container_format, output.is_file, sound),
             )
 
     def add(self, described: FrameCaptions) -> None:
@@ -218,10 +223,12 @@ class AnnotatedVideo:
         return stream
 
 
-def _container_options(container_format: str, can_seek: bool) -> dict[str, str]:
+def _container_options(container_format: str, can_seek: bool, sound: SoundTrack | None) -> dict[str, str]:
     options = {"flush_packets": "1", "max_interleave_delta": "1"}
     if container_format in _WITH_FRAGMENTS:
         options["movflags"] = _WHOLE_AT_THE_END if can_seek else _FRAGMENTED
+        if can_seek and sound is not None and sound.begins_late:
+            options["movflags"] += _HEAD_AT_ONCE
     elif container_format == "matroska":
         options["cluster_time_limit"] = "0"
     return options

@@ -60,6 +60,11 @@ class SoundInput:
         self._next = next(self._packets, None)
 
     @property
+    def next_s(self) -> float:
+        """When the next packet begins, from the start of the part; infinity at the end."""
+        return math.inf if self._next is None else _time_of(self._next)
+
+    @property
     def is_at_end(self) -> bool:
         """Whether there is no more of it."""
         return self._next is None
