@@ -177,23 +177,6 @@ def test_a_video_can_be_read_while_it_is_written(demo: Captioner, tmp_path: Path
     assert len(frames_of(tmp_path / f"out{suffix}")) == 8
 
 
-def test_sound_is_not_left_out_without_a_word(run: Run, clip: Path, tmp_path: Path) -> None:
-    with av.open(str(clip)) as source, av.open(str(tmp_path / "sound.mkv"), "w") as target:
-        video = target.add_stream_from_template(source.streams.video[0])
-        audio = target.add_stream("pcm_s16le", rate=8000, layout="mono")
-        for packet in source.demux(video=0):
-            if packet.dts is not None:
-                packet.stream = video
-                target.mux(packet)
-        frame = av.AudioFrame(format="s16", layout="mono", samples=800)
-        frame.sample_rate = 8000
-        target.mux([*audio.encode(frame), *audio.encode()])
-    code, out, err = run(tmp_path / "sound.mkv", "--save", tmp_path / "out.mp4", "--jsonl", "/dev/null")
-    assert (code, out) == (0, "")
-    lost = f"{tmp_path}/out.mp4: without the sound of {tmp_path}/sound.mkv: only its frames are written"
-    assert err == f"patchcaption: note: {lost}\n"
-
-
 def test_outputs_may_be_stdout_pipes_and_devices(clip: Path, demo_bundle: Path, capfdbinary: CaptureBytes) -> None:
     flags = ["video", str(clip), "--bundle", str(demo_bundle), "--whole"]
     assert main([*flags, "--jsonl", "-", "--save", "/dev/null"]) == 0

@@ -36,12 +36,17 @@ def cues(path: Path) -> list[tuple[float, float, str]]:
     with av.open(str(path)) as container:
         for packet in container.demux(subtitles=0):
             for subtitle in packet.decode():
-                text = bytes(subtitle.ass).decode().split(",", 8)[-1].replace("\\N", "\n")  # type: ignore[attr-defined]
+                text = bytes(subtitle.ass).decode().split(",", 8)[-1].replace("\\N", "\n")
                 assert packet.pts is not None
                 assert packet.time_base is not None
                 start = float(packet.pts * packet.time_base)
                 found.append((start, start + float((packet.duration or 0) * packet.time_base), text))
     return found
+
+
+def plain(text: str) -> str:
+    """Return a text without what FFmpeg, or we, put into it so that it is no markup."""
+    return text.replace("\u2060", "").replace("{{}", "{").replace("\\{", "{")
 
 
 @pytest.mark.parametrize(("suffix", "style"), STYLES)
@@ -95,12 +100,12 @@ def test_a_text_with_an_arrow_begins_no_cue(tmp_path: Path, suffix: str, style: 
 @pytest.mark.parametrize(("suffix", "style"), STYLES)
 def test_cues_are_in_the_file_as_soon_as_they_end(tmp_path: Path, suffix: str, style: SubtitleFormat) -> None:
     path = tmp_path / f"out.{suffix}"
-    with subtitles(Output(path), print, style) as recorder:
+    with subtitles(Output(path), print, style, Fraction(10)) as recorder:
         for number in range(6):
             recorder.add(described(number, [f"caption {number // 2}"]))
         (part,) = tmp_path.iterdir()
         assert cues(part) == [(0, 0.2, "caption 0"), (0.2, 0.4, "caption 1")]
-    assert cues(path)[-1] == (0.4, pytest.approx(0.6), "caption 2")
+    assert [text for *_, text in cues(path)] == ["caption 0", "caption 1", "caption 2"]
 
 
 @pytest.mark.parametrize(("suffix", "style"), STYLES)
@@ -123,4 +128,4 @@ def test_a_stream_without_captions_replaces_an_older_file_all_the_same(
     path.write_text("old")
     assert write(path, style, [described(0, [], 0.0)]) in ("\n", "WEBVTT\n\n")
     with av.open(str(path), format={"vtt": "webvtt"}.get(suffix, suffix)) as container:
-        assert list(container.demux(subtitles=0))[0].pts is None
+        assert next(iter(container.demux(subtitles=0))).pts is None

@@ -58,7 +58,12 @@ def test_a_part_has_the_frames_of_the_whole(tmp_path: Path, kind: str) -> None:
 
 def test_only_what_is_near_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded, decode = list[int](), pyav.VideoInput._decode
-    monkeypatch.setattr(pyav.VideoInput, "_decode", lambda *packet: decoded.append(1) or decode(*packet))
+
+    def count(*packet: Any) -> Any:
+        decoded.append(1)
+        return decode(*packet)
+
+    monkeypatch.setattr(pyav.VideoInput, "_decode", count)
     assert len(frames_of(write_sounding_clip(tmp_path / "clip.mp4", bf="0"), 3.05, 3.35)) == 3
     assert len(decoded) <= 20, "not the 30 frames before, but what the decoder works on at once"
 
