@@ -14,7 +14,7 @@ from runtime.output.drawing import draw_captions
 from runtime.system.closeable import Closeable
 from runtime.video.stream import FrameCaptions
 
-_CLOSING_KEYS = ("<q>", "<Q>", "<Escape>")
+_CLOSING_EVENTS = ("<q>", "<Q>", "<Escape>", "<Destroy>")
 _SHARE_OF_SCREEN = 0.9
 
 
@@ -43,8 +43,8 @@ class PreviewWindow(Closeable):
         self._root.title(title)
         self._root.resizable(False, False)
         self._root.protocol("WM_DELETE_WINDOW", self._leave)
-        for key in _CLOSING_KEYS:
-            self._root.bind(key, lambda _: self._leave())
+        for event in _CLOSING_EVENTS:
+            self._root.bind(event, lambda _: self._leave())
         self._label: Any = tkinter.Label(self._root, borderwidth=0)
         self._label.pack()
         self._photo: Any = None
