@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from threading import Thread
 from time import monotonic
@@ -15,6 +15,7 @@ from runtime.errors import ImageError, RegionError
 from runtime.features import FeatureMap, RegionVectors
 from runtime.options import DecodingOptions, PoolingOptions, StreamOptions
 from runtime.pipeline import Pipeline
+from runtime.regions import Region
 from runtime.regions.detections import RegionsLike, as_rows
 from runtime.results import Caption
 from runtime.system.closeable import Closeable
@@ -25,6 +26,7 @@ from runtime.video.frames import Frame, Source
 from runtime.video.queue import BoundedQueue, propagate_end
 from runtime.video.reuse import CaptionReuse
 from runtime.video.sources import FrameSource, open_source
+from runtime.video.turns import Party, turns_of
 
 RegionsOfFrames: TypeAlias = "RegionsLike | Callable[[Frame], RegionsLike]"
 
@@ -185,6 +187,9 @@ class _StreamWorkers(Closeable):
         self.read: BoundedQueue[_ReadFrame] = BoundedQueue(_WAITING_FRAMES, drops)
         self.encoding: BoundedQueue[_EncodingFrame] = BoundedQueue(workers, drops=False)
         self.done: BoundedQueue[FrameCaptions] = BoundedQueue(_WAITING_FRAMES, drops=False)
+        self._turns, self._party = turns_of(pipeline), Party()
+        if self._turns is not None:
+            self._turns.encoding.allow(workers)
         self._encoders = ThreadPoolExecutor(workers, "patchcaption encoding")
         self._threads = [
             Thread(target=stage, name=f"patchcaption {stage.__name__.strip('_')}", daemon=True)
@@ -251,7 +256,8 @@ class _StreamWorkers(Closeable):
 
     def _encode_frame(self, read: _ReadFrame) -> FeatureMap:
         read.handover.receive()
-        return self._encode(read.frame.image)
+        with nullcontext() if self._turns is None else self._turns.encoding.turn(self._party):
+            return self._encode(read.frame.image)
 
     def _describe_all(self) -> None:
         with propagate_end(self.encoding, self.done):
@@ -285,6 +291,10 @@ class _StreamWorkers(Closeable):
         if isinstance(encoding.regions, (ImageError, RegionError)):
             raise encoding.regions
         rows = as_rows(encoding.regions, features.views[0].image_wh)
+        with nullcontext() if self._turns is None else self._turns.describing.turn(self._party):
+            return self._describe_rows(features, rows)
+
+    def _describe_rows(self, features: FeatureMap, rows: Sequence[Region | RegionError]) -> list[Caption]:
         vectors, errors = self._pipeline.pooler.pool_rows(features, rows, self._pooling)
         self._count_bad(errors)
         captions = iter(self._decode(vectors) if self._reuse is None else self._reuse.captions(vectors, self._decode))
