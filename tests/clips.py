@@ -14,8 +14,8 @@ _SAMPLE_RATE = 48_000
 _TONE_HZ, _LOUD = 1000, 0.3
 
 
-def write_sounding_clip(path: Path, audio_codec: str = "aac", **options: str) -> Path:
-    """Write a video of 4 s at 10 frames a second with sound; return its path.
+def write_sounding_clip(path: Path, audio_codec: str = "aac", frames: int = RATE * SECONDS, **options: str) -> Path:
+    """Write a video of 10 frames a second with sound; return its path.
 
     Args:
         options: of the encoder of H.264.
@@ -26,7 +26,7 @@ def write_sounding_clip(path: Path, audio_codec: str = "aac", **options: str) ->
         audio: Any = container.add_stream(audio_codec, rate=_SAMPLE_RATE, layout="mono")
         audio.codec_context.open(strict=False)
         resampler = av.AudioResampler(audio.format, "mono", _SAMPLE_RATE, audio.codec_context.frame_size or None)
-        for number in range(RATE * SECONDS):
+        for number in range(frames):
             is_marked = number > 0 and number % RATE == 0
             frame = av.VideoFrame.from_ndarray(np.full((WH[1], WH[0], 3), 255 * is_marked, np.uint8), "rgb24")
             frame.pts, frame.time_base = number, Fraction(1, RATE)

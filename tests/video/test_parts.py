@@ -49,7 +49,8 @@ def test_a_part_has_the_frames_of_the_whole(tmp_path: Path, kind: str) -> None:
     elif kind == "avi":
         write_clip(clip, [Image.new("RGB", (160, 120), (6 * number, 0, 0)) for number in range(40)])
     else:
-        write_sounding_clip(clip, **{"b.mp4": {"bf": "3"}, "one key.mp4": {"g": "1000"}}.get(kind, {"bf": "0"}))
+        options: dict[str, dict[str, Any]] = {"b.mp4": {"bf": "3"}, "one key.mp4": {"g": "1000"}}
+        write_sounding_clip(clip, **options.get(kind, {"bf": "0"}))
     whole = frames_of(clip)
     for start_s, end_s in PARTS:
         expected = [one for one in whole if start_s - 5e-4 <= one[1] < (end_s or 99) - 5e-4]
