@@ -143,8 +143,8 @@ class StreamOptions:
         on_bad: what becomes of a region that has no place on its frame, and of a frame that is no image: "skip" gives
             it no caption but the reason (`Caption.error`, `FrameCaptions.error`) and goes on, "raise" ends the stream.
         timeout_s: how long a camera or URL may take to open, and be silent, until it counts as lost.
-        reconnect_s: for how long a camera or URL that is lost or closed is tried again, after pauses that grow from 0.5
-            to 30 s; 0 raises `VideoError` at once, `math.inf` never gives up.
+        reconnect_s: for how long a camera or URL that cannot be opened, is lost or closed is tried again, after pauses
+            that grow from 0.5 to 30 s; 0 raises `VideoError` at once, `math.inf` never gives up.
         start_s: where in a file to begin, in seconds from its start; frames keep their numbers and times.
         end_s: where to end, before the first frame at this time or later; None for the end of the file. Cameras, URLs
             without a known length, folders and iterables take neither.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from threading import Lock, Thread
 from typing import TypeAlias
 
@@ -47,8 +48,9 @@ class MergedStreams(Closeable):
     def close(self) -> None:
         """Close the streams; frames that are not taken are discarded."""
         self._arrivals.stop()
-        for stream in self._streams:
-            stream.close()
+        if self._streams:
+            with ThreadPoolExecutor(len(self._streams)) as closers:  # each may wait for its source
+                list(closers.map(CaptionStream.close, self._streams))
         join_all(self._threads, _SECONDS_TO_LEAVE)
 
     def _follow(self, number: int, stream: CaptionStream) -> None:

@@ -178,6 +178,7 @@ class _StreamWorkers(Closeable):
         self._pipeline, self._regions, self._every = pipeline, regions, options.every
         self._pooling, self._decoding, self._skips = pooling, decoding, options.on_bad == "skip"
         self.bad_frames = self.bad_regions = 0
+        self._is_left = False
         self._begin = Handover(device=pipeline.backend.device)  # frames may have been made on the caller's stream
         self._reuse = None if options.reuse is None else CaptionReuse(options.reuse)
         drops = (options.policy or ("drop" if source.is_live else "block")) == "drop"
@@ -213,8 +214,11 @@ class _StreamWorkers(Closeable):
     def close(self) -> None:
         """Stop, and wait until the engines are free; a stage that waits for the source or the detector ends later."""
         self.stop()
-        if not is_forked() and not join_all(self._threads, _SECONDS_TO_LEAVE):
+        if is_forked() or self._is_left:
+            return
+        if not join_all(self._threads, _SECONDS_TO_LEAVE):
             join_all(self._threads[-1:], _SECONDS_TO_FINISH)
+        self._is_left = True  # who closes it again need not wait as long again
 
     def _read_all(self) -> None:
         try:
