@@ -111,11 +111,10 @@ class _Encoder:
     def encode(self, packet: av.Packet[Any]) -> Iterator[av.Packet[Any]]:
         """Yield what an encoded packet becomes; one that cannot be decoded becomes nothing."""
         try:
-            frames: list[Any] = packet.decode()
-        except Exception:  # whatever a decoder raises at damaged data
+            frames = [resampled for decoded in packet.decode() for resampled in self._resample(decoded)]
+        except Exception:  # whatever a decoder raises at damaged data, or a resampler at frames of another kind
             return
-        for frame in frames:
-            yield from self._encode(self._resample(frame))
+        yield from self._encode(frames)
 
     def end(self) -> Iterator[av.Packet[Any]]:
         """Yield what the encoder still holds."""

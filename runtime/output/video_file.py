@@ -77,6 +77,8 @@ def annotated_video(
                 track = SoundTrack(stack.enter_context(sound.open()))
             except VideoError as error:
                 note(f"{output}: without sound: {error}")
+        if track is not None and track.is_at_end:  # the part has none
+            track = None
         file = stack.enter_context(output.growing(note))
         # The encoder's own small writes are gathered in C, where no signal's handler comes between them.
         buffer = file if output.is_stdout else io.BufferedWriter(cast(io.RawIOBase, file))
@@ -108,7 +110,7 @@ class AnnotatedVideo:
         self._sound, self._start_s, self._note = sound, start_s, note
         self._stream: av.VideoStream | None = None
         self._last_tick, self._has_failed = -1, False
-        self._frames, self._whole_bytes = 0, 0
+        self._frames, self._whole_bytes, self._sound_s = 0, 0, 0.0
         # What cannot seek is told by having no method for it.
         target = file if output.is_file else SimpleNamespace(write=file.write)
         with self._errors():
@@ -159,13 +161,15 @@ class AnnotatedVideo:
 
     def _mux_sound(self, seconds: float) -> None:
         """Write the sound up to a time."""
+        import av
+
         self._sound_s = seconds
         if self._sound is None:
             return
         try:
             for packet in self._sound.packets_until(seconds):
                 self._container.mux(packet)
-        except VideoError as error:
+        except (VideoError, av.error.ArgumentError, av.error.InvalidDataError) as error:  # the last two for the packet
             self._sound = None
             self._note(f"{self._output}: without the rest of the sound: {error}")
 

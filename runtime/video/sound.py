@@ -55,6 +55,9 @@ class SoundInput:
         if not container.streams.audio:
             raise VideoError(f"{sound.address.name}: there is no sound in it")
         self.stream = container.streams.audio[0]
+        codec = getattr(self.stream, "codec_context", None)
+        if codec is None or codec.sample_rate < 1 or codec.layout.nb_channels < 1:
+            raise VideoError(f"{sound.address.name}: FFmpeg cannot tell how its sound is encoded")
         self._sound, self._container = sound, container
         self._packets = self._read()
         self._next = next(self._packets, None)
@@ -86,16 +89,18 @@ class SoundInput:
         if self._sound.start_s > 0:
             with suppress(Exception):  # a format that cannot be sought in is read from its start
                 self._container.seek(round((origin_s + max(0.0, self._sound.start_s - _SEEK_BACK_S)) * 1e6))
+        last = -1
         for packet in self._all_packets():
             if packet.pts is None:
                 packet.pts = packet.dts
-            if packet.pts is None or packet.time_base is None:  # the last, which is empty
+            if packet.pts is None or not packet.time_base:  # the last, which is empty, or a damaged one
                 continue
             packet.pts -= round((origin_s + self._sound.start_s) / packet.time_base)
             packet.dts = packet.pts
             if _time_of(packet) >= self._sound.end_s - self._sound.start_s:
                 return
-            if packet.pts >= 0:
+            if packet.pts > last:  # and a time that goes back is a damaged one
+                last = packet.pts
                 yield packet
 
     def _all_packets(self) -> Iterator[av.Packet[Any]]:
