@@ -6,7 +6,9 @@ import csv
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import av
 import pytest
 from PIL import Image
 
@@ -149,3 +151,23 @@ def test_a_camera_s_sound_is_not_left_out_without_a_word(
     told = "patchcaption: note: o.mp4: without sound: that of a camera or a live URL is not kept\n"
     assert capsys.readouterr().err == told
     assert len(frames_of(work_dir / "o.mp4")) == 3
+
+
+@pytest.mark.usefixtures("work_dir")
+def test_whatever_is_opened_is_opened_with_its_lists(
+    run: Run, clip: Path, sounding: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    av_open, lists = av.open, list[Any]()
+
+    def opening(file: Any, *arguments: Any, **options: Any) -> Any:
+        if not arguments:  # else it is written
+            lists.append((options["options"].get("format_whitelist"), options["options"].get("protocol_whitelist")))
+        return av_open(file, *arguments, **options)
+
+    monkeypatch.setattr(av, "open", opening)
+    for source, times in ((clip, 1), (sounding, 2)):  # the sound has a reader of its own
+        assert run(source, "--whole", "--every", "10", "--save", "o.mp4", "--jsonl", "/dev/null") == (0, "", "")
+        assert len(lists) == times
+        assert all("mov" in formats and "concat" not in formats and "hls" not in formats for formats, _ in lists)
+        assert {protocols for _, protocols in lists} == {"file"}
+        lists.clear()

@@ -17,12 +17,13 @@ from runtime.system.outputs import Output
 from runtime.video.sound import SoundInput
 from runtime.video.sources import open_source
 from tests.clips import SECONDS, marks, write_sounding_clip
+from tests.video.test_sources import http_server
 
 IN_STEP_S = 0.04
 """A frame of sound begins and ends up to so much before or after a cut."""
 
 
-def save(source_file: Path, target: Path, notes: list[str], **options: Any) -> None:
+def save(source_file: Path | str, target: Path, notes: list[str], **options: Any) -> None:
     source = open_source(source_file, StreamOptions(**options))
     with annotated_video(Output(target), notes.append, source.rate, source.sound, options.get("start_s", 0.0)) as video:
         for frame in source.frames():
@@ -72,6 +73,17 @@ def test_sound_goes_on_to_its_end_and_each_nth_frame_has_all_of_it(tmp_path: Pat
     with av.open(str(out)) as container:
         last = max(packet.pts * packet.time_base for packet in container.demux(audio=0) if packet.pts is not None)
     assert float(last) == pytest.approx(SECONDS, abs=0.1)
+
+
+def test_the_sound_of_a_url_is_kept_too(tmp_path: Path) -> None:
+    notes = list[str]()
+    write_sounding_clip(tmp_path / "clip.mp4")
+    with http_server(tmp_path) as address:
+        save(f"{address}/clip.mp4", tmp_path / "out.mp4", notes, start_s=1.5)
+    flashes, tones = marks(tmp_path / "out.mp4")
+    assert flashes == pytest.approx([0.5, 1.5], abs=IN_STEP_S)
+    assert tones == pytest.approx(flashes, abs=IN_STEP_S)
+    assert notes == []
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv", "avi"])
