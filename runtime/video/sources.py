@@ -187,7 +187,8 @@ class FiniteVideo:
         if not is_empty:
             return
         if self._is_part and not self.decode_errors:
-            raise VideoError(f"{self._name}: there is no frame from {self._start_s:g} s up to {self._end_s:g} s")
+            until = "on" if self._end_s == math.inf else f"up to {self._end_s:g} s"
+            raise VideoError(f"{self._name}: there is no frame from {self._start_s:g} s {until}")
         raise VideoError(
             f"{self._name}: no frame of it can be decoded: they are damaged, or have more pixels than the "
             f"{max_pixels()} of PIL.Image.MAX_IMAGE_PIXELS"
