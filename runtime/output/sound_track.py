@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import VideoError
-from runtime.video.sound import SoundInput
+from runtime.video.sound import SoundInput, time_of
 
 if TYPE_CHECKING:
     import av
@@ -27,7 +29,6 @@ _ENCODERS_ELSEWHERE = ("aac",)
 _RATE = 48_000
 """Samples in a second, for an encoder that does not take the source's."""
 
-_LATE_S = 0.5
 _LEAST_GAP_S = 0.1
 """What is missing between two frames is silence from here on; less is a rounded time."""
 
@@ -39,53 +40,51 @@ class SoundTrack:
         self._sound = sound
         self._stream: Any = None
         self._encoder: _Encoder | None = None
-
-    @property
-    def begins_late(self) -> bool:
-        """Whether there are frames before it that a container must not keep to itself until it begins."""
-        return self._sound.next_s > _LATE_S
+        self._ready = deque[Any]()
+        self._is_read = sound.begins_s == math.inf
 
     @property
     def is_at_end(self) -> bool:
         """Whether there are no more packets."""
-        return self._sound.is_at_end and self._encoder is None
+        return self._is_read and not self._ready
 
-    def add_to(self, container: av.container.OutputContainer, container_format: str, *, can_seek: bool) -> None:
+    def add_to(self, container: av.container.OutputContainer, container_format: str) -> None:
         """Add the track to a container that nothing is written to yet.
-
-        Args:
-            can_seek: whether the container can add to its head what it learns from the packets.
 
         Raises:
             VideoError: there is no way to bring it into the container.
         """
-        if container_format == "avi" and self._sound.next_s > _LEAST_GAP_S:
+        if container_format == "avi" and self._sound.begins_s > _LEAST_GAP_S:
             raise VideoError("it begins after the frames, which AVI cannot express; .mp4 and .mkv can")
         codec = self._sound.stream.codec_context
         name = codec.codec.canonical_name
-        # Broadcasts have AAC without the head that containers want of it.
-        can_wait = can_seek and container_format in ("mp4", "mov") and not self.begins_late
-        lacks_head = name == "aac" and not codec.extradata and not can_wait
+        lacks_head = name == "aac" and not codec.extradata  # as broadcasts have it; containers want it
         if name in _COPIED[container_format] and not lacks_head:
             self._stream = container.add_stream_from_template(self._sound.stream)
         else:
             self._encoder = _Encoder(container, codec, _ENCODERS.get(container_format, _ENCODERS_ELSEWHERE))
 
     def packets_until(self, seconds: float) -> Iterator[av.Packet[Any]]:
-        """Yield the packets that begin up to a time.
+        """Yield the packets that begin up to a time, before the frames that come after: containers want that order.
 
         Raises:
             VideoError: the sound cannot be read further.
         """
-        for packet in self._sound.packets_until(seconds):
-            if self._encoder is None:
-                packet.stream = self._stream
-                yield packet
-            else:
-                yield from self._encoder.encode(packet)
-        if self._sound.is_at_end and self._encoder is not None:
-            encoder, self._encoder = self._encoder, None
-            yield from encoder.end()
+        while True:
+            while not self._ready and not self._is_read:
+                self._read()
+            if not self._ready or time_of(self._ready[0]) > seconds:
+                return
+            yield self._ready.popleft()
+
+    def _read(self) -> None:
+        packet = next(self._sound.packets, None)
+        self._is_read = packet is None
+        if self._encoder is not None:
+            self._ready.extend(self._encoder.end() if packet is None else self._encoder.encode(packet))
+        elif packet is not None:
+            packet.stream = self._stream
+            self._ready.append(packet)
 
 
 class _Encoder:

@@ -40,7 +40,7 @@ _WITH_FRAGMENTS = frozenset({"mp4", "mov"})
 _FRAGMENTED, _WHOLE_AT_THE_END = "frag_every_frame+empty_moov+default_base_moof", "frag_every_frame+hybrid_fragmented"
 """FFmpeg's flags for files that can be read as far as they are written; the second makes an ordinary one at the end."""
 _HEAD_AT_ONCE = "+empty_moov"
-"""Else the file begins when there is something of each stream."""
+"""Else the file begins when there is something of each stream, and what came before keeps no time."""
 
 
 def video_format(output: Output) -> str:
@@ -118,7 +118,7 @@ class AnnotatedVideo:
                 target,
                 "w",
                 format=container_format,
-                options=_container_options(container_format, output.is_file, sound),
+                options=_container_options(container_format, output.is_file, sound is not None),
             )
 
     def add(self, described: FrameCaptions) -> None:
@@ -220,18 +220,18 @@ class AnnotatedVideo:
         self._stream = stream
         if self._sound is not None:
             try:
-                self._sound.add_to(self._container, self._format, can_seek=self._output.is_file)
+                self._sound.add_to(self._container, self._format)
             except (VideoError, av.error.FFmpegError, ValueError) as error:
                 self._sound = None
                 self._note(f"{self._output}: without sound: {error}")
         return stream
 
 
-def _container_options(container_format: str, can_seek: bool, sound: SoundTrack | None) -> dict[str, str]:
+def _container_options(container_format: str, can_seek: bool, has_sound: bool) -> dict[str, str]:
     options = {"flush_packets": "1", "max_interleave_delta": "1"}
     if container_format in _WITH_FRAGMENTS:
         options["movflags"] = _WHOLE_AT_THE_END if can_seek else _FRAGMENTED
-        if can_seek and sound is not None and sound.begins_late:
+        if can_seek and has_sound:
             options["movflags"] += _HEAD_AT_ONCE
     elif container_format == "matroska":
         options["cluster_time_limit"] = "0"

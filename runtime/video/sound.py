@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import VideoError
@@ -45,10 +46,15 @@ class Sound:
 
 
 class SoundInput:
-    """Sound that is open. It is read as it is asked for.
+    """Sound that is open.
 
     Attributes:
         stream: PyAV's, which says how the sound is encoded.
+        begins_s: when the first packet begins, from the start of the part; infinity where there is none.
+        packets: the encoded packets of the part in order, with times from its start; read as they are asked for.
+
+    Raises:
+        VideoError: there is no sound, or none that FFmpeg knows; also by ``packets``, where it cannot be read further.
     """
 
     def __init__(self, sound: Sound, container: av.container.InputContainer) -> None:
@@ -59,32 +65,12 @@ class SoundInput:
         if codec is None or codec.sample_rate < 1 or codec.layout.nb_channels < 1:
             raise VideoError(f"{sound.address.name}: FFmpeg cannot tell how its sound is encoded")
         self._sound, self._container = sound, container
-        self._packets = self._read()
-        self._next = next(self._packets, None)
-
-    @property
-    def next_s(self) -> float:
-        """When the next packet begins, from the start of the part; infinity at the end."""
-        return math.inf if self._next is None else _time_of(self._next)
-
-    @property
-    def is_at_end(self) -> bool:
-        """Whether there is no more of it."""
-        return self._next is None
-
-    def packets_until(self, seconds: float) -> Iterator[av.Packet[Any]]:
-        """Yield the packets that begin up to a time; this time and theirs are counted from the start of the part.
-
-        Raises:
-            VideoError: the sound cannot be read further.
-        """
-        while self._next is not None and _time_of(self._next) <= seconds:
-            packet, self._next = self._next, None
-            yield packet
-            self._next = next(self._packets, None)
+        packets = self._read()
+        first = list(islice(packets, 1))
+        self.begins_s = time_of(first[0]) if first else math.inf
+        self.packets = chain(first, packets)
 
     def _read(self) -> Iterator[av.Packet[Any]]:
-        """Yield the packets of the part."""
         origin_s = start_of(self._container)
         if self._sound.start_s > 0:
             with suppress(Exception):  # a format that cannot be sought in is read from its start
@@ -97,7 +83,7 @@ class SoundInput:
                 continue
             packet.pts -= round((origin_s + self._sound.start_s) / packet.time_base)
             packet.dts = packet.pts
-            if _time_of(packet) >= self._sound.end_s - self._sound.start_s:
+            if time_of(packet) >= self._sound.end_s - self._sound.start_s:
                 return
             if packet.pts > last:  # and a time that goes back is a damaged one
                 last = packet.pts
@@ -115,7 +101,8 @@ class SoundInput:
             yield packet
 
 
-def _time_of(packet: av.Packet[Any]) -> float:
+def time_of(packet: av.Packet[Any]) -> float:
+    """Return when a packet begins, in seconds."""
     assert packet.pts is not None
     assert packet.time_base is not None
     return float(packet.pts * packet.time_base)

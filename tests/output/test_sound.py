@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
 import pytest
 
 from runtime import FrameCaptions, VideoError
@@ -42,6 +43,7 @@ def save(source_file: Path | str, target: Path, notes: list[str], **options: Any
         ("mkv", "libopus", "mkv", "opus"),
         ("mkv", "libopus", "mov", "aac"),
         ("mkv", "libmp3lame", "mp4", "mp3"),
+        ("mkv", "pcm_u8", "mp4", "aac"),
         ("mov", "pcm_s16le", "avi", "pcm_s16le"),
     ],
 )
@@ -56,6 +58,8 @@ def test_sound_stays_in_step(tmp_path: Path, source: str, codec: str, target: st
         assert flashes[0] == pytest.approx(1.0 if end_s is None else 0.5, abs=IN_STEP_S)
     with av.open(str(out)) as container:
         assert container.streams.audio[0].codec_context.codec.canonical_name == expected
+        times = [frame.time or 0.0 for frame in container.decode(video=0)]
+    assert np.diff(times[1:]) == pytest.approx([0.1] * (len(times) - 2), abs=2e-3)
     assert notes == []
 
 
@@ -137,14 +141,15 @@ def late(packets_of: Callable[[SoundInput], Iterator[Any]]) -> Callable[[SoundIn
 def test_sound_that_is_lost_on_the_way_is_told_of_and_the_frames_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    packets_until = SoundInput.packets_until
+    all_packets = SoundInput._all_packets
 
-    def losing(sound: SoundInput, seconds: float) -> Any:
-        if seconds > 2:
-            raise VideoError("clip.mp4: the sound: Input/output error")
-        return packets_until(sound, seconds)
+    def losing(sound: SoundInput) -> Iterator[Any]:
+        for packet in all_packets(sound):
+            if packet.pts is not None and packet.pts * packet.time_base > 2.5:
+                raise VideoError("clip.mp4: the sound: Input/output error")
+            yield packet
 
-    monkeypatch.setattr(SoundInput, "packets_until", losing)
+    monkeypatch.setattr(SoundInput, "_all_packets", losing)
     notes, out = list[str](), tmp_path / "out.mp4"
     save(write_sounding_clip(tmp_path / "clip.mp4"), out, notes)
     assert notes == [f"{out}: without the rest of the sound: clip.mp4: the sound: Input/output error"]
