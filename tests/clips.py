@@ -14,7 +14,13 @@ _SAMPLE_RATE = 48_000
 _TONE_HZ, _LOUD = 1000, 0.3
 
 
-def write_sounding_clip(path: Path, audio_codec: str = "aac", frames: int = RATE * SECONDS, **options: str) -> Path:
+def write_sounding_clip(
+    path: Path,
+    audio_codec: str = "aac",
+    frames: int = RATE * SECONDS,
+    sample_rate: int = _SAMPLE_RATE,
+    **options: str,
+) -> Path:
     """Write a video of 10 frames a second with sound; return its path.
 
     Args:
@@ -23,9 +29,9 @@ def write_sounding_clip(path: Path, audio_codec: str = "aac", frames: int = RATE
     with av.open(str(path), "w") as container:
         video: Any = container.add_stream("libx264", rate=RATE, options={"g": "10", **options})
         video.width, video.height, video.pix_fmt = *WH, "yuv420p"
-        audio: Any = container.add_stream(audio_codec, rate=_SAMPLE_RATE, layout="mono")
+        audio: Any = container.add_stream(audio_codec, rate=sample_rate, layout="mono")
         audio.codec_context.open(strict=False)
-        resampler = av.AudioResampler(audio.format, "mono", _SAMPLE_RATE, audio.codec_context.frame_size or None)
+        resampler = av.AudioResampler(audio.format, "mono", sample_rate, audio.codec_context.frame_size or None)
         for number in range(frames):
             is_marked = number > 0 and number % RATE == 0
             frame = av.VideoFrame.from_ndarray(np.full((WH[1], WH[0], 3), 255 * is_marked, np.uint8), "rgb24")

@@ -37,10 +37,13 @@ _FORMATS: Mapping[str, str] = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska",
 _STREAMED_FORMAT = "matroska"
 """The container for pipes and devices without an ending."""
 _WITH_FRAGMENTS = frozenset({"mp4", "mov"})
-_FRAGMENTED, _WHOLE_AT_THE_END = "frag_every_frame+empty_moov+default_base_moof", "frag_every_frame+hybrid_fragmented"
+_FRAGMENTED, _WHOLE_AT_THE_END = "empty_moov+default_base_moof", "hybrid_fragmented"
 """FFmpeg's flags for files that can be read as far as they are written; the second makes an ordinary one at the end."""
 _HEAD_AT_ONCE = "+empty_moov"
-"""Else the file begins when there is something of each stream, and what came before keeps no time."""
+"""Else the file begins when there is something of each stream."""
+_LEAST_FRAGMENT_US = "1"
+"""A fragment ends at the next packet of a stream that it has one of. With frag_every_frame it ends at the next of any
+stream, and beside sound, FFmpeg 8 then gives frames the times of their successors."""
 
 
 def video_format(output: Output) -> str:
@@ -230,7 +233,7 @@ class AnnotatedVideo:
 def _container_options(container_format: str, can_seek: bool, has_sound: bool) -> dict[str, str]:
     options = {"flush_packets": "1", "max_interleave_delta": "1"}
     if container_format in _WITH_FRAGMENTS:
-        options["movflags"] = _WHOLE_AT_THE_END if can_seek else _FRAGMENTED
+        options |= {"movflags": _WHOLE_AT_THE_END if can_seek else _FRAGMENTED, "frag_duration": _LEAST_FRAGMENT_US}
         if can_seek and has_sound:
             options["movflags"] += _HEAD_AT_ONCE
     elif container_format == "matroska":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,20 @@ def test_sound_goes_on_to_its_end_and_each_nth_frame_has_all_of_it(tmp_path: Pat
     with av.open(str(out)) as container:
         last = max(packet.pts * packet.time_base for packet in container.demux(audio=0) if packet.pts is not None)
     assert float(last) == pytest.approx(SECONDS, abs=0.1)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv"])
+@pytest.mark.parametrize("codec", ["aac", "pcm_u8"])
+def test_uneven_frames_keep_their_times_beside_sound(tmp_path: Path, suffix: str, codec: str) -> None:
+    source = open_source(write_sounding_clip(tmp_path / "clip.mkv", codec, sample_rate=8000))
+    times = [0, 0.03, 0.2, 0.21, 0.5, 0.53, 0.6, 1.0, 1.4, 1.43, 2.0, 2.5, 3.0, 3.01]
+    out = tmp_path / f"out.{suffix}"
+    with annotated_video(Output(out), print, source.rate, source.sound) as video:
+        for frame, time in zip(source.frames(), times, strict=False):
+            video.add(FrameCaptions(replace(frame, seconds=time), [], 0, 0.0))
+    with av.open(str(out)) as container:
+        assert [frame.time for frame in container.decode(video=0)] == pytest.approx(times, abs=2e-3)
+    assert marks(out)[1] == pytest.approx([1, 2, 3], abs=IN_STEP_S)
 
 
 def test_the_sound_of_a_url_is_kept_too(tmp_path: Path) -> None:
