@@ -137,8 +137,11 @@ class StreamOptions:
         on_bad: what becomes of a region that has no place on its frame, and of a frame that is no image: "skip" gives
             it no caption but the reason (`Caption.error`, `FrameCaptions.error`) and goes on, "raise" ends the stream.
         timeout_s: how long a camera or URL may take to open, and be silent, until it counts as lost.
-        reconnect_s: for how long a camera or URL that is lost or closed is tried again, after pauses that grow from 0.5
-            to 30 s; 0 raises `VideoError` at once, `math.inf` never gives up.
+        reconnect_s: for how long a camera or URL that cannot be opened, is lost or closed is tried again, after pauses
+            that grow from 0.5 to 30 s; 0 raises `VideoError` at once, `math.inf` never gives up.
+        start_s: where in a file to begin, in seconds from its start; frames keep their numbers and times.
+        end_s: where to end, before the first frame at this time or later; None for the end of the file. Cameras, URLs
+            without a known length, folders and iterables take neither.
         channels: the order of the channels of frames that are arrays or tensors: "bgr" for those of OpenCV. The frames
             that the stream yields are "rgb", as is what a detector gets.
 
@@ -157,6 +160,8 @@ class StreamOptions:
     on_bad: OnBad = "skip"
     timeout_s: float = 10.0
     reconnect_s: float = 0.0
+    start_s: float = 0.0
+    end_s: float | None = None
     channels: Channels = "rgb"
 
     def __post_init__(self) -> None:
@@ -168,6 +173,11 @@ class StreamOptions:
             check_threads("workers", self.workers)
         check_number("timeout_s", self.timeout_s, 0.001, _MAX_TIMEOUT_S)
         check_number("reconnect_s", self.reconnect_s, 0)
+        check_number("start_s", self.start_s, 0)
+        if self.end_s is not None:
+            check_number("end_s", self.end_s, 0)
+            if self.end_s <= self.start_s:
+                raise OptionError(f"end_s: expected more than start_s, {self.start_s:g}, got {self.end_s:g}")
         if self.reuse is not None and not 0 < self.reuse <= 1:
             raise OptionError(f"reuse: expected a cosine above 0 and up to 1, or None, got {self.reuse}")
 
@@ -207,6 +217,8 @@ class StreamKeywords(DescribeKeywords, total=False):
     on_bad: OnBad
     timeout_s: float
     reconnect_s: float
+    start_s: float
+    end_s: float | None
     channels: Channels
 
 

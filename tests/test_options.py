@@ -30,6 +30,8 @@ DEFAULTS: dict[type[Any], dict[str, Any]] = {
         "on_bad": "skip",
         "timeout_s": 10.0,
         "reconnect_s": 0.0,
+        "start_s": 0.0,
+        "end_s": None,
         "channels": "rgb",
     },
 }
@@ -127,6 +129,11 @@ def test_an_option_that_no_stage_has_is_refused_with_those_there_are(keywords: d
         (StreamOptions, {"policy": "wait"}, 'policy: expected "drop" or "block", got .wait.'),
         (StreamOptions, {"every": 0}, "every: expected a whole number from 1 on, got 0"),
         (StreamOptions, {"workers": -1}, "workers: expected a whole number from 1 to 512, got -1"),
+        (StreamOptions, {"start_s": -1}, "start_s: expected a number from 0 on, got -1"),
+        (StreamOptions, {"start_s": math.nan}, "start_s: expected a number from 0 on, got nan"),
+        (StreamOptions, {"end_s": "5"}, "end_s: expected a number from 0 on, got '5'"),
+        (StreamOptions, {"end_s": 0}, "end_s: expected more than start_s, 0, got 0"),
+        (StreamOptions, {"start_s": 2, "end_s": 2}, "end_s: expected more than start_s, 2, got 2"),
         (StreamOptions, {"reuse": 0}, "reuse: expected a cosine above 0 and up to 1, or None, got 0"),
     ],
 )
