@@ -30,6 +30,7 @@ DEFAULTS: dict[type[Any], dict[str, Any]] = {
         "on_bad": "skip",
         "timeout_s": 10.0,
         "reconnect_s": 0.0,
+        "channels": "rgb",
     },
 }
 
