@@ -64,7 +64,7 @@ class CocoAnnotations:
 
 
 def _part(dataset: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
-    entries = dataset.get(name) or []
+    entries = [] if dataset.get(name) is None else dataset[name]
     if not is_list(entries) or not all(isinstance(entry, Mapping) for entry in entries):
         raise RegionError(f"{name}: expected a list of dictionaries, as COCO has it")
     return list(entries)

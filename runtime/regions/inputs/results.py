@@ -67,7 +67,13 @@ def rows_of_masks(masks: Any, **columns: Any) -> list[RegionRow]:
 
 
 def rows_of_polygons(polygons: Any, **columns: Any) -> list[RegionRow]:
-    """Return a row for each of a list of polygons, or of an array (n, P, 2)."""
+    """Return a row for each of a list of polygons, or of an array (n, P, 2).
+
+    Raises:
+        RegionError: they are neither.
+    """
+    if not is_list(polygons) and not (is_array(polygons) and len(polygons.shape) == 3):
+        raise RegionError(f"detections: expected polygons, one for each region, got {type(polygons).__name__}")
     return _rows([partial(polygon_of, points) for points in polygons], **columns)
 
 
@@ -129,7 +135,7 @@ def _of_columns(found: Mapping[str, Any], image_wh: ImageSize) -> list[RegionRow
 def _of_segments(found: Mapping[str, Any]) -> list[RegionRow]:
     """Return the rows of a map of ids and what is known of each, as Hugging Face's segmentation has it."""
     segmentation, segments = found.get("segmentation"), found["segments_info"]
-    if not segments:
+    if is_list(segments) and len(segments) == 0:
         return []
     if not is_list(segments) or not all(isinstance(segment, Mapping) and "id" in segment for segment in segments):
         raise RegionError("segments_info: expected a list of dictionaries with an id each")
@@ -192,7 +198,10 @@ def _check_image(found: Any, image_wh: ImageSize) -> None:
     shape = _first(found, "orig_shape")
     if shape is None or image_wh is None:
         return
-    height, width = (int(side) for side in tuple(shape)[:2])
+    sides = as_numpy("orig_shape", shape, "(2,)").ravel()
+    if len(sides) < 2 or not np.isfinite(sides[:2].astype(float)).all():
+        raise RegionError("detections: expected orig_shape as height and width")
+    height, width = (int(side) for side in sides[:2])
     if (width, height) != image_wh:
         raise RegionError(
             f"detections: they are of an image of {width} x {height} pixels, and this one has {image_wh[0]} x "
@@ -218,7 +227,8 @@ def _rows(makers: Sequence[Callable[[], Region]], **columns: Any) -> list[Region
 
 def _as_many(rows: list[RegionRow], boxes: Any) -> list[RegionRow]:
     """Return the rows of masks after comparing their number with that of the boxes beside them, if there are any."""
-    if boxes is not None and (is_list(boxes) or is_array(boxes)) and len(boxes) != len(rows):
+    is_counted = is_list(boxes) or (is_array(boxes) and len(boxes.shape) > 0)
+    if is_counted and len(boxes) != len(rows):
         raise RegionError(f"detections: expected as many masks as boxes, got {len(rows)} and {len(boxes)}")
     return rows
 
