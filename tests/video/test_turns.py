@@ -89,12 +89,13 @@ def test_streams_take_turns_where_one_call_at_a_time_is_executed(
 ) -> None:
     """A file that is always ready, with four encoders, gets no more than a camera."""
     monkeypatch.setattr("runtime.video.turns._needs_turns", lambda _: True)
+    monkeypatch.setattr(Turns, "allow", lambda *_: None)  # as on a GPU, whatever the workers
     streams = [
         demo.stream(cycle(IMAGES), [WholeImage()], reuse=None, workers=4),
         demo.stream(cycle(IMAGES), [WholeImage()], reuse=None, workers=1, policy="drop"),
     ]
-    shares = taken(streams, 30)
-    assert abs(shares[0] - shares[1]) <= 10, shares
+    shares = taken(streams, 20)
+    assert abs(shares[0] - shares[1]) <= 6, shares
 
 
 def test_a_long_file_does_not_starve_a_camera(demo: Captioner) -> None:
@@ -110,8 +111,8 @@ def test_a_long_file_does_not_starve_a_camera(demo: Captioner) -> None:
         demo.stream(camera(), [WholeImage()], policy="drop"),
         demo.stream(camera(), [WholeImage()], policy="drop"),
     ]
-    shares = taken(streams, 36)
-    assert min(shares.values()) >= 36 // (4 * len(streams)), shares
+    shares = taken(streams, 24)
+    assert min(shares.values()) >= 24 // (4 * len(streams)), shares
 
 
 def taken(streams: list[CaptionStream], frames: int) -> Counter[int]:
