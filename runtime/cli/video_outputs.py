@@ -10,7 +10,7 @@ from functools import partial
 from typing import TypeAlias
 
 from runtime.cli import exits
-from runtime.errors import PatchcaptionError
+from runtime.errors import OptionError
 from runtime.output.csv_table import csv_table
 from runtime.output.json_lines import json_lines
 from runtime.output.preview import PreviewWindow
@@ -31,7 +31,7 @@ def named_outputs(options: argparse.Namespace) -> Mapping[str, Output | None]:
     """Return the outputs by their flags.
 
     Raises:
-        PatchcaptionError: one is of one source only, and there are several.
+        OptionError: one is of one source only, and there are several.
     """
     outputs = {
         "--save": options.save,
@@ -43,7 +43,7 @@ def named_outputs(options: argparse.Namespace) -> Mapping[str, Output | None]:
     if len(options.sources) > 1:
         given = [flag for flag in _OF_ONE_SOURCE if outputs[flag] is not None] + ["--show"] * options.show
         if given:
-            raise PatchcaptionError(
+            raise OptionError(
                 f"{given[0]}: expected one source, got {len(options.sources)}: only --jsonl and --csv hold several"
             )
     return outputs

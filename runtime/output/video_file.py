@@ -10,7 +10,7 @@ from fractions import Fraction
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
-from runtime.errors import ImageError, PatchcaptionError, VideoError
+from runtime.errors import ImageError, OptionError, PatchcaptionError, VideoError
 from runtime.image import open_image
 from runtime.output.drawing import draw_captions
 from runtime.output.recording import FRAMES_PER_SECOND, seconds_of
@@ -50,12 +50,12 @@ def video_format(output: Output) -> str:
     """Return FFmpeg's name of the container for an output.
 
     Raises:
-        PatchcaptionError: it has no ending of a video, or cannot be written.
+        OptionError: it has no ending of a video.
     """
     if output.suffix in _FORMATS:
         return _FORMATS[output.suffix]
     if output.is_file:
-        raise PatchcaptionError(f"{output}: expected a video's ending, .mp4 for example")
+        raise OptionError(f"{output}: expected a video's ending, .mp4 for example")
     return _STREAMED_FORMAT
 
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from runtime.errors import PatchcaptionError
+from runtime.errors import OptionError, PatchcaptionError
 from runtime.system.files import follow_links, lock, move_into_place, open_part, part_name, write_atomically
 from runtime.system.signals import uninterrupted
 
@@ -221,16 +221,16 @@ def check_distinct(outputs: Mapping[str, Output | None], inputs: Sequence[Path])
         inputs: files; what is not there, or no regular file, is passed over.
 
     Raises:
-        PatchcaptionError: names the flags.
+        OptionError: names the flags.
     """
     named = [(flag, output) for flag, output in outputs.items() if output is not None]
     for index, (flag, output) in enumerate(named):
         for other_flag, other in named[:index]:
             if output.is_same(other):
-                raise PatchcaptionError(f"{flag} {output}: {other_flag} writes there too; name another file")
+                raise OptionError(f"{flag} {output}: {other_flag} writes there too; name another file")
         for path in inputs:
             if path.is_file() and output.is_same(Output(path.absolute())):
-                raise PatchcaptionError(f"{flag} {output}: {path} is read, and would be overwritten; name another file")
+                raise OptionError(f"{flag} {output}: {path} is read, and would be overwritten; name another file")
 
 
 def _open_file(path: Path) -> int | None:

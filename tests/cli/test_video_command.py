@@ -98,7 +98,7 @@ def test_new_captions_are_printed_with_their_time(run: Run, clip: Path) -> None:
     [
         (["none.mp4"], 1, "none.mp4: no such file or folder"),
         (["CLIP", "--box", "500,500,600,600"], 2, "lies outside the image"),
-        (["CLIP", "--save", "out.txt"], 1, "out.txt: expected a video's ending"),
+        (["CLIP", "--save", "out.txt"], 2, "out.txt: expected a video's ending"),
         (["CLIP", "--jsonl", "nowhere/out.jsonl"], 1, "the folder nowhere does not exist"),
         (["CLIP", "--every", "0"], 2, "every: expected a whole number from 1 on"),
     ],
@@ -209,7 +209,7 @@ def test_nothing_that_is_read_is_written_over(
     Path("hard.jsonl").hardlink_to("clip.mp4")
     Path("regions.json").write_text('[{"kind": "whole_image"}]')
     code, _, err = run("clip.mp4", *[flag.replace("BUNDLE", str(demo_bundle)) for flag in flags])
-    assert code == 1
+    assert code == (1 if "cannot be written" in message else 2)
     assert message in err
     assert err.count("\n") == 1
     assert Path("clip.mp4").read_bytes() == clip.read_bytes()
