@@ -3,12 +3,20 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-# torch is installed first and by version: a looser request takes the newest build, with several GB of CUDA packages.
+# A torch that is in the environment already is kept. Else it is the build without CUDA that locks/torch.txt has a hash of,
+# and where that is not to be had the registry's build of this version, which may come with 5 GB of CUDA.
 TORCH := torch==2.13.0
+HAS_TORCH := $(BIN)/python -c "from importlib.metadata import version; version('torch')" 2>/dev/null
 
-.PHONY: demo native test lint docs train-demo clean
+# What the locks in locks/ say, with their hashes and nothing else.
+LOCKED := $(PIP) install --no-deps --require-hashes
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-header --no-annotate
+ALL_MACHINES := ((platform_machine == 'aarch64' and sys_platform == 'linux') or (platform_machine == 'x86_64' and \
+	sys_platform == 'linux'))
+
+.PHONY: demo native wheel test lint docs train-demo locks clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python export/build_engines.py demo --out engines/demo
@@ -21,6 +29,12 @@ demo: $(VENV)/.demo
 native:
 	cmake -S . -B build/native -DCMAKE_BUILD_TYPE=Release $(NATIVE_OPTIONS)
 	cmake --build build/native --parallel
+
+# dist/: a wheel with the native kernels, for every Linux that has this machine's C library or a newer one.
+wheel: $(VENV)/.test
+	rm -rf build/wheel dist
+	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir build/wheel .
+	PATH="$(abspath $(BIN)):$$PATH" auditwheel repair --wheel-dir dist build/wheel/*.whl
 
 # One process per core, each with one torch thread: that takes two thirds of the time.
 test: $(VENV)/.test native
@@ -47,22 +61,33 @@ train-demo: $(VENV)/.test
 	$(BIN)/python export/build_engines.py demo --out engines/demo
 	$(BIN)/python benchmarks/quality.py engines/demo --json export/demo/checkpoint/scores.json
 
-# pip is upgraded because Python 3.10's own does not resolve the constraints within ten minutes.
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --upgrade pip
+	$(PIP) install --upgrade pip
 
-$(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(PIP) $(TORCH)
-	$(PIP) -c constraints.txt -e '.[cpu,export]'
+# The last line brings what the locks leave out: nothing, or NVIDIA's packages for a torch with CUDA.
+$(VENV)/.demo: $(VENV)/bin/python pyproject.toml locks/torch.txt locks/demo.txt
+	$(LOCKED) -r locks/demo.txt
+	$(HAS_TORCH) || $(LOCKED) -r locks/torch.txt || true
+	$(HAS_TORCH) || (echo "no torch without CUDA to be had (README.md, Set-up): taking the registry's"; $(PIP) install $(TORCH))
+	$(PIP) install --no-build-isolation -e '.[cpu,export]'
 	@touch $@
 
-# open_clip_torch provides CLIP's vocabulary file, for seeded checkpoints. Nothing imports it, and its own dependencies
-# (torchvision) would pull in another torch.
-$(VENV)/.test: $(VENV)/.demo
-	$(PIP) -c constraints.txt -e '.[cpu,openvino,tensorrt-rtx,export,quality,bench,video,docs,dev]'
-	$(PIP) --no-deps -c constraints.txt open_clip_torch
+$(VENV)/.test: $(VENV)/.demo locks/test.txt
+	$(LOCKED) -r locks/test.txt
+	$(PIP) install --no-build-isolation -e '.[cpu,openvino,tensorrt-rtx,export,quality,bench,video,docs,dev]'
 	@touch $@
+
+# Brings the locks up to date with pyproject.toml (UPGRADE=--upgrade takes the newest versions), but for torch.txt.
+# open_clip_torch provides CLIP's vocabulary file, for seeded checkpoints; nothing imports it.
+locks: $(VENV)/.test
+	echo open_clip_torch | $(COMPILE) $(UPGRADE) --no-emit-package torch pyproject.toml - --output-file locks/test.txt \
+		$(addprefix --extra ,cpu openvino tensorrt-rtx export quality bench video docs dev)
+	echo scikit-build-core | $(COMPILE) $(UPGRADE) --no-emit-package torch pyproject.toml - --output-file locks/demo.txt \
+		--constraint locks/test.txt --extra cpu --extra export
+	echo scikit-build-core | $(COMPILE) $(UPGRADE) --no-emit-package torch pyproject.toml - --output-file locks/plans.txt \
+		--constraint locks/test.txt --extra plans
+	sed -i "s/ and $(ALL_MACHINES)//" locks/demo.txt locks/plans.txt locks/test.txt
 
 clean:
-	rm -rf $(VENV) out build docs/_pictures engines/*/ runtime/memory/libpatchcaption.so
+	rm -rf $(VENV) out build dist docs/_pictures engines/*/ runtime/memory/libpatchcaption.so

@@ -21,6 +21,9 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
+if not __package__:  # run by its path: the packages of this clone, whatever is installed
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import torch
 from rich.console import Console
 from rich.table import Table

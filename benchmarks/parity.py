@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+if not __package__:  # run by its path: the packages of this clone, whatever is installed
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import numpy as np
 import numpy.typing as npt
 import torch

@@ -19,6 +19,9 @@ from itertools import chain
 from pathlib import Path
 from typing import get_args
 
+if not __package__:  # run by its path: the packages of this clone, whatever is installed
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import numpy as np
 import torch
 from rich import box

@@ -24,6 +24,7 @@ RUN pip install --no-cache-dir --upgrade pip \
 
 WORKDIR /patchcaption
 COPY . .
-# Without constraints.txt, which names the torch of PyPI.
-RUN pip install --no-cache-dir -e '.[plans]' && make native
+RUN pip install --no-cache-dir --no-deps --require-hashes -r locks/plans.txt \
+    && pip install --no-cache-dir --no-build-isolation -e '.[plans]' \
+    && make native
 CMD ["patchcaption", "doctor"]

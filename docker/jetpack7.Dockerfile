@@ -13,7 +13,7 @@ ARG BASE
 FROM ${BASE}
 ARG TORCH=torch==2.13.0
 ARG TENSORRT=tensorrt-cu13==10.13.3.9
-ARG WHEELS=https://pypi.org/simple
+ARG WHEELS
 
 RUN apt-get update \
     && apt-get install -y --no-install-recommends cmake g++ make python3-pip python3-venv \
@@ -22,12 +22,12 @@ RUN apt-get update \
 RUN python3 -m venv /venv
 ENV PATH=/venv/bin:$PATH
 RUN pip install --no-cache-dir --upgrade pip \
-    && pip install --no-cache-dir --index-url "${WHEELS}" "${TORCH}" \
+    && pip install --no-cache-dir ${WHEELS:+--index-url "${WHEELS}"} "${TORCH}" \
     && pip install --no-cache-dir "${TENSORRT}"
 
 WORKDIR /patchcaption
 COPY . .
-# The torch that is there stays, whatever constraints.txt names.
-RUN sed '/^torch==/d' constraints.txt > /tmp/constraints.txt \
-    && pip install --no-cache-dir -c /tmp/constraints.txt -e '.[plans]' && make native
+RUN pip install --no-cache-dir --no-deps --require-hashes -r locks/plans.txt \
+    && pip install --no-cache-dir --no-build-isolation -e '.[plans]' \
+    && make native
 CMD ["patchcaption", "doctor"]

@@ -1,4 +1,4 @@
-"""Build a bundle from a checkpoint: `python export/build_engines.py demo --out engines/demo`."""
+"""Build a bundle from a checkpoint: `patchcaption build demo --out engines/demo`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import get_args
+
+if not __package__:  # run by its path: the packages of this clone, whatever is installed
+    sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from rich.console import Console
 from rich.table import Table
@@ -28,9 +31,9 @@ from runtime.bundle import Bundle, BundleBackend, EnginePrecision
 from runtime.bundle.dtypes import StoragePrecision
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = "build_engines.py") -> int:
     """Run the command; return its exit code."""
-    parser = argparse.ArgumentParser(prog="build_engines.py", description="Build a bundle from a checkpoint.")
+    parser = argparse.ArgumentParser(prog=prog, description="Build a bundle from a checkpoint.")
     add_arguments(parser)
     options = parser.parse_args(arguments)
     if options.out is None:
@@ -76,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--without-plans",
         action="store_true",
-        help="with --backend tensorrt and tensorrt-rtx: leave the plans to build_plans.py",
+        help="with --backend tensorrt and tensorrt-rtx: leave the plans to patchcaption build-plans",
     )
     add_plan_options(parser)
 

@@ -1,4 +1,4 @@
-"""Build a memory bank of captions: `python export/build_memory_bank.py captions.json --talk2dino FILE --out bank.h5`.
+"""Build a memory bank of captions: `patchcaption build-memory-bank captions.json --talk2dino FILE --out bank.h5`.
 
 Captions -> CLIP's text tower -> Talk2DINO -> HDF5 in the published layout (published-system.md, section 5). Finished
 rows lie beside the bank until it is complete, so the same command resumes an interrupted one.
@@ -19,6 +19,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
+
+if not __package__:  # run by its path: the packages of this clone, whatever is installed
+    sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import h5py
 import numpy as np
@@ -251,9 +254,9 @@ def _write_bank(path: Path, embeddings: np.ndarray[Any, Any], captions: Sequence
             texts[block] = captions[block]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = "build_memory_bank.py") -> int:
     """Run the command; return its exit code."""
-    parser = argparse.ArgumentParser(description="Make a memory bank of captions.")
+    parser = argparse.ArgumentParser(prog=prog, description="Make a memory bank of captions.")
     add_arguments(parser)
     body = partial(_run, parser.parse_args(arguments))
     return run_command(

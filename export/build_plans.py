@@ -1,4 +1,4 @@
-"""Add TensorRT plans to a bundle that was built elsewhere: `python export/build_plans.py engines/demo`.
+"""Add TensorRT plans to a bundle that was built elsewhere: `patchcaption build-plans engines/demo`.
 
 For devices that TensorRT is on and torch's exporter is not, or is slow: a bundle is exported on any machine and copied,
 and its plans are built where they will run.
@@ -14,6 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import get_args
 
+if not __package__:  # run by its path: the packages of this clone, whatever is installed
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from rich.console import Console
 
 from export.command_line import add_plan_options, from_namespace, run_command, show_progress
@@ -24,9 +27,9 @@ from runtime.errors import BackendError
 from runtime.system.standard_streams import show
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = "build_plans.py") -> int:
     """Run the command; return its exit code."""
-    parser = argparse.ArgumentParser(prog="build_plans.py", description="Add TensorRT plans to a bundle.")
+    parser = argparse.ArgumentParser(prog=prog, description="Add TensorRT plans to a bundle.")
     parser.add_argument("bundle", type=Path, help="graphs in fp32, fp16, bf16, or TensorRT's int8 or fp8")
     parser.add_argument(
         "--backend",

@@ -7,7 +7,15 @@
 """
 
 from runtime.captioner import Captioner
-from runtime.errors import BackendError, BundleError, ImageError, PatchcaptionError, RegionError, VideoError
+from runtime.errors import (
+    BackendError,
+    BundleError,
+    ImageError,
+    OptionError,
+    PatchcaptionError,
+    RegionError,
+    VideoError,
+)
 from runtime.features import FeatureMap
 from runtime.image import Fit
 from runtime.memory import MemoryMatch
@@ -55,6 +63,7 @@ __all__ = [
     "ImageError",
     "Mask",
     "MemoryMatch",
+    "OptionError",
     "Patch",
     "PatchcaptionError",
     "Point",

@@ -1,8 +1,8 @@
-"""`python -m runtime`: the command `patchcaption` in a clone."""
+"""`python -m runtime`: the command `patchcaption`, in a folder that has no other module of that name."""
 
 import sys
 
-from runtime.cli.main import main
+from patchcaption.__main__ import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,7 +11,7 @@ from torch import Tensor
 from runtime.backends import Backend, open_backend
 from runtime.bundle import Bundle, Manifest
 from runtime.encoder import EncodeFunction
-from runtime.errors import PatchcaptionError
+from runtime.errors import OptionError
 from runtime.features import FeatureMap
 from runtime.image import Fit, ImageSource
 from runtime.options import (
@@ -89,7 +89,7 @@ class Captioner(Closeable):
         Raises:
             BundleError: the bundle is missing, incomplete, altered or of another schema.
             BackendError: the backend is unknown or not usable here.
-            PatchcaptionError: an option has no such value.
+            OptionError: an option has no such value.
 
         Example:
             >>> with Captioner.load("engines/demo", backend="cpu", threads=1) as captioner:
@@ -97,7 +97,7 @@ class Captioner(Closeable):
             'a large striped red triangle'
         """
         if fit not in list(Fit):
-            raise PatchcaptionError(f'fit {fit!r}: expected "stretch" or "crop"')
+            raise OptionError(f'fit {fit!r}: expected "stretch" or "crop"')
         bundle = Bundle(folder, verify)
         pipeline = Pipeline(bundle, open_backend(backend, threads, precision, bundle), Fit(fit))
         if pipeline.backend.needs_warm_up:
@@ -245,7 +245,8 @@ class Captioner(Closeable):
 
         Raises:
             RegionError: a region has no place on its image, or the lists do not match the images.
-            PatchcaptionError: an option has no such value, or asks for a memory bank that the bundle does not have.
+            OptionError: an option has no such value.
+            PatchcaptionError: an option asks for a memory bank that the bundle does not have.
             BundleError: the bundle was built without what an option needs.
 
         Example:
@@ -301,7 +302,8 @@ class Captioner(Closeable):
             options: ``score``, ``beams`` and ``length_penalty`` of `DecodingOptions`.
 
         Raises:
-            PatchcaptionError: an option has no such value, or a vector is not of finite numbers; it says which row.
+            OptionError: an option has no such value.
+            PatchcaptionError: a vector is not of finite numbers; it says which row.
             BundleError: the bundle was built without the graph that beam search needs.
 
         Example:

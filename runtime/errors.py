@@ -15,6 +15,17 @@ class PatchcaptionError(Exception):
     """
 
 
+class OptionError(PatchcaptionError, ValueError):
+    """An option without such a value, of another type, or that there is not.
+
+    Example:
+        >>> captioner.caption(scene, [WholeImage()], beams=0)
+        Traceback (most recent call last):
+            ...
+        runtime.errors.OptionError: beams: expected a whole number from 1 to 256, got 0
+    """
+
+
 class ImageError(PatchcaptionError, ValueError):
     """An image that cannot be read or has a wrong type or shape.
 
@@ -44,7 +55,7 @@ class BundleError(PatchcaptionError):
         >>> Captioner.load("engines/nowhere")
         Traceback (most recent call last):
             ...
-        runtime.errors.BundleError: engines/nowhere: no bundle there (manifest.json is missing); build one: python ...
+        runtime.errors.BundleError: engines/nowhere: no bundle there (manifest.json is missing); build one: patch...
     """
 
 
@@ -67,4 +78,15 @@ class VideoError(PatchcaptionError):
         Traceback (most recent call last):
             ...
         runtime.errors.VideoError: nowhere.mp4: no such file or folder
+    """
+
+
+class ProcessBoundError(PatchcaptionError, TypeError):
+    """An object that belongs to one process was to be pickled, copied or sent to another: a captioner, or a part of it.
+
+    Example:
+        >>> pickle.dumps(captioner)
+        Traceback (most recent call last):
+            ...
+        runtime.errors.ProcessBoundError: a Captioner cannot be pickled, copied or sent to another process, as it ...
     """

@@ -24,6 +24,7 @@ from runtime.options import Channels, DecodingOptions, OnBad, PoolingOptions, Pr
 from runtime.pooling import Pooler, RegionReencoder
 from runtime.results import Caption, RegionBatch, RegionsOfImages, with_missing
 from runtime.system.forks import claim_engines, is_forked, require_own_engines
+from runtime.system.process_bound import ProcessBound
 
 VectorSource: TypeAlias = "Tensor | NDArray[Any] | Sequence[Sequence[float]]"
 """Vectors (R, D), one a row."""
@@ -32,7 +33,7 @@ _WARM_UP_RUNS = 3
 """The first run is plain, the second captured, the third replayed."""
 
 
-class Pipeline:
+class Pipeline(ProcessBound):
     """One bundle on one backend, as four stages that hand tensors to each other.
 
     Attributes:

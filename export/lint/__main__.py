@@ -17,9 +17,9 @@ from runtime.bundle import ShapeRange
 from runtime.errors import BackendError
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = "lint") -> int:
     """Run the command; return 0 without errors in the graphs, 1 with some, 2 if it could not run."""
-    options = _parser().parse_args(arguments)
+    options = _parser(prog).parse_args(arguments)
     try:
         ranges = json.loads(options.ranges.read_text(encoding="utf-8")) if options.ranges else {}
         findings = {str(path): lint(path, options.tensorrt, options.profile, ranges) for path in options.graphs}
@@ -39,8 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(any(finding.severity == "error" for of_graph in findings.values() for finding in of_graph))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lint", description="Find what TensorRT will not accept in ONNX graphs.")
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description="Find what TensorRT will not accept in ONNX graphs.")
     parser.add_argument("graphs", type=Path, nargs="+", metavar="MODEL.onnx")
     parser.add_argument("--tensorrt", type=_version, default=(10, 3), metavar="10.3", help="default: 10.3, JetPack 6's")
     parser.add_argument(

@@ -106,5 +106,5 @@ def _lint_graph(graph: Path, api: TensorRtApi, profiles: Sequence[Profile]) -> N
     """Raise for what TensorRT would refuse minutes later and with a less helpful message."""
     errors = [found for found in lint(graph, api.release, profiles) if found.severity == "error"]
     if errors:
-        more = f", and {len(errors) - 1} more: python -m export.lint" if len(errors) > 1 else ""
+        more = f", and {len(errors) - 1} more: patchcaption lint" if len(errors) > 1 else ""
         raise BackendError(f"{graph.name}: {api.name} will not take it: {errors[0]}{more}")

@@ -225,7 +225,7 @@ def _bank_request(settings: dict[str, Any], memory_size: int, repository: str | 
     See published-system.md, section 5.
     """
     named = str(settings.get("projection_type") or "coco")
-    what = "the memory bank; export/build_memory_bank.py makes one of captions"
+    what = "the memory bank; patchcaption build-memory-bank makes one of captions"
     if named.endswith((".h5", ".hdf5")):
         return FileRequest(what, (named,), ((repository, Path(named).name),) if repository else ())
     attention = settings.get("talk2dino_attn_type", "qkv")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from runtime.errors import BundleError
+from runtime.system.process_bound import ProcessBound
 
 _PIECE_BYTES = 2**26
 """What one thread reads at a time; a single call reads less than 2 GiB."""
@@ -38,7 +39,7 @@ class _State(NamedTuple):
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
-class HeldFile:
+class HeldFile(ProcessBound):
     """A regular file, open for reading until nothing refers to this object.
 
     Args:

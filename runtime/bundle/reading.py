@@ -15,6 +15,7 @@ from runtime.bundle.engine_files import EngineFiles
 from runtime.bundle.held_file import HeldFile
 from runtime.bundle.manifest import MANIFEST, SCHEMA, EngineName, Manifest
 from runtime.errors import BundleError
+from runtime.system.process_bound import ProcessBound
 
 _HASHING_THREADS = 4
 _MAX_MANIFEST_BYTES = 2**22
@@ -22,7 +23,7 @@ _MAX_MANIFEST_BYTES = 2**22
 _DESCRIPTIONS: dict[EngineName, str] = {"reencoder": "a re-encoder", "beam_decoder": "a decoder for beam search"}
 
 
-class Bundle:
+class Bundle(ProcessBound):
     """An opened bundle folder: its manifest, and its files by name, which it holds open.
 
     What is read of them later, in any thread, is what was there when the bundle was opened, also after a build has
@@ -115,8 +116,7 @@ class Bundle:
     def _admit_graph(self, name: EngineName) -> None:
         """Raise unless a graph may be given to an executor."""
         file = self.manifest.engines[name].file
-        sizes = {other: record.bytes for other, record in self.manifest.files.items()}
-        graph = admit(self.path(file), engine_contract(self.manifest, name), sizes)
+        graph = admit(self.file(file), engine_contract(self.manifest, name), self._files)
         self._weight_files[file] = sorted(graph.files)
 
 
@@ -140,8 +140,7 @@ def _open_folder(folder: Path) -> int:
         return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         raise BundleError(
-            f"{folder}: no bundle there ({MANIFEST} is missing); build one: "
-            f"python export/build_engines.py demo --out {folder}"
+            f"{folder}: no bundle there ({MANIFEST} is missing); build one: patchcaption build demo --out {folder}"
         ) from None
     except OSError as error:
         raise BundleError(f"{folder}: cannot be read: {error.strerror}") from None

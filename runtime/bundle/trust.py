@@ -48,8 +48,8 @@ def check_trusted(plan: Path, sha256: str) -> None:
     """Raise if a plan may not be loaded."""
     if not is_trusted(sha256):
         raise BackendError(
-            f"{plan}: a TensorRT plan is a program, and you have not built this one on this machine; build it: python "
-            f"export/build_plans.py {plan.parent}; or, if you trust who did: patchcaption trust {plan.parent}"
+            f"{plan}: a TensorRT plan is a program, and you have not built this one on this machine; build it: "
+            f"patchcaption build-plans {plan.parent}; or, if you trust who did: patchcaption trust {plan.parent}"
         )
 
 

@@ -8,8 +8,10 @@ SIGTERM.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NoReturn
 
 from runtime.cli import exits
@@ -17,18 +19,26 @@ from runtime.cli.bundle_commands import add_info, add_trust, add_verify
 from runtime.cli.caption_command import add_caption
 from runtime.cli.machine_commands import add_doctor, add_tune
 from runtime.cli.video_command import add_video
-from runtime.errors import ImageError, PatchcaptionError, RegionError
+from runtime.errors import ImageError, OptionError, PatchcaptionError, RegionError
 from runtime.system.signals import Terminated, terminating
 from runtime.system.standard_streams import finish_standard_streams, open_standard_streams
 from runtime.system.version import __version__
 
+_FLAG, _NEGATIVE = re.compile("--[a-z-]+"), re.compile(r"-[\d.]")
+_NONE: Mapping[str, str] = MappingProxyType({})
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return its exit code."""
+
+def main(arguments: Sequence[str] | None = None, others: Mapping[str, str] = _NONE) -> int:
+    """Run one command; return its exit code.
+
+    Args:
+        arguments: those of the command line by default.
+        others: names of commands that the caller runs, and a line of help on each.
+    """
     open_standard_streams()
     with terminating():
         try:
-            code = _run(arguments)
+            code = _run(arguments, others)
         except KeyboardInterrupt as stop:
             code = _interrupted(stop)
         except SystemExit as stop:  # argparse's, after --help and after mistakes
@@ -40,16 +50,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def _run(arguments: Sequence[str] | None) -> int:
+def _run(arguments: Sequence[str] | None, others: Mapping[str, str]) -> int:
     try:
-        options = _parser().parse_args(arguments)
+        arguments = sys.argv[1:] if arguments is None else arguments
+        options = _parser(others).parse_args(_join_negative(arguments))
         return int(options.run(options))
-    except (ImageError, RegionError) as error:
+    except (ImageError, OptionError, RegionError) as error:
         return exits.fail(str(error), exits.BAD_INPUT)
     except PatchcaptionError as error:
         return exits.fail(str(error), exits.UNUSABLE)
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         return exits.DONE
+
+
+def _join_negative(arguments: Sequence[str]) -> list[str]:
+    """Write a flag and a value that begins with a minus sign and a digit as one, which argparse takes for a flag."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and _FLAG.fullmatch(joined[-1]) and _NEGATIVE.match(argument):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def _interrupted(stop: KeyboardInterrupt) -> int:
@@ -65,7 +87,7 @@ class _Parser(argparse.ArgumentParser):
         sys.exit(exits.fail(f"{message}; see {self.prog} --help", exits.BAD_INPUT))
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(others: Mapping[str, str]) -> argparse.ArgumentParser:
     parser = _Parser(prog="patchcaption", description="Describe any region of an image in words.")
     parser.add_argument("--version", action="version", version=f"patchcaption {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -78,6 +100,8 @@ def _parser() -> argparse.ArgumentParser:
     add_trust(commands.add_parser("trust", help="trust a bundle's TensorRT plans (they are executable code)"))
     add_tune(commands.add_parser("tune", help="find out which backend is fastest here, for --backend auto to take"))
     add_doctor(commands.add_parser("doctor", help="say what this machine has, and whether it works"))
+    for name, summary in others.items():
+        commands.add_parser(name, help=summary, add_help=False)
     return parser
 
 

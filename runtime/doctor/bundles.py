@@ -53,7 +53,7 @@ def on_bundle(folder: Path) -> Iterator[Finding]:
 def _unavailable_reason(bundle: Bundle, backend: BackendName) -> str | None:
     """Return why nobody can expect a bundle to run on a backend; None where it should."""
     if BACKENDS[backend].needs_plans and not bundle.manifest.plans:
-        return f"no plans were built of it: python export/build_plans.py {bundle.folder}"
+        return f"no plans were built of it: patchcaption build-plans {bundle.folder}"
     try:
         open_backend(backend, bundle=bundle)
     except BackendError as error:

@@ -11,6 +11,7 @@ import torch
 from runtime.doctor.finding import Finding
 from runtime.errors import BackendError
 from runtime.memory import native_kernels as native
+from runtime.system.installation import NATIVE_FIX, describe_installation
 from runtime.system.machine import command_output, cpu_name, package_version, power_mode, usable_cores
 
 _JETSON_RELEASE = Path("/etc/nv_tegra_release")
@@ -19,6 +20,7 @@ _JETSON_RELEASE = Path("/etc/nv_tegra_release")
 def on_machine() -> Iterator[Finding]:
     """Yield a finding for each part that a backend may need, there or not."""
     yield Finding("cpu", "pass", f"{cpu_name()}, {usable_cores()} cores, Python {platform.python_version()}")
+    yield Finding("patchcaption", "pass", describe_installation())
     yield _native_kernels()
     yield Finding("torch", "pass", f"{torch.__version__}, {torch.get_num_threads()} threads")
     yield _gpu()
@@ -33,11 +35,10 @@ def _native_kernels() -> Finding:
     try:
         library = native.library()
     except BackendError as error:
-        return Finding("native kernels", "fail", str(error), "make native")
+        return Finding("native kernels", "fail", str(error), NATIVE_FIX)
     if library is None:
-        return Finding(
-            "native kernels", "unavailable", "torch serves, several times slower on large banks; make native"
-        )
+        detail = f"torch serves, several times slower on large banks; {NATIVE_FIX}"
+        return Finding("native kernels", "unavailable", detail)
     return Finding("native kernels", "pass", ", ".join(library.variants))
 
 

@@ -1,4 +1,4 @@
-"""The projection kernels: the native ones on the CPU where they were built (`make native`), else torch's operators."""
+"""The projection kernels: the native ones on the CPU where they were built, else torch's operators."""
 
 from __future__ import annotations
 

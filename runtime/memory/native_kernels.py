@@ -1,4 +1,4 @@
-"""The native projection kernels, where they were built: `make native` puts the library beside this file.
+"""The native projection kernels, where they were built: `make native` and wheels put the library beside this file.
 
 The environment variable PATCHCAPTION_NATIVE names another path of it, or is "off".
 """
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from runtime.errors import BackendError
 from runtime.memory.rows import StoredRows
+from runtime.system.installation import NATIVE_FIX
 
 PATH_VARIABLE = "PATCHCAPTION_NATIVE"
 _FILE = Path(__file__).with_name("libpatchcaption.so")
@@ -55,9 +56,9 @@ class NativeKernels:
             self._library = ctypes.CDLL(str(path))
             abi = self._library.patchcaption_abi()
         except (OSError, AttributeError) as error:
-            raise BackendError(f"{path}: not the native kernels: {error}; run make native") from None
+            raise BackendError(f"{path}: not the native kernels: {error}; {NATIVE_FIX}") from None
         if abi != _ABI:
-            raise BackendError(f"{path}: its ABI version is {abi}, expected {_ABI}; run make native")
+            raise BackendError(f"{path}: its ABI version is {abi}, expected {_ABI}; {NATIVE_FIX}")
         self._library.patchcaption_variant.restype = ctypes.c_char_p
         bank, count, number = ctypes.POINTER(_Bank), ctypes.c_int64, ctypes.c_int32
         floats, real, name = ctypes.c_void_p, ctypes.c_float, ctypes.c_char_p

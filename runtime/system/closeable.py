@@ -5,10 +5,12 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TypeVar
 
+from runtime.system.process_bound import ProcessBound
+
 Self_ = TypeVar("Self_", bound="Closeable")
 
 
-class Closeable:
+class Closeable(ProcessBound):
     """Makes a class with `close` a context manager."""
 
     def close(self) -> None:

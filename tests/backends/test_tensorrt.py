@@ -249,7 +249,7 @@ def test_a_bundle_for_another_device_is_exported_without_tensorrt(
     folder = build_once(tmp_path_factory, "demo", "demo-without-plans", "--backend", "tensorrt", "--without-plans")
     assert Bundle(folder).manifest.plans == ()
     install()
-    with pytest.raises(BackendError, match=f"no TensorRT plan was built of it: .*build_plans.py {folder}"):
+    with pytest.raises(BackendError, match=f"no TensorRT plan was built of it: .*patchcaption build-plans {folder}"):
         Captioner.load(folder)
     assert build_plans.main([str(folder), "--out", str(tmp_path / "here")]) == 0
     Captioner.load(tmp_path / "here").close()
@@ -644,7 +644,7 @@ def test_without_tensorrt_or_with_one_too_old_the_message_says_what_to_do(
     with pytest.raises(BackendError, match="TensorRT 10.0.1.6: expected 10.3 or newer"):
         open_backend("tensorrt", bundle=trt_bundle)
     install()
-    with pytest.raises(BackendError, match="no TensorRT plan was built of it: python export/build_plans.py"):
+    with pytest.raises(BackendError, match="no TensorRT plan was built of it: patchcaption build-plans"):
         Captioner.load(demo_bundle, "tensorrt")
     assert open_backend("tensorrt").name == f"tensorrt {VERSIONS[0]} cpu", "plans are named when they are opened"
 

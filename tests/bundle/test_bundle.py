@@ -198,7 +198,7 @@ def test_a_manifest_that_is_no_manifest_is_refused(bundle_copy: BundleCopy, text
 
 def test_no_bundle_is_said_with_the_command_that_builds_one(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(BundleError, match="no bundle there .*python export/build_engines.py demo --out"):
+        with pytest.raises(BundleError, match="no bundle there .*patchcaption build demo --out"):
             Bundle(folder)
 
 

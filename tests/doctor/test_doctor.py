@@ -39,7 +39,7 @@ def test_the_small_graph_is_what_it_says() -> None:
 def test_the_machine_is_described_line_by_line() -> None:
     found = by_subject(machine.on_machine())
     assert list(found) == [
-        *("cpu", "native kernels", "torch", "gpu", "onnxruntime", "openvino", "tensorrt", "jetson"),
+        *("cpu", "patchcaption", "native kernels", "torch", "gpu", "onnxruntime", "openvino", "tensorrt", "jetson"),
     ]
     assert found["cpu"].state == found["torch"].state == "pass"
     assert found["jetson"].state == "unavailable"
@@ -63,7 +63,7 @@ def test_native_kernels_that_are_broken_are_a_fault_and_absent_ones_are_not(monk
 
     monkeypatch.setattr(native_kernels, "library", broken)
     found = by_subject(machine.on_machine())["native kernels"]
-    assert (found.state, found.detail, found.fix) == ("fail", "its ABI version is 0, expected 1", "make native")
+    assert (found.state, found.detail, found.fix) == ("fail", "its ABI version is 0, expected 1", "run make native")
     monkeypatch.setattr(native_kernels, "library", lambda: None)
     assert by_subject(machine.on_machine())["native kernels"].state == "unavailable"
 
@@ -208,4 +208,4 @@ def test_a_folder_that_is_no_bundle_is_a_finding(tmp_path: Path) -> None:
     (found,) = list(bundles.on_bundle(tmp_path))
     assert found.state == "fail"
     assert "no bundle there" in found.detail
-    assert len(list(examine())) == 15
+    assert len(list(examine())) == 16

@@ -189,7 +189,7 @@ def test_what_is_missing_is_named_all_at_once_with_what_to_do(
     for part in (
         f"error: {MEMORY}: missing coco_karpathy-009.pt (decap_weights, the decoder), ",
         "dinov2_vits14_reg4_pretrain.pth (dinov2_vits14_reg, the backbone), ",
-        f"{BANK} (the memory bank; export/build_memory_bank.py makes one of captions)",
+        f"{BANK} (the memory bank; patchcaption build-memory-bank makes one of captions)",
         f"not in {tmp_path / 'folder'}",
         f"not to be downloaded ({MEMORY}: Name or service not known)",
         "put what is missing into one folder and name it with --checkpoint-dir",

@@ -493,7 +493,7 @@ def test_a_folder_of_broken_images_is_an_error(demo: Captioner, tmp_path: Path) 
     ("options", "message"),
     [
         ({"policy": "wait"}, 'policy: expected "drop" or "block"'),
-        ({"every": 0}, "every: expected at least 1"),
+        ({"every": 0}, "every: expected a whole number from 1 on"),
         ({"workers": 0}, "workers: expected a whole number from 1 to 512"),
         ({"reuse": 1.5}, "reuse: expected a cosine"),
         ({"beams": 0}, "beams: expected a whole number"),

@@ -78,7 +78,7 @@ class TrtBackend:
     def open(self, files: EngineFiles, concurrency: int = 1) -> TrtEngine:  # noqa: ARG002  # runs follow one another
         if files.plan is None:
             raise BackendError(
-                f"{files.graph}: no TensorRT plan was built of it: python export/build_plans.py {files.graph.parent}"
+                f"{files.graph}: no TensorRT plan was built of it: patchcaption build-plans {files.graph.parent}"
             )
         record, plan = files.plan
         self._check_fits(record, plan)

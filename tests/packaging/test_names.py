@@ -1,0 +1,94 @@
+"""The package `patchcaption`: the names of `runtime`, whatever else in a program is called runtime."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import patchcaption
+import runtime
+from patchcaption._packages import claim
+from tests.packaging.conftest import run
+
+
+def test_both_packages_have_the_same_names() -> None:
+    assert patchcaption.__all__ == runtime.__all__
+    for name in runtime.__all__:
+        assert getattr(patchcaption, name) is getattr(runtime, name)
+
+
+def test_the_command_is_not_taken_over_by_a_module_of_the_program(users_folder: Path) -> None:
+    assert run(users_folder, "-m", "runtime").stderr == "the user's own runtime was run\n"  # what is to be kept out
+    done = run(users_folder, "-m", "patchcaption", "--version")
+    assert (done.stdout, done.stderr) == (f"patchcaption {runtime.__version__}\n", "")
+
+
+def test_the_console_script_is_not_taken_over_either(users_folder: Path) -> None:
+    script = "import sys; from patchcaption.__main__ import main; sys.exit(main(['--version']))"
+    done = run(users_folder, "-c", script)  # which looks into the folder first, too
+    assert (done.stdout, done.stderr) == (f"patchcaption {runtime.__version__}\n", "")
+
+
+def test_an_import_is_not_taken_over_by_a_module_of_the_program(users_folder: Path) -> None:
+    program = users_folder / "program.py"
+    program.write_text("import patchcaption, runtime\nprint(patchcaption.Captioner is runtime.Captioner)\n")
+    done = run(users_folder, str(program))
+    assert done.stdout == "True\n"
+    users_file = next(users_folder.glob("runtime*/__init__.py"), users_folder / "runtime.py")
+    said = f"`import runtime` is patchcaption's package in this program, and not {users_file}: rename that module"
+    assert said in done.stderr
+
+
+def test_no_warning_is_given_of_this_projects_own_package(tmp_path: Path) -> None:
+    done = run(tmp_path, "-W", "error", "-c", "import patchcaption, runtime; print(patchcaption.Captioner.__name__)")
+    assert (done.stdout, done.stderr) == ("Captioner\n", "")
+
+
+def test_the_import_is_fast_until_a_name_is_used(tmp_path: Path) -> None:
+    code = "import sys, patchcaption; print('torch' in sys.modules); patchcaption.Box; print('torch' in sys.modules)"
+    assert run(tmp_path, "-c", code).stdout == "False\nTrue\n"
+
+
+def test_names_are_those_of_runtime_and_no_others(tmp_path: Path) -> None:
+    code = "from patchcaption import *; print(Captioner.__name__, __version__ is not None)"
+    assert run(tmp_path, "-c", code).stdout == "Captioner True\n"
+    assert set(runtime.__all__) <= set(dir(patchcaption))
+    with pytest.raises(AttributeError, match="module 'patchcaption' has no attribute 'pipeline'"):
+        _ = patchcaption.pipeline
+
+
+def test_threads_may_use_the_first_name_at_once(tmp_path: Path) -> None:
+    code = """
+from concurrent.futures import ThreadPoolExecutor
+import patchcaption
+with ThreadPoolExecutor(8) as pool:
+    print({id(one) for one in pool.map(lambda _: patchcaption.Captioner, range(64))} == {id(patchcaption.Captioner)})
+"""
+    assert run(tmp_path, "-c", code).stdout == "True\n"
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("patchcaption._packages._FOLDERS", {"nothing": (tmp_path / "nothing",)})
+    with pytest.raises(
+        ImportError, match=r"patchcaption: .*nothing/__init__.py is missing; install patchcaption again"
+    ):
+        claim("nothing")
+    assert "nothing" not in sys.modules
+
+
+def test_a_runtime_that_was_imported_before_is_named(users_folder: Path) -> None:
+    module = next(users_folder.glob("runtime*"))
+    (module / "__init__.py" if module.is_dir() else module).write_text("")
+    done = run(users_folder, "-c", "import runtime, patchcaption")
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("ImportError: patchcaption: another module named 'runtime' is imported already")
+    assert last.endswith("rename yours, or import patchcaption before it")
+
+
+def test_both_packages_are_the_same_command(tmp_path: Path) -> None:
+    ways = [run(tmp_path, "-m", name, "--help") for name in ("patchcaption", "runtime")]
+    assert ways[0].stdout == ways[1].stdout
+    assert "build-memory-bank" in ways[0].stdout
