@@ -40,7 +40,9 @@ class ImageArguments:
 def _files(name: str) -> Iterator[Path | ImageError]:
     path = Path(name)
     try:
-        if path.is_dir():
+        if not name:  # which pathlib takes for the working directory
+            yield ImageError("'': no such file")
+        elif path.is_dir():
             yield from _images_in(path)
         elif path.exists() or not glob.has_magic(name):
             yield path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Generator, Iterable, Sized
 from dataclasses import replace
 from pathlib import Path
@@ -124,7 +125,7 @@ class IterableSource:
 
 
 class ImageFolder:
-    """The images in a folder, in order of their names. Unreadable ones are skipped and counted."""
+    """The images in a folder, in order of their names. Unreadable ones are skipped, counted and warned of."""
 
     is_live = False
     reconnects = 0
@@ -139,15 +140,20 @@ class ImageFolder:
             raise VideoError(f"{folder}: no images in it")
 
     def frames(self) -> Generator[Frame, None, None]:
+        first = ""
         for number, file in enumerate(self._files):
             try:
                 image = open_image(file)
-            except ImageError:
+            except ImageError as error:
+                first = first or str(error)
                 self.decode_errors += 1
                 continue
             yield Frame(number, None, image)
-        if self.decode_errors == len(self._files):
-            raise VideoError(f"{self._files[0].parent}: none of its {self.decode_errors} images can be read")
+        folder, bad, all_of_them = self._files[0].parent, self.decode_errors, len(self._files)
+        if bad == all_of_them:
+            raise VideoError(f"{folder}: none of its {bad} images can be read, the first: {first}")
+        if bad:
+            warnings.warn(f"{folder}: {bad} of its {all_of_them} images cannot be read: {first}", stacklevel=2)
 
     def stop(self) -> None:
         pass

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime import Box, Captioner, Frame
+from runtime import Box, Caption, Captioner, Frame
 from runtime.regions import from_dict
 from tests.conftest import ROOT, write_clip
 from tests.video.test_stream import frame_image
@@ -80,6 +80,16 @@ def image_message(pixels: np.ndarray[Any, Any], encoding: str, padding: int = 0)
         is_bigendian=0,
         header=SimpleNamespace(stamp=stamp),
     )
+
+
+def test_the_best_class_of_a_detection_goes_with_its_caption() -> None:
+    found = SimpleNamespace(detections=[detection(5, 4, 6, 4), detection(5, 4, 6, 4), detection(5, 4, 6, 4)])
+    for one, scores in zip(found.detections, ([0.25, 0.75], [], [float("nan")]), strict=True):
+        names = [SimpleNamespace(class_id=f"class {number}", score=score) for number, score in enumerate(scores)]
+        one.results = [SimpleNamespace(hypothesis=name) for name in names]
+    text = messages.captions_as_text(dict.fromkeys(range(3), Caption("words", 1.0, ())), found, 0.0)
+    classes = [(one.get("class"), one.get("confidence")) for one in json.loads(text)["captions"]]
+    assert classes == [("class 1", 0.75), (None, None), (None, None)]
 
 
 def detection(x: float, y: float, width: float, height: float, id: str = "") -> SimpleNamespace:

@@ -371,3 +371,16 @@ def test_a_folder_is_no_image(tmp_path: Path) -> None:
 def test_other_things_are_refused(source: object, message: str) -> None:
     with pytest.raises(ImageError, match=message):
         open_image(source)  # type: ignore[arg-type]
+
+
+def test_images_of_a_folder_that_cannot_be_read_are_counted_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    (tmp_path / "a.png").write_bytes(_png((20, 10)))
+    (tmp_path / "b.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40))
+    (tmp_path / "c.AVIF").write_bytes(b"words")
+    source = open_source(tmp_path)
+    with pytest.warns(UserWarning, match="2 of its 3 images cannot be read: .*b.heic: a HEIC photo"):
+        assert [frame.number for frame in source.frames()] == [0]
+    assert source.decode_errors == 2

@@ -7,6 +7,7 @@ from pathlib import PurePath
 from typing import Any
 
 from runtime.errors import RegionError
+from runtime.regions import checks
 from runtime.regions.inputs.arrays import is_list
 from runtime.regions.inputs.entries import ImageSize, row_of
 from runtime.regions.rows import RegionRow
@@ -27,8 +28,8 @@ class CocoAnnotations:
     def __init__(self, dataset: Mapping[str, Any]) -> None:
         images, categories = _part(dataset, "images"), _part(dataset, "categories")
         self._annotations = _part(dataset, "annotations")
-        self._names = {category.get("id"): category.get("name") for category in categories}
-        self._files = [(str(image.get("file_name", "")), image.get("id")) for image in images]
+        self._names = {_id(category, "id"): category.get("name") for category in categories}
+        self._files = [(str(image.get("file_name", "")), _id(image, "id")) for image in images]
 
     def rows(self, image_wh: ImageSize) -> list[RegionRow]:
         """Return a row for each annotation of the one image that there is.
@@ -36,7 +37,7 @@ class CocoAnnotations:
         Raises:
             RegionError: there are several images.
         """
-        ids = {annotation.get("image_id") for annotation in self._annotations}
+        ids = {_id(annotation, "image_id") for annotation in self._annotations}
         if len(ids) > 1:
             raise RegionError(f"annotations: expected those of one image, got those of {len(ids)}")
         return self._rows(self._annotations, image_wh)
@@ -53,13 +54,13 @@ class CocoAnnotations:
         ids = [id for file, id in self._files if PurePath(file).name == base]
         if len(ids) != 1:
             raise RegionError(f"annotations: expected one image with the file name {base!r}, got {len(ids)}")
-        return self._rows([one for one in self._annotations if one.get("image_id") == ids[0]], image_wh)
+        return self._rows([one for one in self._annotations if _id(one, "image_id") == ids[0]], image_wh)
 
     def _rows(self, annotations: list[Mapping[str, Any]], image_wh: ImageSize) -> list[RegionRow]:
         return [row_of(self._named(annotation), image_wh) for annotation in annotations]
 
     def _named(self, annotation: Mapping[str, Any]) -> Mapping[str, Any]:
-        name = self._names.get(annotation.get("category_id"))
+        name = self._names.get(_id(annotation, "category_id"))
         return annotation if name is None else {"category_name": name, **annotation}
 
 
@@ -68,3 +69,15 @@ def _part(dataset: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
     if not is_list(entries) or not all(isinstance(entry, Mapping) for entry in entries):
         raise RegionError(f"{name}: expected a list of dictionaries, as COCO has it")
     return list(entries)
+
+
+def _id(entry: Mapping[str, Any], key: str) -> int | str | None:
+    """Return an id, by which entries of different lists belong together; None if there is none.
+
+    Raises:
+        RegionError: it is neither a number nor a text.
+    """
+    value = entry.get(key)
+    if value is None or isinstance(value, str):
+        return value
+    return checks.whole_or_negative(key, value)

@@ -154,9 +154,10 @@ def _of_box(entry: Mapping[str, Any], image_wh: ImageSize) -> Region:
 
 def _of_segments(entry: Mapping[str, Any], _: ImageSize) -> Region:
     segments = entry["segments"]
-    if not isinstance(segments, Mapping) or not {"x", "y"} <= set(segments) or len(segments["x"]) != len(segments["y"]):
+    x, y = ([], []) if not isinstance(segments, Mapping) else (numbers_of(segments.get(axis)) for axis in "xy")
+    if not x or len(x) != len(y):
         raise RegionError('segments: expected {"x": [...], "y": [...]}, as many of each')
-    return polygon_of(list(zip(segments["x"], segments["y"], strict=True)))
+    return polygon_of(list(zip(x, y, strict=True)))
 
 
 def _of_segmentation(entry: Mapping[str, Any], _: ImageSize) -> Region:
