@@ -16,6 +16,7 @@ from runtime.cli import exits
 from runtime.cli.main import main as run_runtime
 
 _DEMO = "demo"
+_ONNXRUNTIME = "pip install 'patchcaption[cpu]', or [gpu]; the two have one module and exclude each other"
 _SAMPLE_IN_A_CLONE = "export/demo/sample"
 
 
@@ -51,7 +52,8 @@ def run_tool(name: str, arguments: Sequence[str]) -> int:
             claim("export")
             module = import_module(tool.module)
     except ModuleNotFoundError as error:
-        return exits.fail(f"{name}: {error}: pip install 'patchcaption[{tool.extra}]'", exits.UNUSABLE)
+        fix = _ONNXRUNTIME if error.name == "onnxruntime" else f"pip install 'patchcaption[{tool.extra}]'"
+        return exits.fail(f"{name}: {error}: {fix}", exits.UNUSABLE)
     if name == _DEMO:
         return _run_demo(prog, arguments, module)
     return int(module.main(arguments, prog))
