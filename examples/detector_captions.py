@@ -1,11 +1,13 @@
 """Captions of what any detector finds: `python examples/detector_captions.py clip.mp4`.
 
-A detector is a function of a frame that returns something with ``xyxy`` (n, 4), as `supervision.Detections`, or with
-``mask`` (n, H, W). The one here finds what differs from the border of the image, so that the example needs no other
-model; put yours in its place:
+A detector is a function of a frame that returns what it finds in any form that docs/regions.md lists: supervision's
+detections, results of ultralytics, Hugging Face or torchvision, boxes (n, 4), masks. The one here finds what differs
+from the border of the image, so that the example needs no other model; put yours in its place:
 
     def detect(frame):
-        return supervision.Detections.from_ultralytics(yolo(frame.image)[0])
+        return yolo(frame.image[..., ::-1])[0]  # ultralytics takes arrays in OpenCV's order
+
+A tracker's ids, classes and confidences are in each caption's ``detection``.
 """
 
 from __future__ import annotations
@@ -70,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for described in captioner.stream(options.source, detect):
             for caption in described.captions:
                 if not caption.reused and caption.error is None:
-                    print(f"frame {described.frame.number}: {caption.region}: {caption.text}")
+                    name = "" if caption.detection is None else f" {caption.detection.class_name}"
+                    print(f"frame {described.frame.number}:{name} {caption.region}: {caption.text}")
     return 0
 
 

@@ -1,6 +1,7 @@
 """Captions drawn on a video, region by region: `python examples/video_overlay.py clip.mp4 out.mp4 --box 10,20,200,180`.
 
-What `patchcaption video` does, as a program to begin with. Frames keep their times; sound is left out.
+What `patchcaption video` does, as a program to begin with. Frames keep their times; sound is left out, which
+`patchcaption video --save` keeps.
 """
 
 from __future__ import annotations
@@ -28,14 +29,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if Path(options.target).exists() and Path(options.target).samefile(options.source):
         parser.error("source and target are one file")
     regions: list[Region] = [Box(*map(float, box.split(","))) for box in options.box] or [WholeImage()]
-    with av.open(options.source) as source:
-        rate = source.streams.video[0].average_rate
-    with Captioner.load(options.bundle) as captioner, av.open(options.target, "w") as target:
+    with (
+        Captioner.load(options.bundle) as captioner,
+        captioner.stream(options.source, regions) as frames,
+        av.open(options.target, "w") as target,
+    ):
         stream = None
-        for described in captioner.stream(options.source, regions):
+        for described in frames:
             picture = draw_captions(described.frame.image, described.captions)
             if stream is None:
-                stream = target.add_stream("libx264", rate=rate)
+                stream = target.add_stream("libx264", rate=frames.source.rate)
                 stream.width, stream.height = (side // 2 * 2 for side in picture.size)  # as its colours ask for
                 stream.pix_fmt, stream.codec_context.time_base = "yuv420p", TICK
             frame = av.VideoFrame.from_image(picture.resize((stream.width, stream.height)))

@@ -7,7 +7,15 @@
 """
 
 from runtime.captioner import Captioner
-from runtime.errors import BackendError, BundleError, ImageError, PatchcaptionError, RegionError, VideoError
+from runtime.errors import (
+    BackendError,
+    BundleError,
+    ImageError,
+    OptionError,
+    PatchcaptionError,
+    RegionError,
+    VideoError,
+)
 from runtime.features import FeatureMap
 from runtime.image import Fit
 from runtime.memory import MemoryMatch
@@ -18,10 +26,12 @@ from runtime.regions import (
     Box,
     BoxSet,
     Crop,
+    Detection,
     Mask,
     Patch,
     Point,
     Polygon,
+    PolygonSet,
     Region,
     Register,
     Trace,
@@ -45,6 +55,7 @@ __all__ = [
     "Captioner",
     "Crop",
     "DecodingOptions",
+    "Detection",
     "FeatureMap",
     "Fit",
     "Frame",
@@ -52,10 +63,12 @@ __all__ = [
     "ImageError",
     "Mask",
     "MemoryMatch",
+    "OptionError",
     "Patch",
     "PatchcaptionError",
     "Point",
     "Polygon",
+    "PolygonSet",
     "PoolingOptions",
     "Region",
     "RegionError",

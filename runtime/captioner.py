@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Literal, cast, overload
 
 from torch import Tensor
 
 from runtime.backends import Backend, open_backend
 from runtime.bundle import Bundle, Manifest
 from runtime.encoder import EncodeFunction
-from runtime.errors import PatchcaptionError
+from runtime.errors import OptionError
 from runtime.features import FeatureMap
 from runtime.image import Fit, ImageSource
 from runtime.options import (
+    Channels,
     DecodeKeywords,
     DecodingOptions,
     DescribeKeywords,
+    OnBad,
     PoolingKeywords,
     PoolingOptions,
     Precision,
@@ -87,7 +89,7 @@ class Captioner(Closeable):
         Raises:
             BundleError: the bundle is missing, incomplete, altered or of another schema.
             BackendError: the backend is unknown or not usable here.
-            PatchcaptionError: an option has no such value.
+            OptionError: an option has no such value.
 
         Example:
             >>> with Captioner.load("engines/demo", backend="cpu", threads=1) as captioner:
@@ -95,7 +97,7 @@ class Captioner(Closeable):
             'a large striped red triangle'
         """
         if fit not in list(Fit):
-            raise PatchcaptionError(f'fit {fit!r}: expected "stretch" or "crop"')
+            raise OptionError(f'fit {fit!r}: expected "stretch" or "crop"')
         bundle = Bundle(folder, verify)
         pipeline = Pipeline(bundle, open_backend(backend, threads, precision, bundle), Fit(fit))
         if pipeline.backend.needs_warm_up:
@@ -113,19 +115,38 @@ class Captioner(Closeable):
         return self.pipeline.backend
 
     @overload
-    def caption(self, images: ImageSource, regions: Regions, **options: Unpack[DescribeKeywords]) -> list[Caption]: ...
+    def caption(  # type: ignore[overload-overlap]  # a list of arrays may be either
+        self,
+        images: ImageSource,
+        regions: Regions,
+        *,
+        channels: Channels = "rgb",
+        on_bad: OnBad = "raise",
+        **options: Unpack[DescribeKeywords],
+    ) -> list[Caption]: ...
     @overload
     def caption(
-        self, images: Sequence[ImageSource], regions: RegionsOfImages, **options: Unpack[DescribeKeywords]
+        self,
+        images: Sequence[ImageSource],
+        regions: RegionsOfImages,
+        *,
+        channels: Channels = "rgb",
+        on_bad: OnBad = "raise",
+        **options: Unpack[DescribeKeywords],
     ) -> list[list[Caption]]: ...
 
     def caption(
         self,
         images: ImageSource | Sequence[ImageSource],
         regions: Regions | RegionsOfImages,
+        *,
+        channels: Channels = "rgb",
+        on_bad: OnBad = "raise",
         **options: Unpack[DescribeKeywords],
     ) -> list[Caption] | list[list[Caption]]:
-        """Encode and describe in one call: `describe(encode(images), regions, **options)`.
+        """Encode and describe in one call: `describe(encode(images, channels=...), regions, on_bad=..., **options)`.
+
+        With ``on_bad="skip"``, the regions of an image of several that cannot be read have no captions, but the reason.
 
         Example:
             >>> [caption.text for caption in captioner.caption(scene, [Box(276, 174, 507, 399), Point(350, 330)])]
@@ -133,26 +154,32 @@ class Captioner(Closeable):
             >>> captioner.caption([scene, scene], [[Point(350, 330)], []])[1]
             []
         """
-        return self.describe(self.encode(images), regions, **options)
+        if on_bad == "skip" and isinstance(images, (list, tuple)):
+            pooling, decoding = split_options(options, PoolingOptions, DecodingOptions)
+            return self.pipeline.caption_readable(images, cast(RegionsOfImages, regions), channels, pooling, decoding)
+        features = self.encode(cast(ImageSource, images), channels=channels)
+        return self.describe(features, cast(Regions, regions), on_bad=on_bad, **options)
 
-    def encode(self, images: ImageSource | Sequence[ImageSource]) -> FeatureMap:
+    def encode(self, images: ImageSource | Sequence[ImageSource], *, channels: Channels = "rgb") -> FeatureMap:
         """Run the backbone once over one image or a list of them.
 
         Args:
             images: a path, PIL image, uint8 RGB array (H, W, 3), uint8 RGB tensor (3, H, W), an encoded image as bytes
                 or a binary file, or a list of those; their sizes may differ.
+            channels: the order of the channels of arrays and tensors: "bgr" for those of OpenCV.
 
         Returns:
             The feature map of all of them, in order, on the backend's device.
 
         Raises:
             ImageError: an image cannot be read or has a wrong type or shape; in a list, by its number.
+            PatchcaptionError: ``channels`` is no such word.
 
         Example:
             >>> captioner.encode([scene, np.zeros((480, 640, 3), np.uint8)]).tokens.shape
             torch.Size([2, 261, 192])
         """
-        return self.pipeline.encoder(images)
+        return self.pipeline.encoder(images, channels)
 
     def encoder(self, callers: int) -> EncodeFunction:
         """Return `encode` for so many threads at once, each with its share of a CPU's cores.
@@ -172,12 +199,13 @@ class Captioner(Closeable):
         return self.pipeline.encoder.for_callers(callers)
 
     @overload
-    def describe(
+    def describe(  # type: ignore[overload-overlap]  # a list of arrays may be either
         self,
         features: FeatureMap,
         regions: Regions,
         *,
         progress: ProgressCallback | None = None,
+        on_bad: OnBad = "raise",
         **options: Unpack[DescribeKeywords],
     ) -> list[Caption]: ...
     @overload
@@ -187,6 +215,7 @@ class Captioner(Closeable):
         regions: RegionsOfImages,
         *,
         progress: ProgressCallback | None = None,
+        on_bad: OnBad = "raise",
         **options: Unpack[DescribeKeywords],
     ) -> list[list[Caption]]: ...
 
@@ -196,14 +225,19 @@ class Captioner(Closeable):
         regions: Regions | RegionsOfImages,
         *,
         progress: ProgressCallback | None = None,
+        on_bad: OnBad = "raise",
         **options: Unpack[DescribeKeywords],
     ) -> list[Caption] | list[list[Caption]]:
         """Caption regions of images that were encoded before; the backbone runs again for a `Crop` only.
 
         Args:
             features: from `encode`.
-            regions: the regions of the one image in ``features``, or for several images a list of regions for each.
+            regions: the regions of the one image in ``features``, or for several images a list of regions for each:
+                Region objects, boxes, polygons, masks, JSON, or what a detector found, in any form that docs/regions.md
+                lists. What a detector says of a region is in `Caption.detection`.
             progress: called with how many captions of how many are decoded, every few hundred.
+            on_bad: what becomes of a region that has no place on its image: "raise", or "skip" for a caption without
+                words and with the reason (`Caption.error`).
             options: those of `PoolingOptions` and `DecodingOptions`.
 
         Returns:
@@ -211,7 +245,8 @@ class Captioner(Closeable):
 
         Raises:
             RegionError: a region has no place on its image, or the lists do not match the images.
-            PatchcaptionError: an option has no such value, or asks for a memory bank that the bundle does not have.
+            OptionError: an option has no such value.
+            PatchcaptionError: an option asks for a memory bank that the bundle does not have.
             BundleError: the bundle was built without what an option needs.
 
         Example:
@@ -222,8 +257,8 @@ class Captioner(Closeable):
             'a large striped red triangle'
         """
         pooling, decoding = split_options(options, PoolingOptions, DecodingOptions)
-        batch = RegionBatch.of(regions, len(features))
-        return batch.unflatten(self.pipeline.captions(features, batch, pooling, decoding, progress))
+        batch = RegionBatch.of(regions, features.image_whs)
+        return batch.unflatten(self.pipeline.captions(features, batch, pooling, decoding, progress, on_bad))
 
     def vectors(
         self, features: FeatureMap, regions: Regions | RegionsOfImages, **options: Unpack[PoolingKeywords]
@@ -242,7 +277,7 @@ class Captioner(Closeable):
             torch.Size([2, 192])
         """
         (pooling,) = split_options(options, PoolingOptions)
-        return self.pipeline.pooler(features, RegionBatch.of(regions, len(features)).by_image, pooling).data
+        return self.pipeline.pool(features, RegionBatch.of(regions, features.image_whs), pooling)[0].data
 
     def project(self, vectors: VectorSource) -> Tensor:
         """Carry region vectors (R, D) into text space (R, D), through the memory bank if the bundle has one.
@@ -267,7 +302,8 @@ class Captioner(Closeable):
             options: ``score``, ``beams`` and ``length_penalty`` of `DecodingOptions`.
 
         Raises:
-            PatchcaptionError: an option has no such value, or a vector is not of finite numbers; it says which row.
+            OptionError: an option has no such value.
+            PatchcaptionError: a vector is not of finite numbers; it says which row.
             BundleError: the bundle was built without the graph that beam search needs.
 
         Example:
@@ -285,8 +321,7 @@ class Captioner(Closeable):
             source: a file, a folder of images, the number of a camera, a URL (rtsp://...), or an iterable of images or
                 of `Frame` objects.
             regions: of every frame, or a function of the `Frame` that finds them (a detector, a tracker; called in
-                order, from one thread): a list of regions, or anything with ``xyxy`` or ``mask``, as
-                `supervision.Detections` has.
+                order, from one thread), in any form that `describe` takes.
             options: those of `StreamOptions`, `PoolingOptions` and `DecodingOptions`.
 
         Raises:
@@ -320,7 +355,13 @@ class Captioner(Closeable):
         return Batching(self.pipeline, max_wait_ms, max_regions)
 
     async def acaption(
-        self, images: ImageSource, regions: Regions, **options: Unpack[DescribeKeywords]
+        self,
+        images: ImageSource,
+        regions: Regions,
+        *,
+        channels: Channels = "rgb",
+        on_bad: OnBad = "raise",
+        **options: Unpack[DescribeKeywords],
     ) -> list[Caption]:
         """Caption regions of one image in asyncio: the event loop stays free.
 
@@ -334,7 +375,7 @@ class Captioner(Closeable):
 
         def caption() -> list[Caption]:
             handover.receive()
-            return self.caption(images, regions, **options)
+            return self.caption(images, regions, channels=channels, on_bad=on_bad, **options)
 
         return await call_in_thread(caption)
 

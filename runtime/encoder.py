@@ -18,7 +18,7 @@ from runtime.bundle.graph_io import CLS_ATTENTION_LOGITS, PIXEL_VALUES, TOKENS
 from runtime.errors import ImageError
 from runtime.features import FeatureMap
 from runtime.image import Fit, ImageSource, OpenImage, View, open_on, prepare
-from runtime.options import check_threads
+from runtime.options import Channels, check_channels, check_threads
 from runtime.system.forks import require_own_engines
 
 Images: TypeAlias = "ImageSource | Sequence[ImageSource]"
@@ -39,13 +39,16 @@ class Encoder:
         self._shared_engines: dict[int, Engine] = {}  # by number of callers
         self._opening = Lock()
 
-    def __call__(self, images: Images) -> FeatureMap:
+    def __call__(self, images: Images, channels: Channels = "rgb") -> FeatureMap:
         """Encode one image or a list of them.
+
+        Args:
+            channels: the order of the channels of arrays and tensors.
 
         Raises:
             ImageError: an image cannot be read or has a wrong type or shape; in a list, by its number.
         """
-        return self._encode_sources(self._engine, images)
+        return self._encode_sources(self._engine, images, channels)
 
     def for_callers(self, callers: int) -> EncodeFunction:
         """Return a function like `__call__` for so many threads at once, each with its share of a CPU's cores.
@@ -60,6 +63,17 @@ class Encoder:
             if callers not in self._shared_engines:
                 self._shared_engines[callers] = self._backend.open(self._bundle.engine("backbone"), callers)
             return partial(self._encode_sources, self._shared_engines[callers])
+
+    def open_each(self, images: Sequence[ImageSource], channels: Channels = "rgb") -> list[OpenImage | ImageError]:
+        """Return each image as the backbone takes it, or why it cannot be read."""
+        check_channels(channels)
+        opened: list[OpenImage | ImageError] = []
+        for number, image in enumerate(images):
+            try:
+                opened.append(_open_numbered(number, image, self._backend.device, channels))
+            except ImageError as error:
+                opened.append(error)
+        return opened
 
     def encode_crops(self, images: Sequence[OpenImage]) -> Tensor:
         """Return the cls tokens (R, D) of images that are each stretched to the backbone's input."""
@@ -87,13 +101,14 @@ class Encoder:
         for engine in (self._engine, *self._shared_engines.values()):
             engine.close()
 
-    def _encode_sources(self, engine: Engine, images: Images) -> FeatureMap:
+    def _encode_sources(self, engine: Engine, images: Images, channels: Channels = "rgb") -> FeatureMap:
         require_own_engines()
+        check_channels(channels)
         device = self._backend.device
         if isinstance(images, (list, tuple)):
-            opened = [_open_numbered(number, image, device) for number, image in enumerate(images)]
+            opened = [_open_numbered(number, image, device, channels) for number, image in enumerate(images)]
         else:
-            opened = [open_on(cast(ImageSource, images), device)]
+            opened = [open_on(cast(ImageSource, images), device, channels)]
         return replace(self._run(engine, *self.preprocess(opened)), images=tuple(opened))
 
     def _run(self, engine: Engine, pixel_values: Tensor, views: tuple[View, ...]) -> FeatureMap:
@@ -110,9 +125,9 @@ class Encoder:
         )
 
 
-def _open_numbered(number: int, image: ImageSource, device: torch.device) -> OpenImage:
+def _open_numbered(number: int, image: ImageSource, device: torch.device, channels: Channels) -> OpenImage:
     try:
-        return open_on(image, device)
+        return open_on(image, device, channels)
     except ImageError as error:
         raise ImageError(f"image {number}: {error}") from None
 

@@ -15,6 +15,17 @@ class PatchcaptionError(Exception):
     """
 
 
+class OptionError(PatchcaptionError, ValueError):
+    """An option without such a value, of another type, or that there is not.
+
+    Example:
+        >>> captioner.caption(scene, [WholeImage()], beams=0)
+        Traceback (most recent call last):
+            ...
+        runtime.errors.OptionError: beams: expected a whole number from 1 to 256, got 0
+    """
+
+
 class ImageError(PatchcaptionError, ValueError):
     """An image that cannot be read or has a wrong type or shape.
 

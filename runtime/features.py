@@ -43,6 +43,11 @@ class FeatureMap:
         """Return B, the number of images."""
         return len(self.views)
 
+    @property
+    def image_whs(self) -> tuple[tuple[int, int], ...]:
+        """The width and height of each image, in pixels."""
+        return tuple(view.image_wh for view in self.views)
+
     def __getitem__(self, image: int) -> FeatureMap:
         """Return the feature map of one image, sharing memory with this one."""
         start = range(len(self))[image]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any, Literal, TypeAlias, TypedDict, TypeVar, get_args, overload
 
-from runtime.errors import PatchcaptionError
+from runtime.errors import OptionError
 
 ProgressCallback: TypeAlias = Callable[[int, int], None]
 """Called with how many of how many captions are decoded."""
@@ -24,6 +24,8 @@ Score: TypeAlias = Literal["natural", "reference"]
 Policy: TypeAlias = Literal["drop", "block"]
 OnBad: TypeAlias = Literal["skip", "raise"]
 """What becomes of a bad item among good ones: it is passed over with its reason, or ends the work as an error."""
+Channels: TypeAlias = Literal["rgb", "bgr"]
+"""The order of the channels of images that are arrays or tensors; OpenCV's is "bgr". Other images know their own."""
 Precision: TypeAlias = Literal["fp32", "bf16"]
 
 _MAX_THREADS = 512
@@ -54,7 +56,7 @@ class PoolingOptions:
             image: their "mean", the "cls" token that passes with them, or the published "gaussian" for boxes.
 
     Raises:
-        PatchcaptionError: an option has no such value.
+        OptionError: an option has no such value.
 
     Example:
         >>> captioner.describe(features, [Box(276, 174, 507, 399)], clean="orthogonal", alpha=0.1)[0].text
@@ -72,7 +74,7 @@ class PoolingOptions:
         _check_choice("clean_from", self.clean_from, get_args(CleanFrom))
         _check_choice("reencode", self.reencode, (None, *get_args(Reencode)))
         if self.clean and self.reencode:
-            raise PatchcaptionError("clean and reencode exclude each other")
+            raise OptionError("clean and reencode exclude each other")
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class DecodingOptions:
             by the log-probability itself, more favours longer captions.
 
     Raises:
-        PatchcaptionError: an option has no such value.
+        OptionError: an option has no such value.
 
     Example:
         >>> captioner.describe(features, [Box(276, 174, 507, 399)], beams=3, n_best=1)[0].nearest[0].text
@@ -107,19 +109,11 @@ class DecodingOptions:
     def __post_init__(self) -> None:
         _check_choice("mode", self.mode, get_args(Mode))
         _check_choice("score", self.score, get_args(Score))
-        if self.n_best < 0:
-            raise PatchcaptionError(f"n_best: expected at least 0, got {self.n_best}")
-        if not isinstance(self.beams, Integral) or not 1 <= self.beams <= _MAX_BEAMS:
-            raise PatchcaptionError(f"beams: expected a whole number from 1 to {_MAX_BEAMS}, got {self.beams!r}")
-        if not isinstance(self.length_penalty, Real) or not abs(self.length_penalty) <= _MAX_LENGTH_PENALTY:
-            raise PatchcaptionError(
-                f"length_penalty: expected a number from -{_MAX_LENGTH_PENALTY} to {_MAX_LENGTH_PENALTY}, "
-                f"got {self.length_penalty!r}"
-            )
+        check_number("n_best", self.n_best, 0, whole=True)
+        check_number("beams", self.beams, 1, _MAX_BEAMS, whole=True)
+        check_number("length_penalty", self.length_penalty, -_MAX_LENGTH_PENALTY, _MAX_LENGTH_PENALTY)
         if self.beams > 1 and self.score == "reference":
-            raise PatchcaptionError(
-                f'score="reference" with beams={self.beams}: the published score is of one beam only'
-            )
+            raise OptionError(f'score="reference" with beams={self.beams}: the published score is of one beam only')
 
     @property
     def num_nearest(self) -> int:
@@ -143,11 +137,16 @@ class StreamOptions:
         on_bad: what becomes of a region that has no place on its frame, and of a frame that is no image: "skip" gives
             it no caption but the reason (`Caption.error`, `FrameCaptions.error`) and goes on, "raise" ends the stream.
         timeout_s: how long a camera or URL may take to open, and be silent, until it counts as lost.
-        reconnect_s: for how long a camera or URL that is lost or closed is tried again, after pauses that grow from 0.5
-            to 30 s; 0 raises `VideoError` at once, `math.inf` never gives up.
+        reconnect_s: for how long a camera or URL that cannot be opened, is lost or closed is tried again, after pauses
+            that grow from 0.5 to 30 s; 0 raises `VideoError` at once, `math.inf` never gives up.
+        start_s: where in a file to begin, in seconds from its start; frames keep their numbers and times.
+        end_s: where to end, before the first frame at this time or later; None for the end of the file. Cameras, URLs
+            without a known length, folders and iterables take neither.
+        channels: the order of the channels of frames that are arrays or tensors: "bgr" for those of OpenCV. The frames
+            that the stream yields are "rgb", as is what a detector gets.
 
     Raises:
-        PatchcaptionError: an option has no such value.
+        OptionError: an option has no such value.
 
     Example:
         >>> [result.frame.number for result in captioner.stream([scene] * 4, [WholeImage()], every=2)]
@@ -161,17 +160,26 @@ class StreamOptions:
     on_bad: OnBad = "skip"
     timeout_s: float = 10.0
     reconnect_s: float = 0.0
+    start_s: float = 0.0
+    end_s: float | None = None
+    channels: Channels = "rgb"
 
     def __post_init__(self) -> None:
         _check_choice("policy", self.policy, (None, *get_args(Policy)))
-        _check_choice("on_bad", self.on_bad, get_args(OnBad))
+        check_on_bad(self.on_bad)
+        check_channels(self.channels)
         check_number("every", self.every, 1, whole=True)
         if self.workers is not None:
             check_threads("workers", self.workers)
         check_number("timeout_s", self.timeout_s, 0.001, _MAX_TIMEOUT_S)
         check_number("reconnect_s", self.reconnect_s, 0)
+        check_number("start_s", self.start_s, 0)
+        if self.end_s is not None:
+            check_number("end_s", self.end_s, 0)
+            if self.end_s <= self.start_s:
+                raise OptionError(f"end_s: expected more than start_s, {self.start_s:g}, got {self.end_s:g}")
         if self.reuse is not None and not 0 < self.reuse <= 1:
-            raise PatchcaptionError(f"reuse: expected a cosine above 0 and up to 1, or None, got {self.reuse}")
+            raise OptionError(f"reuse: expected a cosine above 0 and up to 1, or None, got {self.reuse}")
 
 
 class PoolingKeywords(TypedDict, total=False):
@@ -209,6 +217,9 @@ class StreamKeywords(DescribeKeywords, total=False):
     on_bad: OnBad
     timeout_s: float
     reconnect_s: float
+    start_s: float
+    end_s: float | None
+    channels: Channels
 
 
 @overload
@@ -223,40 +234,47 @@ def split_options(keywords: Mapping[str, Any], *kinds: type[Any]) -> tuple[Any, 
     """Return one dataclass of each kind, made from the keywords that are fields of it.
 
     Raises:
-        PatchcaptionError: an option has no such value, or none of the kinds has such an option.
+        OptionError: an option has no such value, or none of the kinds has such an option.
     """
     names = {kind: {field.name for field in fields(kind)} for kind in kinds}
     known = set[str]().union(*names.values())
     unknown = set(keywords) - known
     if unknown:
-        raise PatchcaptionError(
-            f"options: expected some of {', '.join(sorted(known))}, got {', '.join(sorted(unknown))}"
-        )
+        raise OptionError(f"options: expected some of {', '.join(sorted(known))}, got {', '.join(sorted(unknown))}")
     return tuple(kind(**{name: keywords[name] for name in names[kind] & set(keywords)}) for kind in kinds)
 
 
 def check_threads(name: str, number: int) -> None:
-    """Raise PatchcaptionError if so many threads, or callers with threads of their own, cannot be meant."""
-    if not isinstance(number, Integral) or not 1 <= number <= _MAX_THREADS:
-        raise PatchcaptionError(f"{name}: expected a whole number from 1 to {_MAX_THREADS}, got {number!r}")
+    """Refuse so many threads, or callers with threads of their own, as cannot be meant.
+
+    Raises:
+        OptionError: names the option and the range.
+    """
+    check_number(name, number, 1, _MAX_THREADS, whole=True)
+
+
+def check_on_bad(on_bad: object) -> None:
+    """Raise OptionError if it does not say what becomes of a bad item."""
+    _check_choice("on_bad", on_bad, get_args(OnBad))
+
+
+def check_channels(channels: object) -> None:
+    """Raise OptionError if it is no order of the channels of arrays and tensors."""
+    _check_choice("channels", channels, get_args(Channels))
 
 
 def check_number(name: str, value: object, least: float, most: float = math.inf, *, whole: bool = False) -> None:
     """Refuse what is no number from ``least`` to ``most``.
 
     Raises:
-        PatchcaptionError: names the option and the range.
+        OptionError: names the option and the range.
     """
-    kind = "a whole number" if whole else "a number"
-    if not isinstance(value, Real) or (whole and not isinstance(value, Integral)):
-        raise PatchcaptionError(f"{name}: expected {kind}, got {value!r}")
-    if not float(value) >= least:  # NaN is not either
-        raise PatchcaptionError(f"{name}: expected at least {least}, got {value}")
-    if float(value) > most:
-        raise PatchcaptionError(f"{name}: expected at most {most}, got {value}")
+    if not isinstance(value, Integral if whole else Real) or not least <= float(value) <= most:  # NaN is not either
+        kind, end = "a whole number" if whole else "a number", "on" if most == math.inf else f"to {most}"
+        raise OptionError(f"{name}: expected {kind} from {least} {end}, got {value!r}")
 
 
 def _check_choice(name: str, value: object, choices: tuple[str | None, ...]) -> None:
     if value not in choices:
         *first, last = (f'"{choice}"' for choice in choices if choice is not None)
-        raise PatchcaptionError(f"{name}: expected {', '.join(first)} or {last}, got {value!r}")
+        raise OptionError(f"{name}: expected {', '.join(first)} or {last}, got {value!r}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -16,13 +16,13 @@ from runtime.bundle import Bundle
 from runtime.bundle.graph_io import reencoder_batches
 from runtime.decoding import load_decoder
 from runtime.encoder import Encoder
-from runtime.errors import PatchcaptionError
+from runtime.errors import ImageError, PatchcaptionError, RegionError
 from runtime.features import FeatureMap, RegionVectors
-from runtime.image import Fit
+from runtime.image import Fit, ImageSource
 from runtime.memory import MemoryMatch, load_projector
-from runtime.options import DecodingOptions, PoolingOptions, ProgressCallback
+from runtime.options import Channels, DecodingOptions, OnBad, PoolingOptions, ProgressCallback, check_on_bad
 from runtime.pooling import Pooler, RegionReencoder
-from runtime.results import Caption, RegionBatch
+from runtime.results import Caption, RegionBatch, RegionsOfImages, with_missing
 from runtime.system.forks import claim_engines, is_forked, require_own_engines
 from runtime.system.process_bound import ProcessBound
 
@@ -61,9 +61,64 @@ class Pipeline(ProcessBound):
         pooling: PoolingOptions,
         decoding: DecodingOptions,
         progress: ProgressCallback | None = None,
+        on_bad: OnBad = "raise",
     ) -> list[Caption]:
-        """Caption regions of encoded images; see `Captioner.describe`."""
-        return self.describe_vectors(self.pooler(features, regions.by_image, pooling), decoding, progress)
+        """Caption regions of encoded images; see `Captioner.describe`.
+
+        Returns:
+            R captions, one image's after another's, without their regions.
+        """
+        vectors, errors = self.pool(features, regions, pooling, on_bad)
+        return with_missing(self.describe_vectors(vectors, decoding, progress), errors)
+
+    def caption_readable(
+        self,
+        images: Sequence[ImageSource],
+        regions: RegionsOfImages,
+        channels: Channels,
+        pooling: PoolingOptions,
+        decoding: DecodingOptions,
+    ) -> list[list[Caption]]:
+        """Caption regions of images as with ``on_bad="skip"``; those of images that cannot be read say so.
+
+        Raises:
+            RegionError: there are not as many lists of regions as images, or one is in no form of regions.
+        """
+        opened = self.encoder.open_each(images, channels)
+        good = [image for image in opened if not isinstance(image, ImageError)]
+        features = self.encoder(good)
+        sizes = iter(features.image_whs)
+        whs = [None if isinstance(image, ImageError) else next(sizes) for image in opened]
+        batch = RegionBatch.of(regions, whs)
+        good_rows = [rows for rows, wh in zip(batch.by_image, whs, strict=True) if wh is not None]
+        captions = iter(
+            self.captions(features, RegionBatch(tuple(good_rows), is_nested=True), pooling, decoding, on_bad="skip")
+        )
+        flat = [
+            Caption.missing(None, str(image)) if isinstance(image, ImageError) else next(captions)
+            for image, rows in zip(opened, batch.by_image, strict=True)
+            for _ in rows
+        ]
+        return cast("list[list[Caption]]", batch.unflatten(flat))
+
+    def pool(
+        self, features: FeatureMap, regions: RegionBatch, options: PoolingOptions, on_bad: OnBad = "raise"
+    ) -> tuple[RegionVectors, list[RegionError | None]]:
+        """Return the vectors of those regions that have one, and for each region why it has none.
+
+        Raises:
+            RegionError: with ``on_bad="raise"``, of the first region that has no vector.
+        """
+        check_on_bad(on_bad)
+        if on_bad == "raise":
+            return self.pooler(features, regions.regions(), options), [None] * len(regions)
+        none = self.pooler(features, [[] for _ in regions.by_image], options)
+        parts, errors = [none.data], list[RegionError | None]()
+        for image, rows in enumerate(regions.by_image):
+            vectors, own_errors = self.pooler.pool_rows(features[image], [row.region for row in rows], options)
+            parts.append(vectors.data)
+            errors += own_errors
+        return replace(none, data=torch.cat(parts)), errors
 
     def describe_vectors(
         self, vectors: RegionVectors, options: DecodingOptions, progress: ProgressCallback | None = None

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from runtime.errors import RegionError
 from runtime.memory import MemoryMatch
-from runtime.regions import Region
+from runtime.regions import Detection, Region, RegionRow
+from runtime.regions.detections import RegionsLike, as_rows, split_images
+from runtime.regions.inputs.entries import ImageSize
 
-Regions: TypeAlias = Sequence[Region]
-RegionsOfImages: TypeAlias = Sequence[Sequence[Region]]
+Regions: TypeAlias = RegionsLike
+"""The regions of one image, in any form that docs/regions.md lists."""
+RegionsOfImages: TypeAlias = "Sequence[RegionsLike]"
+"""The regions of each of several images."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,8 @@ class Caption:
         reused: whether it was taken over from an earlier frame of a stream, as the region has hardly changed since.
         error: None; or why the region has no caption, where ``on_bad="skip"`` passed over it. Its text is empty then,
             its score 0, and its region None if it could not even be made.
+        detection: what a detector, a tracker or a data set said of the region: its id, class and confidence; None where
+            the regions were given without.
 
     Example:
         >>> caption = captioner.caption(scene, [Box(276, 174, 507, 399)], n_best=1)[0]
@@ -42,6 +48,7 @@ class Caption:
     nearest: tuple[MemoryMatch, ...] = ()
     reused: bool = False
     error: str | None = None
+    detection: Detection | None = None
 
     @classmethod
     def missing(cls, region: Region | None, error: str) -> Caption:
@@ -55,43 +62,79 @@ class Caption:
         return cls("", 0.0, (), region, error=error)
 
 
+def caption_of(row: RegionRow, caption: Caption) -> Caption:
+    """Return a caption as that of a region, with what was said of the region."""
+    region = None if isinstance(row.region, RegionError) else row.region
+    return replace(caption, region=region, detection=row.detection)
+
+
+def with_missing(captions: Sequence[Caption], errors: Sequence[RegionError | None]) -> list[Caption]:
+    """Return the captions of the regions that have one, and among them those of the regions that have an error."""
+    described = iter(captions)
+    return [next(described) if error is None else Caption.missing(None, str(error)) for error in errors]
+
+
 @dataclass(frozen=True, eq=False)
 class RegionBatch:
     """The R regions of B images, and whether they were given as one list or as a list for each image.
 
     Attributes:
-        by_image: the regions of each image.
+        by_image: the regions of each image, and the errors of those that are none.
         is_nested: whether they were given as a list for each image.
     """
 
-    by_image: tuple[Regions, ...]
+    by_image: tuple[list[RegionRow], ...]
     is_nested: bool
 
     @classmethod
-    def of(cls, regions: Regions | RegionsOfImages, num_images: int) -> RegionBatch:
-        """Return the regions of so many images as a batch.
+    def of(cls, regions: Regions | RegionsOfImages, image_whs: Sequence[ImageSize]) -> RegionBatch:
+        """Return the regions of images as a batch.
+
+        Args:
+            image_whs: the width and height of each image, in pixels; None for one that cannot be read.
 
         Raises:
-            RegionError: they are no list, or not as many lists as images.
+            RegionError: they are in no form of regions, or not as many lists as images.
         """
-        if isinstance(regions, (str, bytes)) or not isinstance(regions, Sequence):
-            raise RegionError(f"regions: expected a list of regions, got {type(regions).__name__}")
-        if len(regions) > 0 and all(isinstance(entry, (list, tuple)) for entry in regions):
-            if len(regions) != num_images:
-                raise RegionError(f"regions: expected {num_images} lists, one for each image, got {len(regions)}")
-            return cls(tuple(regions), is_nested=True)  # type: ignore[arg-type]  # lists, as was checked
-        if num_images == 0 and not regions:
-            return cls((), is_nested=True)
-        if num_images != 1:
-            raise RegionError(f"regions: {num_images} images were encoded; give a list of regions for each of them")
-        return cls((regions,), is_nested=False)  # type: ignore[arg-type]  # regions, each of which is checked later
+        of_images, is_nested = split_images(regions, len(image_whs))
+        rows = [
+            _with_image(number, len(image_whs), of_image, image_wh)
+            for number, (of_image, image_wh) in enumerate(zip(of_images, image_whs, strict=True))
+        ]
+        return cls(tuple(rows), is_nested)
 
-    def __iter__(self) -> Iterator[Region]:
-        """Yield all regions, one image's after another's."""
-        return (region for of_image in self.by_image for region in of_image)
+    def __len__(self) -> int:
+        """Return R."""
+        return sum(map(len, self.by_image))
+
+    def regions(self) -> list[list[Region]]:
+        """Return the regions of each image.
+
+        Raises:
+            RegionError: the first that is none, by its number.
+        """
+        return [
+            [self._checked(image, number, row.region) for number, row in enumerate(rows)]
+            for image, rows in enumerate(self.by_image)
+        ]
 
     def unflatten(self, captions: Sequence[Caption]) -> list[Caption] | list[list[Caption]]:
         """Return R captions with their regions, in the nesting that the regions were given in."""
-        described = iter([replace(caption, region=region) for caption, region in zip(captions, self, strict=True)])
+        rows = [row for of_image in self.by_image for row in of_image]
+        described = iter([caption_of(row, caption) for row, caption in zip(rows, captions, strict=True)])
         nested = [[next(described) for _ in of_image] for of_image in self.by_image]
         return nested if self.is_nested else nested[0]
+
+    def _checked(self, image: int, number: int, region: Region | RegionError) -> Region:
+        if isinstance(region, RegionError):
+            where = f"region {number}" if len(self.by_image) == 1 else f"image {image}: region {number}"
+            raise RegionError(f"{where}: {region}")
+        return region
+
+
+def _with_image(number: int, num_images: int, regions: Any, image_wh: ImageSize) -> list[RegionRow]:
+    """Return the rows of one image's regions; errors say which image's, where there are several."""
+    try:
+        return as_rows(regions, image_wh)
+    except RegionError as error:
+        raise error if num_images == 1 else RegionError(f"image {number}: {error}") from None

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.conftest import ROOT
@@ -14,12 +15,17 @@ _LIMIT_MEMORY = "import resource; resource.setrlimit(resource.RLIMIT_AS, ({0} <<
 
 
 def run_child(
-    code: str, *arguments: str | Path, timeout_s: float = 60, memory_mib: int | None = None
+    code: str,
+    *arguments: str | Path,
+    timeout_s: float = 60,
+    memory_mib: int | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run Python code in a process of its own and return what it printed and how it ended.
 
     Args:
         memory_mib: the address space that it may have.
+        variables: of its environment, beside those of this process.
 
     Raises:
         subprocess.TimeoutExpired: it hangs.
@@ -30,7 +36,6 @@ def run_child(
         capture_output=True,
         text=True,
         timeout=timeout_s,
-        # ONNX Runtime's telemetry has threads of its own, which no process outlives that was forked with them.
-        env={**os.environ, "PYTHONPATH": str(ROOT), "ORT_DISABLE_TELEMETRY": "1"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), **(variables or {})},
         check=False,
     )

@@ -15,6 +15,8 @@ from runtime import Captioner
 from tests.tensorrt_double.verdicts import keep_verdicts
 from tests.traced_graphs import trace_once
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # tests import ONNX Runtime themselves
+
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "export" / "demo" / "sample"
 

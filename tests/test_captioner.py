@@ -128,7 +128,7 @@ def test_nothing_asked_is_nothing_answered(demo: Captioner) -> None:
     features = demo.encode(SCENE.image)
     width = demo.manifest.backbone.output_dim
     assert demo.describe(features, []) == []
-    assert demo.describe(features, [[]]) == [[]]
+    assert demo.describe(features, [[]]) == [[]]  # type: ignore[comparison-overlap]
     assert demo.caption([], []) == []
     assert demo.vectors(features, []).shape == (0, width)
     assert demo.project(torch.empty(0, width)).shape == (0, width)
@@ -191,10 +191,10 @@ def test_fit_crop_sees_the_centre_square_at_its_own_aspect_ratio(demo_bundle: Pa
         ([WholeImage(), WholeImage()], "2 images were encoded; give a list of regions for each"),
         ([], "2 images were encoded"),
         ("boxes", "expected a list of regions, got str"),
-        (WholeImage(), "expected a list of regions, got WholeImage"),
+        (WholeImage(), "2 images were encoded; give a list of regions for each"),
         ([[WholeImage()], ["box"]], "region 0: expected a Box, Mask, Trace .* got str"),
         ([[WholeImage()], [Box(500, 0, 600, 10)]], "image 1: region 0: Box.* lies outside the image of 224 x 224"),
-        ([[Mask(np.ones((2, 2), bool))], []], "image 0: region 0: Mask.*expected the image's size, 224 x 224"),
+        ([[Mask(np.ones((2, 4), bool))], []], "image 0: region 0: Mask.*expected the image's size, 224 x 224"),
     ],
 )
 def test_regions_that_do_not_match_are_refused(demo: Captioner, regions: object, message: str) -> None:

@@ -384,7 +384,7 @@ def test_without_a_memory_there_are_no_neighbours_and_vectors_go_to_the_decoder_
         ({"clean": "orthogonal", "reencode": "mean"}, "exclude each other"),
         ({"mode": "best"}, 'mode: expected "decode" or "nearest"'),
         ({"score": "high"}, 'score: expected "natural" or "reference"'),
-        ({"n_best": -1}, "n_best: expected at least 0"),
+        ({"n_best": -1}, "n_best: expected a whole number from 0 on"),
     ],
 )
 def test_options_that_do_not_exist_are_refused(

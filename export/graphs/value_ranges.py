@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy.typing as npt
 import onnx_ir
-import onnxruntime
+
+from runtime.backends.imports import import_onnxruntime
 
 _OUTPUT_PREFIX = "largest."
 
@@ -27,6 +28,7 @@ def measure_ranges(model: onnx_ir.Model, feeds: Iterable[Mapping[str, npt.NDArra
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "measured.onnx"
         onnx_ir.save(copy, path, external_data=f"{path.name}.data")
+        onnxruntime = import_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         # Each tensor is measured when it is there; by default all are kept to the end of the run.

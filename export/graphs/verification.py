@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir
-import onnxruntime
 import torch
 from torch import Tensor, nn
 
 from export.graphs.errors import ExportError
 from export.graphs.half_precision import emulate_bf16
+from runtime.backends.imports import import_onnxruntime
 from runtime.bundle import EnginePrecision
 from runtime.bundle.graph_io import LOG_PROBS
 
@@ -74,7 +74,8 @@ def compare(path: Path, module: nn.Module, *cases: Sequence[Tensor], precision: 
     return largest
 
 
-def _open_session(path: Path, precision: EnginePrecision) -> onnxruntime.InferenceSession:
+def _open_session(path: Path, precision: EnginePrecision) -> Any:
+    onnxruntime = import_onnxruntime()
     if precision != "bf16":
         return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     options = onnxruntime.SessionOptions()

@@ -18,7 +18,7 @@ from runtime.backends.cuda.device import Gpu
 from runtime.backends.tensorrt.api import TensorRtApi
 from runtime.backends.tensorrt.build import Profile, build_plan_bytes
 from runtime.backends.tensorrt.rtx import set_build_targets
-from runtime.bundle import Bundle, PlanHardware, PlanRecord, sha256_of
+from runtime.bundle import Bundle, HeldFile, PlanHardware, PlanRecord, sha256_of
 from runtime.bundle.admission import read_onnx_file
 from runtime.bundle.trust import is_trusted, trust
 from runtime.errors import BackendError, BundleError
@@ -163,7 +163,7 @@ def _build(
 
 def _key(target: PlanTarget, graph: Path, profiles: Sequence[Profile], options: PlanOptions) -> str:
     """Return a hash of all that a plan depends on."""
-    stored = [graph.parent / name for name in read_onnx_file(graph).files]
+    stored = [graph.parent / name for name in read_onnx_file(HeldFile(graph)).files]
     parts = {
         "graph": sha256_of(graph),
         "data": {path.name: sha256_of(path) for path in stored if path.is_file()},

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from runtime.backends.base import BindableEngine, EngineReport, first_line
+from runtime.backends.imports import import_onnxruntime
 from runtime.backends.onnxruntime_io import declared_tensors
 from runtime.bundle import EngineFiles
 from runtime.errors import BackendError, BundleError
@@ -30,7 +31,7 @@ class OrtBackend:
 
     def __init__(self, threads: int | None = None) -> None:
         try:
-            import onnxruntime
+            onnxruntime = import_onnxruntime()
         except ImportError as error:
             raise BackendError(
                 f"ONNX Runtime cannot be imported ({error}): pip install 'patchcaption[cpu]', or [gpu] on a machine "

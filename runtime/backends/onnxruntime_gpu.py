@@ -14,6 +14,7 @@ from runtime.backends.base import BindableEngine, EngineReport, first_line
 from runtime.backends.cuda.device import current_gpu
 from runtime.backends.cuda.stream import CaptureMode, Stream
 from runtime.backends.cuda.workspace import aligned
+from runtime.backends.imports import import_onnxruntime
 from runtime.backends.onnxruntime_io import DTYPES, declared_tensors
 from runtime.bundle import EngineFiles, EnginePrecision
 from runtime.errors import BackendError, BundleError
@@ -53,7 +54,7 @@ class OrtGpuBackend:
         precision: EnginePrecision = "fp32",
     ) -> None:
         try:
-            import onnxruntime
+            onnxruntime = import_onnxruntime()
         except ImportError as error:
             raise BackendError(
                 f"ONNX Runtime cannot be imported ({error}): pip install 'patchcaption[gpu]'; the cpu wheel shares its "

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from runtime.backends.base import BindableEngine, EngineReport
+from runtime.backends.imports import import_openvino
 from runtime.bundle import EngineFiles
 from runtime.bundle.contract import DeclaredTensor
 from runtime.errors import BackendError, BundleError
@@ -37,7 +38,7 @@ class OpenVinoBackend:
 
     def __init__(self, threads: int | None = None, precision: Precision = "fp32") -> None:
         try:
-            import openvino
+            openvino = import_openvino()
         except ImportError as error:
             raise BackendError(f"OpenVINO cannot be imported ({error}): pip install 'patchcaption[openvino]'") from None
         self._core = openvino.Core()

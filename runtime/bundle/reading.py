@@ -116,8 +116,7 @@ class Bundle(ProcessBound):
     def _admit_graph(self, name: EngineName) -> None:
         """Raise unless a graph may be given to an executor."""
         file = self.manifest.engines[name].file
-        sizes = {other: record.bytes for other, record in self.manifest.files.items()}
-        graph = admit(self.path(file), engine_contract(self.manifest, name), sizes)
+        graph = admit(self.file(file), engine_contract(self.manifest, name), self._files)
         self._weight_files[file] = sorted(graph.files)
 
 

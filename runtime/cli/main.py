@@ -8,6 +8,7 @@ SIGTERM.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -18,11 +19,12 @@ from runtime.cli.bundle_commands import add_info, add_trust, add_verify
 from runtime.cli.caption_command import add_caption
 from runtime.cli.machine_commands import add_doctor, add_tune
 from runtime.cli.video_command import add_video
-from runtime.errors import ImageError, PatchcaptionError, RegionError
+from runtime.errors import ImageError, OptionError, PatchcaptionError, RegionError
 from runtime.system.signals import Terminated, terminating
 from runtime.system.standard_streams import finish_standard_streams, open_standard_streams
 from runtime.system.version import __version__
 
+_FLAG, _NEGATIVE = re.compile("--[a-z-]+"), re.compile(r"-[\d.]")
 _NONE: Mapping[str, str] = MappingProxyType({})
 
 
@@ -50,14 +52,26 @@ def main(arguments: Sequence[str] | None = None, others: Mapping[str, str] = _NO
 
 def _run(arguments: Sequence[str] | None, others: Mapping[str, str]) -> int:
     try:
-        options = _parser(others).parse_args(arguments)
+        arguments = sys.argv[1:] if arguments is None else arguments
+        options = _parser(others).parse_args(_join_negative(arguments))
         return int(options.run(options))
-    except (ImageError, RegionError) as error:
+    except (ImageError, OptionError, RegionError) as error:
         return exits.fail(str(error), exits.BAD_INPUT)
     except PatchcaptionError as error:
         return exits.fail(str(error), exits.UNUSABLE)
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         return exits.DONE
+
+
+def _join_negative(arguments: Sequence[str]) -> list[str]:
+    """Write a flag and a value that begins with a minus sign and a digit as one, which argparse takes for a flag."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and _FLAG.fullmatch(joined[-1]) and _NEGATIVE.match(argument):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def _interrupted(stop: KeyboardInterrupt) -> int:

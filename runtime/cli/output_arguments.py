@@ -11,18 +11,19 @@ from PIL import Image
 from runtime.system.outputs import Output, check_distinct
 
 
-def check_outputs(outputs: Mapping[str, Output | None], options: argparse.Namespace, source: Path) -> None:
+def check_outputs(outputs: Mapping[str, Output | None], options: argparse.Namespace, *sources: Path) -> None:
     """Raise if an output cannot be written, or would be written over another or over what the command reads.
 
     Args:
         outputs: by the flag that names each.
         options: with the bundle, and the files that regions are read from.
-        source: the image or video that is captioned, or a folder of images.
+        sources: the images or videos that are captioned, or folders of images.
     """
     for output in outputs.values():
         if output is not None:
             output.check()
-    check_distinct(outputs, [*_images(source), *options.region_files, *_files(options.bundle)])
+    images = [image for source in sources for image in _images(source)]
+    check_distinct(outputs, [*images, *options.region_files, *_files(options.bundle)])
 
 
 def _images(source: Path) -> list[Path]:

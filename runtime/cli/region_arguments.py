@@ -8,10 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from runtime.errors import PatchcaptionError, RegionError
-from runtime.image import read_file
+from runtime.image import open_file
 from runtime.regions import (
     Box,
     BoxSet,
@@ -20,10 +18,14 @@ from runtime.regions import (
     Point,
     Polygon,
     Region,
+    RegionRow,
     Trace,
     WholeImage,
-    regions_from_json,
 )
+from runtime.regions.detections import as_rows
+from runtime.regions.inputs.coco import CocoAnnotations, is_dataset
+from runtime.regions.inputs.masks import mask_of
+from runtime.regions.serialization import parse_json
 
 T = TypeVar("T")
 
@@ -49,7 +51,7 @@ def add_region_flags(parser: argparse.ArgumentParser) -> None:
         action=_ReadRegions,
         read=lambda text: [_mask(text)],
         metavar="PNG",
-        help="a mask image of the image's size; what is neither black nor transparent is inside",
+        help="a mask image of the image's size or aspect ratio; what is neither black nor transparent is inside",
     )
     add("--trace", _trace, '"X,Y X,Y ..."', "a mouse trace in 0..1 of the image")
     add("--trace-pixels", _trace_pixels, '"X,Y X,Y ..."', "a mouse trace in image pixels")
@@ -60,14 +62,15 @@ def add_region_flags(parser: argparse.ArgumentParser) -> None:
         action=_ReadRegions,
         read=_regions_in_file,
         metavar="FILE",
-        help='a JSON list of regions, such as {"kind": "box", "xyxy": [X1, Y1, X2, Y2]}; - reads stdin',
+        help='JSON: a list of regions, such as {"kind": "box", "xyxy": [X1, Y1, X2, Y2]}, or of boxes, or the '
+        "annotations of a data set in COCO's form; - reads stdin",
     )
 
 
 class _ReadRegions(argparse.Action):
     """Appends the regions in a file to those before, and its name to the files that were read."""
 
-    def __init__(self, *args: Any, read: Callable[[str], list[Region]], **kwargs: Any) -> None:
+    def __init__(self, *args: Any, read: Callable[[str], list[Any]], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._read = read
 
@@ -80,9 +83,24 @@ class _ReadRegions(argparse.Action):
         options.region_files = (*options.region_files, Path(value))
 
 
-def regions_or_whole_image(options: argparse.Namespace) -> list[Region]:
-    """Return the regions that the flags name; the whole image if no flag is given, but not for an empty JSON list."""
-    return [WholeImage()] if options.regions is None else options.regions
+def regions_or_whole_image(options: argparse.Namespace, file_name: str | None = None) -> list[Region | RegionRow]:
+    """Return the regions that the flags name; the whole image if no flag is given, but not for an empty JSON list.
+
+    Args:
+        file_name: the image's, by which data sets know which annotations are its; None where there is none.
+
+    Raises:
+        RegionError: a data set does not know the image.
+    """
+    if options.regions is None:
+        return [WholeImage()]
+    regions = list[Region | RegionRow]()
+    for given in options.regions:
+        if isinstance(given, CocoAnnotations):
+            regions += given.rows(None) if file_name is None else given.rows_of_file(file_name)
+        else:
+            regions.append(given)
+    return regions
 
 
 def argument_type(parse: Callable[[str], T]) -> Callable[[str], T]:
@@ -142,14 +160,13 @@ def _point(text: str) -> Point:
 
 
 def _mask(text: str) -> Mask:
-    rgba = np.asarray(read_file(Path(text)).convert("RGBA"))
     try:
-        return Mask(rgba[:, :, :3].any(axis=2) & (rgba[:, :, 3] > 0))
+        return mask_of(open_file(Path(text)))
     except RegionError as error:
         raise RegionError(f"{text}: {error}") from None
 
 
-def _regions_in_file(name: str) -> list[Region]:
+def _regions_in_file(name: str) -> list[RegionRow | CocoAnnotations]:
     try:
         text = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
     except FileNotFoundError:
@@ -157,6 +174,17 @@ def _regions_in_file(name: str) -> list[Region]:
     except OSError as error:
         raise RegionError(f"{name}: cannot be read: {error.strerror or error}") from None
     try:
-        return regions_from_json(text)
+        return _regions_of(parse_json(text))
     except RegionError as error:
         raise RegionError(f"{'stdin' if name == '-' else name}: {error}") from None
+
+
+def _regions_of(data: Any) -> list[RegionRow | CocoAnnotations]:
+    """Return the regions of parsed JSON in any form; of a data set, which depend on the image, all of it."""
+    if is_dataset(data):
+        return [CocoAnnotations(data)]
+    rows = as_rows(data, None)
+    for number, row in enumerate(rows):
+        if isinstance(row.region, RegionError):
+            raise RegionError(f"region {number}: {row.region}")
+    return list(rows)

@@ -1,165 +1,139 @@
-"""`patchcaption video`: captions over the frames of a file, a camera or a URL."""
+"""`patchcaption video`: captions over the frames of files, cameras and URLs."""
 
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable
 from contextlib import ExitStack
-from fractions import Fraction
-from functools import partial
 from pathlib import Path
-from typing import TypeAlias, get_args
+from typing import Any
 
+from runtime.captioner import Captioner
 from runtime.cli import exits
-from runtime.cli.captioner_arguments import add_bundle_flag, add_captioner_flags, load_captioner
+from runtime.cli.captioner_arguments import load_captioner
 from runtime.cli.output_arguments import check_outputs
-from runtime.cli.region_arguments import add_region_flags, regions_or_whole_image
-from runtime.errors import RegionError, VideoError
-from runtime.options import DecodingOptions, OnBad, Policy, StreamOptions
-from runtime.output.source_media import describe_source
-from runtime.output.video_file import annotated_video, json_lines, video_format
-from runtime.system.outputs import Output
-from runtime.system.standard_streams import one_line, show
+from runtime.cli.region_arguments import regions_or_whole_image
+from runtime.cli.video_arguments import add_video_arguments
+from runtime.cli.video_outputs import VideoOutputs, named_outputs
+from runtime.errors import PatchcaptionError, RegionError, VideoError
+from runtime.output.preview import PreviewWindow
+from runtime.output.video_file import video_format
+from runtime.video.merging import MergedStreams
 from runtime.video.stream import CaptionStream, FrameCaptions
 
-Sink: TypeAlias = Callable[[FrameCaptions], object]
+_SECONDS_PER_LOOK = 0.05
+"""How long the window may be left alone."""
 
 
 def add_video(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.set_defaults(run=run_video)
-    parser.add_argument("source", help="a video file, a folder of images, a camera's number or a URL (rtsp://...)")
-    add_bundle_flag(parser, "the bundle", required=True)
-    add_region_flags(parser)
-    parser.add_argument(
-        "--save", type=Output, metavar="VIDEO", help="write the frames with their captions drawn on them; - is stdout"
-    )
-    parser.add_argument("--jsonl", type=Output, metavar="FILE", help="write one JSON object a frame; - is stdout")
-    parser.add_argument(
-        "--every",
-        type=int,
-        default=StreamOptions.every,
-        metavar="N",
-        help="each N-th frame only (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--policy",
-        choices=get_args(Policy),
-        help="what happens to frames that arrive too fast (default: drop for cameras and live URLs, block for files)",
-    )
-    parser.add_argument(
-        "--on-bad",
-        choices=get_args(OnBad),
-        default=StreamOptions.on_bad,
-        help="what becomes of regions outside their frame and of frames that are no images (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--timeout",
-        type=float,
-        default=StreamOptions.timeout_s,
-        metavar="SECONDS",
-        help="after which a silent camera or URL is lost (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--reconnect",
-        type=float,
-        default=StreamOptions.reconnect_s,
-        metavar="SECONDS",
-        help="for how long a lost camera or URL is tried again; inf: for ever (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--reuse",
-        type=float,
-        default=StreamOptions.reuse,
-        metavar="COSINE",
-        help="reuse a caption while its region looks so much the same; 0 decodes each frame (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--beams",
-        type=int,
-        default=DecodingOptions.beams,
-        metavar="N",
-        help="beam search with N beams (default: %(default)s, none)",
-    )
-    add_captioner_flags(parser)
+    add_video_arguments(parser)
 
 
 def run_video(options: argparse.Namespace) -> int:
-    """Caption every frame of the source; without --jsonl, print new captions with their time."""
+    """Caption every frame of the sources; without a file for the captions, print new ones with their time."""
     try:
         from tqdm import tqdm
     except ImportError as error:
         raise VideoError(f"tqdm cannot be imported ({error}): pip install 'patchcaption[video]'") from None
-    source = int(options.source) if options.source.isdecimal() else options.source
-    check_outputs({"--save": options.save, "--jsonl": options.jsonl}, options, Path(options.source))
+    check_outputs(named_outputs(options), options, *map(Path, options.sources))
     if options.save:
         video_format(options.save)
     with ExitStack() as stack:
+        window = stack.enter_context(PreviewWindow("patchcaption")) if options.show else None
         captioner = stack.enter_context(load_captioner(options))
-        stream: CaptionStream = stack.enter_context(
-            captioner.stream(
-                source,
-                regions_or_whole_image(options),
-                policy=options.policy,
-                every=options.every,
-                reuse=options.reuse or None,
-                beams=options.beams,
-                on_bad=options.on_bad,
-                timeout_s=options.timeout,
-                reconnect_s=options.reconnect,
-            )
-        )
-        sinks = _open_sinks(options, stack, tqdm.write)
-        frames = stream.source.frame_count
-        total = None if frames is None else -(-frames // options.every)
-        bar = stack.enter_context(tqdm(total=total, unit=" frames", disable=None))
-        reasons = _Reasons()
-        for described in stream:
-            reasons.add(described)
-            sinks = [sink for sink in sinks if _takes(sink, described)]
-            if not sinks:
-                break
+        run = _Run(options, captioner, stack)
+        if not run.streams:
+            return exits.UNUSABLE
+        outputs = VideoOutputs(options, [stream.source for stream in run.streams], stack, tqdm.write, window)
+        bar = stack.enter_context(tqdm(total=run.frame_count, unit=" frames", disable=None))
+        if run.follow(outputs, bar, window):
+            outputs.finish()
+    run.reasons.report()
+    return exits.UNUSABLE if run.has_failed else exits.DONE
+
+
+class _Run:
+    """The streams of the sources, and what became of them.
+
+    Attributes:
+        streams: those that could be opened.
+        has_failed: whether one of several was lost, or could not be opened; a single one raises its error.
+        reasons: why frames and regions were passed over.
+    """
+
+    def __init__(self, options: argparse.Namespace, captioner: Captioner, stack: ExitStack) -> None:
+        self._options = options
+        self._has_several = len(options.sources) > 1
+        self.has_failed, self.reasons = False, _Reasons()
+        self.streams, self._names = list[CaptionStream](), list[str]()
+        for source in options.sources:
+            try:
+                self.streams.append(stack.enter_context(self._open(captioner, source)))
+            except VideoError as error:
+                self._fail(error)
+            else:
+                self._names.append(source)
+        self._merged = stack.enter_context(MergedStreams(self.streams))
+
+    @property
+    def frame_count(self) -> int | None:
+        """How many frames are described; None where that is not known."""
+        counts = [stream.source.frame_count for stream in self.streams]
+        known = [-(-count // self._options.every) for count in counts if count is not None]
+        return sum(known) if len(known) == len(counts) else None
+
+    def follow(self, outputs: VideoOutputs, bar: Any, window: PreviewWindow | None) -> bool:
+        """Give the frames to the outputs; return whether the sources have come to their ends before these."""
+        while True:
+            while window is not None and window.is_open and not self._merged.wait(_SECONDS_PER_LOOK):
+                window.update()
+            if window is not None and not window.is_open:
+                return False
+            arrival = self._merged.get()
+            if arrival is None:
+                return True
+            number, described = arrival
+            if not isinstance(described, FrameCaptions):
+                self._fail(described)
+                continue
+            self.reasons.add(described, f"{self._names[number]}: " if self._has_several else "")
+            outputs.add(described, self._names[number])
+            if not outputs.are_left:
+                return False
             bar.update()
-            bar.set_postfix(
-                dropped=stream.dropped,
-                broken=stream.source.decode_errors,
-                bad=stream.bad_frames + stream.bad_regions,
-                reconnects=stream.source.reconnects,
-            )
-    reasons.report()
-    return exits.DONE
+            bar.set_postfix(self._counts())
 
+    def _open(self, captioner: Captioner, source: str) -> CaptionStream:
+        options = self._options
+        return captioner.stream(
+            int(source) if source.isdecimal() else source,
+            regions_or_whole_image(options),
+            policy=options.policy,
+            every=options.every,
+            reuse=options.reuse or None,
+            beams=options.beams,
+            on_bad=options.on_bad,
+            timeout_s=options.timeout,
+            reconnect_s=options.reconnect,
+            start_s=options.start,
+            end_s=options.end,
+        )
 
-def _open_sinks(options: argparse.Namespace, stack: ExitStack, write: Callable[..., object]) -> list[Sink]:
-    """Open the outputs; return what takes each described frame."""
-    sinks: list[Sink] = []
-    if options.jsonl:
-        sinks.append(stack.enter_context(json_lines(options.jsonl, exits.note)).add)
-    else:
-        file = sys.stderr if options.save is not None and options.save.is_stdout else sys.stdout
-        sinks.append(lambda described: _print_new_captions(described, partial(write, file=file)))
-    if options.save:
-        rate = _rate(options)
-        sinks.append(stack.enter_context(annotated_video(options.save, exits.note, rate)).add)
-    return sinks
+    def _fail(self, error: BaseException) -> None:
+        """Say why one of several streams has ended; raise where it is the only one, or an error of another kind."""
+        if not self._has_several or not isinstance(error, PatchcaptionError):
+            raise error
+        exits.note(f"{error}")
+        self.has_failed = True
 
-
-def _takes(sink: Sink, described: FrameCaptions) -> bool:
-    """Give a frame to a sink; return False if it is a pipe whose reader has gone, while the others go on."""
-    try:
-        sink(described)
-    except BrokenPipeError:
-        return False
-    return True
-
-
-def _rate(options: argparse.Namespace) -> Fraction | None:
-    """Return the frames in a second that the source and --every make; say what of the source is left out."""
-    media = describe_source(options.source)
-    if media.has_audio:
-        exits.note(f"{options.save}: without the sound of {options.source}: only its frames are written")
-    return media.rate and media.rate / options.every
+    def _counts(self) -> dict[str, int]:
+        return {
+            "dropped": sum(stream.dropped for stream in self.streams),
+            "broken": sum(stream.source.decode_errors for stream in self.streams),
+            "bad": sum(stream.bad_frames + stream.bad_regions for stream in self.streams),
+            "reconnects": sum(stream.source.reconnects for stream in self.streams),
+        }
 
 
 class _Reasons:
@@ -168,11 +142,15 @@ class _Reasons:
     def __init__(self) -> None:
         self._first, self._bad, self._described = "", 0, 0
 
-    def add(self, described: FrameCaptions) -> None:
-        """Count a frame and its regions."""
+    def add(self, described: FrameCaptions, place: str = "") -> None:
+        """Count a frame and its regions.
+
+        Args:
+            place: where it comes from, for a reason.
+        """
         for reason in (described.error, *(caption.error for caption in described.captions)):
             if reason is not None:
-                self._first = self._first or f"frame {described.frame.number}: {reason}"
+                self._first = self._first or f"{place}frame {described.frame.number}: {reason}"
                 self._bad += 1
         self._described += sum(caption.error is None for caption in described.captions)
 
@@ -186,11 +164,3 @@ class _Reasons:
             raise RegionError(self._first)
         if self._bad:
             exits.note(f"{self._bad} without a caption, the first: {self._first}")
-
-
-def _print_new_captions(described: FrameCaptions, write: Callable[[str], object]) -> None:
-    seconds = described.frame.seconds
-    time = f"{seconds:8.2f} s" if seconds is not None else f"frame {described.frame.number:>4}"
-    for number, caption in enumerate(described.captions):
-        if not caption.reused and caption.error is None:
-            show(f"{time}  {number}  {caption.score:.3f}  {one_line(caption.text)}", write)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Literal, Protocol, TypeAlias, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from runtime.errors import ImageError
+from runtime.image.colours import upright_rgb
+from runtime.image.formats import decode, decoder_errors, open_file
 from runtime.image.limits import require_within_limit
 
 
@@ -32,41 +34,50 @@ OpenImage: TypeAlias = "Image.Image | torch.Tensor"
 """An upright 8-bit RGB image: a PIL image, or a uint8 tensor (3, H, W) that stays on its GPU."""
 
 
-def open_image(source: ImageSource) -> Image.Image:
+def open_image(source: ImageSource, channels: Literal["rgb", "bgr"] = "rgb") -> Image.Image:
     """Return ``source`` as an upright 8-bit RGB image.
 
     Args:
         source: a path; the bytes of an encoded image (JPEG, PNG, ...); a binary file object, which is read from its
             current position to its end; a PIL image; a uint8 RGB array (H, W, 3), or grey (H, W); a uint8 RGB tensor
             (3, H, W).
+        channels: the order of the channels of an array or a tensor.
 
     Raises:
         ImageError: nothing readable there, a truncated file, another dtype or shape.
     """
     if isinstance(source, (str, os.PathLike)):
-        return _upright_rgb(read_file(Path(source)))
+        return _upright(open_file(Path(source)), os.fspath(source))
     if isinstance(source, Image.Image):
-        require_within_limit("image", *source.size)  # one that was just opened is decoded here
-        return _upright_rgb(source)
+        require_within_limit("image", *source.size)
+        return _upright(source, "image")
+    source = in_rgb(source, channels)
     if isinstance(source, torch.Tensor):
         source = _validate_tensor(source).cpu().permute(1, 2, 0).numpy()
     if isinstance(source, np.ndarray):
         return _from_array(source)
-    if isinstance(source, bytes):
-        return _upright_rgb(_decode(io.BytesIO(source), "image bytes"))
-    if isinstance(source, BinaryFile):
-        return _upright_rgb(_decode(io.BytesIO(_read_all(source)), "image file object"))
+    if isinstance(source, (bytes, BinaryFile)):
+        return _decoded(source)
     raise ImageError(
         "image: expected a path, bytes, binary file object, PIL image, numpy array or torch tensor, got "
         f"{type(source).__name__}"
     )
 
 
-def open_on(source: ImageSource, device: torch.device) -> OpenImage:
+def open_on(source: ImageSource, device: torch.device, channels: Literal["rgb", "bgr"] = "rgb") -> OpenImage:
     """Return ``source`` as `open_image` does; a tensor on ``device``, unless that is the CPU, stays there."""
     if isinstance(source, torch.Tensor) and source.device == device and device.type != "cpu":
-        return _validate_tensor(source)
-    return open_image(source)
+        return _validate_tensor(cast(torch.Tensor, in_rgb(source, channels)))
+    return open_image(source, channels)
+
+
+def in_rgb(source: ImageSource, channels: Literal["rgb", "bgr"]) -> ImageSource:
+    """Return an array (H, W, 3) or a tensor (3, H, W) in RGB; anything else knows its order, and stays as it is."""
+    if channels == "bgr" and isinstance(source, np.ndarray) and source.ndim == 3:
+        return source[:, :, ::-1]
+    if channels == "bgr" and isinstance(source, torch.Tensor) and source.ndim == 3:
+        return source.flip(0)
+    return source
 
 
 def size_wh(image: OpenImage) -> tuple[int, int]:
@@ -74,32 +85,15 @@ def size_wh(image: OpenImage) -> tuple[int, int]:
     return image.size if isinstance(image, Image.Image) else (image.shape[2], image.shape[1])
 
 
-def read_file(path: Path) -> Image.Image:
-    """Return the image in a file, loaded whole, in the mode that it was stored in.
-
-    Raises:
-        ImageError: nothing readable there, or a truncated file.
-    """
-    return _decode(path, str(path))
+def _decoded(source: bytes | BinaryFile) -> Image.Image:
+    if isinstance(source, bytes):
+        return _upright(decode(io.BytesIO(source), "image bytes"), "image bytes")
+    return _upright(decode(io.BytesIO(_read_all(source)), "image file object"), "image file object")
 
 
-def _decode(file: Path | io.BytesIO, name: str) -> Image.Image:
-    """Return the encoded image in a file; errors call it by ``name``."""
-    try:
-        with Image.open(file) as image:
-            require_within_limit(name, *image.size)
-            image.load()
-            return image
-    except FileNotFoundError:
-        raise ImageError(f"{name}: no such file") from None
-    except UnidentifiedImageError:
-        raise ImageError(f"{name}: not an image that Pillow can read") from None
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{name}: {error}") from None
-    except ImageError:
-        raise
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow's decoders raise on broken files
-        raise ImageError(f"{name}: cannot be read as an image: {error}") from None
+def _upright(image: Image.Image, name: str) -> Image.Image:
+    with decoder_errors(name):  # one that was opened but not loaded is decoded here
+        return upright_rgb(image, name)
 
 
 def _read_all(file: BinaryFile) -> bytes:
@@ -111,21 +105,6 @@ def _read_all(file: BinaryFile) -> bytes:
         got = type(data).__name__
         raise ImageError(f"image file object: expected bytes, got {got}; open files in binary mode")
     return data
-
-
-def _upright_rgb(image: Image.Image) -> Image.Image:
-    if 0 in image.size:
-        raise ImageError(f"image: expected at least one pixel, got {image.width} x {image.height}")
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I;16") or upright.mode == "I":  # Pillow's own conversion would clip at 255
-        deep = np.asarray(upright).astype(np.uint32)
-        upright = Image.fromarray((deep >> 8).clip(0, 255).astype(np.uint8))
-    if upright.has_transparency_data:  # over white, as viewers show it
-        rgba = upright.convert("RGBA")
-        background = Image.new("RGBA", rgba.size, "white")
-        background.alpha_composite(rgba)
-        upright = background
-    return upright.convert("RGB")
 
 
 def _validate_tensor(tensor: torch.Tensor) -> torch.Tensor:

@@ -29,7 +29,8 @@ def frame_as_json(described: FrameCaptions) -> dict[str, object]:
 def caption_as_json(caption: Caption) -> dict[str, object]:
     """Return a caption and its region as JSON values.
 
-    ``nearest`` is there if captions of the memory were asked for, ``error`` if there is no caption.
+    ``detection`` is there if the region was given with an id, a class or a confidence, ``nearest`` if captions of the
+    memory were asked for, ``error`` if there is no caption.
 
     Example:
         >>> caption_as_json(Caption("a red triangle", 0.5, (7, 8, 9), Point(350, 330)))
@@ -41,6 +42,9 @@ def caption_as_json(caption: Caption) -> dict[str, object]:
         "ids": list(caption.ids),
         "region": region_as_json(caption.region),
     }
+    if caption.detection is not None:
+        said = asdict(caption.detection)
+        values["detection"] = {name: value for name, value in said.items() if value is not None}
     if caption.nearest:
         values["nearest"] = [asdict(match) for match in caption.nearest]
     if caption.error is not None:

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from runtime.image import ImageSource, open_image
+from runtime.options import Channels, check_channels
+from runtime.output.fonts import Font, FontChoice, FontFile
+from runtime.output.labels import Corners, place_labels, wrap
 from runtime.regions.outline import (
     BoxesOutline,
     MaskOutline,
     Outline,
     Points,
     PolygonOutline,
+    PolygonsOutline,
     PolylineOutline,
     outline_of,
 )
@@ -26,25 +31,43 @@ from runtime.results import Caption
 _TINT_OPACITY = 0.25
 """Opacity of a mask's colour over the pixels in it."""
 
+_PADDING = 3
+"""Around a label's text, and between its lines, in pixels."""
+_TALL = "Ågjpqy|"
+"""Letters that reach as high and as low as any."""
+_FEW = 4
+"""Up to so many captions have the picture's width for a line, more have half of it."""
+_SMALLEST_FONT = 8
+"""In pixels; smaller letters cannot be read."""
+
 Colour: TypeAlias = tuple[int, int, int]
-Corners: TypeAlias = tuple[float, float, float, float]
-"""A box (x1, y1, x2, y2) in pixels of the image."""
 
 
-def draw_captions(image: ImageSource, captions: Sequence[Caption]) -> Image.Image:
+def draw_captions(
+    image: ImageSource, captions: Sequence[Caption], *, channels: Channels = "rgb", font: FontFile = None
+) -> Image.Image:
     """Return the image (RGB) with every region outlined in its own colour and its caption beside it.
 
-    A region without an outline in image pixels (the whole image, patches, the published forms, classes of your own
-    without an ``outline`` method) has its caption at the bottom left.
+    Captions are wrapped, and smaller where there are many; one that has no room beside its region is joined to it by a
+    line. A region without an outline in image pixels (the whole image, patches, the published forms, classes of your
+    own without an ``outline`` method) has its caption at the bottom left.
 
     Args:
         image: what was captioned, in any form that `Captioner.encode` takes.
         captions: captions of its regions, from `Captioner.describe`.
+        channels: the order of the channels of an array or a tensor; "bgr" for those of OpenCV.
+        font: a font file; None for Pillow's own. Captions with characters that it lacks are in one of the machine's
+            fonts that has them.
+
+    Raises:
+        ImageError: the image cannot be read.
+        PatchcaptionError: ``font`` is no font file, or ``channels`` no such word.
 
     Example:
         >>> draw_captions(scene, captioner.caption(scene, [Box(276, 174, 507, 399)])).save("out/described.png")
     """
-    picture = open_image(image)
+    check_channels(channels)
+    picture = open_image(image, channels)
     line_width = max(1, round(min(picture.size) / 240))
     colours = list(islice(_colours(), len(captions)))
     outlines = [outline_of(caption.region, picture.size) for caption in captions]
@@ -52,14 +75,11 @@ def draw_captions(image: ImageSource, captions: Sequence[Caption]) -> Image.Imag
         if isinstance(outline, MaskOutline):
             picture = _tint(picture, outline.array, 2 * line_width, colour)
     pen = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(size=max(10, round(min(picture.size) / 30)))
     bounds = [
         _draw_outline(pen, outline, picture.size, line_width, colour)
         for outline, colour in zip(outlines, colours, strict=True)
     ]
-    labels: list[Corners] = []
-    for caption, around, colour in zip(captions, bounds, colours, strict=True):
-        labels.append(_draw_label(pen, caption.text, around, labels, picture.size, font, colour))
+    _draw_labels(pen, [caption.text for caption in captions], bounds, picture.size, font, colours)
     return picture
 
 
@@ -92,6 +112,10 @@ def _draw_outline(
         case PolygonOutline(points):
             pen.polygon(points, outline=colour, width=2 * line_width)
             return _bounds(np.array(points))
+        case PolygonsOutline(polygons):
+            for points in polygons:
+                pen.polygon(points, outline=colour, width=2 * line_width)
+            return _bounds(np.concatenate([np.array(points) for points in polygons]))
         case PolylineOutline(points):
             return _draw_polyline(pen, points, line_width, colour)
         case MaskOutline(array):
@@ -123,34 +147,70 @@ def _bounds(points: npt.NDArray[np.generic]) -> Corners:
     return float(left), float(top), float(right), float(bottom)
 
 
-def _draw_label(
-    pen: ImageDraw.ImageDraw,
-    text: str,
-    around: Corners,
-    labels: Sequence[Corners],
-    image_wh: tuple[int, int],
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-    colour: Colour,
-) -> Corners:
-    """Draw a caption above, below or inside a box, where it covers no other label and stays in the picture.
+@dataclass(frozen=True)
+class _Label:
+    """A caption in lines, with the room around it.
 
-    Returns:
-        its corners.
+    Attributes:
+        wh: its width and height, padding included.
+        line_height: from one line to the next.
     """
-    left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
-    padding = 3
-    width, height = right - left + 2 * padding, bottom - top + 2 * padding
-    x = min(max(around[0], 0), max(image_wh[0] - width, 0))
-    lowest = max(image_wh[1] - height, 0)
-    preferred = [around[1] - height, around[3] + 1, around[1] + 1, *np.arange(0, lowest + 1, height)]
-    possible = [y for y in preferred if 0 <= y <= lowest]
-    free = [y for y in possible if not any(_overlap((x, y, x + width, y + height), label) for label in labels)]
-    y = (free or possible or [0])[0]
-    pen.rectangle((x, y, x + width, y + height), fill=colour)
-    is_dark = sum(colour) < 3 * 140
-    pen.text((x + padding - left, y + padding - top), text, font=font, fill="white" if is_dark else "black")
-    return (x, y, x + width, y + height)
+
+    lines: list[str]
+    font: Font
+    wh: tuple[float, float]
+    line_height: float
 
 
-def _overlap(one: Corners, other: Corners) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+def _draw_labels(
+    pen: ImageDraw.ImageDraw,
+    texts: Sequence[str],
+    bounds: Sequence[Corners],
+    image_wh: tuple[int, int],
+    font: FontFile,
+    colours: Sequence[Colour],
+) -> None:
+    """Draw captions as large as all of them have room."""
+    largest = max(10, round(min(image_wh) / 30))
+    for size in range(largest, _SMALLEST_FONT - 1, -2):
+        choice = FontChoice(font, size)
+        labels = [_label(pen, text, choice, image_wh, len(texts)) for text in texts]
+        places = place_labels([label.wh for label in labels], bounds, image_wh)
+        if all(place.is_free for place in places):
+            break
+    for place, colour in zip(places, colours, strict=True):
+        pen.rectangle(place.corners, fill=colour)
+    for place, colour in zip(places, colours, strict=True):
+        if place.leader is not None:
+            _draw_leader(pen, place.leader, max(2, size // 8), colour)
+    for label, place, colour in zip(labels, places, colours, strict=True):
+        _draw_text(pen, label, place.corners, colour)
+
+
+def _draw_leader(
+    pen: ImageDraw.ImageDraw, leader: tuple[tuple[float, float], tuple[float, float]], width: int, colour: Colour
+) -> None:
+    """Draw a line from a label to its region, with a dot at the region."""
+    pen.line(leader, fill=colour, width=width)
+    x, y = leader[1]
+    pen.ellipse((x - 2 * width, y - 2 * width, x + 2 * width, y + 2 * width), fill=colour, outline="white")
+
+
+def _label(pen: ImageDraw.ImageDraw, text: str, choice: FontChoice, image_wh: tuple[int, int], count: int) -> _Label:
+    """Return a caption in lines no wider than the picture, and than its half where there are many."""
+    font, shown = choice.of(" ".join(text.split()))
+    _, top, _, bottom = pen.textbbox((0, 0), _TALL, font=font)
+    line_height = bottom - top + _PADDING
+    room = image_wh[0] * (1 if count <= _FEW else 0.5) - 2 * _PADDING
+    most_lines = max(1, int(image_wh[1] / 2 / line_height))
+    lines = wrap(shown, room, lambda part: pen.textlength(part, font=font), most_lines)
+    width = max(pen.textlength(line, font=font) for line in lines)
+    return _Label(lines, font, (width + 2 * _PADDING, len(lines) * line_height + _PADDING), line_height)
+
+
+def _draw_text(pen: ImageDraw.ImageDraw, label: _Label, corners: Corners, colour: Colour) -> None:
+    ink = "white" if sum(colour) < 3 * 140 else "black"
+    _, top, _, _ = pen.textbbox((0, 0), _TALL, font=label.font)
+    for number, line in enumerate(label.lines):
+        place = corners[0] + _PADDING, corners[1] + _PADDING + number * label.line_height - top
+        pen.text(place, line, font=label.font, fill=ink)

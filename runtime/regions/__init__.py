@@ -13,8 +13,9 @@ encoded by itself.
 from runtime.regions.boxes import Box, BoxSet, Crop
 from runtime.regions.canvas import Canvas, Region, cls_attention, is_of_patches, weight_rows
 from runtime.regions.published import PublishedBox, PublishedTrace
+from runtime.regions.rows import Detection, RegionRow
 from runtime.regions.serialization import from_dict, regions_from_json, regions_from_list, to_dict
-from runtime.regions.shapes import Mask, Point, Polygon, Trace
+from runtime.regions.shapes import Mask, Point, Polygon, PolygonSet, Trace
 from runtime.regions.tokens import AttentionHead, Patch, Register, WholeImage
 
 __all__ = [
@@ -23,13 +24,16 @@ __all__ = [
     "BoxSet",
     "Canvas",
     "Crop",
+    "Detection",
     "Mask",
     "Patch",
     "Point",
     "Polygon",
+    "PolygonSet",
     "PublishedBox",
     "PublishedTrace",
     "Region",
+    "RegionRow",
     "Register",
     "Trace",
     "WholeImage",

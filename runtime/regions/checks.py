@@ -14,13 +14,19 @@ def number(owner: str, value: object) -> float:
     """Return the value, any library's number, as a finite float."""
     try:
         converted = float(value)  # type: ignore[arg-type]  # what cannot be one raises
-    except (TypeError, ValueError):
-        raise RegionError(f"{owner}: expected a number, got {value!r}") from None
+    except (TypeError, ValueError, RuntimeError):  # a RuntimeError of torch's complex numbers
+        raise RegionError(f"{owner}: expected a number, got {_shown(value)}") from None
     except OverflowError:  # a Python integer beyond every float
         raise RegionError(f"{owner}: expected a finite number, got an integer beyond 1e308") from None
     if not math.isfinite(converted):
         raise RegionError(f"{owner}: expected a finite number, got {converted}")
     return converted
+
+
+def _shown(value: object) -> str:
+    """Return a short text of one line for a message."""
+    text = repr(value) if isinstance(value, (str, list, tuple, dict)) or value is None else type(value).__name__
+    return text if len(text) <= 80 and "\n" not in text else type(value).__name__
 
 
 def whole_number(owner: str, value: object) -> int:
@@ -29,6 +35,14 @@ def whole_number(owner: str, value: object) -> int:
     if converted < 0 or converted != int(converted):
         raise RegionError(f"{owner}: expected a whole number from 0 on, got {value!r}")
     return int(converted)
+
+
+def whole_or_negative(owner: str, value: object) -> int:
+    """Return the value as a whole number; trackers and data sets number some things from -1 on."""
+    converted = number(owner, value)
+    if converted != int(converted):
+        raise RegionError(f"{owner}: expected a whole number, got {converted}")
+    return int(value) if isinstance(value, int) else int(converted)
 
 
 def point(owner: str, value: Sequence[float] | Mapping[str, float]) -> tuple[float, float]:

@@ -29,6 +29,13 @@ class PolygonOutline:
 
 
 @dataclass(frozen=True)
+class PolygonsOutline:
+    """Several closed lines, each through points (x, y)."""
+
+    polygons: tuple[Points, ...]
+
+
+@dataclass(frozen=True)
 class PolylineOutline:
     """An open line through points (x, y), each of which is marked; a single point is a mark without a line."""
 
@@ -42,7 +49,7 @@ class MaskOutline:
     array: npt.NDArray[np.bool_]
 
 
-Outline: TypeAlias = "BoxesOutline | PolygonOutline | PolylineOutline | MaskOutline"
+Outline: TypeAlias = "BoxesOutline | PolygonOutline | PolygonsOutline | PolylineOutline | MaskOutline"
 
 
 @runtime_checkable

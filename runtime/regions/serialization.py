@@ -18,7 +18,7 @@ from runtime.regions import checks, run_lengths
 from runtime.regions.boxes import Box, BoxSet, Crop
 from runtime.regions.canvas import Region
 from runtime.regions.published import PublishedBox, PublishedTrace
-from runtime.regions.shapes import Mask, Point, Polygon, Trace
+from runtime.regions.shapes import Mask, Point, Polygon, PolygonSet, Trace
 from runtime.regions.tokens import AttentionHead, Patch, Register, WholeImage
 
 Reader: TypeAlias = Callable[[str, object], Any]
@@ -86,13 +86,21 @@ def regions_from_json(text: str | bytes) -> list[Region]:
         >>> regions_from_json('[{"kind": "patch", "row": 7, "column": 8}]')
         [Patch(row=7, column=8)]
     """
+    return regions_from_list(parse_json(text))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the values of a JSON text about regions.
+
+    Raises:
+        RegionError: it is not JSON.
+    """
     try:
-        data = json.loads(text)
+        return json.loads(text)
     except RecursionError:
         raise RegionError("regions: expected a list of regions, got JSON that is nested too deeply") from None
     except ValueError as error:  # also of text that is no UTF-8, and of numbers of thousands of digits
         raise RegionError(f"regions: expected JSON: {error}") from None
-    return regions_from_list(data)
 
 
 def kind_of(region: Region) -> str:
@@ -171,6 +179,13 @@ def _read_boxes(owner: str, value: object) -> list[Region]:
     return [_with_location(f"{owner}[{index}]", read, entry) for index, entry in enumerate(_read_list(owner, value))]
 
 
+def _read_polygons(owner: str, value: object) -> list[Region]:
+    def read(entry: object) -> Region:
+        return _read("polygon", entry, ("polygon",))
+
+    return [_with_location(f"{owner}[{index}]", read, entry) for index, entry in enumerate(_read_list(owner, value))]
+
+
 def _read_size(owner: str, value: object) -> tuple[int, int]:
     height, width = _read_numbers(owner, value, 2)
     limit = run_lengths.MAX_PIXELS
@@ -217,6 +232,7 @@ _READERS: dict[object, Reader] = {
     bool: _read_bool,
     tuple[tuple[float, float], ...]: _read_points,
     tuple[Box | PublishedBox, ...]: _read_boxes,
+    tuple[Polygon, ...]: _read_polygons,
 }
 """Readers of fields by their annotated type; for words (`Literal`) there is `_word_reader`."""
 
@@ -314,6 +330,7 @@ _FORMS: dict[str, _Form] = {
         _CornersForm(Crop),
         _MaskForm(),
         _Form(Polygon),
+        _Form(PolygonSet),
         _Form(Trace),
         _Form(Point),
         _Form(Patch),

@@ -12,13 +12,16 @@ import numpy.typing as npt
 from runtime.errors import RegionError
 from runtime.regions import checks
 from runtime.regions.canvas import Array, Canvas
-from runtime.regions.outline import MaskOutline, PolygonOutline, PolylineOutline
+from runtime.regions.outline import MaskOutline, PolygonOutline, PolygonsOutline, PolylineOutline
 from runtime.regions.published import PublishedTrace
 
 
 @dataclass(frozen=True, eq=False)
 class Mask:
-    """A mask (H, W) of the image's size: bool, or numbers of which 0 is outside and all others are inside.
+    """A mask (H, W) of the image: bool, or numbers of which 0 is outside and all others are inside.
+
+    It has the image's size, or another of the same aspect ratio up to a pixel's rounding; then each of its cells covers
+    its share of the image.
 
     Example:
         >>> mask = Mask(np.asarray(Image.open("export/demo/sample/mask.png")))
@@ -45,17 +48,29 @@ class Mask:
         return f"Mask({width}x{height}, {int(self.array.sum())} set)"
 
     def weights(self, canvas: Canvas) -> Array:
-        width, height = canvas.view.image_wh
-        if self.array.shape != (height, width):
-            raise RegionError(
-                f"{self}: expected the image's size, {width} x {height} pixels; a mask is as large as its image"
-            )
-        columns = canvas.view.to_input(np.stack([np.arange(width + 1.0), np.zeros(width + 1)], axis=1))[:, 0]
-        rows = canvas.view.to_input(np.stack([np.zeros(height + 1), np.arange(height + 1.0)], axis=1))[:, 1]
-        return canvas.from_patches(canvas.overlap(rows) @ self.array @ canvas.overlap(columns).T)
+        image_wh = canvas.view.image_wh
+        self._check_size(image_wh)
+        (rows, columns), (width, height) = self.array.shape, image_wh
+        x_edges = canvas.view.to_input(np.stack([np.linspace(0, width, columns + 1), np.zeros(columns + 1)], axis=1))
+        y_edges = canvas.view.to_input(np.stack([np.zeros(rows + 1), np.linspace(0, height, rows + 1)], axis=1))
+        return canvas.from_patches(canvas.overlap(y_edges[:, 1]) @ self.array @ canvas.overlap(x_edges[:, 0]).T)
 
-    def outline(self, _image_wh: tuple[int, int]) -> MaskOutline:
-        return MaskOutline(self.array)
+    def outline(self, image_wh: tuple[int, int]) -> MaskOutline:
+        (rows, columns), (width, height) = self.array.shape, image_wh
+        if (columns, rows) == (width, height):
+            return MaskOutline(self.array)
+        nearest_row = ((np.arange(height) + 0.5) * rows / height).astype(int)
+        nearest_column = ((np.arange(width) + 0.5) * columns / width).astype(int)
+        return MaskOutline(self.array[nearest_row][:, nearest_column])
+
+    def _check_size(self, image_wh: tuple[int, int]) -> None:
+        (rows, columns), (width, height) = self.array.shape, image_wh
+        # Rounded in the same direction, sides that are the image's times one factor differ by less than this.
+        if (columns, rows) != (width, height) and abs(columns * height - rows * width) >= max(width, height):
+            raise RegionError(
+                f"{self}: expected the image's size, {width} x {height} pixels, or its aspect ratio; resize the mask, "
+                "or cut off what its model has padded"
+            )
 
 
 @dataclass(frozen=True)
@@ -78,14 +93,41 @@ class Polygon:
             raise RegionError(f"Polygon: expected at least three points, got {len(self.points)}")
 
     def weights(self, canvas: Canvas) -> Array:
-        points = canvas.view.to_input(np.array(self.points))
-        limits = np.arange(canvas.grid + 1, dtype=np.float64) * canvas.patch
-        areas = np.abs(np.diff(np.diff(_areas_below(points, limits), axis=0), axis=1)) / canvas.patch**2
-        areas[areas < 1e-9] = 0  # rounding errors of patches outside
-        return canvas.from_patches(areas.clip(max=1))
+        return canvas.from_patches(_coverage(self, canvas))
 
     def outline(self, _image_wh: tuple[int, int]) -> PolygonOutline:
         return PolygonOutline(self.points)
+
+
+@dataclass(frozen=True)
+class PolygonSet:
+    """Several polygons that are one region, such as the parts of a thing that something else hides the middle of.
+
+    Where they lie over each other, a patch counts once at most.
+
+    Args:
+        polygons: polygons, or their points (x, y).
+
+    Example:
+        >>> parts = [(353, 178), (416, 249), (322, 268)], [(310, 306), (450, 288), (508, 352), (277, 399)]
+        >>> captioner.caption(scene, [PolygonSet(parts)])[0].text
+        'a large striped red triangle'
+    """
+
+    polygons: tuple[Polygon, ...]
+
+    def __init__(self, polygons: Iterable[Polygon | Iterable[Sequence[float]]]) -> None:
+        members = tuple(one if isinstance(one, Polygon) else Polygon(one) for one in polygons)
+        if not members:
+            raise RegionError("PolygonSet: expected at least one polygon, got none")
+        object.__setattr__(self, "polygons", members)
+
+    def weights(self, canvas: Canvas) -> Array:
+        coverage = np.sum([_coverage(one, canvas) for one in self.polygons], axis=0)
+        return canvas.from_patches(coverage.clip(max=1))
+
+    def outline(self, _image_wh: tuple[int, int]) -> PolygonsOutline:
+        return PolygonsOutline(tuple(one.points for one in self.polygons))
 
 
 @dataclass(frozen=True)
@@ -195,6 +237,15 @@ class Point:
 
     def outline(self, _image_wh: tuple[int, int]) -> PolylineOutline:
         return PolylineOutline(((self.x, self.y),))
+
+
+def _coverage(polygon: Polygon, canvas: Canvas) -> Array:
+    """Return how much of each patch (G, G) lies inside a polygon, in 0..1."""
+    points = canvas.view.to_input(np.array(polygon.points))
+    limits = np.arange(canvas.grid + 1, dtype=np.float64) * canvas.patch
+    areas = np.abs(np.diff(np.diff(_areas_below(points, limits), axis=0), axis=1)) / canvas.patch**2
+    areas[areas < 1e-9] = 0  # rounding errors of patches outside
+    return areas.clip(max=1)
 
 
 def _areas_below(points: Array, limits: Array) -> Array:

@@ -14,12 +14,20 @@ from typing import TYPE_CHECKING, cast, overload
 
 import torch
 
-from runtime.errors import PatchcaptionError
+from runtime.errors import PatchcaptionError, RegionError
 from runtime.features import FeatureMap, RegionVectors, Space
 from runtime.image import ImageSource
-from runtime.options import DecodingOptions, DescribeKeywords, PoolingOptions, check_number, split_options
+from runtime.options import (
+    Channels,
+    DecodingOptions,
+    DescribeKeywords,
+    OnBad,
+    PoolingOptions,
+    check_number,
+    split_options,
+)
 from runtime.pipeline import Pipeline
-from runtime.results import Caption, RegionBatch, Regions, RegionsOfImages
+from runtime.results import Caption, RegionBatch, Regions, RegionsOfImages, with_missing
 from runtime.system.closeable import Closeable
 from runtime.system.forks import is_forked
 from runtime.system.handover import Handover
@@ -51,6 +59,24 @@ class _Request:
         return self.options == other.options and self.vectors.space == other.vectors.space
 
 
+@dataclass(frozen=True, eq=False)
+class _Submitted:
+    """What one caller waits for.
+
+    Attributes:
+        answer: the captions of the regions that have one.
+        errors: for each region, why it has none.
+    """
+
+    answer: Future[list[Caption]]
+    batch: RegionBatch
+    errors: list[RegionError | None]
+
+    def captions(self, answer: list[Caption]) -> list[Caption] | list[list[Caption]]:
+        """Return the captions of all regions, in the nesting that these were given in."""
+        return self.batch.unflatten(with_missing(answer, self.errors))
+
+
 class Batching(Closeable):
     """A captioner shared by many callers, whose regions are decoded in common. Made by `Captioner.batching`.
 
@@ -79,8 +105,15 @@ class Batching(Closeable):
         close_at_exit(self)
 
     @overload
-    def caption(
-        self, images: ImageSource, regions: Regions, timeout_s: float | None = None, **options: Unpack[DescribeKeywords]
+    def caption(  # type: ignore[overload-overlap]  # a list of arrays may be either
+        self,
+        images: ImageSource,
+        regions: Regions,
+        timeout_s: float | None = None,
+        *,
+        channels: Channels = "rgb",
+        on_bad: OnBad = "raise",
+        **options: Unpack[DescribeKeywords],
     ) -> list[Caption]: ...
     @overload
     def caption(
@@ -88,6 +121,9 @@ class Batching(Closeable):
         images: Sequence[ImageSource],
         regions: RegionsOfImages,
         timeout_s: float | None = None,
+        *,
+        channels: Channels = "rgb",
+        on_bad: OnBad = "raise",
         **options: Unpack[DescribeKeywords],
     ) -> list[list[Caption]]: ...
 
@@ -96,6 +132,9 @@ class Batching(Closeable):
         images: ImageSource | Sequence[ImageSource],
         regions: Regions | RegionsOfImages,
         timeout_s: float | None = None,
+        *,
+        channels: Channels = "rgb",
+        on_bad: OnBad = "raise",
         **options: Unpack[DescribeKeywords],
     ) -> list[Caption] | list[list[Caption]]:
         """Do what `Captioner.caption` does, decoded together with what others ask for.
@@ -112,14 +151,16 @@ class Batching(Closeable):
             ...     batching.caption(scene, [Box(276, 174, 507, 399)], timeout_s=30)[0].text
             'a large striped red triangle'
         """
-        return self.describe(self._pipeline.encoder(images), regions, timeout_s, **options)
+        return self.describe(self._pipeline.encoder(images, channels), regions, timeout_s, on_bad=on_bad, **options)
 
     @overload
-    def describe(
+    def describe(  # type: ignore[overload-overlap]  # a list of arrays may be either
         self,
         features: FeatureMap,
         regions: Regions,
         timeout_s: float | None = None,
+        *,
+        on_bad: OnBad = "raise",
         **options: Unpack[DescribeKeywords],
     ) -> list[Caption]: ...
     @overload
@@ -128,6 +169,8 @@ class Batching(Closeable):
         features: FeatureMap,
         regions: RegionsOfImages,
         timeout_s: float | None = None,
+        *,
+        on_bad: OnBad = "raise",
         **options: Unpack[DescribeKeywords],
     ) -> list[list[Caption]]: ...
 
@@ -136,6 +179,8 @@ class Batching(Closeable):
         features: FeatureMap,
         regions: Regions | RegionsOfImages,
         timeout_s: float | None = None,
+        *,
+        on_bad: OnBad = "raise",
         **options: Unpack[DescribeKeywords],
     ) -> list[Caption] | list[list[Caption]]:
         """Do what `Captioner.describe` does, decoded together with what others ask for; raises as `caption`.
@@ -146,16 +191,22 @@ class Batching(Closeable):
             'a large striped red triangle'
         """
         longest_s = _longest_wait_s(timeout_s)
-        batch = RegionBatch.of(regions, len(features))
-        answer = self._submit(features, batch, options)
+        batch = RegionBatch.of(regions, features.image_whs)
+        submitted = self._submit(features, batch, options, on_bad)
         try:
-            return batch.unflatten(answer.result(longest_s))
+            return submitted.captions(submitted.answer.result(longest_s))
         except FutureTimeoutError:  # TimeoutError itself from Python 3.11 on
-            answer.cancel()
+            submitted.answer.cancel()
             raise TimeoutError(f"no captions after {timeout_s} s; others of the batch get theirs") from None
 
     async def acaption(
-        self, images: ImageSource, regions: Regions, **options: Unpack[DescribeKeywords]
+        self,
+        images: ImageSource,
+        regions: Regions,
+        *,
+        channels: Channels = "rgb",
+        on_bad: OnBad = "raise",
+        **options: Unpack[DescribeKeywords],
     ) -> list[Caption]:
         """Do what `caption` does for one image in asyncio: the event loop stays free.
 
@@ -171,16 +222,15 @@ class Batching(Closeable):
         """
         handover = Handover([images])
 
-        def submit() -> tuple[RegionBatch, Future[list[Caption]]]:
+        def submit() -> _Submitted:
             handover.receive()
-            features = self._pipeline.encoder(images)
-            batch = RegionBatch.of(regions, len(features))
-            return batch, self._submit(features, batch, options)
+            features = self._pipeline.encoder(images, channels)
+            return self._submit(features, RegionBatch.of(regions, features.image_whs), options, on_bad)
 
         return await _answer_of(submit)
 
     async def adescribe(
-        self, features: FeatureMap, regions: Regions, **options: Unpack[DescribeKeywords]
+        self, features: FeatureMap, regions: Regions, *, on_bad: OnBad = "raise", **options: Unpack[DescribeKeywords]
     ) -> list[Caption]:
         """Do what `describe` does for one image in asyncio.
 
@@ -189,12 +239,12 @@ class Batching(Closeable):
             ...     asyncio.run(batching.adescribe(captioner.encode(scene), [Point(350, 330)]))[0].text
             'a large striped red triangle'
         """
-        batch = RegionBatch.of(regions, len(features))
+        batch = RegionBatch.of(regions, features.image_whs)
         handover = Handover([features.tokens, features.cls_attention_logits, *(features.images or ())])
 
-        def submit() -> tuple[RegionBatch, Future[list[Caption]]]:
+        def submit() -> _Submitted:
             handover.receive()
-            return batch, self._submit(features, batch, options)
+            return self._submit(features, batch, options, on_bad)
 
         return await _answer_of(submit)
 
@@ -212,10 +262,10 @@ class Batching(Closeable):
             self._changed.notify_all()
         self._worker.join()
 
-    def _submit(self, features: FeatureMap, batch: RegionBatch, options: DescribeKeywords) -> Future[list[Caption]]:
+    def _submit(self, features: FeatureMap, batch: RegionBatch, options: DescribeKeywords, on_bad: OnBad) -> _Submitted:
         """Return the captions to come. Errors of regions and options are raised here, and affect no other caller."""
         pooling, decoding = split_options(options, PoolingOptions, DecodingOptions)
-        vectors = self._pipeline.pooler(features, batch.by_image, pooling)
+        vectors, errors = self._pipeline.pool(features, batch, pooling, on_bad)
         answer: Future[list[Caption]] = Future()
         with self._changed:
             if self._is_closed:
@@ -227,7 +277,7 @@ class Batching(Closeable):
             due = monotonic() + self._wait_s
             self._waiting.append(_Request(vectors, decoding, due, answer, Handover([vectors.data])))
             self._changed.notify_all()
-        return answer
+        return _Submitted(answer, batch, errors)
 
     def _work(self) -> None:
         batch: list[_Request] = []
@@ -310,8 +360,8 @@ def _longest_wait_s(timeout_s: float | None) -> float | None:
     return min(float(timeout_s), TIMEOUT_MAX)
 
 
-async def _answer_of(submit: Callable[[], tuple[RegionBatch, Future[list[Caption]]]]) -> list[Caption]:
+async def _answer_of(submit: Callable[[], _Submitted]) -> list[Caption]:
     """Return the captions of one image's regions, which a thread of asyncio's submits."""
-    batch, answer = await call_in_thread(submit)
-    captions = await asyncio.wrap_future(answer)
-    return cast("list[Caption]", batch.unflatten(captions))
+    submitted = await call_in_thread(submit)
+    captions = await asyncio.wrap_future(submitted.answer)
+    return cast("list[Caption]", submitted.captions(captions))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Protocol
 
 from runtime.image import ImageSource
+from runtime.video.sound import Sound
 
 
 @dataclass(frozen=True, eq=False)
@@ -14,8 +16,8 @@ class Frame:
     """One image of a stream.
 
     Attributes:
-        number: its index in the source, from 0; dropped and undecodable frames count too.
-        seconds: its time from the start of the source; None where the source does not give it.
+        number: its index in the source, from 0; dropped and undecodable frames count too, and those before ``start_s``.
+        seconds: its time from the start of the source, also after ``start_s``; None where the source does not give it.
         image: anything that `Captioner.encode` takes.
 
     Example:
@@ -39,7 +41,22 @@ class Source(Protocol):
 
     @property
     def frame_count(self) -> int | None:
-        """How many frames there are; None where that is not known."""
+        """How many frames there are, about so many where a part of a video is read; None where that is not known."""
+        ...
+
+    @property
+    def rate(self) -> Fraction | None:
+        """Frames in a second, on average; None where that is not known."""
+        ...
+
+    @property
+    def has_sound(self) -> bool:
+        """Whether there is sound beside the frames."""
+        ...
+
+    @property
+    def sound(self) -> Sound | None:
+        """The sound that goes with the frames; None where there is none, or it cannot be read beside them."""
         ...
 
     @property

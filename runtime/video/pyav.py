@@ -1,78 +1,38 @@
-"""Files, cameras and URLs, opened and decoded by PyAV (`pip install 'patchcaption[video]'`).
-
-What it may open is listed: a playlist in place of a video would play whatever it names.
-"""
+"""The frames of files, cameras and URLs, decoded by PyAV."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import chain, dropwhile
+from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from runtime.errors import ImageError, VideoError
-from runtime.image import max_pixels, require_within_limit
+from runtime.image import require_within_limit
+from runtime.video.addresses import VideoAddress, codec_limit, reason_of, start_of
 
 if TYPE_CHECKING:
     import av
 
-_VIDEO_FORMATS = (
-    "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,mxf,nut,wtv,dv,gif,apng,ivf,obu,av1,h263,h264,hevc,vvc,m4v,mjpeg,"
-    "yuv4mpegpipe,bmp_pipe,jpeg_pipe,jpegxl_pipe,png_pipe,tiff_pipe,webp_pipe"
-)
-"""FFmpeg's readers of one file, which name no others."""
-_STREAM_FORMATS = f"{_VIDEO_FORMATS},hls,dash,live_flv,mpjpeg,mpegtsraw,rtp,rtsp,sdp"
-_STREAM_PROTOCOLS = "http,https,httpproxy,tls,tcp,udp,udplite,rtp,rtmp,rtmps,rtmpt,rtmpts,srt,srtp,crypto,data"
-"""All but those that read files of this machine."""
-
-_CODEC_PADDING = 1 << 20
-"""Codecs count the blocks and edges that they pad frames to; so they may have twice the limit, and this many pixels."""
-
 Picture: TypeAlias = "tuple[float | None, npt.NDArray[np.uint8]]"
 """The time of a frame in seconds, and its RGB pixels (H, W, 3)."""
 
-
-@dataclass(frozen=True)
-class VideoAddress:
-    """What FFmpeg opens, and how.
-
-    Attributes:
-        name: what errors call it.
-        url: FFmpeg's name of it.
-        container_format: the reader; None to find out.
-        formats: the readers that may be found, by FFmpeg's names, separated by commas.
-        protocols: the protocols that it may use.
-        options: further options of FFmpeg.
-    """
-
-    name: str
-    url: str
-    container_format: str | None = None
-    formats: str = _STREAM_FORMATS
-    protocols: str = _STREAM_PROTOCOLS
-    options: dict[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def of_file(cls, path: str) -> VideoAddress:
-        """Return the address of a file, which is only this file, whatever its name or content say."""
-        return cls(path, f"file:{path}", formats=_VIDEO_FORMATS, protocols="file")
-
-    @classmethod
-    def of_camera(cls, device: str) -> VideoAddress:
-        """Return the address of a camera of Video4Linux."""
-        return cls(device, device, "v4l2", formats="v4l2,video4linux2", protocols="file")
-
-    @classmethod
-    def of_url(cls, url: str) -> VideoAddress:
-        """Return the address of a URL, whose server can make FFmpeg open others, but no files."""
-        return cls(url, url, options={"rtsp_transport": "tcp"} if url.startswith("rtsp") else {})
+SAME_TIME_S = 0.0005
+"""Times nearer than this are the same: those of containers are rounded to milliseconds or finer."""
+_SEEK_BACK_S = (0.0, 10.0, math.inf)
+"""How far before a time its key frame is looked for: some containers are searched without an index, and missed."""
 
 
 class VideoInput:
     """The first video stream behind an address, open. Frames that cannot be decoded are counted.
+
+    Times are counted from the start of the container, whose own may be any: a broadcast's clock, for example.
 
     Args:
         timeout_s: how long it may take to open, and be silent, until it counts as lost; None for as long as it takes.
@@ -82,17 +42,14 @@ class VideoInput:
     """
 
     def __init__(self, address: VideoAddress, timeout_s: float | None = None) -> None:
-        try:
-            import av
-        except ImportError as error:
-            raise VideoError(f"PyAV cannot be imported ({error}): pip install 'patchcaption[video]'") from None
-        self._av, self._address, self._timeout_s = av, address, timeout_s
-        self._container = self._open()
+        self._address, self._timeout_s = address, timeout_s
+        self._container = address.open(timeout_s)
         try:
             self._stream = self._video_stream()
         except BaseException:
             self._container.close()
             raise
+        self._origin_s = start_of(self._container)
 
     @property
     def frame_count(self) -> int | None:
@@ -100,52 +57,49 @@ class VideoInput:
         return self._stream.frames or None
 
     @property
+    def rate(self) -> Fraction | None:
+        """Frames in a second, on average; None where that is not known."""
+        return self._stream.average_rate or None
+
+    @property
+    def has_sound(self) -> bool:
+        """Whether there is sound beside the video."""
+        return bool(self._container.streams.audio)
+
+    @property
     def duration_s(self) -> float | None:
         """How long it is; None where that is not known, as of a camera."""
         duration = getattr(self._container, "duration", None)
-        return None if duration is None or duration <= 0 else float(duration / self._av.time_base)
+        return None if duration is None or duration <= 0 else duration / 1e6
 
     @property
     def is_playlist(self) -> bool:
         """Whether the server says in a list where the video ends."""
         return {"hls", "dash"} & set(self._container.format.name.split(",")) != set()
 
-    def pictures(self) -> Generator[Picture | None, None, None]:
-        """Yield the frames in order, None for each that cannot be decoded; close the input at the end.
+    def pictures(
+        self, start_s: float = 0.0, end_s: float = math.inf
+    ) -> Generator[tuple[int, Picture | None], None, None]:
+        """Yield the frames from one time up to another in order, each with its number; close the input at the end.
+
+        A frame that cannot be decoded is None. After a start, numbers are those of the container's index of frames, or
+        where it has none, those of the frames' times at its average rate.
 
         Raises:
-            VideoError: it is lost.
+            VideoError: it is lost, or its frames have no times to find the start and the end by.
         """
         with self._container:
-            for packet in self._packets():
+            number, packets = self._packets_from(start_s) if start_s > 0 else (0, self._packets())
+            for packet in packets:
                 for decoded in self._decode(packet):
-                    yield None if decoded is None else self._picture(decoded)
-
-    def _open(self) -> av.container.InputContainer:
-        options = {
-            "format_whitelist": self._address.formats,
-            "protocol_whitelist": self._address.protocols,
-            **_codec_limit(),
-            **self._address.options,
-        }
-        timeout = None if self._timeout_s is None else (self._timeout_s, self._timeout_s)
-        try:
-            return self._av.open(
-                self._address.url,
-                format=self._address.container_format,
-                options=options,
-                timeout=timeout,
-                metadata_errors="replace",
-            )
-        except self._av.error.ExitError:
-            raise VideoError(f"{self._address.name}: cannot be opened: no answer in {self._timeout_s:g} s") from None
-        except Exception as error:  # whatever PyAV raises at what is no video, or a damaged one
-            raise VideoError(f"{self._address.name}: cannot be opened: {self._reason(error)}") from None
-
-    def _reason(self, error: Exception) -> str:
-        if isinstance(error, self._av.error.ArgumentError):  # how FFmpeg refuses what is not on a list
-            return f"{_message(error)}: it is no video, or a playlist, which is read from http:// and https:// only"
-        return _message(error)
+                    seconds = None if decoded is None else self._seconds(decoded)
+                    if decoded is None:
+                        yield number, None
+                    elif self._is_after(seconds, end_s):
+                        return
+                    elif start_s <= 0 or self._is_after(seconds, start_s):
+                        yield number, self._picture(decoded, seconds)
+                    number += 1
 
     def _video_stream(self) -> av.VideoStream:
         if not self._container.streams.video:
@@ -158,50 +112,95 @@ class VideoInput:
             require_within_limit(self._address.name, codec.width, codec.height)
         except ImageError as error:
             raise VideoError(str(error)) from None
-        codec.options = {**codec.options, **_codec_limit()}
+        codec.options = {**codec.options, **codec_limit()}
         codec.thread_type = "AUTO"
         return stream
 
     def _packets(self) -> Iterator[av.Packet[Any]]:
+        import av
+
         packets = self._container.demux(self._stream)
         while True:
+            asked = monotonic()
             try:
                 packet = next(packets, None)
-            except self._av.error.ExitError:
-                raise VideoError(f"{self._address.name}: lost: silent for {self._timeout_s:g} s") from None
+            except av.error.ExitError:
+                raise self._silent() from None
             except Exception as error:
-                raise VideoError(f"{self._address.name}: lost: {_message(error)}") from None
+                raise VideoError(f"{self._address.name}: lost: {reason_of(error)}") from None
             if packet is None:
                 return
+            # A parser holds one packet back, and gives it out when the time is over.
+            was_silent = self._timeout_s is not None and monotonic() - asked >= self._timeout_s
             yield packet
+            if was_silent:
+                raise self._silent()
+
+    def _silent(self) -> VideoError:
+        return VideoError(f"{self._address.name}: lost: silent for {self._timeout_s:g} s")
+
+    def _packets_from(self, start_s: float) -> tuple[int, Iterator[av.Packet[Any]]]:
+        """Return the packets from the last key frame up to a time, and the number of its frame."""
+        for back_s in _SEEK_BACK_S:
+            target_s = max(0.0, start_s - back_s)
+            if not self._seek(target_s):
+                break
+            packets = dropwhile(lambda packet: not packet.is_keyframe, self._packets())
+            first = next(packets, None)
+            if first is not None and (target_s == 0 or self._packet_time(first) <= start_s):
+                return self._number_of(first) if target_s else 0, chain([first], packets)
+        return 0, self._packets()
+
+    def _seek(self, seconds: float) -> bool:
+        """Go to a time or before it; return False for a format in which that cannot be done."""
+        try:
+            self._container.seek(round((self._origin_s + seconds) * 1e6) if seconds else 0)
+        except Exception:
+            return False
+        return True
+
+    def _packet_time(self, packet: av.Packet[Any]) -> float:
+        ticks = packet.dts if packet.pts is None else packet.pts
+        return math.inf if ticks is None else float(ticks * packet.time_base) - self._origin_s
+
+    def _number_of(self, packet: av.Packet[Any]) -> int:
+        """Return the number of the frame that a key frame's packet holds."""
+        entries = [entry for entry in self._stream.index_entries if not entry.is_discard]
+        is_complete = len(entries) == self._stream.frames or self._container.format.name == "avi"
+        if packet.dts is not None and is_complete:
+            return sum(entry.timestamp < packet.dts for entry in entries)
+        return max(0, round(self._packet_time(packet) * (self.rate or 0)))
 
     def _decode(self, packet: av.Packet[Any]) -> list[av.VideoFrame | None]:
         """Return the frames of a packet; None for one that cannot be decoded."""
+        import av
+
         try:
             return list(packet.decode())
-        except self._av.error.EOFError:
+        except av.error.EOFError:
             return []
         except Exception:  # whatever a decoder raises at damaged data
             return [None]
 
-    def _picture(self, decoded: av.VideoFrame) -> Picture | None:
+    def _seconds(self, decoded: av.VideoFrame) -> float | None:
+        with suppress(ArithmeticError):  # a time base of 0
+            return None if decoded.time is None else decoded.time - self._origin_s
+        return None
+
+    def _is_after(self, seconds: float | None, limit_s: float) -> bool:
+        """Return whether a frame is at or after a time."""
+        if seconds is None:
+            if limit_s == math.inf:
+                return False
+            raise VideoError(f"{self._address.name}: its frames have no times: start_s and end_s cannot be found")
+        return seconds >= limit_s - SAME_TIME_S
+
+    def _picture(self, decoded: av.VideoFrame, seconds: float | None) -> Picture | None:
         try:
             require_within_limit(self._address.name, decoded.width, decoded.height)
-            return _seconds(decoded), _upright(decoded)
+            return seconds, _upright(decoded)
         except Exception:  # a size or format that FFmpeg cannot convert, or we do not
             return None
-
-
-def _codec_limit() -> dict[str, str]:
-    """Return the option that keeps codecs from large frames, also while the format is found out."""
-    limit = max_pixels()
-    return {} if limit is None else {"max_pixels": str(min(2 * limit + _CODEC_PADDING, 2**31 - 1))}
-
-
-def _seconds(decoded: av.VideoFrame) -> float | None:
-    with suppress(ArithmeticError):  # a time base of 0
-        return decoded.time
-    return None
 
 
 def _upright(decoded: av.VideoFrame) -> npt.NDArray[np.uint8]:
@@ -209,7 +208,3 @@ def _upright(decoded: av.VideoFrame) -> npt.NDArray[np.uint8]:
     pixels = decoded.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
     quarters = round(decoded.rotation / 90) % 4
     return np.ascontiguousarray(np.rot90(pixels, quarters)) if quarters else pixels
-
-
-def _message(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).strip()

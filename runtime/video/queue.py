@@ -56,6 +56,11 @@ class BoundedQueue(Generic[T]):
             self._items.clear()
             self._changed.notify_all()
 
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until `get` returns at once, at most for a time; return whether it does."""
+        with self._changed:
+            return self._changed.wait_for(lambda: bool(self._items) or self._has_ended or self._is_stopped, timeout_s)
+
     def get(self) -> T | None:
         """Wait for the oldest item and return it; None when there are no more, or `stop` was called.
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Generator, Iterable, Sized
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from time import monotonic
@@ -16,10 +18,12 @@ import torch
 from PIL import Image
 
 from runtime.errors import ImageError, VideoError
-from runtime.image import ImageSource, max_pixels, open_image
-from runtime.options import StreamOptions
+from runtime.image import IMAGE_SUFFIXES, ImageSource, in_rgb, max_pixels, open_image
+from runtime.options import Channels, StreamOptions
+from runtime.video.addresses import VideoAddress
 from runtime.video.frames import Frame, Source
-from runtime.video.pyav import VideoAddress, VideoInput
+from runtime.video.pyav import VideoInput
+from runtime.video.sound import Sound
 
 FrameSource: TypeAlias = "str | os.PathLike[str] | int | Iterable[ImageSource | Frame]"
 
@@ -28,36 +32,39 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 """Before the first attempt to reconnect, and the most that the doubled pauses come to."""
 _SINGLE = (bytes, np.ndarray, torch.Tensor, Image.Image, dict)
 """Types that can be iterated over but are one image, or none."""
-_IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
 def open_source(source: FrameSource, options: StreamOptions | None = None) -> Source:
     """Open a folder of images, a camera by its number, a URL (with "://"), a file, or an iterable of images or frames.
 
     Args:
-        options: how long a camera or URL may be silent, and for how long it is tried again.
+        options: how long a camera or URL may be silent, for how long it is tried again, and which part is read.
 
     Raises:
-        VideoError: there is nothing to read.
+        VideoError: there is nothing to read, or no part of it can be chosen.
     """
     options = options or StreamOptions()
+    if options.channels != "rgb" and isinstance(source, (str, os.PathLike, int)):
+        raise VideoError(f"{source}: its frames are decoded as RGB: leave out channels={options.channels!r}")
     if isinstance(source, int) and not isinstance(source, bool):
         return LiveVideo(VideoAddress.of_camera(f"/dev/video{source}"), options)
     if isinstance(source, (str, os.PathLike)):
         name = os.fspath(source)
-        return _open_url(name, options) if "://" in name else _open_path(name)
+        return _open_url(name, options) if "://" in name else _open_path(name, options)
     if isinstance(source, Iterable) and not isinstance(source, _SINGLE):
-        return IterableSource(source)
+        _refuse_part("an iterable", "has no times before it is read; leave the others out of it", options)
+        return IterableSource(source, options.channels)
     raise VideoError(
         "source: expected a file, a folder, a camera's number, a URL or an iterable of images, got "
         f"{type(source).__name__}"
     )
 
 
-def _open_path(name: str) -> Source:
+def _open_path(name: str, options: StreamOptions) -> Source:
     path = Path(name)
     try:
         if path.is_dir():
+            _refuse_part(f"{path}", "a folder of images has no times; name one with the images that you want", options)
             return ImageFolder(path)
         if not path.exists():
             raise VideoError(f"{path}: no such file or folder")
@@ -67,13 +74,14 @@ def _open_path(name: str) -> Source:
             pass
     except (OSError, ValueError) as error:  # a ValueError for a name with a zero in it
         raise VideoError(f"{name!r}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    return FiniteVideo(VideoAddress.of_file(name), VideoInput(VideoAddress.of_file(name)))
+    address = VideoAddress.of_file(name)
+    return FiniteVideo(address, options, VideoInput(address))
 
 
 def _open_url(url: str, options: StreamOptions) -> Source:
     scheme = url.split("://", 1)[0].lower()
     if scheme == "file":
-        return _open_path(url2pathname(urlsplit(url).path))
+        return _open_path(url2pathname(urlsplit(url).path), options)
     if scheme not in _URL_SCHEMES:
         raise VideoError(f"{url}: expected a URL that begins with file, {', '.join(_URL_SCHEMES)}, got {scheme!r}")
     address = VideoAddress.of_url(url)
@@ -81,8 +89,13 @@ def _open_url(url: str, options: StreamOptions) -> Source:
         return LiveVideo(address, options)
     opened = VideoInput(address, options.timeout_s)
     if opened.duration_s is not None:
-        return FiniteVideo(address, opened)
+        return FiniteVideo(address, options, opened, options.timeout_s)
     return LiveVideo(address, options, opened)
+
+
+def _refuse_part(name: str, reason: str, options: StreamOptions) -> None:
+    if options.start_s or options.end_s is not None:
+        raise VideoError(f"{name}: start_s and end_s choose a part of a file: {reason}")
 
 
 class IterableSource:
@@ -90,15 +103,18 @@ class IterableSource:
 
     decode_errors = reconnects = 0
     is_live = False
+    rate = sound = None
+    has_sound = False
 
-    def __init__(self, images: Iterable[ImageSource | Frame]) -> None:
-        self._images = images
+    def __init__(self, images: Iterable[ImageSource | Frame], channels: Channels = "rgb") -> None:
+        self._images, self._channels = images, channels
         self.frame_count = len(images) if isinstance(images, Sized) else None
 
     def frames(self) -> Generator[Frame, None, None]:
         try:
             for number, image in enumerate(self._images):
-                yield image if isinstance(image, Frame) else Frame(number, None, image)
+                frame = image if isinstance(image, Frame) else Frame(number, None, image)
+                yield replace(frame, image=in_rgb(frame.image, self._channels))
         finally:
             if isinstance(self._images, Generator):
                 self._images.close()
@@ -112,9 +128,11 @@ class ImageFolder:
 
     is_live = False
     reconnects = 0
+    rate = sound = None
+    has_sound = False
 
     def __init__(self, folder: Path) -> None:
-        self._files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _IMAGE_SUFFIXES)
+        self._files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
         self.frame_count = len(self._files)
         self.decode_errors = 0
         if not self._files:
@@ -136,62 +154,104 @@ class ImageFolder:
 
 
 class FiniteVideo:
-    """A video of known end: a file, or a URL of one, which waits while it is not read."""
+    """A video of known end: a file, or a URL of one, which waits while it is not read.
+
+    Args:
+        opened: it, open.
+        timeout_s: how long a URL may be silent.
+    """
 
     is_live = False
     reconnects = 0
 
-    def __init__(self, address: VideoAddress, opened: VideoInput) -> None:
+    def __init__(
+        self, address: VideoAddress, options: StreamOptions, opened: VideoInput, timeout_s: float | None = None
+    ) -> None:
         self._name, self._input, self.decode_errors = address.name, opened, 0
+        self._start_s, self._end_s = options.start_s, math.inf if options.end_s is None else options.end_s
+        duration_s = math.inf if opened.duration_s is None else opened.duration_s
+        if self._start_s >= duration_s:
+            raise VideoError(f"{self._name}: start_s {self._start_s:g}: it is only {duration_s:g} s long")
+        self.rate, self.has_sound = opened.rate, opened.has_sound
+        self.sound = Sound(address, timeout_s, self._start_s, self._end_s) if self.has_sound else None
         self.frame_count = opened.frame_count
+        if self._is_part:
+            part_s = min(self._end_s, duration_s) - self._start_s
+            self.frame_count = None if self.rate is None or part_s == math.inf else max(1, round(part_s * self.rate))
 
     def frames(self) -> Generator[Frame, None, None]:
-        number = -1
-        for number, picture in enumerate(self._input.pictures()):
+        is_empty = True
+        for number, picture in self._input.pictures(self._start_s, self._end_s):
             if picture is None:
                 self.decode_errors += 1
             else:
+                is_empty = False
                 yield Frame(number, *picture)
-        if number + 1 == self.decode_errors:
-            raise VideoError(
-                f"{self._name}: no frame of it can be decoded: they are damaged, or have more pixels than the "
-                f"{max_pixels()} of PIL.Image.MAX_IMAGE_PIXELS"
-            )
+        if not is_empty:
+            return
+        if self._is_part and not self.decode_errors:
+            until = "on" if self._end_s == math.inf else f"up to {self._end_s:g} s"
+            raise VideoError(f"{self._name}: there is no frame from {self._start_s:g} s {until}")
+        raise VideoError(
+            f"{self._name}: no frame of it can be decoded: they are damaged, or have more pixels than the "
+            f"{max_pixels()} of PIL.Image.MAX_IMAGE_PIXELS"
+        )
 
     def stop(self) -> None:
         pass
 
+    @property
+    def _is_part(self) -> bool:
+        return self._start_s > 0 or self._end_s < math.inf
+
 
 class LiveVideo:
-    """A camera or a URL that sends until it is lost; it is opened again for as long as the options say.
+    """A camera or a URL that sends until it is lost; it is opened, and opened again, for as long as the options say.
 
     Frames are numbered on, and their times go on by the clock.
 
     Args:
         opened: it is open already; None to open it.
+
+    Raises:
+        VideoError: it cannot be opened, and is not to be tried again.
     """
 
     is_live = True
-    frame_count = None
+    frame_count = rate = sound = None
 
     def __init__(self, address: VideoAddress, options: StreamOptions, opened: VideoInput | None = None) -> None:
+        _refuse_part(address.name, "a camera or a URL without a known length cannot be sought in", options)
         self._address, self._timeout_s, self._reconnect_s = address, options.timeout_s, options.reconnect_s
         self.decode_errors = self.reconnects = 0
         self._stopping = Event()
-        self._input: VideoInput | None = opened or VideoInput(address, self._timeout_s)
+        self._input, self._lost = opened, VideoError(f"{address.name}: lost: the other side has closed it")
+        if opened is None:
+            try:
+                self._input = VideoInput(address, self._timeout_s)
+            except VideoError as error:
+                if self._reconnect_s < _FIRST_PAUSE_S:
+                    raise
+                self._lost = error
+        self.has_sound = self._input is not None and self._input.has_sound
 
     def frames(self) -> Generator[Frame, None, None]:
+        if self._input is None:
+            self._input = self._reopen(self._lost)
+            self.reconnects = 0
         began, number = monotonic(), 0
         while self._input is not None:
-            offset_s = monotonic() - began if self.reconnects else 0.0
+            connected_s = last_s = monotonic() - began if self.reconnects else 0.0
             lost = VideoError(f"{self._address.name}: lost: the other side has closed it")
             try:
-                for picture in self._input.pictures():
+                for _, picture in self._input.pictures():
                     if picture is None:
                         self.decode_errors += 1
                     else:
                         seconds, pixels = picture
-                        yield Frame(number, None if seconds is None else offset_s + seconds, pixels)
+                        # Cameras leave the first frames of a connection without a time.
+                        last_s = max(last_s, monotonic() - began if seconds is None else connected_s + seconds)
+                        yield Frame(number, last_s, pixels)
                     number += 1
                 if self._input.is_playlist:
                     return
@@ -218,6 +278,7 @@ class LiveVideo:
                 lost = error
             else:
                 self.reconnects += 1
+                self.has_sound = opened.has_sound
                 return opened
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
         if self._stopping.is_set():

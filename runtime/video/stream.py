@@ -5,8 +5,8 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import dataclass, replace
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
 from threading import Thread
 from time import monotonic
 from typing import TypeAlias
@@ -16,7 +16,8 @@ from runtime.features import FeatureMap, RegionVectors
 from runtime.options import DecodingOptions, PoolingOptions, StreamOptions
 from runtime.pipeline import Pipeline
 from runtime.regions.detections import RegionsLike, as_rows
-from runtime.results import Caption
+from runtime.regions.rows import RegionRow
+from runtime.results import Caption, caption_of
 from runtime.system.closeable import Closeable
 from runtime.system.forks import is_forked, require_own_engines
 from runtime.system.handover import Handover
@@ -25,6 +26,7 @@ from runtime.video.frames import Frame, Source
 from runtime.video.queue import BoundedQueue, propagate_end
 from runtime.video.reuse import CaptionReuse
 from runtime.video.sources import FrameSource, open_source
+from runtime.video.turns import Party, turns_of
 
 RegionsOfFrames: TypeAlias = "RegionsLike | Callable[[Frame], RegionsLike]"
 
@@ -89,7 +91,7 @@ class CaptionStream(Closeable):
     ) -> None:
         require_own_engines()
         if not callable(regions):
-            as_rows(regions, (1, 1))  # what is no list of regions is no matter of a frame
+            as_rows(regions, None)  # what is in no form of regions is no matter of a frame
         self._workers = _StreamWorkers(pipeline, open_source(source, options), regions, options, pooling, decoding)
         weakref.finalize(self, self._workers.stop)
         self._workers.start()
@@ -176,6 +178,7 @@ class _StreamWorkers(Closeable):
         self._pipeline, self._regions, self._every = pipeline, regions, options.every
         self._pooling, self._decoding, self._skips = pooling, decoding, options.on_bad == "skip"
         self.bad_frames = self.bad_regions = 0
+        self._is_left = False
         self._begin = Handover(device=pipeline.backend.device)  # frames may have been made on the caller's stream
         self._reuse = None if options.reuse is None else CaptionReuse(options.reuse)
         drops = (options.policy or ("drop" if source.is_live else "block")) == "drop"
@@ -185,6 +188,9 @@ class _StreamWorkers(Closeable):
         self.read: BoundedQueue[_ReadFrame] = BoundedQueue(_WAITING_FRAMES, drops)
         self.encoding: BoundedQueue[_EncodingFrame] = BoundedQueue(workers, drops=False)
         self.done: BoundedQueue[FrameCaptions] = BoundedQueue(_WAITING_FRAMES, drops=False)
+        self._turns, self._party = turns_of(pipeline), Party()
+        if self._turns is not None:
+            self._turns.encoding.allow(workers)
         self._encoders = ThreadPoolExecutor(workers, "patchcaption encoding")
         self._threads = [
             Thread(target=stage, name=f"patchcaption {stage.__name__.strip('_')}", daemon=True)
@@ -208,8 +214,11 @@ class _StreamWorkers(Closeable):
     def close(self) -> None:
         """Stop, and wait until the engines are free; a stage that waits for the source or the detector ends later."""
         self.stop()
-        if not is_forked() and not join_all(self._threads, _SECONDS_TO_LEAVE):
+        if is_forked() or self._is_left:
+            return
+        if not join_all(self._threads, _SECONDS_TO_LEAVE):
             join_all(self._threads[-1:], _SECONDS_TO_FINISH)
+        self._is_left = True  # who closes it again need not wait as long again
 
     def _read_all(self) -> None:
         try:
@@ -251,7 +260,8 @@ class _StreamWorkers(Closeable):
 
     def _encode_frame(self, read: _ReadFrame) -> FeatureMap:
         read.handover.receive()
-        return self._encode(read.frame.image)
+        with nullcontext() if self._turns is None else self._turns.encoding.turn(self._party):
+            return self._encode(read.frame.image)
 
     def _describe_all(self) -> None:
         with propagate_end(self.encoding, self.done):
@@ -285,14 +295,17 @@ class _StreamWorkers(Closeable):
         if isinstance(encoding.regions, (ImageError, RegionError)):
             raise encoding.regions
         rows = as_rows(encoding.regions, features.views[0].image_wh)
-        vectors, errors = self._pipeline.pooler.pool_rows(features, rows, self._pooling)
+        with nullcontext() if self._turns is None else self._turns.describing.turn(self._party):
+            return self._describe_rows(features, rows)
+
+    def _describe_rows(self, features: FeatureMap, rows: Sequence[RegionRow]) -> list[Caption]:
+        vectors, errors = self._pipeline.pooler.pool_rows(features, [row.region for row in rows], self._pooling)
         self._count_bad(errors)
         captions = iter(self._decode(vectors) if self._reuse is None else self._reuse.captions(vectors, self._decode))
         described = []
         for row, error in zip(rows, errors, strict=True):
-            region = None if isinstance(row, RegionError) else row
-            caption = next(captions) if error is None else Caption.missing(region, str(error))
-            described.append(replace(caption, region=region))
+            caption = next(captions) if error is None else Caption.missing(None, str(error))
+            described.append(caption_of(row, caption))
         return described
 
     def _count_bad(self, errors: Sequence[RegionError | None]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from google.protobuf.message import Message
 
 from export.graphs.tracing import OPSET
-from runtime.bundle import Bundle
+from runtime.bundle import Bundle, HeldFile
 from runtime.bundle.admission import admission, admit, engine_contract
 from runtime.bundle.admission.onnx_file import FIELDS
 from runtime.bundle.admission.operators import ELEMENT_BYTES, ELEMENT_TYPES, IR_VERSIONS, OPERATORS, OPSETS
@@ -30,12 +30,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory, demo_bundle: Path) -> lis
     return [*graphs, *(ExportedGraph(demo_bundle / one.file, name, demo) for name, one in demo.engines.items())]
 
 
-def file_sizes(folder: Path) -> dict[str, int]:
-    return {file.name: file.stat().st_size for file in folder.iterdir()}
-
-
 def admit_exported(graph: ExportedGraph) -> None:
-    admit(graph.path, engine_contract(graph.manifest, graph.engine), file_sizes(graph.path.parent))
+    files = {file.name: HeldFile(file) for file in graph.path.parent.iterdir()}
+    admit(files[graph.path.name], engine_contract(graph.manifest, graph.engine), files)
 
 
 def recording(key: tuple[str, str], rule: ShapeRule, uses: Uses) -> ShapeRule:

@@ -14,7 +14,7 @@ import pytest
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from runtime import BundleError
-from runtime.bundle import Bundle, EngineName
+from runtime.bundle import Bundle, EngineName, HeldFile
 from runtime.bundle.admission import admit, engine_contract
 from runtime.bundle.admission.onnx_file import MAX_FILE_BYTES
 
@@ -359,11 +359,9 @@ def test_hostile_graphs_are_refused(
 
 def admit_bytes(bundle: Path, folder: Path, name: EngineName, content: bytes) -> None:
     """Admit a graph beside the weights of a bundle."""
-    for file in bundle.glob("*.data"):
-        (folder / file.name).symlink_to(file)
     (folder / f"{name}.onnx").write_bytes(content)
-    sizes = {file.name: file.stat().st_size for file in bundle.iterdir()}
-    admit(folder / f"{name}.onnx", engine_contract(Bundle(bundle).manifest, name), sizes)
+    files = {file.name: HeldFile(file) for file in bundle.iterdir()}
+    admit(HeldFile(folder / f"{name}.onnx"), engine_contract(Bundle(bundle).manifest, name), files)
 
 
 def message(number: int, *content: bytes) -> bytes:

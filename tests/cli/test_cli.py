@@ -154,7 +154,20 @@ def test_the_picture_shows_every_region(run: Run, demo_bundle: Path, mask: Path,
         (["{scene}", "--box", "nan,0,5,5"], 2, "expected a finite number, got nan"),
         (["{scene}", "--box", "9,0,5,5"], 2, "expected x1 < x2"),
         (["{scene}", "--box", "700,0,800,9"], 2, "region 0: Box(x1=700.0, y1=0.0, x2=800.0, y2=9.0, pool='mean', "),
-        (["{scene}", "--point", "0,0", "--point", "700,0"], 2, "region 1: Point(x=700.0, y=0.0) lies outside"),
+        (
+            ["{scene}", "--point", "0,0", "--point", "700,0", "--on-bad", "raise"],
+            2,
+            "region 1: Point(x=700.0, y=0.0) lies outside",
+        ),
+        (["{scene}", "--point", "900,0", "--point", "700,0"], 2, "region 0: Point(x=900.0, y=0.0) lies outside"),
+        (["{scene}", "{text}", "--on-bad", "raise", "--box", "700,0,800,9"], 2, "scene.jpg: region 0: Box(x1=700.0"),
+        (["missing.jpg", "{text}"], 2, "missing.jpg: no such file; and 1 more"),
+        (["none-*.jpg"], 2, "none-*.jpg: no such file, and none that the pattern matches"),
+        (["{scene}", "{scene}", "--save", "-"], 2, "--save stdout: expected a folder, as the pictures may be several"),
+        (["{scene}", "{scene}", "--save", "{text}"], 2, "text.jpg: expected a folder, as the pictures may be several"),
+        (["{scene}", "--point", "-1,5"], 2, "region 0: Point(x=-1.0, y=5.0) lies outside"),
+        (["{scene}", "--box", "-9,-.5,-5,0"], 2, "region 0: Box(x1=-9.0, y1=-0.5"),
+        (["{scene}", "--n-best", "-1"], 2, "n_best: expected a whole number from 0 on, got -1"),
         (["{scene}", "--trace", ""], 2, "Trace: expected at least one point"),
         (["{scene}", "--trace", "2,2"], 2, "no point of it lies on the image"),
         (["{scene}", "--boxes", ""], 2, "BoxSet: expected at least one box"),
@@ -188,7 +201,7 @@ def test_mistakes_are_one_line_and_leave_nothing_behind(
     Path(places["inverted"]).write_text('[{"kind": "whole_image"}, {"kind": "box", "xyxy": [3, 2, 1, 4]}]')
     for name, size in (("black", SIDE), ("white", SIDE), ("small", 100)):
         places[name] = str(tmp_path / f"{name}.png")
-        Image.new("L", (size, size), 0 if name == "black" else 255).save(places[name])
+        Image.new("L", (size, SIDE), 0 if name == "black" else 255).save(places[name])
     before = set(Path.cwd().iterdir())
     got, out, err = run("caption", *(part.format(**places) for part in arguments), "--bundle", demo_bundle)
     assert (got, out) == (code, "")
@@ -196,6 +209,90 @@ def test_mistakes_are_one_line_and_leave_nothing_behind(
     assert err.count("\n") == 1
     assert err.startswith("patchcaption: error: ")
     assert set(Path.cwd().iterdir()) == before
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Return a folder of two photos, what is no photo but is called one, and other things."""
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    with Image.open(SCENE) as scene:
+        scene.save(folder / "b.png")
+        scene.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / "a.JPG")
+    (folder / "broken.jpg").write_bytes(b"words")
+    (folder / "notes.txt").write_text("words")
+    (folder / ".hidden").write_text("words")
+    return folder
+
+
+def test_a_folder_is_captioned_in_order_and_what_is_left_out_is_said(run: Run, demo_bundle: Path, photos: Path) -> None:
+    code, out, err = run("caption", photos, "--bundle", demo_bundle, "--json", "--point", "350,330")
+    assert code == 0
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [line["image"] for line in lines] == [str(photos / name) for name in ("a.JPG", "b.png", "broken.jpg")]
+    assert lines[1]["text"] == "a large striped red triangle"
+    assert "not an image that Pillow can read" in lines[2]["error"]
+    first, second = err.splitlines()
+    assert first.endswith(f"{photos}: 2 left out that are no images by their names: 1 .txt, 1 folders")
+    assert f"{photos / 'broken.jpg'}: not an image that Pillow can read as one of AVIF, BMP, " in second
+
+
+def test_files_patterns_and_folders_come_in_the_order_given(run: Run, demo_bundle: Path, photos: Path) -> None:
+    names = [photos / "b.png", photos / "*.JPG", "gone.jpg", photos / "b.png"]
+    code, out, err = run("caption", *names, "--bundle", demo_bundle)
+    assert code == 0
+    assert [Path(line.split(": ")[0]).name for line in out.splitlines()] == ["b.png", "a.JPG", "b.png"]
+    assert err.splitlines() == ["patchcaption: note: gone.jpg: no such file"]
+    assert run("caption", *names, "--bundle", demo_bundle, "--on-bad", "raise")[0] == 2
+
+
+def test_bad_regions_are_named_and_counted_and_the_others_captioned(run: Run, demo_bundle: Path, photos: Path) -> None:
+    flags = ["--box", "700,0,800,9", "--whole", "--json"]
+    code, out, err = run("caption", photos / "a.JPG", photos / "b.png", "--bundle", demo_bundle, *flags)
+    assert code == 0
+    assert ["error" in json.loads(line) for line in out.splitlines()] == [True, False] * 2
+    lines = err.splitlines()
+    assert [line.split(": ")[2:4] for line in lines[:2]] == [
+        [str(photos / name), "region 0"] for name in ("a.JPG", "b.png")
+    ]
+    assert lines[2] == "patchcaption: note: 2 without a caption"
+
+
+def test_pictures_of_several_images_go_into_a_folder(run: Run, demo_bundle: Path, photos: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    Image.new("RGB", (64, 48)).save(other / "b.png")
+    Image.new("RGB", (64, 48)).save(other / "c.gif")
+    before = {file: file.read_bytes() for file in (*photos.glob("*.*"), *other.iterdir()) if file.is_file()}
+    folder = tmp_path / "out"
+    assert run("caption", photos, other, "--bundle", demo_bundle, "--save", folder)[0] == 0
+    assert sorted(file.name for file in folder.iterdir()) == ["a.JPG", "b-2.png", "b.png", "c.png"]
+    with Image.open(folder / "b-2.png") as second:
+        assert second.size == (64, 48)
+    code, _, err = run("caption", photos, "--bundle", demo_bundle, "--save", photos)
+    assert code == 2
+    assert f"--save {photos}: {photos / 'a.JPG'} is read, and would be overwritten" in err
+    assert run("caption", other / "b.png", "--bundle", demo_bundle, "--save", folder)[0] == 0, "a folder for one image"
+    assert {file: file.read_bytes() for file in before} == before
+
+
+def test_annotations_of_a_data_set_are_those_of_each_image(
+    run: Run, demo_bundle: Path, photos: Path, tmp_path: Path
+) -> None:
+    dataset = {
+        "images": [{"id": 1, "file_name": "a.JPG"}, {"id": 2, "file_name": "b.png"}],
+        "annotations": [
+            {"image_id": 2, "id": 21, "bbox": [276, 174, 231, 225]},
+            {"image_id": 1, "id": 11, "bbox": [0, 0, 9, 9]},
+            {"image_id": 1, "id": 12, "bbox": [0, 0, 9, 9]},
+        ],
+    }
+    (tmp_path / "coco.json").write_text(json.dumps(dataset))
+    arguments = [photos / "a.JPG", photos / "b.png", SCENE, "--regions", tmp_path / "coco.json", "--json"]
+    code, out, err = run("caption", *arguments, "--bundle", demo_bundle)
+    assert code == 0
+    assert [json.loads(line)["detection"]["id"] for line in out.splitlines()] == [11, 12, 21]
+    assert "scene.jpg: annotations: expected one image with the file name 'scene.jpg', got 0" in err
 
 
 def test_the_picture_may_go_to_stdout(demo_bundle: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:

@@ -15,7 +15,8 @@ import pytest
 
 from runtime import Captioner, Frame, FrameCaptions, PatchcaptionError, VideoError
 from runtime.cli.main import main
-from runtime.output.video_file import annotated_video, json_lines
+from runtime.output.json_lines import json_lines
+from runtime.output.video_file import annotated_video
 from runtime.system.outputs import Output
 from runtime.video.stream import CaptionStream
 from tests.conftest import write_clip
@@ -99,7 +100,7 @@ def test_new_captions_are_printed_with_their_time(run: Run, clip: Path) -> None:
         (["CLIP", "--box", "500,500,600,600"], 2, "lies outside the image"),
         (["CLIP", "--save", "out.txt"], 1, "out.txt: expected a video's ending"),
         (["CLIP", "--jsonl", "nowhere/out.jsonl"], 1, "the folder nowhere does not exist"),
-        (["CLIP", "--every", "0"], 1, "every: expected at least 1"),
+        (["CLIP", "--every", "0"], 2, "every: expected a whole number from 1 on"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(
@@ -151,7 +152,7 @@ def test_a_full_disk_leaves_the_old_file_and_whole_lines_beside_it(
     def write_until_it_is_full() -> None:
         with json_lines(Output(path), notes.append) as lines:
             lines.add(described)
-            monkeypatch.setattr("runtime.output.video_file.write_whole", write_half)
+            monkeypatch.setattr("runtime.output.recording.write_whole", write_half)
             lines.add(described)
 
     with pytest.raises(PatchcaptionError, match="lines.jsonl: cannot be written: No space left on device$"):
@@ -174,23 +175,6 @@ def test_a_video_can_be_read_while_it_is_written(demo: Captioner, tmp_path: Path
         assert container.streams.video[0].average_rate == 5
         assert [frame.time for frame in container.decode(video=0)][-1] == pytest.approx(7 / 5, abs=0.21)
     assert len(frames_of(tmp_path / f"out{suffix}")) == 8
-
-
-def test_sound_is_not_left_out_without_a_word(run: Run, clip: Path, tmp_path: Path) -> None:
-    with av.open(str(clip)) as source, av.open(str(tmp_path / "sound.mkv"), "w") as target:
-        video = target.add_stream_from_template(source.streams.video[0])
-        audio = target.add_stream("pcm_s16le", rate=8000, layout="mono")
-        for packet in source.demux(video=0):
-            if packet.dts is not None:
-                packet.stream = video
-                target.mux(packet)
-        frame = av.AudioFrame(format="s16", layout="mono", samples=800)
-        frame.sample_rate = 8000
-        target.mux([*audio.encode(frame), *audio.encode()])
-    code, out, err = run(tmp_path / "sound.mkv", "--save", tmp_path / "out.mp4", "--jsonl", "/dev/null")
-    assert (code, out) == (0, "")
-    lost = f"{tmp_path}/out.mp4: without the sound of {tmp_path}/sound.mkv: only its frames are written"
-    assert err == f"patchcaption: note: {lost}\n"
 
 
 def test_outputs_may_be_stdout_pipes_and_devices(clip: Path, demo_bundle: Path, capfdbinary: CaptureBytes) -> None:
@@ -238,7 +222,7 @@ def test_a_reader_of_stdout_that_goes_does_not_end_what_is_saved(
     def show(*_: object) -> None:
         raise BrokenPipeError
 
-    monkeypatch.setattr("runtime.cli.video_command.show", show)
+    monkeypatch.setattr("runtime.cli.video_outputs.show", show)
     code, out, err = run(clip, "--whole", "--save", tmp_path / "out.mp4")
     assert (code, out, err) == (0, "", "")
     assert len(frames_of(tmp_path / "out.mp4")) == FRAMES

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 
-from runtime import Frame, ImageError, VideoError
+from runtime import Captioner, Frame, ImageError, PatchcaptionError, Point, VideoError, draw_captions
 from runtime.image import Fit, ImageSource, View, open_image, prepare
 from runtime.video.sources import open_source
 
@@ -97,6 +103,40 @@ def test_every_mode_becomes_rgb(mode: str) -> None:
     assert opened.getpixel((0, 0)) == (255, 255, 255)
 
 
+@pytest.mark.parametrize(
+    ("pixels", "expected"),
+    [
+        (np.array([[0, 0.5, 1]], np.float32), [0, 128, 255]),
+        (np.array([[0, 7, 255]], np.float32), [0, 7, 255]),  # whole numbers, as Pillow makes them of 8 bits
+        (np.array([[0, 257, 0x8000, 0xFFFF]], np.uint16), [0, 1, 128, 255]),
+        (np.array([[0, 128, 129, 0xFFFF]], np.int32), [0, 0, 1, 255]),
+    ],
+)
+def test_deep_images_are_scaled_as_viewers_scale_them(
+    tmp_path: Path, pixels: np.ndarray[Any, Any], expected: list[int]
+) -> None:
+    Image.fromarray(pixels).save(tmp_path / "deep.tif")
+    np.testing.assert_array_equal(np.asarray(open_image(tmp_path / "deep.tif"))[0, :, 1], expected)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (np.array([[0, 1.5]], np.float32), "deep.tif: expected floats in 0..1, got 0 to 1.5; scale them"),
+        (np.array([[-0.5, 1]], np.float32), "expected floats in 0..1, got -0.5 to 1"),
+        (np.array([[np.nan, 1]], np.float32), "expected floats in 0..1, got nan to nan"),
+        (np.array([[0, 70000]], np.int32), "expected whole numbers of 16 bits, 0 to 65535, got 0 to 70000"),
+        (np.array([[-1, 5]], np.int32), "got -1 to 5"),
+    ],
+)
+def test_deep_images_that_nobody_can_scale_are_refused(
+    tmp_path: Path, pixels: np.ndarray[Any, Any], message: str
+) -> None:
+    Image.fromarray(pixels).save(tmp_path / "deep.tif")
+    with pytest.raises(ImageError, match=message):
+        open_image(tmp_path / "deep.tif")
+
+
 def test_sixteen_bits_are_scaled_not_clipped() -> None:
     assert open_image(Image.new("I;16", (1, 1), 0x8000)).getpixel((0, 0)) == (128, 128, 128)
 
@@ -113,8 +153,129 @@ def test_a_rotated_photograph_is_set_upright(tmp_path: Path) -> None:
     assert open_image(tmp_path / "turned.jpg").size == (10, 20)
 
 
+def test_an_image_is_turned_once_however_often_it_is_opened(tmp_path: Path) -> None:
+    image = Image.new("RGB", (20, 10), "white")
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    assert open_image(open_image(open_image(tmp_path / "turned.jpg"))).size == (10, 20)
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x05",
+        b"Exif\0\0",
+        b"Exif\0\0II*\0\xff\xff\xff\xff",
+    ],
+)
+def test_damaged_exif_turns_nothing_and_is_no_matter(
+    tmp_path: Path, exif: bytes, recwarn: pytest.WarningsRecorder
+) -> None:
+    Image.new("RGB", (20, 10)).save(tmp_path / "image.jpg", exif=exif)
+    assert open_image(tmp_path / "image.jpg").size == (20, 10)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        b"%PDF-1.4\n",
+        b"SIMPLE  =                    T",
+        b"\xd7\xcd\xc6\x9a" + bytes(40),  # WMF
+    ],
+)
+def test_what_runs_a_program_or_reads_other_files_is_no_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes
+) -> None:
+    def run(*_: object, **__: object) -> None:
+        raise AssertionError("a program is run")
+
+    monkeypatch.setattr(subprocess, "Popen", run)
+    path = tmp_path / "photo.png"
+    path.write_bytes(data)
+    for source in (path, data, io.BytesIO(data)):
+        with pytest.raises(ImageError, match="not an image that Pillow can read as one of AVIF, BMP, "):
+            open_image(source)
+
+
+def test_a_heic_photo_is_read_or_refused_with_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    head = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40)
+    (tmp_path / "photo.heic").write_bytes(head)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(ImageError, match="photo.heic: a HEIC photo, .*: pip install pillow-heif, or save it as JPEG"):
+        open_image(tmp_path / "photo.heic")
+
+
+def test_heic_photos_are_read_by_pillow_heif() -> None:
+    heif = pytest.importorskip("pillow_heif")
+    buffer = io.BytesIO()
+    heif.from_pillow(Image.new("RGB", (64, 48), "teal")).save(buffer)
+    assert open_image(buffer.getvalue()).size == (64, 48)
+
+
+def test_avif_images_are_read_or_refused_with_words() -> None:
+    if features.check("avif"):
+        buffer = io.BytesIO()
+        Image.new("RGB", (64, 48), "teal").save(buffer, "AVIF")
+        assert open_image(buffer.getvalue()).size == (64, 48)
+    with pytest.raises(ImageError, match="AVIF needs Pillow 11.3|cannot be read as an image"):
+        open_image(b"\0\0\0\x1cftypavif\0\0\0\0avifmif1" + bytes(40))
+
+
+def test_pipes_and_devices_are_no_images(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for path in (tmp_path / "pipe.jpg", "/dev/zero"):
+        with pytest.raises(ImageError, match="expected a regular file, got a pipe or a device"):
+            open_image(path)
+
+
+def test_what_pillow_warns_of_reaches_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5000)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        before = list(warnings.filters)
+        with pytest.raises(ImageError, match="at most 5000 pixels, got 80 x 64|decompression bomb"):
+            open_image(_png((80, 64)))
+        assert list(warnings.filters) == before
+    assert not seen
+
+
+def test_channels_may_come_in_opencvs_order(demo: Captioner) -> None:
+    rgb = np.zeros((48, 64, 3), np.uint8)
+    rgb[:, :32, 0], rgb[:, 32:, 2] = 255, 128
+    bgr = rgb[..., ::-1].copy()
+    expected = demo.encode(rgb)
+    for image in (bgr, torch.from_numpy(bgr).permute(2, 0, 1)):
+        torch.testing.assert_close(demo.encode(image, channels="bgr").tokens, expected.tokens, rtol=0, atol=0)
+    torch.testing.assert_close(demo.encode(rgb[..., 0], channels="bgr").tokens, demo.encode(rgb[..., 0]).tokens)
+    assert demo.caption(bgr, [Point(9, 9)], channels="bgr") == demo.caption(rgb, [Point(9, 9)])
+    (described,) = demo.stream(iter([bgr]), [Point(9, 9)], channels="bgr")
+    np.testing.assert_array_equal(described.frame.image, rgb)
+    assert described.captions == demo.caption(rgb, [Point(9, 9)])
+    np.testing.assert_array_equal(draw_captions(bgr, [], channels="bgr"), rgb)
+    calls: list[Callable[..., Any]] = [
+        demo.encode,
+        lambda image, **how: demo.caption(image, [], **how),
+        lambda image, **how: demo.stream([image], [], **how),
+        lambda image, **how: draw_captions(image, [], **how),
+    ]
+    for call in calls:
+        with pytest.raises(PatchcaptionError, match='channels: expected "rgb" or "bgr", got \'BGR\''):
+            call(rgb, channels="BGR")
+    with pytest.raises(PatchcaptionError, match="its frames are decoded as RGB: leave out channels='bgr'"):
+        demo.stream("clip.mp4", [], channels="bgr")
+
+
 def test_grey_arrays_are_images_too() -> None:
     assert open_image(np.full((2, 3), 7, np.uint8)).getpixel((2, 1)) == (7, 7, 7)
+
+
+def _png(size: tuple[int, int]) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _jpeg() -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,6 +16,7 @@ from runtime import (
     Crop,
     Mask,
     Patch,
+    PatchcaptionError,
     Point,
     Polygon,
     Region,
@@ -22,6 +25,9 @@ from runtime import (
     WholeImage,
     draw_captions,
 )
+from runtime.output import fonts
+from runtime.output.fonts import FontChoice
+from runtime.output.labels import place_labels, wrap
 from runtime.regions.outline import PolygonOutline
 
 WIDTH, HEIGHT = 480, 360
@@ -119,3 +125,85 @@ def test_the_image_itself_is_left_alone() -> None:
     image = GREY.copy()
     draw_captions(image, [Caption("words", 1.0, (), Box(1, 2, 30, 40))])
     assert image.tobytes() == GREY.tobytes()
+
+
+LONG = "a large striped red triangle on a checked white background beside a small dotted blue moon"
+
+
+def drawn_where(picture: Image.Image, image: Image.Image) -> np.ndarray:
+    return (np.asarray(picture) != np.asarray(image)).any(axis=2)
+
+
+def test_long_captions_are_wrapped_within_narrow_frames() -> None:
+    narrow = Image.new("RGB", (150, 480), (128, 128, 128))
+    one_line = drawn_where(draw_captions(narrow, [Caption("words", 1.0, (), Box(20, 200, 120, 400))]), narrow)
+    drawn = drawn_where(draw_captions(narrow, [Caption(LONG, 1.0, (), Box(20, 200, 120, 400))]), narrow)
+    assert drawn[:200].any(axis=1).sum() > 3 * one_line[:200].any(axis=1).sum()
+
+
+@pytest.mark.parametrize("text", [LONG, "x" * 500, "猫" * 80, "a " * 400, ""])
+def test_lines_are_no_wider_than_the_room_and_hold_the_text(text: str) -> None:
+    lines = wrap(text, 30, len, most_lines=1000)
+    assert max(map(len, lines)) <= 30
+    assert "".join("".join(lines).split()) == "".join(text.split())
+    few = wrap(text, 30, len, most_lines=2)
+    assert len(few) <= 2
+    assert few == lines or few[-1].endswith("…")
+
+
+def test_labels_cover_no_other_and_are_joined_to_regions_that_are_far() -> None:
+    regions = [(200.0 + 8 * number, 200.0 + 4 * number, 260.0 + 8 * number, 300.0 + 4 * number) for number in range(16)]
+    places = place_labels([(120.0, 20.0)] * 16, regions, (672, 672))
+    assert any(place.leader for place in places)
+    for number, place in enumerate(places):
+        left, top, right, bottom = place.corners
+        assert 0 <= left < right <= 672
+        assert 0 <= top < bottom <= 672
+        assert place.is_free
+        for other in places[:number]:
+            x1, y1, x2, y2 = other.corners
+            assert right <= x1 or x2 <= left or bottom <= y1 or y2 <= top
+        x1, y1, x2, y2 = regions[number]
+        gap = np.hypot(max(x1 - right, left - x2, 0), max(y1 - bottom, top - y2, 0))
+        assert (place.leader is not None) == (gap > 5)
+        if place.leader is not None:
+            (from_x, from_y), (to_x, to_y) = place.leader
+            assert left <= from_x <= right
+            assert top <= from_y <= bottom
+            assert x1 <= to_x <= x2
+            assert y1 <= to_y <= y2
+
+
+def test_where_there_is_no_room_letters_get_smaller() -> None:
+    picture = draw_captions(GREY, [Caption(f"shape {n}", 1.0, (), Box(200, 150, 260, 200)) for n in range(60)])
+    assert picture.size == GREY.size
+
+
+@pytest.mark.parametrize("text", ["é ü ñ ß € –", "кошка", "γάτα", "ďáblice"])
+def test_a_font_that_has_the_characters_is_taken(text: str, recwarn: pytest.WarningsRecorder) -> None:
+    """Of those that are installed; without one, something that it has stands for each, and it is said."""
+    font, shown = FontChoice(None, 16).of(text)
+    lacking = bytes(font.getmask("\U0010ffff"))
+    assert all(bytes(font.getmask(one)) != lacking for one in shown if not one.isspace())
+    assert shown == text or any("no font here has the characters" in str(one.message) for one in recwarn)
+
+
+def test_characters_that_no_font_has_are_said_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fonts, "_installed", lambda: ())
+    fonts._file_for.cache_clear()
+    with pytest.warns(UserWarning, match="no font here has the characters 猫; install one that has"):
+        _, shown = FontChoice(None, 16).of("a cat 猫")
+    fonts._file_for.cache_clear()
+    assert shown == "a cat ?"
+
+
+def test_a_font_may_be_given(tmp_path: Path) -> None:
+    caption = [Caption("a caption of words", 1.0, (), Box(100, 100, 300, 200))]
+    given = next(iter(fonts._installed()), None)
+    if given is not None:
+        picture = draw_captions(GREY, caption, font=given)
+        assert (np.asarray(picture) != np.asarray(draw_captions(GREY, caption))).any()
+    (tmp_path / "font.ttf").write_text("words")
+    for file in (tmp_path / "font.ttf", tmp_path / "none.ttf", tmp_path):
+        with pytest.raises(PatchcaptionError, match="cannot be read as a font"):
+            draw_captions(GREY, caption, font=file)

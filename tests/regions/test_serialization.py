@@ -27,8 +27,16 @@ from runtime import (
     Trace,
     WholeImage,
 )
+from runtime.regions import (
+    PolygonSet,
+    from_dict,
+    regions_from_json,
+    regions_from_list,
+    run_lengths,
+    serialization,
+    to_dict,
+)
 from runtime.regions import boxes as boxes_module
-from runtime.regions import from_dict, regions_from_json, regions_from_list, run_lengths, serialization, to_dict
 from runtime.regions.published import PublishedBox, PublishedTrace
 from runtime.regions.serialization import kind_of
 
@@ -52,6 +60,10 @@ DOCUMENTS: list[tuple[Region, dict[str, Any]]] = [
     (Mask([[0, 1], [0, 0], [1, 0]]), {"kind": "mask", "size": [3, 2], "counts": [2, 2, 2]}),
     (Mask([[1, 0]]), {"kind": "mask", "size": [1, 2], "counts": [0, 1, 1]}),
     (Polygon([(0, 0), (1, 2), (3, 4)]), {"kind": "polygon", "points": [[0.0, 0.0], [1.0, 2.0], [3.0, 4.0]]}),
+    (
+        PolygonSet([[(0, 0), (1, 2), (3, 4)]]),
+        {"kind": "polygon_set", "polygons": [{"kind": "polygon", "points": [[0.0, 0.0], [1.0, 2.0], [3.0, 4.0]]}]},
+    ),
     (
         Trace([{"x": 1, "y": 2, "t": 3}], pool="attention"),
         {"kind": "trace", "points": [[1.0, 2.0]], "pool": "attention", "is_normalized": False},
@@ -150,6 +162,7 @@ REGIONS: dict[str, st.SearchStrategy[Region]] = {
     "crop": st.builds(lambda xyxy: Crop(*xyxy), corners),
     "mask": st.builds(Mask, masks.filter(lambda mask: mask.any())),
     "polygon": st.builds(Polygon, st.lists(points, min_size=3, max_size=6)),
+    "polygon_set": st.builds(PolygonSet, st.lists(st.lists(points, min_size=3, max_size=5), min_size=1, max_size=3)),
     "trace": st.builds(Trace, st.lists(points, min_size=1, max_size=6), counting, st.booleans()),
     "point": st.builds(Point, finite, finite),
     "patch": st.builds(Patch, whole_numbers, whole_numbers),
@@ -200,8 +213,8 @@ def nested(depth: int) -> Any:
 NAN, INFINITY = math.nan, math.inf
 BOX = {"kind": "box", "xyxy": [1, 2, 3, 4]}
 KINDS = (
-    "box, box_set, crop, mask, polygon, trace, point, patch, whole_image, register, attention_head, published_box or "
-    "published_trace"
+    "box, box_set, crop, mask, polygon, polygon_set, trace, point, patch, whole_image, register, attention_head, "
+    "published_box or published_trace"
 )
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from runtime.backends import Backend
 from runtime.backends.onnxruntime_cpu import OrtBackend
 from runtime.backends.openvino import OpenVinoBackend
-from runtime.bundle import Bundle, EngineFiles, EngineName
+from runtime.bundle import Bundle, EngineFiles, EngineName, HeldFile
 from runtime.bundle.admission import EngineContract, OnnxGraph, admit, engine_contract
 from runtime.bundle.admission.operators import OPERATORS
 from runtime.bundle.graph_io import TensorSpec
@@ -209,9 +209,9 @@ class MutantRunner:
     def __init__(self, bundle: Bundle, name: EngineName, folder: Path) -> None:
         self._graph = bundle.path(bundle.manifest.engines[name].file)
         self._contract = engine_contract(bundle.manifest, name)
-        self._sizes = {file: record.bytes for file, record in bundle.manifest.files.items()}
+        self._files = {file: bundle.file(file) for file in bundle.manifest.files}
         self._path = folder / self._graph.name
-        for file in self._sizes:
+        for file in self._files:
             if file.endswith(".data"):
                 shutil.copy(bundle.path(file), folder)  # a link ONNX Runtime would not follow
         self._backends: tuple[Backend, ...] = (OrtBackend(1), OpenVinoBackend(1))
@@ -225,7 +225,7 @@ class MutantRunner:
         """Admit a graph's bytes and run them, or count them as refused."""
         self._path.write_bytes(content)
         try:
-            graph = admit(self._path, self._contract, self._sizes)
+            graph = admit(HeldFile(self._path), self._contract, self._files)
         except BundleError:
             self.counts.refused += 1
             return

@@ -10,6 +10,7 @@ loaded nothing.
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import random
@@ -26,12 +27,13 @@ import torch
 from PIL import Image
 
 from runtime.cli.main import main as run_command
-from tests.conftest import SAMPLE, write_clip
-from tests.video.test_stream import frame_image
+from tests.clips import write_sounding_clip
+from tests.conftest import SAMPLE
 
-FRAMES = 12
+FRAMES, FRAME_RATE = 12, 10
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "hup": signal.SIGHUP, "int": signal.SIGINT}
 """How a run ends; also "pipe", as the reader of stdout goes, and "full", as the disk takes no more."""
+TEXTS = (".jsonl", ".csv", ".srt", ".vtt")
 HEADER_BYTES = 2000
 """A video that was killed before its first frame has less."""
 
@@ -43,7 +45,7 @@ def main() -> None:
     command, endings, points = sys.argv[1], sys.argv[2].split(","), int(sys.argv[3])
     bundle, folder = Path(sys.argv[4]), Path(sys.argv[5])
     torch.set_num_threads(1)
-    write_clip(folder / "clip.mp4", [frame_image(number) for number in range(FRAMES)])
+    write_sounding_clip(folder / "clip.mp4", frames=FRAMES)
     (folder / "thesis.txt").write_text("years of work")
     print(sum(end_often(command, ending, points, bundle, folder) for ending in endings))
 
@@ -84,8 +86,9 @@ def command_line(command: str, ending: str, bundle: Path, folder: Path) -> tuple
     if command != "caption":
         arguments = ["video", str(folder / "clip.mp4"), "--reuse", "0"]
     if command != "caption" and ending != "pipe":  # else captions are printed
-        outputs.append(folder / "lines.jsonl")
-        arguments += ["--jsonl", str(outputs[1])]
+        for suffix in TEXTS:
+            outputs.append(folder / f"captions{suffix}")
+            arguments += [f"--{suffix[1:]}", str(outputs[-1])]
     return [*arguments, "--bundle", str(bundle), "--whole", "--box", "10,10,90,80", "--save", str(outputs[0])], outputs
 
 
@@ -105,7 +108,7 @@ def check(folder: Path, outputs: list[Path], before: dict[Path, bytes], others: 
         assert len(parts) <= 1, parts
         for part in parts:
             assert is_old or ending == "kill", f"{part} has not taken its place"
-            if ending != "kill" or part.stat().st_size > HEADER_BYTES:
+            if ending != "kill" or part.stat().st_size > (0 if part.suffix in TEXTS else HEADER_BYTES):
                 assert frames_in(part) > 0, part
     assert not left, left
     if ending == "pipe":
@@ -114,7 +117,7 @@ def check(folder: Path, outputs: list[Path], before: dict[Path, bytes], others: 
 
 
 def frames_in(path: Path) -> int:
-    """Return how many frames a video, or lines a file of JSON lines has; an image counts as a whole video."""
+    """Return how many frames a file of any kind tells of; an image counts as a whole video."""
     if path.suffix == ".jsonl":
         text = path.read_text()
         assert text.endswith("\n")
@@ -123,7 +126,15 @@ def frames_in(path: Path) -> int:
         with Image.open(path) as image:
             image.load()
         return FRAMES
+    if path.suffix == ".csv":
+        with path.open(newline="") as table:
+            rows = [row["frame"] for row in csv.DictReader(table, strict=True)]
+        assert rows[::2] == rows[1::2], "two regions"
+        return len(rows) // 2
     with av.open(str(path)) as container:
+        if path.suffix in (".srt", ".vtt"):
+            cues = [one for one in container.demux() if one.pts is not None]
+            return round(FRAME_RATE * float(cues[-1].time_base * (cues[-1].pts + cues[-1].duration)))
         return len(list(container.decode(video=0)))
 
 

@@ -9,6 +9,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -129,6 +130,48 @@ IMAGES: list[Case] = [
     ("a wrong ending", image_file(Image.new("RGB", (20, 10)), "image.txt", format="PNG"), (20, 10), ""),
 ]
 
+
+def saved(picture: Any, name: str, **options: Any) -> Callable[[Path], Path]:
+    return image_file(Image.fromarray(picture), name, **options)
+
+
+IMAGES += [
+    (
+        "PostScript",
+        file_of(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),
+        ImageError,
+        "not an image that Pillow",
+    ),
+    ("PDF", file_of(b"%PDF-1.7\n"), ImageError, "image.png: not an image that Pillow can read as one of AVIF, BMP"),
+    ("Photoshop", file_of(b"8BPS" + bytes(60)), ImageError, "not an image that Pillow can read as one of AVIF"),
+    ("a texture", file_of(b"DDS " + bytes(200)), ImageError, "not an image that Pillow can read as one of AVIF"),
+    (
+        "half of an AVIF",
+        file_of(b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf" + bytes(9)),
+        ImageError,
+        "image.png: .*AVIF|read",
+    ),
+    (
+        "floats beyond 1",
+        saved(np.array([[0, 1.5]], np.float32), "a.tif"),
+        ImageError,
+        "expected floats in 0..1, got 0 to 1.5",
+    ),
+    (
+        "floats of NaN",
+        saved(np.array([[0, NAN]], np.float32), "a.tif"),
+        ImageError,
+        "expected floats in 0..1, got nan to nan",
+    ),
+    (
+        "32 bits",
+        saved(np.array([[0, 10**6]], np.int32), "a.tif"),
+        ImageError,
+        "expected whole numbers of 16 bits, .* 0 to 1000000",
+    ),
+    ("floats in 0..1", saved(np.array([[0, 0.5]], np.float32), "a.tif"), (2, 1), ""),
+    ("a device", lambda _: "/dev/null", ImageError, "/dev/null: expected a regular file, got a pipe or a device"),
+]
 PIXELS = np.random.default_rng(0).integers(0, 256, (10, 20, 3), np.uint8)
 ARRAYS: list[Case] = [
     ("floats", lambda _: PIXELS / 255, ImageError, "image array: expected dtype uint8 .* got float64"),
@@ -192,7 +235,13 @@ REGIONS: list[tuple[str, Callable[[], Any], str]] = [
     ("a crop of no whole pixel", lambda: Crop(5.1, 5.1, 5.2, 5.2), "expected at least one whole pixel"),
     ("a crop of NaN", lambda: Crop(0, NAN, 1, 1), "Crop y1: expected a finite number"),
     ("an empty mask", lambda: Mask(np.zeros((240, 320), bool)), "Mask: it is empty"),
-    ("a mask of another size", lambda: Mask(np.ones((24, 32), bool)), "region 1: .*32.*320|320.*32"),
+    ("a mask of another shape", lambda: Mask(np.ones((24, 40), bool)), "region 1: .*40x24.*320 x 240"),
+    ("a mask on its side", lambda: np.ones((320, 240)), "the image's size, 320 x 240 pixels, or its aspect ratio"),
+    ("a mask of a model's square", lambda: np.ones((640, 640)), "or cut off what its model has padded"),
+    ("masks in one region", lambda: np.ones((2, 240, 320)), r"mask: expected an array \(H, W\) or \(1, H, W\)"),
+    ("a map of labels", lambda: np.arange(76800).reshape(240, 320) % 3, "got 3 numbers; of a map of labels, give"),
+    ("logits", lambda: np.linspace(-3, 3, 76800).reshape(240, 320), "got -3 to 3; of logits, give logits > 0"),
+    ("an empty picture", lambda: Image.new("L", (320, 240)), "Mask: it is empty"),
     ("a mask of NaN", lambda: Mask(np.full((240, 320), NAN)), "Mask: expected finite numbers"),
     ("a mask of colours", lambda: Mask(np.ones((240, 320, 3))), r"Mask: expected a numeric array \(H, W\)"),
     ("a mask of text", lambda: Mask(np.full((240, 320), "x")), "Mask: expected a numeric array"),
@@ -214,7 +263,47 @@ REGIONS: list[tuple[str, Callable[[], Any], str]] = [
     ("a register too far", lambda: Register(4), "the backbone has 4 registers, numbered from 0"),
     ("a head too far", lambda: AttentionHead(99), "heads, numbered from 0"),
     ("an unknown whole", lambda: WholeImage(pool="sum"), "WholeImage.*'sum'"),  # type: ignore[arg-type]
-    ("no region", lambda: (1, 2, 3, 4), "expected a Box, Mask, Trace or another region kind"),
+    ("three numbers", lambda: (1, 2, 3), "expected a box as x1, y1, x2, y2 or a polygon as x, y, .*, got 3 numbers"),
+    ("seven numbers", lambda: list(range(7)), "expected a box as x1, y1, x2, y2 or a polygon .*, got 7 numbers"),
+    ("a detector's row", lambda: [5, 5, 90, 90, 0.9, 2], "a triangle, or a box with its confidence and class"),
+    ("corners of NaN", lambda: torch.tensor([NAN, 0, 1, 1], dtype=torch.bfloat16), "Box x1: expected a finite number"),
+    ("corners outside", lambda: [900, 900, 950, 950], "lies outside the image of 320 x 240 pixels"),
+    ("corners and a size", lambda: [200, 100, 20, 10], "use Box.from_xywh"),
+    ("two points", lambda: [(1, 2), (3, 4)], "expected a Box, Mask, Trace or another region kind, .*, got list of 2"),
+    ("a polygon of text", lambda: ["a"] * 6, "got list of 6"),
+    ("truth values", lambda: [True, False, True, True], "got list of 4"),
+    ("text", lambda: "0,0,9,9", "or a box of 4 numbers, got str"),
+    ("an array of text", lambda: np.array(["a"] * 4), "expected numbers as numbers of shape"),
+    ("an empty dictionary", dict, "expected a region with one of the keys kind, .*, got none"),
+    ("a dictionary of other things", lambda: {"rect": [1, 2, 3, 4]}, "expected a region with one of the keys"),
+    ("an unknown kind", lambda: {"kind": "circle", "x": 1}, "expected as \"kind\" box, .*, got 'circle'"),
+    ("an unknown key", lambda: {"kind": "point", "x": 1, "y": 2, "z": 3}, "point: expected x and y, got 'z'"),
+    ("COCO's box of no size", lambda: {"bbox": [5, 5, 0, 5]}, "expected x1 < x2 and y1 < y2"),
+    ("COCO's box of three", lambda: {"bbox": [5, 5, 5]}, "bbox: expected the 4 numbers x, y, width, height"),
+    ("COCO's box of words", lambda: {"bbox": "5,5,9,9"}, "bbox: expected the 4 numbers x, y, width, height"),
+    ("a segmentation of one point", lambda: {"segmentation": [[5, 5]]}, "Polygon: expected at least three points"),
+    ("an odd segmentation", lambda: {"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "x and y of each point in turn, got 7"),
+    ("a segmentation of text", lambda: {"segmentation": "RLE"}, "expected polygons, run lengths or a mask, got str"),
+    ("runs without a size", lambda: {"counts": [1, 2]}, "mask: expected size and counts, got no size"),
+    ("runs of another length", lambda: {"size": [240, 320], "counts": [5]}, "mask counts: expected runs that sum to"),
+    ("negative runs", lambda: {"size": [1, 2], "counts": [-1, 3]}, "mask counts: expected whole numbers from 0"),
+    (
+        "runs of no characters",
+        lambda: {"size": [1, 2], "counts": b"\xff\xfe"},
+        "mask counts: expected COCO's compressed",
+    ),
+    ("runs of a bomb", lambda: {"size": [10**9, 10**9], "counts": "0"}, "mask size: expected a height and width of 1"),
+    ("a pipeline's box of numbers", lambda: {"box": [1, 2, 3, 4]}, "box: expected a dictionary of xmin"),
+    ("a pipeline's half of a box", lambda: {"box": {"xmin": 1, "xmax": 5}}, "got xmin, xmax"),
+    ("a summary of half an outline", lambda: {"segments": {"x": [1, 2, 3]}}, "segments: expected"),
+    ("a confidence of NaN", lambda: {"bbox": [5, 5, 9, 9], "score": NAN}, "confidence: expected a finite number"),
+    (
+        "a confidence of text",
+        lambda: {"bbox": [5, 5, 9, 9], "score": "high"},
+        "confidence: expected a number, got 'high'",
+    ),
+    ("half an id", lambda: {"bbox": [5, 5, 9, 9], "id": 0.5}, "id: expected a whole number, got 0.5"),
+    ("a class of a list", lambda: {"bbox": [5, 5, 9, 9], "class_id": []}, r"class id: expected a number, got \[\]"),
     ("None", lambda: None, "expected a Box, Mask, Trace or another region kind"),
 ]
 
@@ -235,13 +324,53 @@ def test_very_many_regions_are_no_mistake(demo: Captioner, features: FeatureMap)
     assert demo.vectors(features, [Point(1, 1)] * 20_000).shape[0] == 20_000
 
 
+def found(**parts: Any) -> SimpleNamespace:
+    return SimpleNamespace(**parts)
+
+
+CORNERS = [5, 5, 90, 90]
+
+
 @pytest.mark.parametrize(
     ("regions", "message"),
     [
-        (Box(0, 0, 1, 1), "regions: expected a list of regions, got Box"),
         ("box", "regions: expected a list of regions, got str"),
         (None, "regions: expected a list of regions, got NoneType"),
+        (7, "regions: expected a list of regions, got int"),
+        ({Box(0, 0, 1, 1)}, "regions: expected a list of regions, got set"),
+        (iter([Box(0, 0, 1, 1)]), "regions: expected a list of regions, got list_iterator"),
         ([[WholeImage()], [WholeImage()]], "regions: expected 1 lists, one for each image, got 2"),
+        ([1, 2, 3], "regions: expected a box as x1, y1, x2, y2 or a polygon"),
+        ([(1, 2), (3, 4), (5, 6)], "regions: expected a list of regions, got a list of points"),
+        (np.ones((3, 2)), r"expected boxes \(n, 4\) or masks \(n, H, W\), got shape \(3, 2\), of points"),
+        (np.ones((3, 6)), r"expected boxes \(n, 4\), got shape \(3, 6\): give the first four columns"),
+        (np.ones((2, 3, 240, 320)), r"expected mask of shape \(n, H, W\), got .*; take one mask of each"),
+        (torch.zeros(3, 4, dtype=torch.complex64), "expected boxes as numbers of shape .*, got complex64"),
+        (np.array([["a"] * 4]), "expected boxes as numbers of shape .*, got <U1"),
+        ({}, "regions: expected a region with one of the keys"),
+        ({"boxes": 5}, r"expected boxes of shape \(n, 4\), got \(\)"),
+        ({"boxes": [[1, 2], [3]]}, "expected boxes as numbers of shape"),
+        ({"boxes": [CORNERS], "scores": [0.5, 0.4]}, "expected 1 of confidence, one for each region, got 2"),
+        ({"boxes": [CORNERS], "labels": []}, "expected 1 of class_id, one for each region, got 0"),
+        ({"boxes": [CORNERS], "masks": []}, "expected as many masks as boxes, got 0 and 1"),
+        ({"segmentation": None, "segments_info": [{"id": 1}]}, "segmentation: expected a map of ids"),
+        ({"segmentation": np.ones((240, 320)), "segments_info": [5]}, "segments_info: expected a list of dictionaries"),
+        ({"segmentation": np.ones((240, 320)), "segments_info": [{"id": 9}]}, "region 0: .*no pixel has the id 9"),
+        ({"annotations": {}}, "annotations: expected a list of dictionaries"),
+        ({"annotations": "all"}, "annotations: expected a list of dictionaries"),
+        ({"annotations": [{"image_id": 1}, {"image_id": 2}]}, "expected those of one image, got those of 2"),
+        ({"annotations": [{"image_id": 1}]}, "region 0: expected a region with one of the keys .*, got image_id"),
+        (found(xyxy=None), "expected xyxy or mask, got SimpleNamespace with neither"),
+        (found(xyxy=np.ones((2, 5))), r"expected xyxy of shape \(n, 4\), got \(2, 5\)"),
+        (found(xyxy=np.array([CORNERS]), mask=np.ones((2, 240, 320))), "expected as many masks as boxes, got 2 and 1"),
+        (found(xyxy=np.array([CORNERS]), mask=np.ones((1, 24, 40))), "region 0: Mask.40x24.*its aspect ratio"),
+        (found(xyxy=np.array([CORNERS]), confidence=np.ones((1, 2))), r"confidence of shape \(n,\), got \(1, 2\)"),
+        (found(xyxyn=np.ones((2, 3))), r"expected xyxyn of shape \(n, 4\), got \(2, 3\)"),
+        (found(boxes=None, masks=None, obb=None), "expected boxes or masks, got neither"),
+        (
+            found(boxes=found(xyxy=[CORNERS]), orig_shape=(24, 32)),
+            "of an image of 32 x 24 pixels, and this one has 320",
+        ),
     ],
 )
 def test_lists_of_regions_that_are_none(demo: Captioner, features: FeatureMap, regions: Any, message: str) -> None:

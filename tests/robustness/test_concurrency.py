@@ -1,6 +1,6 @@
 """Threads that load, describe, stream, batch, cancel and close at once: no crash, no wrong caption, nothing that grows.
 
-PATCHCAPTION_CONCURRENCY says for how many seconds; CI does 15, and before a release 600 are done.
+PATCHCAPTION_CONCURRENCY says for how many seconds; CI does 15 twice, and before a release 600 are done.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ LOADERS = int(os.environ.get("PATCHCAPTION_CONCURRENT_LOADERS", "3"))
 MAX_GROWTH_MIB = 48.0
 """From the middle to the end. Threads of the C library keep memory of their own, and loads are at work at both times;
 one captioner that is not released is 60 MiB, and hundreds of them are loaded."""
+
+CHECKING_ALLOCATORS = {"PYTHONMALLOC": "debug", "MALLOC_PERTURB_": "165", "MALLOC_CHECK_": "3"}
+"""Python's writes guards around its memory and checks them, the C library's overwrites what is freed."""
 
 WORK = """
 import asyncio, json, random, sys, threading, time
@@ -131,8 +134,11 @@ print(json.dumps(report))
 
 
 @pytest.mark.slow
-def test_sixteen_threads_neither_crash_nor_grow_nor_get_wrong_captions(demo_bundle: Path) -> None:
-    result = run_child(WORK, demo_bundle, str(SECONDS), str(LOADERS), timeout_s=SECONDS + 120)
+@pytest.mark.parametrize("allocators", [{}, CHECKING_ALLOCATORS], ids=["", "checked"])
+def test_sixteen_threads_neither_crash_nor_grow_nor_get_wrong_captions(
+    demo_bundle: Path, allocators: dict[str, str]
+) -> None:
+    result = run_child(WORK, demo_bundle, str(SECONDS), str(LOADERS), timeout_s=SECONDS + 120, variables=allocators)
     assert result.returncode == 0, result.stderr[-2000:]
     report = json.loads(result.stdout)
     print(report)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-RUNS = 8000
+RUNS = 3000
 
 
 @pytest.mark.slow

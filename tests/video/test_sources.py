@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from PIL import Image
 from runtime import Captioner, ImageError, VideoError, WholeImage
 from runtime.image import open_image
 from runtime.options import StreamOptions
-from runtime.video import sources
+from runtime.video import pyav, sources
+from runtime.video.addresses import VideoAddress
 from runtime.video.sources import open_source
 from tests.children import run_child
 from tests.conftest import write_clip
@@ -162,8 +164,6 @@ def test_a_title_in_latin_1_is_no_obstacle(tmp_path: Path) -> None:
 def test_a_frame_that_cannot_be_converted_is_counted(
     clip: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
 ) -> None:
-    from runtime.video import pyav
-
     upright, calls = pyav._upright, list[int]()
 
     def convert(decoded: av.VideoFrame) -> Any:
@@ -246,6 +246,15 @@ def test_a_silent_source_is_lost_after_its_time(broadcast: bytes, demo: Captione
         stream = demo.stream(camera.url, [WholeImage()], timeout_s=0.3, policy="block")
         with pytest.raises(VideoError, match=f"{camera.url}: lost: silent for 0.3 s"):
             list(stream)
+
+
+def test_silence_counts_though_a_parser_gives_out_its_last_packet(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = pyav.VideoInput(VideoAddress.of_file(str(clip)), timeout_s=2)
+    clock = count(step=3)
+    monkeypatch.setattr(pyav, "monotonic", lambda: next(clock))
+    pictures = opened.pictures()
+    with pytest.raises(VideoError, match=f"{clip}: lost: silent for 2 s"):
+        assert len(list(pictures)) <= 1
 
 
 def test_a_source_that_never_answers_is_not_opened(demo: Captioner) -> None:

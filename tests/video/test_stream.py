@@ -322,7 +322,7 @@ def test_detections_become_boxes_or_masks() -> None:
     assert as_regions(SimpleNamespace(xyxy=np.empty((0, 4))), (6, 4)) == []
     assert as_regions([WholeImage()], (6, 4)) == [WholeImage()]
     for wrong, message in (
-        ("box", "expected a list of regions or something with xyxy or mask, got str"),
+        ("box", "expected a list of regions, got str; boxes .*"),
         (SimpleNamespace(xyxy=np.zeros(4)), r"xyxy of shape \(n, 4\), got \(4,\)"),
         (
             SimpleNamespace(xyxy=np.array([[1, 1, 3, 3], [9, 1, 12, 3]])),
@@ -447,7 +447,7 @@ def failing(kind: str) -> tuple[Any, Any, type[Exception], str]:
         "image": (ImageError, "frame 2: image array: expected dtype uint8"),
         "detector": (ZeroDivisionError, "no anchors"),
         "region": (RegionError, "frame 2: region 0: Box.* lies outside the image"),
-        "regions": (RegionError, "frame 2: regions: expected a list of regions or something with xyxy"),
+        "regions": (RegionError, "frame 2: regions: expected a list of regions, got str"),
     }
     return source(), regions, *errors[kind]
 
@@ -493,7 +493,7 @@ def test_a_folder_of_broken_images_is_an_error(demo: Captioner, tmp_path: Path) 
     ("options", "message"),
     [
         ({"policy": "wait"}, 'policy: expected "drop" or "block"'),
-        ({"every": 0}, "every: expected at least 1"),
+        ({"every": 0}, "every: expected a whole number from 1 on"),
         ({"workers": 0}, "workers: expected a whole number from 1 to 512"),
         ({"reuse": 1.5}, "reuse: expected a cosine"),
         ({"beams": 0}, "beams: expected a whole number"),

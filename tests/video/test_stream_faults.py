@@ -219,7 +219,7 @@ def test_captions_are_reused_beside_a_bad_region(demo: Captioner) -> None:
 
 
 def test_regions_that_are_none_are_refused_before_the_first_frame(demo: Captioner) -> None:
-    with pytest.raises(RegionError, match="expected a list of regions or something with xyxy or mask, got int"):
+    with pytest.raises(RegionError, match="expected a list of regions, got int"):
         demo.stream([frame_image(0)], 7)  # type: ignore[arg-type]
 
 

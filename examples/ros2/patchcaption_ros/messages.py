@@ -30,12 +30,26 @@ def regions_of(message: Any, image_wh: tuple[int, int]) -> dict[int, Region]:
 
 
 def captions_as_text(captions: Mapping[int, Caption], message: Any, seconds: float) -> str:
-    """Return the JSON of a std_msgs/String: the image's time, and each detection's index, id and caption."""
+    """Return the JSON of a std_msgs/String: the image's time, and each detection's index, id, class and caption."""
     described = [
-        {"detection": index, "id": message.detections[index].id, **caption_as_json(caption)}
+        {
+            "detection": index,
+            "id": message.detections[index].id,
+            **_best_class(message.detections[index]),
+            **caption_as_json(caption),
+        }
         for index, caption in captions.items()
     ]
     return json.dumps({"seconds": seconds, "captions": described})
+
+
+def _best_class(detection: Any) -> dict[str, Any]:
+    """Return the class that a vision_msgs/Detection2D is most likely of, and how likely; nothing if it says none."""
+    hypotheses = [result.hypothesis for result in getattr(detection, "results", ())]
+    if not hypotheses:
+        return {}
+    best = max(hypotheses, key=lambda one: one.score)
+    return {"class": best.class_id, "confidence": float(best.score)} if math.isfinite(best.score) else {}
 
 
 def _corners(box: Any) -> tuple[float, float, float, float]:

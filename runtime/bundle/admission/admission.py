@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 from runtime.bundle.admission.contract import EngineContract
 from runtime.bundle.admission.onnx_file import (
@@ -27,6 +26,7 @@ from runtime.bundle.admission.operators import (
 from runtime.bundle.admission.shape_rules import Made, OperatorCall, TensorFacts
 from runtime.bundle.admission.sizes import AxisSize, as_text, product
 from runtime.bundle.graph_io import TensorSpec
+from runtime.bundle.held_file import HeldFile
 from runtime.errors import BundleError
 
 _MAX_CONSTANT_BYTES = 2**16
@@ -35,22 +35,24 @@ _MAX_WEIGHT_COPIES = 4
 """The tensors of a weight's size that a graph may compute for each weight: its rounded form and that converted back."""
 
 
-def admit(path: Path, contract: EngineContract, file_bytes: Mapping[str, int]) -> OnnxGraph:
+def admit(file: HeldFile, contract: EngineContract, files: Mapping[str, HeldFile]) -> OnnxGraph:
     """Return a graph that is what the exporter writes for an engine.
 
     Args:
-        file_bytes: the sizes of the bundle's files; its weights may lie in these.
+        file: the graph's.
+        contract: the engine's.
+        files: those of the bundle by their names; the graph's weights may lie in these.
 
     Raises:
         BundleError: it is not, and where.
     """
-    graph = read_onnx_file(path)
+    graph = read_onnx_file(file)
     try:
         _check_header(graph)
-        weights = _Weights(path.parent, file_bytes)
+        weights = _Weights(files)
         _Inference(contract, {one.name: weights.facts(one) for one in graph.weights}).run(graph)
     except NotAdmittedError as error:
-        raise BundleError(f"{path}: not a graph of the exporter's: {error}; build the bundle again") from None
+        raise BundleError(f"{file.path}: not a graph of the exporter's: {error}; build the bundle again") from None
     return graph
 
 
@@ -70,10 +72,9 @@ def _check_header(graph: OnnxGraph) -> None:
 class _Weights:
     """Checks weights and constants against the files that they lie in."""
 
-    def __init__(self, folder: Path, file_bytes: Mapping[str, int]) -> None:
-        self._folder = folder
-        self._file_bytes = file_bytes
-        self._left = dict(file_bytes)
+    def __init__(self, files: Mapping[str, HeldFile]) -> None:
+        self._files = files
+        self._left = {name: file.size for name, file in files.items()}
         self._constant_bytes = 0
 
     def facts(self, weight: GraphWeight) -> TensorFacts:
@@ -100,11 +101,11 @@ class _Weights:
 
     def _check_place(self, name: str, place: ExternalBytes) -> None:
         """Raise unless values lie in a file of the bundle, no more of them in all than it has bytes."""
-        size = self._file_bytes.get(place.file)
-        if size is None:
+        file = self._files.get(place.file)
+        if file is None:
             raise NotAdmittedError(f"its weights are in {place.file!r}, which is no file of the bundle")
         self._left[place.file] -= place.length
-        if place.offset + place.length > size or self._left[place.file] < 0:
+        if place.offset + place.length > file.size or self._left[place.file] < 0:
             raise NotAdmittedError(f"tensor {name!r}: more bytes than {place.file} has")
 
     def _numbers(self, weight: GraphWeight) -> Sequence[int]:
@@ -113,20 +114,10 @@ class _Weights:
             self._constant_bytes += stored.length
             if self._constant_bytes > _MAX_CONSTANT_BYTES:
                 raise NotAdmittedError(f"tensor {weight.name!r}: more than {_MAX_CONSTANT_BYTES} bytes of constants")
-            stored = self._read(stored)
+            content = bytearray(stored.length)
+            self._files[stored.file].read_into(memoryview(content), stored.offset)
+            stored = bytes(content)
         return memoryview(stored).cast("q")
-
-    def _read(self, place: ExternalBytes) -> bytes:
-        path = self._folder / place.file
-        try:
-            with path.open("rb") as file:
-                file.seek(place.offset)
-                content = file.read(place.length)
-        except OSError as error:
-            raise BundleError(f"{path}: cannot be read: {error}") from None
-        if len(content) != place.length:
-            raise BundleError(f"{path}: truncated; build the bundle again")
-        return content
 
 
 class _Inference:

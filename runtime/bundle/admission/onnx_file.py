@@ -11,9 +11,9 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from runtime.bundle.held_file import HeldFile
 from runtime.errors import BundleError
 
 MAX_FILE_BYTES = 2**20
@@ -192,18 +192,18 @@ class OnnxGraph:
         return frozenset(one.values.file for one in self.weights if isinstance(one.values, ExternalBytes))
 
 
-def read_onnx_file(path: Path) -> OnnxGraph:
+def read_onnx_file(file: HeldFile) -> OnnxGraph:
     """Read a graph's file.
 
     Raises:
         BundleError: it cannot be read, or has something that the exporter does not write.
     """
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
-        return parse_graph(content)
-    except (OSError, NotAdmittedError) as error:
-        raise BundleError(f"{path}: not a graph of the exporter's: {error}; build the bundle again") from None
+        if file.size > MAX_FILE_BYTES:
+            raise NotAdmittedError(f"larger than {MAX_FILE_BYTES} bytes")
+        return parse_graph(bytes(file.read()))
+    except NotAdmittedError as error:
+        raise BundleError(f"{file.path}: not a graph of the exporter's: {error}; build the bundle again") from None
 
 
 def parse_graph(content: bytes) -> OnnxGraph:
@@ -212,8 +212,6 @@ def parse_graph(content: bytes) -> OnnxGraph:
     Raises:
         NotAdmittedError: they have something that the exporter does not write.
     """
-    if len(content) > MAX_FILE_BYTES:
-        raise NotAdmittedError(f"larger than {MAX_FILE_BYTES} bytes")
     model = _read_message("ModelProto", content, 0, len(content))
     graph = model.get("graph", {})
     return OnnxGraph(
