@@ -51,12 +51,10 @@ def run_tool(name: str, arguments: Sequence[str]) -> int:
         with ending_at_once():
             claim("export")
             module = import_module(tool.module)
-    except ModuleNotFoundError as error:
+        return _run_demo(prog, arguments, module) if name == _DEMO else int(module.main(arguments, prog))
+    except ModuleNotFoundError as error:  # also of what is imported where it is used
         fix = _ONNXRUNTIME if error.name == "onnxruntime" else f"pip install 'patchcaption[{tool.extra}]'"
         return exits.fail(f"{name}: {error}: {fix}", exits.UNUSABLE)
-    if name == _DEMO:
-        return _run_demo(prog, arguments, module)
-    return int(module.main(arguments, prog))
 
 
 def _run_demo(prog: str, arguments: Sequence[str], build_engines: ModuleType) -> int:
