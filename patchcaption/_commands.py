@@ -16,6 +16,7 @@ from runtime.cli import exits
 from runtime.cli.main import main as run_runtime
 
 _DEMO = "demo"
+_ONNXRUNTIME = "pip install 'patchcaption[cpu]', or [gpu]; the two have one module and exclude each other"
 _SAMPLE_IN_A_CLONE = "export/demo/sample"
 
 
@@ -50,11 +51,10 @@ def run_tool(name: str, arguments: Sequence[str]) -> int:
         with ending_at_once():
             claim("export")
             module = import_module(tool.module)
-    except ModuleNotFoundError as error:
-        return exits.fail(f"{name}: {error}: pip install 'patchcaption[{tool.extra}]'", exits.UNUSABLE)
-    if name == _DEMO:
-        return _run_demo(prog, arguments, module)
-    return int(module.main(arguments, prog))
+        return _run_demo(prog, arguments, module) if name == _DEMO else int(module.main(arguments, prog))
+    except ModuleNotFoundError as error:  # also of what is imported where it is used
+        fix = _ONNXRUNTIME if error.name == "onnxruntime" else f"pip install 'patchcaption[{tool.extra}]'"
+        return exits.fail(f"{name}: {error}: {fix}", exits.UNUSABLE)
 
 
 def _run_demo(prog: str, arguments: Sequence[str], build_engines: ModuleType) -> int:

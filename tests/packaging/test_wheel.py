@@ -112,12 +112,14 @@ def test_errors_name_commands_that_are_there(site: Path, tmp_path: Path) -> None
     assert elsewhere == set()
 
 
-def test_what_an_extra_brings_is_named_where_it_is_missing(site: Path, tmp_path: Path) -> None:
-    code = "import sys; sys.modules['h5py'] = None; from patchcaption.__main__ import main; sys.exit(main(['build']))"
-    done = run(tmp_path, "-c", code, path=site)
+@pytest.mark.parametrize(("missing", "fix"), [("h5py", "[export]'"), ("onnxruntime", "[cpu]', or [gpu]")])
+def test_what_an_extra_brings_is_named_where_it_is_missing(site: Path, tmp_path: Path, missing: str, fix: str) -> None:
+    start = f"import sys; sys.modules[{missing!r}] = None"
+    done = run(tmp_path, "-c", f"{start}\nfrom patchcaption.__main__ import main; sys.exit(main(['build']))", path=site)
     assert done.returncode == 1
     assert done.stderr.startswith("patchcaption: error: build: ")
-    assert done.stderr.endswith(": pip install 'patchcaption[export]'\n")
+    assert f": pip install 'patchcaption{fix}" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("command", ["export/build_engines.py", "export/build_plans.py", "benchmarks/quality.py"])
