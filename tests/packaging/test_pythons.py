@@ -1,6 +1,6 @@
 """The wheel on the other Pythons that are here: it builds and captions the demo.
 
-Torch is 5 GB on most of them, so it is done where PATCHCAPTION_PYTHONS=1 asks for it, as .ci/run does.
+Torch is 5 GB on most of them, so it is done where PATCHCAPTION_PYTHONS=1 asks for it, as before a release.
 """
 
 from __future__ import annotations
