@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from queue import SimpleQueue
+from threading import Lock
 from typing import Any
 
 import torch
@@ -24,6 +25,9 @@ _DTYPES = {
 }
 """Torch's dtypes by OpenVINO's names."""
 
+_core: Any = None
+_making_core = Lock()
+
 
 class OpenVinoBackend:
     """Executes the same ONNX graphs with OpenVINO on the CPU.
@@ -41,8 +45,7 @@ class OpenVinoBackend:
             openvino = import_openvino()
         except ImportError as error:
             raise BackendError(f"OpenVINO cannot be imported ({error}): pip install 'patchcaption[openvino]'") from None
-        self._core = openvino.Core()
-        self._core.set_property({"ENABLE_MMAP": False})  # a mapped file that gets shorter would end the process
+        self._core = _core_of_this_process(openvino)
         self._precision = precision
         self._version = openvino.__version__.split("-")[0]
         if precision not in _HINTS:
@@ -80,6 +83,20 @@ class OpenVinoBackend:
             raise BackendError(f"{path}: OpenVINO cannot load it: {_reason(error)}") from error
         return_free_memory()
         return OpenVinoEngine(model, files, concurrency)
+
+
+def _core_of_this_process(openvino: Any) -> Any:
+    """Return OpenVINO's core, which is made once and stays to the end of the process.
+
+    Its CPU plugin gives the thread that it is loaded in a stack for signal handlers. Destroyed, it unmaps that stack,
+    in whatever thread, and puts back the one before, be that unmapped: the next signal would end the process.
+    """
+    global _core
+    with _making_core:
+        if _core is None:
+            _core = openvino.Core()
+            _core.set_property({"ENABLE_MMAP": False})  # a mapped file that gets shorter would end the process
+        return _core
 
 
 class OpenVinoEngine:
