@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from queue import SimpleQueue
 from threading import Lock
 from typing import Any
@@ -27,6 +28,8 @@ _DTYPES = {
 
 _core: Any = None
 _making_core = Lock()
+_first_run = Lock()
+"""Held by the first run of each engine."""
 
 
 class OpenVinoBackend:
@@ -108,7 +111,7 @@ class OpenVinoEngine:
         self._path, self._contract = files.graph, files.contract
         if self._contract is not None:
             self._contract.check_declared(self._path, _declared(model.inputs), _declared(model.outputs))
-        self._concurrency = concurrency
+        self._concurrency, self._has_run = concurrency, False
         self._requests: SimpleQueue[Any] = SimpleQueue()  # the free ones; None once the engine is closed
         for _ in range(concurrency):
             self._requests.put(model.create_infer_request())
@@ -123,7 +126,11 @@ class OpenVinoEngine:
         feeds = {name: tensor.numpy() for name, tensor in inputs.items()}
         request = self._requests.get()
         try:
-            results = self._infer(request, feeds)
+            # Its bindings make static objects in the first run, for which one thread waits for Python's lock and another,
+            # which holds that, for the object.
+            with nullcontext() if self._has_run else _first_run:
+                results = self._infer(request, feeds)
+            self._has_run = True
         finally:
             self._requests.put(request)
         outputs = {name: torch.from_numpy(results[name]) for name in self._outputs}
