@@ -126,8 +126,8 @@ class OpenVinoEngine:
         feeds = {name: tensor.numpy() for name, tensor in inputs.items()}
         request = self._requests.get()
         try:
-            # Its bindings make static objects in the first run, for which one thread waits for Python's lock and another,
-            # which holds that, for the object.
+            # The bindings make static objects in the first run: one thread holds the object's guard and waits for
+            # Python's lock, another the reverse.
             with nullcontext() if self._has_run else _first_run:
                 results = self._infer(request, feeds)
             self._has_run = True
