@@ -133,7 +133,8 @@ class AnnotatedVideo:
             image = draw_captions(open_image(described.frame.image), found)
         except ImageError:  # the stream has passed over it
             return
-        with self._errors():
+        # An interruption between a frame and the sound before it would leave sound alone where it is the first.
+        with self._errors(), uninterrupted():
             stream = self._stream or self._new_streams(image.size)
             frame = av.VideoFrame.from_image(image.resize((stream.width, stream.height)))  # type: ignore[no-untyped-call]
             frame.pts, frame.time_base = self._tick(described), stream.codec_context.time_base

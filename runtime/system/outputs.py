@@ -121,12 +121,12 @@ class Output:
                 lock(descriptor)
             try:
                 yield file
+                with uninterrupted(), self.errors():
+                    _put_in_place(part, target)
             except BaseException:
                 with uninterrupted():
                     self._keep(part, target, note)
                 raise
-            with uninterrupted(), self.errors():
-                self._put_in_place(part, target, note)
 
     @contextmanager
     def errors(self) -> Iterator[None]:
@@ -138,19 +138,11 @@ class Output:
         except OSError as error:
             raise PatchcaptionError(f"{self}: cannot be written: {error.strerror or error}") from None
 
-    def _put_in_place(self, part: Path, target: Path, note: Note) -> None:
-        if not part.stat().st_size:
-            part.unlink()
-            return
-        try:
-            move_into_place(part, target)
-        except OSError:
-            note(f"{self}: what was written is in {part}")
-            raise
-
     def _keep(self, part: Path, target: Path, note: Note) -> None:
         """Keep what was written before an exception, which is on its way."""
         with suppress(OSError):
+            if not part.exists():  # it came after the end
+                return
             if not part.stat().st_size:
                 part.unlink()
                 return
@@ -199,6 +191,13 @@ class Output:
         if found[0] is not None and found[1] is not None:
             return os.path.samestat(found[0], found[1]) and not stat.S_ISCHR(found[0].st_mode)
         return found == (None, None) and os.path.realpath(self._name) == os.path.realpath(other._name)
+
+
+def _put_in_place(part: Path, target: Path) -> None:
+    if part.stat().st_size:
+        move_into_place(part, target)
+    else:
+        part.unlink()
 
 
 def write_whole(file: BinaryIO, data: bytes) -> None:

@@ -203,6 +203,7 @@ def run(arguments: list[str], prepare: Prepare) -> None:
             read_end, write_end = os.pipe()
             os.dup2(write_end, 1)
             os.close(write_end)
+            sys.stdout = os.fdopen(1, "w", closefd=False)  # the old one may take it for a file that can seek
             prepare(read_end, 1)
             run_command(arguments)
         finally:

@@ -6,14 +6,15 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from threading import Thread
 
 import pytest
 
 from runtime import PatchcaptionError
+from runtime.system import outputs
 from runtime.system.outputs import Output, check_distinct, write_whole
 from tests.conftest import ROOT
 
@@ -69,6 +70,29 @@ def test_what_was_written_takes_its_place_where_nothing_was(tmp_path: Path) -> N
     assert grow(Output(path), b"one\n", fault=KeyboardInterrupt()) == []
     assert path.read_text() == "one\n"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("is_after", [False, True])
+def test_an_interruption_between_the_last_record_and_the_end_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_after: bool
+) -> None:
+    """Before interruptions are held back, or once they are let come again."""
+    entries: list[None] = []
+
+    @contextmanager
+    def interrupted() -> Iterator[None]:
+        entries.append(None)
+        if len(entries) == 1 and not is_after:
+            raise KeyboardInterrupt
+        yield
+        if len(entries) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(outputs, "uninterrupted", interrupted)
+    path, notes = tmp_path / "lines.jsonl", list[str]()
+    with pytest.raises(KeyboardInterrupt), Output(path).growing(notes.append) as file:
+        write_whole(file, b"one\n")
+    assert (path.read_text(), list(tmp_path.iterdir()), notes) == ("one\n", [path], [])
 
 
 @pytest.mark.parametrize("fault", [None, KeyboardInterrupt()])
