@@ -159,7 +159,8 @@ def _export_graphs(
     backbone = export_graph(backbone_spec(checkpoint.backbone, images), folder, options.precision, device)
     engines: dict[EngineName, EngineRecord] = {"backbone": backbone}
     progress.step("re-encoder to ONNX, checked against torch")
-    engines["reencoder"] = export_graph(reencoder_spec(checkpoint.backbone), folder, precision, device)
+    if checkpoint.backbone.last_block is not None:
+        engines["reencoder"] = export_graph(reencoder_spec(checkpoint.backbone), folder, precision, device)
     checkpoint.decoder.prepare_for(device)
     greedy, beam = _DECODER_SPECS[checkpoint.decoder.kind](checkpoint.decoder)
     progress.step("decoder to ONNX, checked against torch")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
@@ -33,6 +34,7 @@ class MemorySource:
         blocks: yields the bank's blocks in order, from the beginning with each call.
         normalize: whether vectors projected onto it get unit length.
         text_space: the space that its embeddings are in; None where its file does not say.
+        unit_rows: whether its rows get unit length once.
     """
 
     source: str
@@ -40,6 +42,7 @@ class MemorySource:
     blocks: Callable[[], Iterator[CaptionedRows]]
     normalize: bool
     text_space: str | None = None
+    unit_rows: bool = False
     temperature: float = 0.01
 
     def rows(self) -> Iterator[CaptionedRows]:
@@ -59,6 +62,8 @@ class MemorySource:
             rows_before += len(embeddings)
             kept = norms > 0
             is_empty &= not bool(kept.any())
+            if self.unit_rows:
+                embeddings = embeddings / norms.clamp_min(torch.finfo(norms.dtype).tiny)[:, None]
             if kept.all():
                 yield embeddings, captions
             else:

@@ -119,7 +119,9 @@ class Encoder:
         no_logits = torch.empty((0, config.attention_heads, layout.num_patches), device=device)
         return FeatureMap(
             tokens=_concat([output[TOKENS] for output in outputs], no_tokens),
-            cls_attention_logits=_concat([output[CLS_ATTENTION_LOGITS] for output in outputs], no_logits),
+            cls_attention_logits=_concat([output[CLS_ATTENTION_LOGITS] for output in outputs], no_logits)
+            if config.attention_heads
+            else no_logits.new_empty((len(views), 0, layout.num_patches)),
             views=views,
             layout=layout,
         )

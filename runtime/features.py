@@ -22,7 +22,7 @@ class FeatureMap:
     Attributes:
         tokens: final-normed tokens (B, T, D): global tokens (cls, registers), then patches row by row.
         cls_attention_logits: scaled products of the cls query with each patch key in the last block (B, H, N), before
-            softmax.
+            softmax; H is 0 for backbones without cls attention.
         views: how each image lies on the backbone's input.
         layout: which token is what.
         images: the images themselves (RGB), for regions that are cropped and encoded; None where they were not kept.
@@ -84,7 +84,11 @@ class FeatureMap:
 
     @property
     def cls_attention(self) -> Tensor:
-        """How much the cls token attends to each patch (B, N), summing to 1 (published-system.md, section 3)."""
+        """How much the cls token attends to each patch (B, N), summing to 1 (published-system.md, section 3).
+
+        Raises:
+            RegionError: the backbone has no cls attention.
+        """
         return cls_attention(self.cls_attention_logits)
 
 

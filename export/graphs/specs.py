@@ -16,12 +16,12 @@ from export.models.base import BackboneModel
 from export.models.decap_decoder import DecapBeamStep, DecapConfig, DecapStep
 from export.models.reencoder import Reencoder
 from runtime.bundle.graph_io import (
-    BACKBONE,
     IMAGES,
     REENCODER,
     REGION_TOKENS,
     REGIONS,
     GraphIo,
+    backbone,
     beam_decoder_step,
     decoder_step,
 )
@@ -54,13 +54,13 @@ class GraphSpec:
     weights_from: str | None = None
 
 
-def backbone_spec(backbone: BackboneModel, images: Tensor | None = None) -> GraphSpec:
+def backbone_spec(model: BackboneModel, images: Tensor | None = None) -> GraphSpec:
     """Return the graph of a backbone.
 
     Args:
         images: pixels (B, S, S, 3) uint8 like those to come; without them noise and a pattern have to do.
     """
-    size = backbone.image_size
+    size = model.image_size
 
     def noise(count: int, seed: int) -> Inputs:
         generator = torch.Generator().manual_seed(seed)
@@ -68,8 +68,8 @@ def backbone_spec(backbone: BackboneModel, images: Tensor | None = None) -> Grap
 
     samples: list[Inputs] = [] if images is None else [(image,) for image in images.split(1)]
     return GraphSpec(
-        module=backbone,
-        io=BACKBONE,
+        module=model,
+        io=backbone(model.numbers.attention_heads > 0),
         example=noise(2, 0),
         dynamic_shapes=({0: torch.export.Dim(IMAGES, min=1)},),
         calibration=[noise(1, 0), (_smooth_image(size),)],

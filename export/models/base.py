@@ -8,7 +8,8 @@ from typing import ClassVar
 from torch import nn
 
 from runtime.backends.base import Device
-from runtime.bundle import BackboneConfig, DecoderConfig, EnginePrecision
+from runtime.bundle import BackboneConfig, DecoderConfig, EnginePrecision, Preprocessing, TokenLayout
+from runtime.bundle.manifest import Rgb
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,33 @@ class BundleNumbers:
     resize_short_side: int | None = None
 
 
+@dataclass(frozen=True)
+class BackboneNumbers:
+    """What the manifest says of a backbone, apart from what its bundle shares.
+
+    Attributes:
+        embed_dim: width of its blocks.
+        output_dim: D, width of its tokens.
+        attention_heads: H, heads of the cls attention; 0 where there is none.
+    """
+
+    image_size: int
+    patch_size: int
+    embed_dim: int
+    output_dim: int
+    depth: int
+    num_heads: int
+    attention_heads: int
+    tokens: TokenLayout
+    mean: Rgb
+    std: Rgb
+
+
 class BackboneModel(nn.Module):
     """A backbone for one input size: uint8 RGB pixels (B, S, S, 3) to tokens (B, T, D) and cls logits (B, H, N).
+
+    Tokens are in the manifest's order: cls or what stands in its place first, then registers, then patches. A family
+    without cls attention returns tokens alone.
 
     Attributes:
         family: its name in the manifest.
@@ -37,27 +63,54 @@ class BackboneModel(nn.Module):
     family: ClassVar[str]
 
     @property
+    def numbers(self) -> BackboneNumbers:
+        """What the manifest says of it."""
+        raise NotImplementedError
+
+    @property
+    def last_block(self) -> nn.Module | None:
+        """The block that re-encoded regions pass once more: called with x and a token mask, it returns x first.
+
+        None where tokens cannot pass it again, after an output projection or a rotation for example.
+        """
+        return None
+
+    @property
     def image_size(self) -> int:
         """S, the side of the square input in pixels."""
-        raise NotImplementedError
+        return self.numbers.image_size
 
     @property
     def output_dim(self) -> int:
         """D, the width of the tokens."""
-        raise NotImplementedError
+        return self.numbers.output_dim
 
-    @property
-    def last_block(self) -> nn.Module:
-        """The block that re-encoded regions pass once more: called with x and a token mask, it returns x first."""
-        raise NotImplementedError
-
-    def manifest_entry(self, name: str, numbers: BundleNumbers) -> BackboneConfig:
+    def manifest_entry(self, name: str, bundle: BundleNumbers) -> BackboneConfig:
         """Return what the manifest says of the backbone.
 
         Args:
             name: its published name.
         """
-        raise NotImplementedError
+        numbers = self.numbers
+        return BackboneConfig(
+            family=self.family,
+            name=name,
+            text_space=bundle.text_space,
+            embed_dim=numbers.embed_dim,
+            output_dim=numbers.output_dim,
+            depth=numbers.depth,
+            num_heads=numbers.num_heads,
+            patch_size=numbers.patch_size,
+            attention_heads=numbers.attention_heads,
+            max_batch_size=bundle.max_images,
+            tokens=numbers.tokens,
+            preprocessing=Preprocessing(
+                image_size=numbers.image_size,
+                resize_short_side=bundle.resize_short_side,
+                mean=numbers.mean,
+                std=numbers.std,
+            ),
+        )
 
 
 class DecoderModel(nn.Module):

@@ -11,12 +11,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from export.models.base import BackboneModel, BundleNumbers
-from export.models.vit import PatchEmbed, VitBlock
-from runtime.bundle import BackboneConfig, Preprocessing, TokenLayout
+from export.models.base import BackboneModel, BackboneNumbers
+from export.models.vit import (
+    BlockConfig,
+    PatchEmbed,
+    PixelNorm,
+    VitBlock,
+    cls_attention_logits,
+    resize_grid,
+    resize_grid_by_factor,
+)
+from runtime.bundle import TokenLayout
 from runtime.bundle.manifest import Rgb
 
 IMAGENET_MEAN: Rgb = (0.485, 0.456, 0.406)
@@ -46,6 +53,16 @@ class Dinov2Config:
     std: Rgb = IMAGENET_STD
 
     @property
+    def block(self) -> BlockConfig:
+        """The numbers of each block."""
+        return BlockConfig(
+            self.embed_dim,
+            self.num_heads,
+            hidden_width=self.swiglu_width,
+            gate=None if self.swiglu_width is None else "joint",
+        )
+
+    @property
     def head_dim(self) -> int:
         """Width of a head."""
         return self.embed_dim // self.num_heads
@@ -65,8 +82,6 @@ class Dinov2Backbone(BackboneModel):
     """A DINOv2 backbone for one input size; its position embedding is already of that size."""
 
     family = "dinov2"
-    mean: Tensor
-    std: Tensor
 
     def __init__(self, config: Dinov2Config) -> None:
         super().__init__()
@@ -77,18 +92,25 @@ class Dinov2Backbone(BackboneModel):
         if config.num_registers:
             self.register_tokens = nn.Parameter(torch.zeros(1, config.num_registers, width))
         self.patch_embed = PatchEmbed(width, config.patch_size)
-        self.blocks = nn.ModuleList(VitBlock(width, config.num_heads, config.swiglu_width) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(VitBlock(config.block) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.register_buffer("mean", torch.tensor(config.mean, device="cpu").reshape(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config.std, device="cpu").reshape(3, 1, 1), persistent=False)
+        self.pixel_norm = PixelNorm(config.mean, config.std)
 
     @property
-    def image_size(self) -> int:
-        return self.config.image_size
-
-    @property
-    def output_dim(self) -> int:
-        return self.config.embed_dim
+    def numbers(self) -> BackboneNumbers:
+        config = self.config
+        return BackboneNumbers(
+            image_size=config.image_size,
+            patch_size=config.patch_size,
+            embed_dim=config.embed_dim,
+            output_dim=config.embed_dim,
+            depth=config.depth,
+            num_heads=config.num_heads,
+            attention_heads=config.attention_heads,
+            tokens=config.token_layout,
+            mean=config.mean,
+            std=config.std,
+        )
 
     @property
     def last_block(self) -> nn.Module:
@@ -100,9 +122,7 @@ class Dinov2Backbone(BackboneModel):
         The logits are the scaled products of the cls query with each patch key in the last block, before any softmax
         (published-system.md, section 3).
         """
-        # The cast comes first: TensorRT accepts uint8 at the input only, and refuses to transpose it.
-        images = (pixel_values.to(self.mean.dtype).permute(0, 3, 1, 2) / 255 - self.mean) / self.std
-        patches = self.patch_embed(images)
+        patches = self.patch_embed(self.pixel_norm(pixel_values))
         cls = self.cls_token.expand(patches.shape[0], -1, -1)
         x = torch.cat([cls, patches], dim=1) + self.pos_embed
         if self.config.num_registers:  # inserted after the position embedding: registers have none
@@ -110,35 +130,10 @@ class Dinov2Backbone(BackboneModel):
             x = torch.cat([x[:, :1], registers, x[:, 1:]], dim=1)
         for block in self.blocks:
             x, qkv = block(x)
-        return self.norm(x), self._cls_attention_logits(qkv)
-
-    def manifest_entry(self, name: str, numbers: BundleNumbers) -> BackboneConfig:
         config = self.config
-        return BackboneConfig(
-            family=self.family,
-            name=name,
-            text_space=numbers.text_space,
-            embed_dim=config.embed_dim,
-            output_dim=config.embed_dim,
-            depth=config.depth,
-            num_heads=config.num_heads,
-            patch_size=config.patch_size,
-            attention_heads=config.attention_heads,
-            max_batch_size=numbers.max_images,
-            tokens=config.token_layout,
-            preprocessing=Preprocessing(
-                image_size=config.image_size,
-                resize_short_side=numbers.resize_short_side,
-                mean=config.mean,
-                std=config.std,
-            ),
-        )
-
-    def _cls_attention_logits(self, qkv: Tensor) -> Tensor:
-        query, key, _ = qkv.unflatten(-1, (3, self.config.attention_heads, -1)).unbind(2)
-        patch_keys = key[:, 1 + self.config.num_registers :]
-        scale = self.config.head_dim**-0.5  # the blocks' own, whatever the split: as published
-        return (patch_keys * (query[:, :1] * scale)).sum(-1).transpose(1, 2)
+        scale = config.head_dim**-0.5  # the blocks' own, whatever the split: as published
+        logits = cls_attention_logits(qkv, config.attention_heads, config.token_layout.num_global, scale)
+        return self.norm(x), logits
 
 
 def resize_position_embedding(pos_embed: Tensor, grid: int, has_registers: bool) -> Tensor:
@@ -147,13 +142,4 @@ def resize_position_embedding(pos_embed: Tensor, grid: int, has_registers: bool)
     Bicubic, by DINOv2's two rules (published-system.md, section 2): models with registers resize to the grid with
     antialiasing, models without by a scale factor with an offset of 0.1 and without antialiasing.
     """
-    trained = round((pos_embed.shape[1] - 1) ** 0.5)
-    if trained == grid:
-        return pos_embed
-    patches = pos_embed[:, 1:].unflatten(1, (trained, trained)).permute(0, 3, 1, 2)
-    if has_registers:
-        patches = F.interpolate(patches, size=(grid, grid), mode="bicubic", antialias=True)
-    else:
-        factor = (grid + 0.1) / trained
-        patches = F.interpolate(patches, scale_factor=(factor, factor), mode="bicubic")
-    return torch.cat([pos_embed[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
+    return resize_grid(pos_embed, grid) if has_registers else resize_grid_by_factor(pos_embed, grid)

@@ -16,7 +16,9 @@ class Reencoder(nn.Module):
 
     def __init__(self, backbone: BackboneModel) -> None:
         super().__init__()
-        self.block = backbone.last_block
+        block = backbone.last_block
+        assert block is not None, "this backbone has no re-encoder"
+        self.block = block
         self.width = backbone.output_dim
 
     def forward(self, tokens: Tensor, token_mask: Tensor, token_weights: Tensor) -> Tensor:

@@ -9,9 +9,8 @@ from collections.abc import Mapping
 
 from runtime.backends.tensorrt.build import Profile
 from runtime.bundle import EngineName, Manifest, Shape, ShapeRange
-from runtime.bundle.engine_io import fixed_sizes
+from runtime.bundle.engine_io import engine_io, fixed_sizes
 from runtime.bundle.graph_io import (
-    BACKBONE,
     IMAGES,
     REENCODER,
     REGION_TOKENS,
@@ -44,9 +43,9 @@ def profiles_of(manifest: Manifest) -> dict[EngineName, list[Profile]]:
 
 def _backbone_profiles(manifest: Manifest) -> list[Profile]:
     """Return profiles for single images, which video brings, and for up to as many as run at once."""
-    most, sizes = manifest.backbone.max_batch_size, fixed_sizes(manifest)
-    alone = _range(BACKBONE, sizes, {IMAGES: (1, 1, 1)})
-    return [alone] if most == 1 else [alone, _range(BACKBONE, sizes, {IMAGES: (1, most, most)})]
+    most, sizes, io = manifest.backbone.max_batch_size, fixed_sizes(manifest), engine_io("backbone", manifest)
+    alone = _range(io, sizes, {IMAGES: (1, 1, 1)})
+    return [alone] if most == 1 else [alone, _range(io, sizes, {IMAGES: (1, most, most)})]
 
 
 def _decoder_profiles(manifest: Manifest) -> list[Profile]:

@@ -17,7 +17,7 @@ DEMO_CONFIG = Path(__file__).parent.parent / "demo" / "checkpoint" / CONFIG_FILE
 
 _PUBLISHED_FILES = (
     "the decoder (.pt), the memory bank (coco_captions_text_embeddings-B16-ViT-B.16-591753.h5, if it has one) and the "
-    f"backbone ({ARCHITECTURES['dinov2_vitb14_reg'].file})"
+    f"backbone ({ARCHITECTURES['dinov2_vitb14_reg'].files[0].name})"
 )
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 

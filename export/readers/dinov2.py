@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from export.checkpoint import CheckpointError, load_weights
 from export.models.dinov2 import Dinov2Backbone, Dinov2Config, resize_position_embedding
+from export.readers.backbone_family import (
+    Architecture,
+    BackboneFamily,
+    BackboneRequest,
+    FamilyOptions,
+    Settings,
+    Shapes,
+    StateDict,
+    WeightFile,
+)
 from export.readers.weight_files import read_weights, weight
 
 _HEAD_DIM = 64
@@ -48,26 +56,31 @@ _LAYER = re.compile(r"encoder\.layer\.(\d+)\.(.+)")
 _QKV_PART = re.compile(r"attention\.attention\.(query|key|value)\.(weight|bias)")
 
 
-@dataclass(frozen=True)
-class Dinov2Architecture:
-    """The sizes of a published backbone, and where it is published.
+@dataclass(frozen=True, kw_only=True)
+class Dinov2Architecture(Architecture):
+    """The numbers of a published backbone.
 
     Attributes:
         attention_heads: heads that the published system splits the cls attention into: 6 for ViT-S and 16 for all
             others, ViT-B with its 12 heads among them (published-system.md, section 3).
         swiglu_width: hidden width of its gated feed-forward layers; None for plain ones.
-        file: the name of the file that the DINOv2 hub publishes.
-        repository: where transformers' layout of it is published.
     """
 
-    embed_dim: int
-    depth: int
     num_registers: int
     attention_heads: int
     swiglu_width: int | None
-    file: str
-    repository: str
 
+
+class Dinov2Options(FamilyOptions):
+    """Attributes: ``attention``, which of queries, keys and values the last block takes as its own, "kkv" for example.
+
+    See published-system.md, section 2.
+    """
+
+    attention: str = "qkv"
+
+
+Dinov2Request: TypeAlias = BackboneRequest[Dinov2Architecture, Dinov2Options]
 
 _SIZES = {
     "s": (384, 12, 6, None, "small"),
@@ -76,17 +89,18 @@ _SIZES = {
     "g": (1536, 40, 16, 4096, "giant"),
 }
 ARCHITECTURES = {
-    f"dinov2_vit{letter}14{suffix}": Dinov2Architecture(
-        embed_dim,
-        depth,
-        registers,
-        attention_heads,
-        swiglu_width,
-        file=f"dinov2_vit{letter}14{suffix}{registers or ''}_pretrain.pth",
-        repository=f"facebook/{family}-{size}",
+    (name := f"dinov2_vit{letter}14{suffix}"): Dinov2Architecture(
+        output_dim=width,
+        depth=depth,
+        num_registers=registers,
+        attention_heads=attention_heads,
+        swiglu_width=swiglu_width,
+        default_size=518,
+        text_space="t2d-dinov2-b-2024" if letter == "b" else None,
+        files=(WeightFile(f"{name}{registers or ''}_pretrain.pth", f"facebook/{repository}-{size}", seed=f"{name}/"),),
     )
-    for letter, (embed_dim, depth, attention_heads, swiglu_width, size) in _SIZES.items()
-    for suffix, registers, family in (("", 0, "dinov2"), ("_reg", 4, "dinov2-with-registers"))
+    for letter, (width, depth, attention_heads, swiglu_width, size) in _SIZES.items()
+    for suffix, registers, repository in (("", 0, "dinov2"), ("_reg", 4, "dinov2-with-registers"))
 }
 """The published backbones by their hub names."""
 
@@ -113,11 +127,11 @@ def recognizes(state: dict[str, Tensor]) -> bool:
     return "patch_embed.proj.weight" in state or is_transformers_layout(state)
 
 
-def from_state(
-    state: dict[str, Tensor], image_size: int, source: str, name: str | None = None, attention: str = "qkv"
-) -> Dinov2Backbone:
-    """Return the backbone of a state dict, as `backbone_from_state`, with its architecture by published name."""
-    return backbone_from_state(state, image_size, source, ARCHITECTURES.get(name or ""), attention)
+def from_state(state: StateDict, request: Dinov2Request) -> Dinov2Backbone:
+    """Return the backbone of a state dict, as `backbone_from_state`."""
+    return backbone_from_state(
+        state, request.image_size, request.source, request.architecture, request.options.attention
+    )
 
 
 def backbone_from_state(
@@ -185,10 +199,11 @@ def _second_size(state: dict[str, Tensor], name: str, axes: int, source: str) ->
 
 
 def _check_architecture(config: Dinov2Config, expected: Dinov2Architecture, source: str) -> None:
-    for name in ("embed_dim", "depth", "num_registers", "swiglu_width"):
-        wanted, got = getattr(expected, name), getattr(config, name)
+    found = {name: getattr(config, name) for name in ("depth", "num_registers", "swiglu_width")}
+    for name, got in ({"output_dim": config.embed_dim} | found).items():
+        wanted = getattr(expected, name)
         if got != wanted:
-            kind = expected.file.removesuffix("_pretrain.pth")
+            kind = expected.files[0].name.removesuffix("_pretrain.pth")
             raise CheckpointError(f"{source}: expected {kind}, whose {name} is {wanted}, got {got}")
 
 
@@ -207,10 +222,9 @@ def _reorder_qkv(state: dict[str, Tensor], config: Dinov2Config, attention: str,
     return reordered
 
 
-def state_shapes(name: str) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a published backbone's weights in the hub's layout, by name."""
-    architecture = ARCHITECTURES[name]
-    width, registers, gated = architecture.embed_dim, architecture.num_registers, architecture.swiglu_width
+def state_shapes(architecture: Dinov2Architecture, image_size: int = 0) -> Shapes:
+    """Return the shapes of a published backbone's weights in the hub's layout, by name, whatever the image size."""
+    width, registers, gated = architecture.output_dim, architecture.num_registers, architecture.swiglu_width
     shapes: dict[str, tuple[int, ...]] = {
         "cls_token": (1, 1, width),
         "pos_embed": (1, 1 + _PRETRAINED_GRID**2, width),
@@ -250,21 +264,6 @@ def _feed_forward_shapes(
         f"{second}.weight": (width, second_in),
         f"{second}.bias": (width,),
     }
-
-
-def seeded_weight(name: str, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return the random weight of a name, from standard normal numbers (published-system.md, section 8)."""
-    if name.endswith("gamma"):
-        return np.float32(0.2) + np.float32(0.05) * x
-    if "norm" in name and name.endswith("weight"):
-        return 1 + np.float32(0.1) * x
-    if name.endswith("bias"):
-        return np.float32(0.02) * x
-    if name in ("cls_token", "register_tokens", "mask_token"):
-        return np.float32(0.5) * x
-    if name == "pos_embed":
-        return np.float32(0.3) * x
-    return x / np.float32(math.sqrt(math.prod(x.shape[1:])))
 
 
 def is_transformers_layout(state: dict[str, Tensor]) -> bool:
@@ -308,3 +307,20 @@ def _hub_layer_name(number: str, name: str) -> str | None:
         return f"blocks.{number}.{_HUB_SCALE_NAMES[name]}"
     module, _, part = name.rpartition(".")
     return f"blocks.{number}.{_HUB_LAYER_NAMES[module]}.{part}" if module in _HUB_LAYER_NAMES else None
+
+
+def _options_of(settings: Settings) -> dict[str, str]:
+    attention = settings.get("attention_type") or ("kkv" if settings.get("kkv_attention") else None)
+    return {} if attention is None else {"attention": str(attention)}
+
+
+FAMILY = BackboneFamily(
+    "dinov2",
+    ARCHITECTURES,
+    Dinov2Options,
+    recognizes,
+    from_state,
+    state_shapes,
+    settings=frozenset({"kkv_attention", "attention_type"}),
+    options_of=_options_of,
+)

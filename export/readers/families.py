@@ -6,87 +6,30 @@ To add one: its model (`export/models/`), its reader (here), a line in `BACKBONE
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias
-
-import numpy as np
-import numpy.typing as npt
-from torch import Tensor
 
 from export.checkpoint import CheckpointError
-from export.models import BackboneModel, DecoderModel
-from export.readers import dinov2
+from export.models import DecoderModel
+from export.readers import clip, dinov2
+from export.readers.backbone_family import AnyFamily, Architecture, StateDict
 from export.readers.decap import read_decap
 
-StateDict: TypeAlias = dict[str, Tensor]
-Array: TypeAlias = npt.NDArray[np.float32]
-
-
-class Architecture(Protocol):
-    """A published backbone."""
-
-    @property
-    def embed_dim(self) -> int:
-        """D, the width of its tokens."""
-        ...
-
-    @property
-    def file(self) -> str:
-        """The name of its published file."""
-        ...
-
-    @property
-    def repository(self) -> str:
-        """The hub's repository of it in transformers' layout."""
-        ...
-
-
-@dataclass(frozen=True)
-class BackboneFamily:
-    """One family of backbones.
-
-    Attributes:
-        name: its name in the manifest.
-        architectures: its published backbones, by name.
-        recognizes: returns whether a state dict is of this family, in any of its published layouts.
-        from_state: makes a model of a state dict: (state, image size, source, published name or None, attention type).
-        state_shapes: returns the shapes of a published backbone's weights, by name.
-        seeded_weight: returns the random weight of a name, from standard normal numbers of its shape.
-    """
-
-    name: str
-    architectures: Mapping[str, Architecture]
-    recognizes: Callable[[StateDict], bool]
-    from_state: Callable[[StateDict, int, str, str | None, str], BackboneModel]
-    state_shapes: Callable[[str], Mapping[str, tuple[int, ...]]]
-    seeded_weight: Callable[[str, Array], Array]
-
-
-BACKBONE_FAMILIES = (
-    BackboneFamily(
-        "dinov2",
-        dinov2.ARCHITECTURES,
-        dinov2.recognizes,
-        dinov2.from_state,
-        dinov2.state_shapes,
-        dinov2.seeded_weight,
-    ),
-)
+BACKBONE_FAMILIES: tuple[AnyFamily, ...] = (dinov2.FAMILY, clip.FAMILY)
 
 DECODER_READERS: Mapping[str, Callable[[Path, int], DecoderModel]] = {"decap": read_decap}
 """The readers of decoders by kind: each makes a model of (file, size of the vocabulary that has text)."""
 
 
-def find_architecture(name: str) -> tuple[BackboneFamily, Architecture] | None:
-    """Return a published backbone and its family; None for a name that was never published."""
+def find_architecture(name: str) -> tuple[AnyFamily, Architecture] | None:
+    """Return a published backbone and its family, by any of its names; None for a name that was never published."""
     for family in BACKBONE_FAMILIES:
-        if name in family.architectures:
-            return family, family.architectures[name]
+        found = family.find(name)
+        if found is not None:
+            return family, family.architectures[found]
     return None
 
 
-def recognize_family(state: StateDict, source: str) -> BackboneFamily:
+def recognize_family(state: StateDict, source: str) -> AnyFamily:
     """Return the family of a state dict.
 
     Raises:

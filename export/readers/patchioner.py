@@ -14,10 +14,10 @@ from tokenizers import Tokenizer
 
 from export.checkpoint import Checkpoint, CheckpointError
 from export.models import BackboneModel, DecoderModel
+from export.readers.backbone_family import Architecture, BackboneRequest
 from export.readers.clip_bpe import MERGES_FILE, read_clip_bpe, read_tokenizer
 from export.readers.families import (
     DECODER_READERS,
-    Architecture,
     architecture_names,
     find_architecture,
     recognize_family,
@@ -74,8 +74,6 @@ _OTHER_SYSTEMS = (
     "invite",
 )
 """Prefixes of keys that, if set, make it another system than the one that is built here."""
-_PUBLISHED_TEXT_SPACES = {"dinov2_vitb14_reg": "t2d-dinov2-b-2024", "dinov2_vitb14": "t2d-dinov2-b-2024"}
-"""The spaces of the published banks and decoders, by the backbone that they were made for."""
 _TEXT_SPACE_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]*")
 """The names of spaces that the manifest accepts."""
 
@@ -169,7 +167,8 @@ def _read_backbone(path: Path, size: int, settings: dict[str, Any]) -> BackboneM
     state, name = read_weights(path), str(settings["dino_model"])
     found = find_architecture(name)
     family = recognize_family(state, str(path)) if found is None else found[0]
-    return family.from_state(state, size, str(path), name if found else None, _attention(settings))
+    options = family.read_options(family.options_of(settings), str(path))
+    return family.from_state(state, BackboneRequest(size, str(path), found[1] if found else None, options))
 
 
 def _check_width(decoder: DecoderModel, decoder_file: Path, width: int, prefix_size: int) -> None:
@@ -199,7 +198,9 @@ def _text_space(settings: dict[str, Any], folders: Sequence[Path], path: Path) -
     if projection is not None:
         return read_talk2dino(projection).text_space
     model = str(settings["dino_model"])
-    return _PUBLISHED_TEXT_SPACES.get(model, f"t2d-{re.sub('[^A-Za-z0-9._-]', '-', model)}")
+    found = find_architecture(model)
+    published = found[1].text_space if found else None
+    return published or f"t2d-{re.sub('[^A-Za-z0-9._-]', '-', model)}"
 
 
 def _decoder_request(settings: dict[str, Any], repository: str | None, path: Path) -> FileRequest:
@@ -212,11 +213,10 @@ def _backbone_request(settings: dict[str, Any], architecture: Architecture | Non
     if "dino_weights" in settings:
         return FileRequest(what, (str(settings["dino_weights"]),))
     assert architecture is not None  # one of the two is there
-    folder = architecture.repository.split("/")[1]
-    names = (architecture.file, folder, f"{folder}.safetensors")
-    return FileRequest(
-        f"{settings['dino_model']}, the backbone", names, ((architecture.repository, "model.safetensors"),)
-    )
+    file = architecture.files[0]
+    folder = str(file.repository).split("/")[1]
+    names = (file.name, folder, f"{folder}.safetensors")
+    return FileRequest(f"{settings['dino_model']}, the backbone", names, ((str(file.repository), "model.safetensors"),))
 
 
 def _bank_request(settings: dict[str, Any], memory_size: int, repository: str | None, path: Path) -> FileRequest:
@@ -248,10 +248,6 @@ def _captions_of(projection_type: str, path: Path) -> str:
             f"{path}: projection_type: expected {', '.join(_BANKS)} or a bank (.h5), got {projection_type!r}"
         )
     return _BANKS[kinds[0]]
-
-
-def _attention(settings: dict[str, Any]) -> str:
-    return str(settings.get("attention_type") or ("kkv" if settings.get("kkv_attention") else "qkv"))
 
 
 def _tokenizer(settings: dict[str, Any], folders: Sequence[Path], source: str) -> Tokenizer:

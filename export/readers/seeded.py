@@ -1,6 +1,7 @@
 """Random weights of any published size, reproducible by name (published-system.md, section 8): no download, no meaning.
 
-`seeded:dinov2_vits14_reg,size=224,memory=2000,salt=x`: for parity with recordings and for measuring speed.
+`seeded:dinov2_vits14_reg,size=224,memory=2000,salt=x`: for parity with recordings and for measuring speed. The options
+of the backbone's family may follow too, and ``depth`` for fewer blocks.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +19,11 @@ from tokenizers import Tokenizer, decoders, models
 from torch import Tensor
 
 from export.checkpoint import END_TOKEN, CaptionedRows, Checkpoint, CheckpointError, MemorySource
+from export.readers.backbone_family import AnyFamily, Architecture, BackboneRequest, FamilyOptions
 from export.readers.clip_bpe import START_TOKEN, VOCABULARY, find_merges, read_clip_bpe
 from export.readers.decap import decoder_from_state
 from export.readers.families import architecture_names, find_architecture
+from export.text_spaces import TextSpace, text_space
 
 PREFIX = "seeded:"
 TEXT_SPACE = "seeded"
@@ -32,22 +36,47 @@ _WITHOUT_VOCABULARY = (
     "ids and scores are the same"
 )
 
+_TOKENS = ("cls_token", "register_tokens", "storage_tokens", "mask_token", "class_embedding", "probe")
+"""The last part of the names of learned tokens."""
+
 Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class SeededOptions:
-    """The options that may follow the architecture.
+    """The options that may follow the architecture, for any family.
 
     Attributes:
         salt: text before every weight's name, which makes other weights.
         memory: rows of the memory bank; 0 for none.
-        size: side of the backbone's input in pixels.
+        size: side of the backbone's input in pixels; None for the architecture's own.
+        depth: the number of blocks; None for all.
     """
 
     salt: str = ""
     memory: int = 2000
-    size: int = 518
+    size: int | None = None
+    depth: int | None = None
+
+
+@dataclass(frozen=True)
+class SeededName:
+    """A seeded name, parsed.
+
+    Attributes:
+        family_options: those of the backbone's family.
+    """
+
+    name: str
+    family: AnyFamily
+    architecture: Architecture
+    options: SeededOptions
+    family_options: FamilyOptions
+
+    @property
+    def image_size(self) -> int:
+        """S, side of the input in pixels."""
+        return self.options.size or self.architecture.default_size
 
 
 def read_seeded(name: str) -> Checkpoint:
@@ -56,51 +85,102 @@ def read_seeded(name: str) -> Checkpoint:
     Raises:
         CheckpointError: an architecture or option is unknown, or a value is not a number.
     """
-    hub_name, options = parse(name)
-    found = find_architecture(hub_name)
-    assert found is not None  # the name was checked
-    family, architecture = found
-    merges = find_merges()
-    backbone_state = {
-        part: torch.from_numpy(family.seeded_weight(part, normal(f"{options.salt}{hub_name}/{part}", shape)))
-        for part, shape in family.state_shapes(hub_name).items()
-    }
+    return make_checkpoint(parse(name), name)
+
+
+def make_checkpoint(seeded: SeededName, source: str) -> Checkpoint:
+    """Make the checkpoint of a seeded name, which is called ``source``."""
+    architecture, options, merges = seeded.architecture, seeded.options, find_merges()
+    backbone = seeded.family.from_state(
+        seeded_state(seeded),
+        BackboneRequest(seeded.image_size, source, architecture, seeded.family_options),
+    )
     decoder_state = {
         part: _decoder_weight(f"{options.salt}decap/{part}", part, shape)
-        for part, shape in _decoder_shapes(architecture.embed_dim).items()
+        for part, shape in _decoder_shapes(architecture.output_dim).items()
     }
+    space = text_space(architecture.text_space, architecture.output_dim)
     return Checkpoint(
-        source=name,
-        backbone_name=hub_name,
+        source=source,
+        backbone_name=seeded.name,
         text_space=TEXT_SPACE,
-        backbone=family.from_state(backbone_state, options.size, name, hub_name, "qkv"),
-        decoder=decoder_from_state(decoder_state, VOCABULARY, name),
-        memory=_memory(options, architecture.embed_dim, name) if options.memory else None,
+        backbone=backbone,
+        decoder=decoder_from_state(decoder_state, VOCABULARY, source),
+        memory=_memory(options, space, source) if options.memory else None,
         tokenizer=_placeholder_tokenizer() if merges is None else read_clip_bpe(merges),
         notes=(_WITHOUT_VOCABULARY,) if merges is None else (),
     )
 
 
-def parse(name: str) -> tuple[str, SeededOptions]:
-    """Parse ``seeded:ARCHITECTURE[,option=value...]``."""
-    architecture, *pairs = name.removeprefix(PREFIX).split(",")
-    known = architecture_names()
-    if architecture not in known:
-        raise CheckpointError(f"{name}: expected an architecture of {', '.join(known)}, got {architecture!r}")
+def seeded_state(seeded: SeededName) -> dict[str, Tensor]:
+    """Return the made-up weights of a backbone, by their published names."""
+    architecture, salt = seeded.architecture, seeded.options.salt
+    files = sorted(architecture.files, key=lambda file: -len(file.prefix))
+    state = {}
+    for name, shape in seeded.family.state_shapes(architecture, seeded.image_size).items():
+        file = next(file for file in files if name.startswith(file.prefix))
+        published = name.removeprefix(file.prefix)
+        value = seeded_weight(published, normal(f"{salt}{file.seed}{published}", shape))
+        for end, factor in architecture.scales.items():
+            if name.endswith(end):
+                value = value * np.float32(factor)
+        state[name] = torch.from_numpy(value)
+    return state
+
+
+def seeded_weight(name: str, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return the made-up weight of a published name, from standard normal numbers (published-system.md, section 8)."""
+    last = name.rsplit(".", 1)[-1]
+    if name.endswith("running_var"):
+        return 1 + np.float32(0.2) * np.abs(x)
+    if name.endswith("running_mean"):
+        return np.float32(0.1) * x
+    if name.endswith("gamma"):
+        return np.float32(0.2) + np.float32(0.05) * x
+    if last == "weight" and any(part in name for part in ("norm", "ln_", ".bn", "downsample.1")):
+        return 1 + np.float32(0.1) * x
+    if name.endswith("bias"):
+        return np.float32(0.02) * x
+    if last in _TOKENS or "token_embedding" in name:
+        return np.float32(0.5) * x
+    if last in ("pos_embed", "positional_embedding") or "position_embedding" in name:
+        return np.float32(0.3) * x
+    fan_in = x.shape[0] if last in ("proj", "text_projection") else math.prod(x.shape[1:])
+    return x / np.float32(math.sqrt(fan_in))
+
+
+def parse(name: str) -> SeededName:
+    """Parse ``seeded:ARCHITECTURE[,option=value...]``.
+
+    Raises:
+        CheckpointError: an architecture or option is unknown, or a value is not a number.
+    """
+    wanted, *pairs = name.removeprefix(PREFIX).split(",")
+    found = find_architecture(wanted)
+    if found is None:
+        known = ", ".join(architecture_names())
+        raise CheckpointError(f"{name}: expected an architecture of {known}, got {wanted!r}")
+    family, architecture = found
     values: dict[str, str] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
-        if not equals or key not in ("salt", "memory", "size"):
-            raise CheckpointError(f"{name}: expected salt=, memory= or size=, got {pair!r}")
-        if key != "salt" and not value.isdecimal():
+        if not equals:
+            expected = ", ".join(f"{key}=" for key in (*_COMMON, *family.options.model_fields))
+            raise CheckpointError(f"{name}: expected {expected}, got {pair!r}")
+        if key in _COMMON and key != "salt" and not value.isdecimal():
             raise CheckpointError(f"{name}: {key}: expected a whole number, got {value!r}")
         values[key] = value
-    defaults = SeededOptions()
-    return architecture, SeededOptions(
-        salt=values.get("salt", defaults.salt),
-        memory=int(values.get("memory", defaults.memory)),
-        size=int(values.get("size", defaults.size)),
-    )
+    common: dict[str, Any] = {key: values.pop(key) for key in _COMMON if key in values}
+    options = SeededOptions(**{key: value if key == "salt" else int(value) for key, value in common.items()})
+    if options.depth is not None:
+        architecture = replace(architecture, depth=options.depth)
+    known_name = family.find(wanted)
+    assert known_name is not None  # it was found by it
+    return SeededName(known_name, family, architecture, options, family.read_options(values, name))
+
+
+_COMMON = tuple(field.name for field in fields(SeededOptions))
+"""The names of the options for any family."""
 
 
 def normal(full_name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
@@ -156,17 +236,19 @@ def _decoder_weight(full_name: str, part: str, shape: tuple[int, ...]) -> Tensor
     return torch.from_numpy(x)
 
 
-def _memory(options: SeededOptions, width: int, source: str) -> MemorySource:
+def _memory(options: SeededOptions, space: TextSpace, source: str) -> MemorySource:
+    width = space.first_column + space.width
     rows = normal(f"{options.salt}memory", (options.memory, width))
     rows *= 1 + np.float32(0.3) * np.abs(normal(f"{options.salt}memory_norms", (options.memory, 1)))
     rows[7::50] = 0
+    rows = np.ascontiguousarray(rows[:, space.first_column :])
 
     def blocks() -> Iterator[CaptionedRows]:
         for start in range(0, len(rows), _BLOCK_ROWS):
             embeddings = torch.from_numpy(rows[start : start + _BLOCK_ROWS])
             yield embeddings, [f"memory caption {start + number}" for number in range(len(embeddings))]
 
-    return MemorySource(source, width, blocks, normalize=True)
+    return MemorySource(source, space.width, blocks, normalize=space.unit_output, unit_rows=space.unit_rows)
 
 
 def _placeholder_tokenizer() -> Tokenizer:

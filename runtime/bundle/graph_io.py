@@ -64,14 +64,18 @@ class GraphIo:
         return [spec.name for spec in self.outputs]
 
 
-BACKBONE = GraphIo(
-    "backbone",
-    inputs=(TensorSpec(PIXEL_VALUES, "uint8", (IMAGES, "image_size", "image_size", 3)),),
-    outputs=(
-        TensorSpec(TOKENS, "float32", (IMAGES, "tokens", "width")),
-        TensorSpec(CLS_ATTENTION_LOGITS, "float32", (IMAGES, "attention_heads", "patches")),
-    ),
-)
+def backbone(has_attention: bool) -> GraphIo:
+    """Return the contract of a backbone, whose family has cls attention or has not."""
+    attention = TensorSpec(CLS_ATTENTION_LOGITS, "float32", (IMAGES, "attention_heads", "patches"))
+    return GraphIo(
+        "backbone",
+        inputs=(TensorSpec(PIXEL_VALUES, "uint8", (IMAGES, "image_size", "image_size", 3)),),
+        outputs=(
+            TensorSpec(TOKENS, "float32", (IMAGES, "tokens", "width")),
+            *((attention,) if has_attention else ()),
+        ),
+    )
+
 
 REENCODER = GraphIo(
     "reencoder",

@@ -173,8 +173,8 @@ class BackboneConfig(Part):
     depth: Layers
     num_heads: Width
     patch_size: Pixels
-    attention_heads: Width
-    """H, heads of the cls token's attention logits."""
+    attention_heads: Annotated[int, Field(ge=0, le=2**14)]
+    """H, heads of the cls token's attention logits; 0 where the family has none."""
     max_batch_size: Annotated[int, Field(gt=0, le=1024)] = 8
     """Images per run: workspace grows with each, speed hardly."""
     tokens: TokenLayout

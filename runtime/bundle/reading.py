@@ -72,8 +72,14 @@ class Bundle(ProcessBound):
         """
         record = self.manifest.engines.get(name)
         if record is None:
+            backbone = self.manifest.backbone
             raise BundleError(
-                f"{self.folder}: it was built without {_DESCRIPTIONS.get(name, name)}; build the bundle again"
+                f"{self.folder}: it was built without {_DESCRIPTIONS.get(name, name)}"
+                + (
+                    f", which a {backbone.family} backbone has not"
+                    if name == "reencoder"
+                    else "; build the bundle again"
+                )
             )
         plan = next((plan for plan in self.manifest.plans if plan.graph == record.file), None)
         return EngineFiles(

@@ -125,6 +125,7 @@ class Canvas:
     def _logits(self) -> Tensor:
         if self.cls_attention_logits is None:
             raise RegionError("it asks for the attention of cls, which was not given")
+        check_attention(self.cls_attention_logits)
         return self.cls_attention_logits.detach().cpu().double()
 
 
@@ -172,8 +173,20 @@ def cls_attention(logits: Tensor) -> Tensor:
     """Return a distribution over the patches (..., N) for logits of the heads (..., H, N): softmax of their mean.
 
     See published-system.md, section 3.
+
+    Raises:
+        RegionError: there is no head.
     """
+    check_attention(logits)
     return torch.softmax(logits.mean(dim=-2), dim=-1)
+
+
+def check_attention(logits: Tensor) -> None:
+    """Raise RegionError if cls attention (..., H, N) has no heads, as that of many families of backbones."""
+    if logits.shape[-2] == 0:
+        raise RegionError(
+            "it asks for the attention of cls, which this bundle's backbone does not have; pool by mean or gaussian"
+        )
 
 
 def gaussian(rows: Array, columns: Array, variance: float) -> Array:

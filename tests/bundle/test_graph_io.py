@@ -11,13 +11,13 @@ from onnx import TensorProto
 from runtime.bundle import Bundle, Manifest
 from runtime.bundle.engine_io import fixed_sizes
 from runtime.bundle.graph_io import (
-    BACKBONE,
     IMAGES,
     REENCODER,
     REGION_TOKENS,
     REGIONS,
     GraphIo,
     TensorSpec,
+    backbone,
     beam_decoder_step,
     decoder_step,
     is_cache,
@@ -43,7 +43,7 @@ def manifest(demo_bundle: Path) -> Manifest:
 def contracts(manifest: Manifest) -> dict[str, GraphIo]:
     """Return the contract of each of a bundle's graphs, by its file."""
     num_layers = manifest.decoder.num_layers
-    graphs = (BACKBONE, REENCODER, decoder_step(num_layers), beam_decoder_step(num_layers))
+    graphs = (backbone(has_attention=True), REENCODER, decoder_step(num_layers), beam_decoder_step(num_layers))
     return {io.file: io for io in graphs}
 
 

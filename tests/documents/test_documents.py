@@ -117,7 +117,7 @@ def test_documents_keep_a_clone_editable(page: str) -> None:
 
 
 GRAPHS = (
-    graph_io.BACKBONE,
+    graph_io.backbone(has_attention=True),
     graph_io.decoder_step(num_layers=1),
     graph_io.beam_decoder_step(num_layers=1),
     graph_io.REENCODER,

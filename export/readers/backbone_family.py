@@ -1,0 +1,148 @@
+"""What a family of backbones must say, so that the rest of the project needs no branch for it.
+
+A family is a model (`export/models/`), a reader beside this file that defines a `BackboneFamily`, and a line in
+`export/readers/families.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeAlias, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from export.checkpoint import CheckpointError
+from export.models import BackboneModel
+
+StateDict: TypeAlias = dict[str, Tensor]
+Shapes: TypeAlias = dict[str, tuple[int, ...]]
+Settings: TypeAlias = Mapping[str, Any]
+"""The keys and values of a Patch-ioner configuration."""
+
+
+class FamilyOptions(BaseModel):
+    """What a user may choose of a family beside the size; each has a default, which is the right thing.
+
+    They are written behind a seeded name (``seeded:siglip2_base_patch16,patches=mlp``), and follow from the settings of
+    a configuration.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """One file of a backbone's published weights.
+
+    Attributes:
+        name: as it is published.
+        repository: the hub's repository that has the same weights, as model.safetensors; None where there is none.
+        seed: stands before the names of its made-up weights.
+        prefix: stands before its names in the state dict that the files make together.
+    """
+
+    name: str
+    repository: str | None
+    seed: str
+    prefix: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """A published backbone. Families add their own numbers.
+
+    Attributes:
+        output_dim: D, the width of its tokens.
+        depth: the number of its blocks.
+        files: where its weights are.
+        text_space: the space of its published banks and decoders (`export.text_spaces`); None where none is published.
+        default_size: the side of its input in pixels, where nothing else is asked for.
+        aliases: other names of it, in other libraries and on the hub.
+        scales: factors on made-up weights, by the ends of their names: what keeps random blocks from degenerating where
+            no layer scale does.
+    """
+
+    output_dim: int
+    depth: int
+    files: tuple[WeightFile, ...]
+    text_space: str | None = None
+    default_size: int = 224
+    aliases: tuple[str, ...] = ()
+    scales: Mapping[str, float] = field(default_factory=dict)
+
+
+ArchitectureT = TypeVar("ArchitectureT", bound=Architecture)
+OptionsT = TypeVar("OptionsT", bound=FamilyOptions)
+
+
+@dataclass(frozen=True)
+class BackboneRequest(Generic[ArchitectureT, OptionsT]):
+    """What a family makes a model for.
+
+    Attributes:
+        image_size: S, side of the input in pixels.
+        source: names the weights in messages.
+        architecture: what they are expected to be; None takes what is there.
+    """
+
+    image_size: int
+    source: str
+    architecture: ArchitectureT | None
+    options: OptionsT
+
+
+@dataclass(frozen=True)
+class BackboneFamily(Generic[ArchitectureT, OptionsT]):
+    """One family of backbones.
+
+    Attributes:
+        name: its name in the manifest.
+        architectures: its published backbones, by name.
+        options: what may be chosen.
+        recognizes: returns whether a state dict is of this family, in any of its published layouts.
+        from_state: makes a model of a state dict. It raises CheckpointError where that does not fit.
+        state_shapes: returns the shapes of a backbone's weights by their published names: (architecture, image size).
+        chosen_by: returns the name of the architecture that a configuration's settings choose; None for another family.
+            By default that of an architecture by ``dino_model``.
+        settings: the keys of a configuration that this family knows.
+        options_of: returns the options that follow from a configuration's settings.
+    """
+
+    name: str
+    architectures: Mapping[str, ArchitectureT]
+    options: type[OptionsT]
+    recognizes: Callable[[StateDict], bool]
+    from_state: Callable[[StateDict, BackboneRequest[ArchitectureT, OptionsT]], BackboneModel]
+    state_shapes: Callable[[ArchitectureT, int], Shapes]
+    chosen_by: Callable[[Settings], str | None] = lambda settings: None
+    settings: frozenset[str] = frozenset()
+    options_of: Callable[[Settings], Mapping[str, Any]] = lambda settings: {}
+
+    def find(self, name: str) -> str | None:
+        """Return the name of the architecture that is called so, here, in another library or on the hub."""
+        for known, architecture in self.architectures.items():
+            repositories = [file.repository for file in architecture.files[:1] if file.repository]
+            if name in (known, *architecture.aliases, *repositories):
+                return known
+        return None
+
+    def read_options(self, values: Mapping[str, Any], source: str) -> OptionsT:
+        """Return the options of named values.
+
+        Raises:
+            CheckpointError: an option is not known, or has no such value.
+        """
+        try:
+            return self.options.model_validate(dict(values))
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"]))
+            if first["type"] == "extra_forbidden":
+                known = ", ".join(self.options.model_fields) or "none"
+                raise CheckpointError(f"{source}: {name}: {self.name} has no such option; it has {known}") from None
+            raise CheckpointError(f"{source}: {name}: {first['msg'].lower()}, got {first['input']!r}") from None
+
+
+AnyFamily: TypeAlias = BackboneFamily[Any, Any]
