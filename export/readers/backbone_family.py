@@ -121,9 +121,13 @@ class BackboneFamily(Generic[ArchitectureT, OptionsT]):
     options_of: Callable[[Settings], Mapping[str, Any]] = lambda settings: {}
 
     def find(self, name: str) -> str | None:
-        """Return the name of the architecture that is called so, here, in another library or on the hub."""
+        """Return the name of the architecture that is called so, here, in another library or on the hub.
+
+        A repository on the hub stands for a backbone all of which is in it.
+        """
         for known, architecture in self.architectures.items():
-            repositories = [file.repository for file in architecture.files[:1] if file.repository]
+            files = architecture.files
+            repositories = [file.repository for file in files if file.repository] if len(files) == 1 else []
             if name in (known, *architecture.aliases, *repositories):
                 return known
         return None

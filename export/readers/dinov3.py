@@ -18,7 +18,7 @@ from export.readers.backbone_family import (
     StateDict,
     WeightFile,
 )
-from export.readers.layouts import Layout, depth_of, find_layout, to_our_names
+from export.readers.layouts import Layout, depth_of, find_layout, linear_shapes, norm_shapes, to_our_names
 from export.readers.weight_files import weight
 
 _HEAD_WIDTHS = {4096: 128}
@@ -240,31 +240,24 @@ def state_shapes(architecture: Dinov3Architecture, _image_size: int = 0) -> Shap
         "storage_tokens": (1, _NUM_REGISTERS, width),
         "patch_embed.proj.weight": (width, 3, _PATCH_SIZE, _PATCH_SIZE),
         "patch_embed.proj.bias": (width,),
-        "norm.weight": (width,),
-        "norm.bias": (width,),
+        **norm_shapes("norm", width),
     }
     block: Shapes = {
-        "norm1.weight": (width,),
-        "norm1.bias": (width,),
-        **_linear_shapes("attn.qkv", width, 3 * width),
-        **_linear_shapes("attn.proj", width, width),
+        **norm_shapes("norm1", width),
+        **linear_shapes("attn.qkv", width, 3 * width),
+        **linear_shapes("attn.proj", width, width),
         "ls1.gamma": (width,),
-        "norm2.weight": (width,),
-        "norm2.bias": (width,),
+        **norm_shapes("norm2", width),
         "ls2.gamma": (width,),
     }
     if gated_width is None:
-        block |= _linear_shapes("mlp.fc1", width, 4 * width) | _linear_shapes("mlp.fc2", 4 * width, width)
+        block |= linear_shapes("mlp.fc1", width, 4 * width) | linear_shapes("mlp.fc2", 4 * width, width)
     else:
-        block |= _linear_shapes("mlp.w1", width, gated_width) | _linear_shapes("mlp.w2", width, gated_width)
-        block |= _linear_shapes("mlp.w3", gated_width, width)
+        block |= linear_shapes("mlp.w1", width, gated_width) | linear_shapes("mlp.w2", width, gated_width)
+        block |= linear_shapes("mlp.w3", gated_width, width)
     return shapes | {
         f"blocks.{layer}.{part}": shape for layer in range(architecture.depth) for part, shape in block.items()
     }
-
-
-def _linear_shapes(name: str, inputs: int, outputs: int) -> Shapes:
-    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
 
 
 FAMILY = BackboneFamily("dinov3", ARCHITECTURES, Dinov3Options, recognizes, from_state, state_shapes)
