@@ -15,6 +15,7 @@ from torch import Tensor
 
 from export.checkpoint import CheckpointError
 from export.models import BackboneModel
+from export.text_spaces import TextSpace, text_space
 
 StateDict: TypeAlias = dict[str, Tensor]
 Shapes: TypeAlias = dict[str, tuple[int, ...]]
@@ -73,6 +74,11 @@ class Architecture:
     scales: Mapping[str, float] = field(default_factory=dict)
 
 
+def published_space(architecture: Architecture, _options: FamilyOptions | None = None) -> TextSpace:
+    """Return the text space of an architecture, as `export.text_spaces` has it."""
+    return text_space(architecture.text_space, architecture.output_dim)
+
+
 ArchitectureT = TypeVar("ArchitectureT", bound=Architecture)
 OptionsT = TypeVar("OptionsT", bound=FamilyOptions)
 
@@ -108,6 +114,8 @@ class BackboneFamily(Generic[ArchitectureT, OptionsT]):
             By default that of an architecture by ``dino_model``.
         settings: the keys of a configuration that this family knows.
         options_of: returns the options that follow from a configuration's settings.
+        space_of: returns how the memory banks of a backbone's text space are used with it: (architecture, options). By
+            default as the space itself says.
     """
 
     name: str
@@ -119,6 +127,7 @@ class BackboneFamily(Generic[ArchitectureT, OptionsT]):
     chosen_by: Callable[[Settings], str | None] = lambda settings: None
     settings: frozenset[str] = frozenset()
     options_of: Callable[[Settings], Mapping[str, Any]] = lambda settings: {}
+    space_of: Callable[[ArchitectureT, OptionsT], TextSpace] = published_space
 
     def find(self, name: str) -> str | None:
         """Return the name of the architecture that is called so, here, in another library or on the hub.

@@ -10,11 +10,17 @@ from pathlib import Path
 
 from export.checkpoint import CheckpointError
 from export.models import DecoderModel
-from export.readers import clip, dinotxt, dinov2, dinov3
+from export.readers import clip, dinotxt, dinov2, dinov3, proxyclip
 from export.readers.backbone_family import AnyFamily, Architecture, StateDict
 from export.readers.decap import read_decap
 
-BACKBONE_FAMILIES: tuple[AnyFamily, ...] = (dinotxt.FAMILY, dinov3.FAMILY, clip.FAMILY, dinov2.FAMILY)
+BACKBONE_FAMILIES: tuple[AnyFamily, ...] = (
+    proxyclip.FAMILY,
+    dinotxt.FAMILY,
+    dinov3.FAMILY,
+    clip.FAMILY,
+    dinov2.FAMILY,
+)
 """The first that recognizes weights reads them: those whose names contain others' come before these."""
 
 DECODER_READERS: Mapping[str, Callable[[Path, int], DecoderModel]] = {"decap": read_decap}
