@@ -17,7 +17,7 @@ from torch import Tensor
 from export.models.base import BackboneModel, BackboneNumbers
 from export.models.clip import ClipBackbone
 from export.models.dinov2 import Dinov2Backbone
-from export.models.vit import MASKED_LOGIT
+from export.models.vit import MASKED_LOGIT, VitBlock
 from runtime.bundle import TokenLayout
 
 _THRESHOLD, _SHARPNESS = 1.2, 3.0
@@ -76,9 +76,8 @@ class ProxyclipBackbone(BackboneModel):
         """Return tokens (B, N, D) of RGB pixels (B, S, S, 3) uint8."""
         seen, _ = self.vision(pixel_values)
         weights = self.mixing_weights(seen[:, self.vision.config.token_layout.num_global :])
-        last = self.clip.blocks[-1]
         mixed = weights @ self._values(pixel_values)
-        return (_unit(self.clip.head(self.clip.norm(last.attn.proj(mixed)))),)
+        return (_unit(self.clip.head(self.clip.norm(self._clip_block.attn.proj(mixed)))),)
 
     def mixing_weights(self, patches: Tensor) -> Tensor:
         """Return how much each patch takes of each (B, N, N), rows summing to 1, by the DINO's patches (B, N, V).
@@ -93,14 +92,21 @@ class ProxyclipBackbone(BackboneModel):
         logits = torch.maximum(similarity - _THRESHOLD * mean, similarity - nearest) * _SHARPNESS
         return torch.softmax(torch.where(logits < 0, MASKED_LOGIT, logits), dim=-1)
 
+    @property
+    def _clip_block(self) -> VitBlock:
+        """CLIP's, of which only the first norm, the values and the output projection are used."""
+        last = self.clip.blocks[-1]
+        assert isinstance(last, VitBlock)
+        return last
+
     def _values(self, pixel_values: Tensor) -> Tensor:
         """Return the values of CLIP's last block on the DINO's grid (B, N, W)."""
         images = (self.clip if self.config.clip_pixels else self.vision).pixel_norm(pixel_values)
         side = self.clip.config.image_size  # in whole patches; the pixels beyond it are not seen
         x = self.clip.embed(images[:, :, :side, :side])
-        *blocks, last = self.clip.blocks
-        for block in blocks:
+        for block in self.clip.blocks[:-1]:
             x, _ = block(x)
+        last = self._clip_block
         values = last.attn.qkv(last.norm1(x)).chunk(3, dim=-1)[2][:, 1:]
         grid, width = self.spread.shape[1], values.shape[-1]
         rows = self.spread @ values.reshape(-1, grid, grid * width)  # (B, G, g * W)
