@@ -80,12 +80,13 @@ class PoolingHead(nn.Module):
         values = self.value(patches)
         query = self.query(self.probe).expand(patches.shape[0], -1, -1)
         attended = attend(*(self._by_head(x) for x in (query, self.key(patches), values)))
-        pooled = self.proj(attended.transpose(1, 2).flatten(2))
-        if mode == "raw":
-            return torch.cat([self._feed_forward(pooled), patches], dim=1)
-        # A patch that is pooled by itself is attended to with a weight of 1.
-        alone = self.proj(values) if mode == "pool" else patches
-        return self._feed_forward(torch.cat([pooled, alone], dim=1))
+        attended = attended.transpose(1, 2).flatten(2)
+        if mode == "pool":  # alone, a patch is attended to with a weight of 1
+            return self._feed_forward(self.proj(torch.cat([attended, values], dim=1)))
+        pooled = self.proj(attended)
+        if mode == "mlp":
+            return self._feed_forward(torch.cat([pooled, patches], dim=1))
+        return torch.cat([self._feed_forward(pooled), patches], dim=1)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         return x + self.mlp(self.norm(x))
