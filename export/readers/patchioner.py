@@ -26,6 +26,7 @@ from export.readers.hub import FileRequest, find_local, resolve_files
 from export.readers.memory_hdf5 import read_memory_bank
 from export.readers.talk2dino import read_talk2dino
 from export.readers.weight_files import read_weights
+from export.text_spaces import text_space
 
 CONFIG_FILE = "config.yaml"
 
@@ -120,13 +121,15 @@ def read_patchioner(config_file: Path, origin: Origin) -> Checkpoint:
     width = backbone.output_dim
     decoder = DECODER_READERS["decap"](decoder_file, tokenizer.get_vocab_size())
     _check_width(decoder, decoder_file, width, _whole_number(settings, "prefix_size", width, config_file))
+    name = _text_space(settings, folders, config_file)
+    space, normalize = text_space(name, width), bool(settings.get("normalize", True))
     return Checkpoint(
         source=origin.source,
         backbone_name=str(settings["dino_model"]),
-        text_space=_text_space(settings, folders, config_file),
+        text_space=name,
         backbone=backbone,
         decoder=decoder,
-        memory=read_memory_bank(bank_file[0], width, bool(settings.get("normalize", True))) if bank_file else None,
+        memory=read_memory_bank(bank_file[0], space, normalize) if bank_file else None,
         tokenizer=tokenizer,
         resize_short_side=None if resize == size else resize,
         notes=notes,

@@ -11,14 +11,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from export import build_memory_bank as memory_bank
-from export.build_memory_bank import open_embedder, read_captions
+from export.build_memory_bank import read_captions
 from export.checkpoint import CheckpointError
 from export.demo import scenes
 from export.readers import DEMO_CONFIG, read_checkpoint
 from export.readers.memory_hdf5 import read_memory_bank
+from export.text_spaces import text_space
+from export.text_towers import open_text_tower
+from export.text_towers.base import TextTower
 from tests.export.conftest import talk2dino_state, whole_bank
 
 DEMO = DEMO_CONFIG.parent
+SPACE = text_space("demo", 192)
 
 FLAGS = [
     "--text-tower",
@@ -37,10 +41,10 @@ def run(captions: Path, out: Path, *more: object) -> int:
 def test_the_demos_captions_become_the_demos_bank(tmp_path: Path) -> None:
     (tmp_path / "captions.txt").write_text("\n".join(scenes.all_captions()), encoding="utf-8")
     assert run(tmp_path / "captions.txt", tmp_path / "bank.h5") == 0
-    bank = read_memory_bank(tmp_path / "bank.h5", 192, True)
+    bank = read_memory_bank(tmp_path / "bank.h5", SPACE)
     assert bank.text_space == read_checkpoint("demo").text_space
     made, captions = whole_bank(bank)
-    stored, _ = whole_bank(read_memory_bank(DEMO / "memory.h5", 192, True))
+    stored, _ = whole_bank(read_memory_bank(DEMO / "memory.h5", SPACE))
     assert captions == list(scenes.all_captions())
     assert torch.cosine_similarity(made, stored, dim=1).min() > 0.9999  # both sides were rounded to float16
     assert [path.name for path in tmp_path.iterdir() if "bank" in path.name] == ["bank.h5"]
@@ -49,23 +53,23 @@ def test_the_demos_captions_become_the_demos_bank(tmp_path: Path) -> None:
 def test_an_interrupted_bank_goes_on_to_the_same_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "captions.json").write_text(json.dumps(list(scenes.all_captions()[:100])))
     assert run(tmp_path / "captions.json", tmp_path / "whole.h5", "--batch-size", 16) == 0
-    embed, calls = memory_bank.CaptionEmbedder.embed, []
+    embed, calls = TextTower.embed, []
 
-    def interrupted(side: memory_bank.CaptionEmbedder, captions: list[str]) -> torch.Tensor:
+    def interrupted(side: TextTower, captions: list[str]) -> torch.Tensor:
         calls.append(len(captions))
         if len(calls) == 4:
             raise KeyboardInterrupt
         return embed(side, captions)
 
-    monkeypatch.setattr(memory_bank.CaptionEmbedder, "embed", interrupted)
+    monkeypatch.setattr(TextTower, "embed", interrupted)
     assert run(tmp_path / "captions.json", tmp_path / "bank.h5", "--batch-size", 16) == 130
     assert not (tmp_path / "bank.h5").exists()
     with (tmp_path / ".bank.h5.part" / "embeddings.f32").open("ab") as file:
         file.write(b"half a batch")
     assert run(tmp_path / "captions.json", tmp_path / "bank.h5", "--batch-size", 16) == 0
     assert calls == [16] * 7 + [4], "three batches of the first run were kept"
-    rows, captions = whole_bank(read_memory_bank(tmp_path / "bank.h5", 192, True))
-    expected = whole_bank(read_memory_bank(tmp_path / "whole.h5", 192, True))
+    rows, captions = whole_bank(read_memory_bank(tmp_path / "bank.h5", SPACE))
+    expected = whole_bank(read_memory_bank(tmp_path / "whole.h5", SPACE))
     torch.testing.assert_close(rows, expected[0], rtol=0, atol=0)
     assert captions == expected[1]
 
@@ -78,7 +82,7 @@ def test_unfinished_work_of_another_job_is_not_gone_on_with(
 
     (tmp_path / "captions.txt").write_text("a red circle\n")
     with monkeypatch.context() as patch:
-        patch.setattr(memory_bank.CaptionEmbedder, "embed", interrupt)
+        patch.setattr(TextTower, "embed", interrupt)
         assert run(tmp_path / "captions.txt", tmp_path / "bank.h5") == 130
     (tmp_path / "captions.txt").write_text("a blue circle\n")
     assert run(tmp_path / "captions.txt", tmp_path / "bank.h5") == 1
@@ -104,7 +108,7 @@ def test_unfinished_work_of_another_tower_of_the_same_name_is_not_gone_on_with(
     (tmp_path / "captions.txt").write_text("a red circle\n")
     flags = ("--text-tower", spoilt_tower(tmp_path / "tower"))
     with monkeypatch.context() as patch:
-        patch.setattr(memory_bank.CaptionEmbedder, "embed", interrupt)
+        patch.setattr(TextTower, "embed", interrupt)
         assert run(tmp_path / "captions.txt", tmp_path / "bank.h5", *flags) == 130
     shutil.rmtree(tmp_path / "tower")
     spoilt_tower(tmp_path / "tower", text_projection__weight=torch.ones(128, 128))
@@ -176,11 +180,11 @@ def test_files_without_captions_are_refused(name: str, text: str | None, message
 def test_a_projection_for_another_tower_is_refused(tmp_path: Path) -> None:
     torch.save(talk2dino_state("hidden_layers.0"), tmp_path / "projection.pth")
     with pytest.raises(CheckpointError, match="expected a projection of texts of width 128, .*text_tower's, got 4"):
-        open_embedder(str(DEMO / "text_tower"), tmp_path / "projection.pth", DEMO / "tokenizer.json", "cpu")
+        open_text_tower(None, str(DEMO / "text_tower"), tmp_path / "projection.pth", DEMO / "tokenizer.json", "cpu")
 
 
 def test_long_captions_are_cut_to_the_towers_context() -> None:
-    side = open_embedder(str(DEMO / "text_tower"), DEMO / "talk2dino.pth", DEMO / "tokenizer.json", "cpu")
+    side = open_text_tower(None, str(DEMO / "text_tower"), DEMO / "talk2dino.pth", DEMO / "tokenizer.json", "cpu")
     assert side.embed(["a red circle " * 100, "a red circle"]).shape == (2, 192)
 
 
