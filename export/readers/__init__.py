@@ -64,7 +64,7 @@ def _local_config(name: str, folders: tuple[Path, ...]) -> Path | None:
 
 
 def _hub_config(name: str) -> Path | None:
-    """Return the configuration of a repository: config.yaml, or the only one that it has; None where it is not to be had.
+    """Return the configuration of a repository: config.yaml, or the only one in it; None where it is not to be had.
 
     Raises:
         CheckpointError: the repository has none, or several.

@@ -371,9 +371,7 @@ def _banks_of(settings: Settings, architecture: ClipArchitecture) -> tuple[str, 
         return (bank_name("clip-", "-open_clip", str(tower or settings["dino_model"])),)
     known = next((alias for alias in architecture.aliases if alias.startswith("ViT-")), None)
     if tower and FAMILY.find(str(tower)) not in (None, FAMILY.find(str(known))):
-        raise CheckpointError(
-            f"clip_model_name: expected {known}, whose texts its backbone is aligned with, got {tower}"
-        )
+        raise CheckpointError(f"clip_model_name: expected {known}, the backbone's own text tower, got {tower}")
     plain = published_banks({"clip_model_name": tower or known}, architecture)
     if not settings.get("invite_config"):
         return plain

@@ -82,30 +82,6 @@ def small_vits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
 
 
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[tuple[str, str], Path]:
-    """A hub that serves these files of its repositories and nothing else."""
-    served: dict[tuple[str, str], Path] = {}
-
-    def metadata(url: str) -> None:
-        if not any(url == f"{repository}/{name}" for repository, name in served):
-            raise ConnectionError("Name or service not known\nand more")
-
-    def files_of(repository: str) -> list[str]:
-        if not any(served_by == repository for served_by, _ in served):
-            raise ConnectionError("Name or service not known\nand more")
-        return [name for served_by, name in served if served_by == repository]
-
-    monkeypatch.setattr("huggingface_hub.hf_hub_url", lambda repository, name: f"{repository}/{name}")
-    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", metadata)
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repository, name: str(served[repository, name]))
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
-    monkeypatch.setattr("huggingface_hub.list_repo_files", files_of)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repository, **_: files_of(repository))
-    monkeypatch.chdir(tmp_path)
-    return served
-
-
 def write_config(folder: Path, **changes: object) -> Path:
     folder.mkdir(exist_ok=True)
     settings = {key: value for key, value in {**CONFIG, **changes}.items() if value is not None}
@@ -273,6 +249,7 @@ def test_the_attention_of_the_last_block_is_reordered_as_configured(
     settings: dict[str, Any], files: Path, tmp_path: Path
 ) -> None:
     last_block = read(write_config(tmp_path / "config", **settings), files).backbone.last_block
+    assert last_block is not None
     query, key, _ = last_block.get_parameter("attn.qkv.weight").chunk(3)
     torch.testing.assert_close(query, key, rtol=0, atol=0)
 
