@@ -7,7 +7,7 @@ name of its space, and refuses a bank or a decoder of another (published-system.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 TALK2DINO = "talk2dino"
 CLIP_B16 = "openai/clip-vit-base-patch16"
@@ -69,9 +69,8 @@ TEXT_SPACES: Mapping[str, TextSpace] = {
 
 
 def text_space(name: str | None, width: int) -> TextSpace:
-    """Return the space of a name, for vectors of a width.
+    """Return the space of a name; one that is not published, of vectors of that width, is used as Talk2DINO's are.
 
-    One that is not published is used as Talk2DINO's are: rows as stored, vectors of length 1.
+    That is: rows as stored, vectors of length 1.
     """
-    known = TEXT_SPACES.get(name or "") or TextSpace(TALK2DINO, width, unit_rows=False, unit_output=True)
-    return replace(known, width=width)
+    return TEXT_SPACES.get(name or "") or TextSpace(TALK2DINO, width, unit_rows=False, unit_output=True)

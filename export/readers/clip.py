@@ -1,12 +1,16 @@
-"""Reads CLIP's vision towers as OpenAI, open_clip, timm and transformers lay them out (published-system.md, section 10).
+"""Reads CLIP's vision towers as OpenAI, open_clip, timm and transformers lay them out.
+
+See published-system.md, section 10.
 
 INViTE is CLIP with one change, the option ``invite``; DenseCLIP is CLIP by other names, at one size.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import torch
 from pydantic import Field
@@ -19,9 +23,12 @@ from export.readers.backbone_family import (
     BackboneFamily,
     BackboneRequest,
     FamilyOptions,
+    Settings,
     Shapes,
     StateDict,
     WeightFile,
+    bank_name,
+    published_banks,
 )
 from export.readers.layouts import Layout, depth_of, find_layout, to_our_names
 from export.readers.weight_files import weight
@@ -90,6 +97,7 @@ class ClipArchitecture(Architecture):
         width: of its blocks.
         trained_size: the input size of its position table; its only one, unless it ``is_resized``.
         prefix: of its names in the layout of OpenAI, for made-up weights.
+        publishes_norm: whether the published system, too, has the last norm before the projection.
     """
 
     width: int
@@ -98,6 +106,7 @@ class ClipArchitecture(Architecture):
     trained_size: int = 224
     is_resized: bool = True
     prefix: str = "visual."
+    publishes_norm: bool = True
 
 
 class ClipOptions(FamilyOptions):
@@ -120,10 +129,17 @@ ARCHITECTURES = {
         width=768,
         patch_size=patch,
         text_space=f"clip-b{patch}",
-        files=(WeightFile(f"ViT-B-{patch}.pt", f"openai/clip-vit-base-patch{patch}", seed=f"clip_vitb{patch}/"),),
+        files=(
+            WeightFile(
+                f"ViT-B-{patch}.pt",
+                f"openai/clip-vit-base-patch{patch}",
+                seed=f"clip_vitb{patch}/",
+                mirrors=(f"timm/vit_base_patch{patch}_clip_224.openai",),
+                hub_names=("model.safetensors", "pytorch_model.bin"),
+            ),
+        ),
         aliases=(
             f"vit_base_patch{patch}_clip_224.openai",
-            f"timm/vit_base_patch{patch}_clip_224.openai",
             f"ViT-B/{patch}",
         ),
     )
@@ -136,8 +152,14 @@ ARCHITECTURES = {
         patch_size=14,
         activation="gelu",
         text_space="openclip-h14",
+        publishes_norm=False,
         files=(
-            WeightFile("open_clip_pytorch_model.bin", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", seed="openclip_vith14/"),
+            WeightFile(
+                "open_clip_pytorch_model.bin",
+                "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+                seed="openclip_vith14/",
+                hub_names=("model.safetensors", "open_clip_pytorch_model.bin", "pytorch_model.bin"),
+            ),
         ),
         aliases=("ViT-H-14", "ViT-H/14", "vit_huge_patch14_clip_224.laion2b"),
     ),
@@ -151,7 +173,7 @@ ARCHITECTURES = {
         default_size=640,
         is_resized=False,
         prefix="backbone.",
-        files=(WeightFile("ViT-B-DenseCLIP.pth", None, seed="denseclip_vitb16/"),),
+        files=(WeightFile("ViT-B-DenseCLIP.pth", None, seed="denseclip_vitb16/", origin="of DenseCLIP's model zoo"),),
     ),
 }
 """The published towers."""
@@ -208,7 +230,7 @@ def _config(state: StateDict, request: ClipRequest) -> ClipConfig:
         image_size=request.image_size,
         activation="quick_gelu" if architecture is None else architecture.activation,
         self_attending=options.invite,
-        norms_output=not options.published,
+        norms_output=not options.published or (architecture is not None and architecture.publishes_norm),
     )
 
 
@@ -258,4 +280,115 @@ def state_shapes(architecture: ClipArchitecture, image_size: int) -> Shapes:
     return {f"{prefix}{name}": shape for name, shape in shapes.items()}
 
 
-FAMILY = BackboneFamily("clip", ARCHITECTURES, ClipOptions, recognizes, from_state, state_shapes)
+# Configurations
+
+
+def _part(settings: Settings, key: str) -> Mapping[str, Any]:
+    part = settings[key]
+    if not isinstance(part, dict):
+        raise CheckpointError(f"{key}: expected keys and values, got {part!r}")
+    return part
+
+
+def _of_invite(settings: Settings) -> str:
+    """Return the tower that INViTE changes: by its own key, else by others that name one."""
+    named = _part(settings, "invite_config").get("name")
+    for name in (named,) if named else (settings.get("dino_model"), settings.get("clip_model_name")):
+        patch = re.search(r"(?:B[/-]?|patch)(16|32)\b", str(name).replace("_", " "))
+        if patch:
+            return f"clip_vitb{patch[1]}"
+    raise CheckpointError(f"invite_config: name: expected ViT-B/16 or ViT-B/32, got {named!r}")
+
+
+def _of_open_clip(settings: Settings) -> str:
+    name = str(settings.get("dino_model"))
+    if FAMILY.find(name) != "openclip_vith14":
+        raise CheckpointError(f"use_open_clip: expected ViT-H/14 by dino_model, got {name!r}")
+    return "openclip_vith14"
+
+
+def _of_denseclip(settings: Settings) -> str:
+    name = str(settings["denseclip_config"])
+    if "vitb16" not in name:
+        raise CheckpointError(
+            "denseclip_config: expected denseclip_segmentation_vitb16, or ..._long_ctx with texts of 77 positions, got "
+            f"{name!r}"
+        )
+    return "denseclip_vitb16"
+
+
+def _of_alphaclip(settings: Settings) -> str:
+    """Return the tower that the published system has in place of AlphaCLIP's (published-system.md, section 17)."""
+    name = _part(settings, "alphaclip_config").get("name", "ViT-B/16")
+    if name != "ViT-B/16":
+        raise CheckpointError(f"alphaclip_config: name: expected ViT-B/16, got {name!r}")
+    if not settings.get("published"):
+        raise CheckpointError(
+            "alphaclip_config: AlphaCLIP's own tower encodes the image once for each region, which is not supported; "
+            "published: true takes plain CLIP in its place, as the published system does, for captions of the cls token"
+        )
+    return "clip_vitb16"
+
+
+_CHOICES: Mapping[str, Callable[[Settings], str]] = {
+    "invite_config": _of_invite,
+    "use_open_clip": _of_open_clip,
+    "denseclip_config": _of_denseclip,
+    "alphaclip_config": _of_alphaclip,
+}
+"""The keys that choose a tower, and how."""
+
+
+def _chosen_by(settings: Settings) -> str | None:
+    keys = [key for key in _CHOICES if settings.get(key)]
+    if len(keys) > 1:
+        raise CheckpointError(f"{', '.join(keys)}: they ask for different backbones; leave one")
+    return _CHOICES[keys[0]](settings) if keys else None
+
+
+def _options_of(settings: Settings) -> Mapping[str, Any]:
+    if not settings.get("invite_config"):
+        return {}
+    blocks = _part(settings, "invite_config").get("extract_last_k_th_token", 1)
+    return {"invite": 0 if blocks == -1 else blocks}
+
+
+def _size_of(settings: Settings) -> int | None:
+    return _part(settings, "invite_config").get("resolution") if settings.get("invite_config") else None
+
+
+def _weights_of(settings: Settings) -> str | None:
+    """Return the file of the DenseCLIP whose texts are longer, which is another model."""
+    return "ViT-B-DenseCLIP_long_ctx.pth" if "long_ctx" in str(settings.get("denseclip_config")) else None
+
+
+def _banks_of(settings: Settings, architecture: ClipArchitecture) -> tuple[str, ...]:
+    tower, dense = settings.get("clip_model_name"), settings.get("denseclip_config")
+    if dense:
+        name = re.sub(r"\.ya?ml$", "", str(dense).rsplit("/", 1)[-1])
+        return (bank_name("denseclip-", f"-denseclip-{name}", str(tower or "DenseClip")),)
+    if settings.get("use_open_clip"):
+        return (bank_name("clip-", "-open_clip", str(tower or settings["dino_model"])),)
+    known = next((alias for alias in architecture.aliases if alias.startswith("ViT-")), None)
+    if tower and FAMILY.find(str(tower)) not in (None, FAMILY.find(str(known))):
+        raise CheckpointError(f"clip_model_name: expected {known}, the backbone's own text tower, got {tower}")
+    plain = published_banks({"clip_model_name": tower or known}, architecture)
+    if not settings.get("invite_config"):
+        return plain
+    return tuple(bank.replace("clip-", "invite-", 1) for bank in plain) + plain
+
+
+FAMILY = BackboneFamily(
+    "clip",
+    ARCHITECTURES,
+    ClipOptions,
+    recognizes,
+    from_state,
+    state_shapes,
+    chosen_by=_chosen_by,
+    settings=frozenset(_CHOICES),
+    options_of=_options_of,
+    size_of=_size_of,
+    weights_of=_weights_of,
+    banks_of=_banks_of,
+)

@@ -23,7 +23,9 @@ from export.readers.backbone_family import (
     Shapes,
     StateDict,
     WeightFile,
+    bank_name,
 )
+from export.readers.hub import ANYTHING
 from export.readers.layouts import Layout, depth_of, find_layout, to_our_names
 from export.readers.weight_files import weight
 
@@ -229,28 +231,30 @@ def _with_biases(name: str, *shape: int) -> Shapes:
     return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
 
 
-def chosen_by(settings: Settings) -> str | None:
-    """Return the architecture that ``siglip2_config`` names, by its ``model_id`` or itself."""
-    chosen = settings.get(SETTING)
-    if not chosen:
-        return None
-    model = str(_model_settings(chosen).get("model_id", "google/siglip2-base-patch16-512"))
-    return FAMILY.find(model) or model
-
-
-def options_of(settings: Settings) -> Mapping[str, Any]:
-    """Return what a configuration makes of patches: raw ones, unless it says otherwise."""
+def _chosen_by(settings: Settings) -> str | None:
     if not settings.get(SETTING):
-        return {}
-    chosen = _model_settings(settings[SETTING])
-    if chosen.get("project_patches_using_mlp"):
+        return None
+    model = _of_model(settings).get("model_id", "google/siglip2-base-patch16-512")
+    found = FAMILY.find(str(model))
+    if found is None:
+        known = ", ".join(file.repository or file.name for one in ARCHITECTURES.values() for file in one.files)
+        raise CheckpointError(f"{SETTING}: model_id: expected one of {known}, got {model!r}")
+    return found
+
+
+def _options_of(settings: Settings) -> Mapping[str, Any]:
+    """Return what a configuration makes of patches: raw ones, unless it says otherwise."""
+    model = _of_model(settings)
+    if model.get("project_patches_using_mlp"):
         return {"patches": "mlp"}
-    if chosen.get("project_patches_using_attention_pooling_head_to_each_patch"):
+    if model.get("project_patches_using_attention_pooling_head_to_each_patch"):
         return {"patches": "pool"}
-    return {"patches": "raw"}
+    return {"patches": "raw"} if model else {}
 
 
-def _model_settings(chosen: Any) -> Mapping[str, Any]:
+def _of_model(settings: Settings) -> Mapping[str, Any]:
+    """Return the settings of the model; a name alone is its identity."""
+    chosen = settings.get(SETTING) or {}
     return chosen if isinstance(chosen, Mapping) else {"model_id": chosen}
 
 
@@ -261,7 +265,10 @@ FAMILY = BackboneFamily(
     recognizes,
     from_state,
     state_shapes,
-    chosen_by,
-    frozenset({SETTING}),
-    options_of,
+    chosen_by=_chosen_by,
+    settings=frozenset({SETTING}),
+    options_of=_options_of,
+    size_of=lambda settings: _of_model(settings).get("image_size"),
+    weights_of=lambda settings: _of_model(settings).get("checkpoint_path"),
+    banks_of=lambda *_: (bank_name(ANYTHING, ANYTHING, ANYTHING),),
 )

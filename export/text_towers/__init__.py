@@ -80,4 +80,4 @@ def _find_space(name: str | None, projection: Path | None) -> TextSpace:
         )
     if name not in TEXT_SPACES and projection is None:
         raise CheckpointError(f"--space {name}: expected one of {names}")
-    return TEXT_SPACES.get(name or "") or text_space(name, 0)
+    return text_space(name, 0)

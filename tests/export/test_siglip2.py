@@ -225,6 +225,13 @@ def test_a_configuration_decides_what_its_patches_are(config: dict[str, Any], op
     assert FAMILY.chosen_by(config) == ("siglip2_base_patch16" if config else None)
 
 
+def test_a_configuration_may_name_size_and_weights() -> None:
+    config = {"siglip2_config": {"image_size": 512, "checkpoint_path": "towers/siglip2"}}
+    assert (FAMILY.size_of(config), FAMILY.weights_of(config)) == (512, "towers/siglip2")
+    with pytest.raises(CheckpointError, match="siglip2_config: model_id: expected one of google/siglip2-base-patch16-"):
+        FAMILY.chosen_by({"siglip2_config": "google/siglip2-base-patch16-naflex"})
+
+
 def test_a_patch_mode_that_is_not_known_is_refused() -> None:
     with pytest.raises(CheckpointError, match="patches: input should be 'raw', 'mlp' or 'pool', got 'mean'"):
         read_seeded("seeded:siglip2_base_patch16,patches=mean")
