@@ -262,5 +262,5 @@ def test_the_exported_graph_computes_what_the_tower_does(
     engine = OrtBackend().open(EngineFiles(tmp_path / "backbone.onnx"))
     outputs = engine.run({"pixel_values": pixels})
     assert list(outputs) == ["tokens"]
-    torch.testing.assert_close(outputs["tokens"], backbone(pixels)[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(outputs["tokens"], backbone(pixels)[0], rtol=1e-4, atol=1e-4)
     engine.close()
