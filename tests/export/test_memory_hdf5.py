@@ -137,7 +137,7 @@ def test_rows_of_a_space_are_cut_and_made_unit_as_it_says(tmp_path: Path) -> Non
     assert captions == ["a", "c"], "a row is looked at for its direction after the cut"
     np.testing.assert_array_equal(rows, [[3, 4], [0, 2]])
     rows, captions = whole_bank(read_memory_bank(path, replace(raw, unit_rows=True)))
-    np.testing.assert_allclose(rows, [[0.6, 0.8], [0, 1]], rtol=1e-6)
+    torch.testing.assert_close(rows, torch.tensor([[0.6, 0.8], [0, 1]]))
     assert captions == ["a", "c"]
 
 
