@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-TALK2DINO = "talk2dino"
+TALK2DINO, TALK2DINO_PREFIX = "talk2dino", "t2d-"
+"""Talk2DINO's tower, and how the names of its spaces begin, published or not."""
 CLIP_B16 = "openai/clip-vit-base-patch16"
 
 
@@ -24,6 +25,8 @@ class TextSpace:
         unit_output: whether a vector that was projected onto the bank gets unit length.
         first_column: the first of the columns that are kept of the tower's embeddings.
         tower_weights: the published weights of the tower: a repository of the Hugging Face hub, or the name of a file.
+        backbone: names the backbones whose vectors lie in the space, where several spaces are theirs; None for those
+            that have the space as their own alone.
     """
 
     tower: str
@@ -32,6 +35,7 @@ class TextSpace:
     unit_output: bool
     first_column: int = 0
     tower_weights: str = CLIP_B16
+    backbone: str | None = None
 
     @property
     def bank_width(self) -> int:
@@ -40,8 +44,8 @@ class TextSpace:
 
 
 TEXT_SPACES: Mapping[str, TextSpace] = {
-    "t2d-dinov2-b-2024": TextSpace(TALK2DINO, 768, unit_rows=False, unit_output=True),
-    "t2d-dinov2-b-2025": TextSpace(TALK2DINO, 768, unit_rows=False, unit_output=True),
+    "t2d-dinov2-b-2024": TextSpace(TALK2DINO, 768, unit_rows=False, unit_output=True, backbone="dinov2-b"),
+    "t2d-dinov2-b-2025": TextSpace(TALK2DINO, 768, unit_rows=False, unit_output=True, backbone="dinov2-b"),
     "t2d-dinov3-b": TextSpace(TALK2DINO, 768, unit_rows=False, unit_output=True),
     "clip-b16": TextSpace("clip", 512, unit_rows=True, unit_output=False),
     "clip-b32": TextSpace("clip", 512, unit_rows=True, unit_output=False, tower_weights="openai/clip-vit-base-patch32"),
@@ -74,3 +78,19 @@ def text_space(name: str | None, width: int) -> TextSpace:
     That is: rows as stored, vectors of length 1.
     """
     return TEXT_SPACES.get(name or "") or TextSpace(TALK2DINO, width, unit_rows=False, unit_output=True)
+
+
+def have_same_vectors(first: str, second: str) -> bool:
+    """Return whether the same backbone's vectors lie in two spaces, as far as they are published."""
+    known = [TEXT_SPACES.get(name) for name in (first, second)]
+    backbones = {space.backbone or name for space, name in zip(known, (first, second), strict=True) if space}
+    return None in known or len(backbones) == 1
+
+
+def how_to_make_banks(name: str) -> str:
+    """Return what to do for want of a memory bank in a space, for messages."""
+    if name.startswith(TALK2DINO_PREFIX):
+        return "make the bank with the Talk2DINO weights that the decoder was trained with"
+    if name in TEXT_SPACES:
+        return f"make the bank with patchcaption build-memory-bank --space {name}"
+    return "make the bank with the text tower that the decoder was trained with"
