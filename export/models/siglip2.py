@@ -61,14 +61,16 @@ class Siglip2Config:
 
 
 class PoolingHead(nn.Module):
-    """Attention of one learned query to all patches, and a feed-forward layer: the text space's image vector."""
+    """Attention of one learned query to all patches, and a feed-forward layer: the text space's image vector.
+
+    Its query is the published probe, already projected.
+    """
 
     def __init__(self, config: Siglip2Config) -> None:
         super().__init__()
         width = config.width
         self.num_heads = config.num_heads
-        self.probe = nn.Parameter(torch.zeros(1, 1, width))
-        self.query = nn.Linear(width, width)
+        self.query = nn.Parameter(torch.zeros(1, 1, width))
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
         self.proj = nn.Linear(width, width)
@@ -78,7 +80,7 @@ class PoolingHead(nn.Module):
     def forward(self, patches: Tensor, mode: PatchMode) -> Tensor:
         """Return the pooled vector and patches (B, 1 + N, D) of normed patches (B, N, D)."""
         values = self.value(patches)
-        query = self.query(self.probe).expand(patches.shape[0], -1, -1)
+        query = self.query.expand(patches.shape[0], -1, -1)
         attended = attend(*(self._by_head(x) for x in (query, self.key(patches), values)))
         attended = attended.transpose(1, 2).flatten(2)
         if mode == "pool":  # alone, a patch is attended to with a weight of 1

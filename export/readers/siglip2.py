@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
+import torch.nn.functional as F
 
 from export.checkpoint import CheckpointError, load_weights
 from export.models.siglip2 import PatchMode, Siglip2Backbone, Siglip2Config
@@ -148,6 +149,7 @@ def from_state(state: StateDict, request: Siglip2Request) -> Siglip2Backbone:
     ours["pos_embed"] = positions.reshape(1, *positions.shape[-2:])
     _split_head(ours)
     config = _config(ours, request)
+    ours["head.query"] = _projected_probe(ours, config.width, source)
     with torch.device("meta"):
         backbone = Siglip2Backbone(config)
     load_weights(backbone, ours, source)
@@ -164,6 +166,20 @@ def _split_head(ours: StateDict) -> None:
                     f"head.{part}.{kind}": third
                     for part, third in zip(parts, value.tensor_split(len(parts)), strict=True)
                 }
+
+
+def _projected_probe(ours: StateDict, width: int, source: str) -> torch.Tensor:
+    """Return the pooling head's query (1, 1, D), and leave out what it is made of."""
+    shapes: Shapes = {
+        "head.probe": (1, 1, width),
+        "head.query.weight": (width, width),
+        "head.query.bias": (width,),
+    }
+    parts = {name: weight(ours, name, source) for name in shapes}
+    for name, shape in shapes.items():
+        if ours.pop(name).shape != shape:
+            raise CheckpointError(f"{source}: {name}: expected shape {shape}, got {tuple(parts[name].shape)}")
+    return F.linear(*(part.float() for part in parts.values()))
 
 
 def _config(ours: StateDict, request: Siglip2Request) -> Siglip2Config:
