@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from export.checkpoint import Checkpoint, CheckpointError
+from export.readers import recording
 from export.readers.dinov2 import ARCHITECTURES
 from export.readers.hub import FileRequest, resolve_files
 from export.readers.patchioner import CONFIG_FILE, Origin, read_patchioner
@@ -58,6 +59,11 @@ CHECKPOINT_READERS: tuple[CheckpointReader, ...] = (
         f"{PREFIX}ARCHITECTURE (for example {PREFIX}dinov2_vits14_reg,size=224)",
         lambda name: name.startswith(PREFIX),
         lambda name, _: read_seeded(name),
+    ),
+    CheckpointReader(
+        f"{recording.PREFIX}PATH/NAME.json",
+        lambda name: name.startswith(recording.PREFIX),
+        lambda name, _: recording.read_recording(name),
     ),
     CheckpointReader(
         "the path of a Patch-ioner .yaml",

@@ -116,9 +116,9 @@ class BackboneFamily(Generic[ArchitectureT, OptionsT]):
     recognizes: Callable[[StateDict], bool]
     from_state: Callable[[StateDict, BackboneRequest[ArchitectureT, OptionsT]], BackboneModel]
     state_shapes: Callable[[ArchitectureT, int], Shapes]
-    chosen_by: Callable[[Settings], str | None] = lambda settings: None
+    chosen_by: Callable[[Settings], str | None] = lambda _: None
     settings: frozenset[str] = frozenset()
-    options_of: Callable[[Settings], Mapping[str, Any]] = lambda settings: {}
+    options_of: Callable[[Settings], Mapping[str, Any]] = lambda _: {}
 
     def find(self, name: str) -> str | None:
         """Return the name of the architecture that is called so, here, in another library or on the hub."""

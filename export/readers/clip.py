@@ -1,4 +1,6 @@
-"""Reads CLIP's vision towers as OpenAI, open_clip, timm and transformers lay them out (published-system.md, section 10).
+"""Reads CLIP's vision towers as OpenAI, open_clip, timm and transformers lay them out.
+
+See published-system.md, section 10.
 
 INViTE is CLIP with one change, the option ``invite``; DenseCLIP is CLIP by other names, at one size.
 """
