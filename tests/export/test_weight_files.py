@@ -117,9 +117,7 @@ class Runs:
 def test_no_code_in_an_archive_is_run(archive: Path) -> None:
     mark = archive.parent / "it-ran"
     rewrite(archive, data=pickle.dumps(Runs(Path.touch, mark), protocol=2))
-    with pytest.raises(
-        CheckpointError, match=r"ViT-B-16.pt: not a TorchScript archive .*: it names \w+.getattr"
-    ):
+    with pytest.raises(CheckpointError, match=r"ViT-B-16.pt: not a TorchScript archive .*: it names \w+.getattr"):
         read_weights(archive)
     assert not mark.exists()
 
