@@ -28,6 +28,7 @@ PatchSource: TypeAlias = Literal["attention", "projection"]
 """What patches are: the attention pool's outputs for them, or the map's own projection."""
 
 _EXPANSION = 4
+_LEAST_LENGTH = 1e-12
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,8 @@ class AttentionPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return tokens (B, T, D) of a map (B, W, G, G)."""
         places = x.flatten(2).transpose(1, 2)
-        tokens = torch.cat([places.mean(dim=1, keepdim=True), places], dim=1) + self.positional_embedding
+        mean = places.sum(dim=1, keepdim=True) / places.shape[1]
+        tokens = torch.cat([mean, places], dim=1) + self.positional_embedding
         if self.patches == "attention":
             return self.c_proj(self._attended(tokens, tokens))
         cls = self._attended(tokens[:, :1], tokens)
@@ -165,7 +167,8 @@ class RegionClipBackbone(BackboneModel):
         x = self.pool(x)
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = layer(x)
-        return (F.normalize(self.attnpool(x), dim=-1),)
+        tokens = self.attnpool(x)
+        return (tokens / tokens.norm(dim=-1, keepdim=True).clamp_min(_LEAST_LENGTH),)
 
 
 def _layer(channels_in: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
