@@ -24,7 +24,7 @@ from runtime.bundle import TokenLayout
 PATCH_SIZE = 32
 """The side of the square of pixels that a place of the map stands for."""
 
-PatchSource: TypeAlias = Literal["attention", "projection"]
+PatchSource: TypeAlias = Literal["attention", "projected"]
 """What patches are: the attention pool's outputs for them, or the map's own projection."""
 
 _EXPANSION = 4

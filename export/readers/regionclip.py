@@ -57,7 +57,7 @@ class RegionClipArchitecture(Architecture):
 
 
 class RegionClipOptions(FamilyOptions):
-    """Attributes: ``patches``, the attention pool's outputs for them, or the map's own "projection"."""
+    """Attributes: ``patches``, the attention pool's outputs for them, or the map's own, "projected"."""
 
     patches: PatchSource = "attention"
 
@@ -248,7 +248,7 @@ def _options_of(settings: Settings) -> Mapping[str, Any]:
     is_pooled = (
         _part(settings).get("use_attnpool_for_spatial_feats", True) if settings.get("regionclip_config") else True
     )
-    return {} if is_pooled else {"patches": "projection"}
+    return {} if is_pooled else {"patches": "projected"}
 
 
 def _size_of(settings: Settings) -> int | None:

@@ -140,7 +140,7 @@ def test_patches_may_be_the_maps_own_projection(state: dict[str, Tensor]) -> Non
     """Cls stays the attention pool's."""
     places = plain_map(state, PIXELS).flatten(2).transpose(1, 2)
     projected = F.linear(places, state["backbone.attnpool.c_proj.weight"], state["backbone.attnpool.c_proj.bias"])
-    tokens = tokens_of(tower(state, patches="projection"))
+    tokens = tokens_of(tower(state, patches="projected"))
     torch.testing.assert_close(tokens[:, 1:], F.normalize(projected, dim=-1), rtol=1e-4, atol=2e-5)
     torch.testing.assert_close(tokens[:, 0], plain_tokens(state, PIXELS)[:, 0], rtol=1e-4, atol=2e-5)
 
@@ -244,7 +244,7 @@ def test_the_published_configuration_chooses_it() -> None:
     assert backbone.banks == (f"regionclip-{{captions}}_text_embeddings-regionclip-{stem}-{{rows}}.h5",)
     assert FAMILY.options_of(backbone.settings) == {}
     unpooled = configured(use_attnpool_for_spatial_feats=False)
-    assert FAMILY.options_of(unpooled.settings) == {"patches": "projection"}
+    assert FAMILY.options_of(unpooled.settings) == {"patches": "projected"}
     assert configured(checkpoint=None).requests()[0].names[0] == "regionclip_pretrained-cc_rn50.pth"
 
 
