@@ -46,5 +46,5 @@ TEXT_SPACES: Mapping[str, TextSpace] = {
 
 
 def text_space(name: str | None, width: int) -> TextSpace:
-    """Return the space of a name; for one that is not published, as Talk2DINO's: rows as stored, vectors of length 1."""
+    """Return the space of a name; one that is not published is like Talk2DINO's: rows as stored, output of length 1."""
     return TEXT_SPACES.get(name or "") or TextSpace(TALK2DINO, width, unit_rows=False, unit_output=True)

@@ -222,8 +222,8 @@ def _reorder_qkv(state: dict[str, Tensor], config: Dinov2Config, attention: str,
     return reordered
 
 
-def state_shapes(architecture: Dinov2Architecture, image_size: int = 0) -> Shapes:
-    """Return the shapes of a published backbone's weights in the hub's layout, by name, whatever the image size."""
+def state_shapes(architecture: Dinov2Architecture, _: int) -> Shapes:
+    """Return the shapes of a published backbone's weights in the hub's layout, by name, for any image size."""
     width, registers, gated = architecture.output_dim, architecture.num_registers, architecture.swiglu_width
     shapes: dict[str, tuple[int, ...]] = {
         "cls_token": (1, 1, width),
