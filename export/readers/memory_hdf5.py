@@ -19,8 +19,16 @@ TEXT_SPACE = "text_space"
 _BLOCK_BYTES = 2**25
 
 
-def read_memory_bank(path: Path, width: int, normalize: bool) -> MemorySource:
+def read_memory_bank(
+    path: Path, width: int, normalize: bool, unit_rows: bool = False, first_column: int = 0
+) -> MemorySource:
     """Open the bank in an HDF5 file, with embeddings (M, width) as float32; rows are read when they are asked for.
+
+    Args:
+        normalize: whether vectors projected onto it get unit length.
+        unit_rows: whether its rows get unit length once.
+        first_column: the first column that is kept of embeddings as their text tower makes them; a file may hold
+            those columns alone.
 
     Raises:
         CheckpointError: the file is no HDF5 file, lacks a dataset, or has embeddings of another width or another number
@@ -28,8 +36,10 @@ def read_memory_bank(path: Path, width: int, normalize: bool) -> MemorySource:
     """
     with _open(path) as file:
         embeddings, captions = file[_name(file, path)], file[_name(file, path, CAPTIONS)]
-        if embeddings.ndim != 2 or embeddings.shape[1] != width:
-            raise CheckpointError(f"{path}: {embeddings.name[1:]}: expected shape (M, {width}), got {embeddings.shape}")
+        stored, name, shape = first_column + width, embeddings.name[1:], embeddings.shape
+        if embeddings.ndim != 2 or shape[1] not in (stored, width):
+            raise CheckpointError(f"{path}: {name}: expected shape (M, {stored}), got {shape}")
+        first_column = embeddings.shape[1] - width
         if embeddings.dtype.kind != "f":
             raise CheckpointError(f"{path}: {embeddings.name[1:]}: expected floating numbers, got {embeddings.dtype}")
         if captions.shape != embeddings.shape[:1]:
@@ -40,18 +50,17 @@ def read_memory_bank(path: Path, width: int, normalize: bool) -> MemorySource:
         text_space = file.attrs.get(TEXT_SPACE)
     if isinstance(text_space, bytes):  # as other programs than h5py store texts
         text_space = text_space.decode("utf-8", "replace")
-    return MemorySource(
-        source, width, lambda: _blocks(path), normalize, None if text_space is None else str(text_space)
-    )
+    named = None if text_space is None else str(text_space)
+    return MemorySource(source, width, lambda: _blocks(path, first_column), normalize, named, unit_rows)
 
 
-def _blocks(path: Path) -> Iterator[CaptionedRows]:
+def _blocks(path: Path, first_column: int) -> Iterator[CaptionedRows]:
     with _open(path) as file:
         embeddings, captions = file[_name(file, path)], file[_name(file, path, CAPTIONS)]
         rows = max(1, _BLOCK_BYTES // (4 * embeddings.shape[1]))
         for start in range(0, len(embeddings), rows):
             try:
-                block = embeddings[start : start + rows].astype(np.float32, copy=False)
+                block = embeddings[start : start + rows, first_column:].astype(np.float32, copy=False)
                 texts = list(captions.asstr("utf-8")[start : start + rows])
             except (TypeError, UnicodeDecodeError) as error:
                 raise CheckpointError(f"{path}: {captions.name[1:]}: expected texts in utf-8: {error}") from None

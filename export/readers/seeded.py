@@ -112,7 +112,7 @@ def make_checkpoint(seeded: SeededName, source: str, space: TextSpace | None = N
         decoder=decoder_from_state(decoder_state, VOCABULARY, source),
         memory=_memory(options, space, source) if options.memory else None,
         tokenizer=_placeholder_tokenizer() if merges is None else read_clip_bpe(merges),
-        notes=(_WITHOUT_VOCABULARY,) if merges is None else (),
+        notes=(*backbone.notes, *((_WITHOUT_VOCABULARY,) if merges is None else ())),
     )
 
 
