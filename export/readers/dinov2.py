@@ -124,7 +124,8 @@ def read_dinov2(
 
 def recognizes(state: dict[str, Tensor]) -> bool:
     """Return whether a state dict is that of a DINOv2, in either layout."""
-    return "patch_embed.proj.weight" in state or is_transformers_layout(state)
+    # Without layer scale those are timm's names of another family.
+    return {"patch_embed.proj.weight", "blocks.0.ls1.gamma"} <= set(state) or is_transformers_layout(state)
 
 
 def from_state(state: StateDict, request: Dinov2Request) -> Dinov2Backbone:

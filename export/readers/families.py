@@ -10,11 +10,11 @@ from pathlib import Path
 
 from export.checkpoint import CheckpointError
 from export.models import DecoderModel
-from export.readers import clip, dinov2, regionclip
+from export.readers import clip, dinov2, regionclip, siglip2
 from export.readers.backbone_family import AnyFamily, Architecture, StateDict
 from export.readers.decap import read_decap
 
-BACKBONE_FAMILIES: tuple[AnyFamily, ...] = (dinov2.FAMILY, clip.FAMILY, regionclip.FAMILY)
+BACKBONE_FAMILIES: tuple[AnyFamily, ...] = (dinov2.FAMILY, clip.FAMILY, siglip2.FAMILY, regionclip.FAMILY)
 
 DECODER_READERS: Mapping[str, Callable[[Path, int], DecoderModel]] = {"decap": read_decap}
 """The readers of decoders by kind: each makes a model of (file, size of the vocabulary that has text)."""

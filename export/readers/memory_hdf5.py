@@ -1,4 +1,4 @@
-"""Reads memory banks in HDF5, by their published dataset names (published-system.md, section 5)."""
+"""Reads memory banks in HDF5, by their published dataset names (published-system.md, sections 5 and 15)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from export.checkpoint import CaptionedRows, CheckpointError, MemorySource
+from export.text_spaces import TextSpace
 
 EMBEDDINGS, CAPTIONS = "-embeddings", "-text"
 """The endings of the two datasets' names; what precedes them says which captions they are: "coco_captions-text"."""
@@ -19,16 +20,12 @@ TEXT_SPACE = "text_space"
 _BLOCK_BYTES = 2**25
 
 
-def read_memory_bank(
-    path: Path, width: int, normalize: bool, unit_rows: bool = False, first_column: int = 0
-) -> MemorySource:
-    """Open the bank in an HDF5 file, with embeddings (M, width) as float32; rows are read when they are asked for.
+def read_memory_bank(path: Path, space: TextSpace, normalize: bool | None = None) -> MemorySource:
+    """Open the bank in an HDF5 file, with embeddings (M, D) as float32; rows are read when they are asked for.
 
     Args:
-        normalize: whether vectors projected onto it get unit length.
-        unit_rows: whether its rows get unit length once.
-        first_column: the first column that is kept of embeddings as their text tower makes them; a file may hold
-            those columns alone.
+        space: which columns its rows keep of the text tower's embeddings, and whether they get unit length.
+        normalize: whether vectors projected onto it get unit length; None for what the space says.
 
     Raises:
         CheckpointError: the file is no HDF5 file, lacks a dataset, or has embeddings of another width or another number
@@ -36,10 +33,11 @@ def read_memory_bank(
     """
     with _open(path) as file:
         embeddings, captions = file[_name(file, path)], file[_name(file, path, CAPTIONS)]
-        stored, name, shape = first_column + width, embeddings.name[1:], embeddings.shape
-        if embeddings.ndim != 2 or shape[1] not in (stored, width):
-            raise CheckpointError(f"{path}: {name}: expected shape (M, {stored}), got {shape}")
-        first_column = embeddings.shape[1] - width
+        if embeddings.ndim != 2 or embeddings.shape[1] != space.bank_width:
+            kept = f", whose columns from {space.first_column} on are kept" if space.first_column else ""
+            raise CheckpointError(
+                f"{path}: {embeddings.name[1:]}: expected shape (M, {space.bank_width}){kept}, got {embeddings.shape}"
+            )
         if embeddings.dtype.kind != "f":
             raise CheckpointError(f"{path}: {embeddings.name[1:]}: expected floating numbers, got {embeddings.dtype}")
         if captions.shape != embeddings.shape[:1]:
@@ -50,8 +48,14 @@ def read_memory_bank(
         text_space = file.attrs.get(TEXT_SPACE)
     if isinstance(text_space, bytes):  # as other programs than h5py store texts
         text_space = text_space.decode("utf-8", "replace")
-    named = None if text_space is None else str(text_space)
-    return MemorySource(source, width, lambda: _blocks(path, first_column), normalize, named, unit_rows)
+    return MemorySource(
+        source,
+        space.width,
+        lambda: _blocks(path, space.first_column),
+        space.unit_output if normalize is None else normalize,
+        None if text_space is None else str(text_space),
+        unit_rows=space.unit_rows,
+    )
 
 
 def _blocks(path: Path, first_column: int) -> Iterator[CaptionedRows]:

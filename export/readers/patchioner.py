@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -200,13 +200,8 @@ def _read_bank(path: Path, configured: ConfiguredBackbone, name: str, width: int
             f"{configured.source}: text_space: expected one of vectors of width {width}, the backbone's; those of "
             f"{name} are {space.width} wide"
         )
-    return read_memory_bank(
-        path,
-        width,
-        configured.settings.get("normalize", True),
-        unit_rows=space.unit_rows and not configured.has_raw_rows,
-        first_column=space.first_column,
-    )
+    space = replace(space, unit_rows=space.unit_rows and not configured.has_raw_rows)
+    return read_memory_bank(path, space, bool(configured.settings.get("normalize", True)))
 
 
 def _decoder_request(settings: dict[str, Any], repository: str | None, path: Path) -> FileRequest:

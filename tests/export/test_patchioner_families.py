@@ -322,9 +322,9 @@ def made_up_family(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, Tens
         lambda _: False,
         from_state,
         lambda *_: {},
-        chosen_by=lambda settings: "made_up" if settings.get("siglip2_config") else None,
-        settings=frozenset({"siglip2_config"}),
-        options_of=lambda settings: {"mode": settings["siglip2_config"].get("mode", "plain")},
+        chosen_by=lambda settings: "made_up" if settings.get("made_up_config") else None,
+        settings=frozenset({"made_up_config"}),
+        options_of=lambda settings: {"mode": settings["made_up_config"].get("mode", "plain")},
         banks_of=lambda *_: ("siglip2-*{captions}*-{rows}.h5",),
     )
     for module in (configured_backbone, patchioner):
@@ -332,7 +332,7 @@ def made_up_family(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, Tens
     return asked
 
 
-MADE_UP = {key: value for key, value in SHARED.items() if "dim" not in key} | {"siglip2_config": {"mode": "mlp"}}
+MADE_UP = {key: value for key, value in SHARED.items() if "dim" not in key} | {"made_up_config": {"mode": "mlp"}}
 
 
 def write_towers(folder: Path) -> None:
