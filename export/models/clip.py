@@ -105,9 +105,13 @@ class ClipBackbone(BackboneModel):
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor]:
         """Return tokens (B, T, D) of RGB pixels (B, S, S, 3) uint8."""
-        patches = self.patch_embed(self.pixel_norm(pixel_values))
-        cls = self.cls_token.expand(patches.shape[0], -1, -1)
-        x = self.norm_pre(torch.cat([cls, patches], dim=1) + self.pos_embed)
+        x = self.embed(self.pixel_norm(pixel_values))
         for block in self.blocks:
             x, _ = block(x)
         return (self.head(self.norm(x)),)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Return what the first block takes (B, T, W) of normalised images (B, 3, S, S)."""
+        patches = self.patch_embed(images)
+        cls = self.cls_token.expand(patches.shape[0], -1, -1)
+        return self.norm_pre(torch.cat([cls, patches], dim=1) + self.pos_embed)

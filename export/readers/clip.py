@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypeAlias
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from export.checkpoint import CheckpointError, load_weights
 from export.models.clip import ClipBackbone, ClipConfig
@@ -132,6 +133,7 @@ class ClipOptions(FamilyOptions):
 
 
 ClipRequest: TypeAlias = BackboneRequest[ClipArchitecture, ClipOptions]
+ResizePositions: TypeAlias = Callable[[Tensor, int], Tensor]
 
 ARCHITECTURES = {
     f"clip_vitb{patch}": ClipArchitecture(
@@ -210,8 +212,11 @@ def recognizes(state: StateDict) -> bool:
     return find_layout(state, _LAYOUTS) is not None
 
 
-def from_state(state: StateDict, request: ClipRequest) -> ClipBackbone:
+def from_state(state: StateDict, request: ClipRequest, resize: ResizePositions | None = None) -> ClipBackbone:
     """Return the tower of a state dict, its position table resized for the image size.
+
+    Args:
+        resize: returns a position table (1, 1 + g * g, W) for another grid; None for CLIP's own rule.
 
     Raises:
         CheckpointError: a weight is missing, unknown or wrongly shaped, or the size does not suit.
@@ -231,7 +236,7 @@ def from_state(state: StateDict, request: ClipRequest) -> ClipBackbone:
     config = _config(ours, request)
     if request.architecture is not None and request.architecture.has_alpha != config.has_patch_bias:
         raise CheckpointError(f"{source}: {_ALPHA}: expected it in AlphaCLIP's towers, and in no others")
-    ours["pos_embed"] = _positions(ours["pos_embed"].float(), config, request)
+    ours["pos_embed"] = _positions(ours["pos_embed"].float(), config, request, resize)
     if not config.norms_output:
         ours = {name: value for name, value in ours.items() if not name.startswith("norm.")}
     with torch.device("meta"):
@@ -266,7 +271,7 @@ def _config(state: StateDict, request: ClipRequest) -> ClipConfig:
     )
 
 
-def _positions(table: torch.Tensor, config: ClipConfig, request: ClipRequest) -> torch.Tensor:
+def _positions(table: Tensor, config: ClipConfig, request: ClipRequest, resize: ResizePositions | None) -> Tensor:
     """Return the position table for the input size: antialiased, but for INViTE (published-system.md, section 10)."""
     architecture, grid = request.architecture, config.token_layout.grid
     trained = round((table.shape[1] - 1) ** 0.5)
@@ -276,7 +281,7 @@ def _positions(table: torch.Tensor, config: ClipConfig, request: ClipRequest) ->
         raise CheckpointError(
             f"size {request.image_size}: {request.source} has positions for {trained * config.patch_size} pixels alone"
         )
-    return resize_grid(table, grid, antialias=not config.self_attending)
+    return resize(table, grid) if resize else resize_grid(table, grid, antialias=not config.self_attending)
 
 
 def state_shapes(architecture: ClipArchitecture, image_size: int) -> Shapes:

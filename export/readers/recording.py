@@ -16,7 +16,6 @@ from typing import Any
 from export.checkpoint import Checkpoint, CheckpointError
 from export.readers.families import find_architecture
 from export.readers.seeded import make_checkpoint, parse
-from export.text_spaces import text_space
 
 PREFIX = "recording:"
 _VARIANT = ",variant="
@@ -62,7 +61,7 @@ _BACKBONES = (
     ),
     RecordedBackbone(r"DenseCLIP ViT-B/16.*", "denseclip_vitb16"),
     RecordedBackbone("RegionCLIP RN50", "regionclip_rn50", {"c_proj_only": "regionclip_rn50,patches=projected"}),
-    RecordedBackbone("AlphaCLIP ViT-B/16", "clip_vitb16", {"published": "clip_vitb16"}),
+    RecordedBackbone("AlphaCLIP ViT-B/16", "clip_vitb16", {"published": "clip_vitb16", "mended": "alphaclip_vitb16"}),
 )
 """What is recorded under a published name needs no line."""
 
@@ -79,7 +78,7 @@ def read_recording(name: str) -> Checkpoint:
     if tag not in found:
         raise CheckpointError(f"{name}: expected a variant of {', '.join(filter(None, found))}, got {tag!r}")
     seeded = parse(found[tag])
-    space = text_space(seeded.architecture.text_space, seeded.architecture.output_dim)
+    space = seeded.family.space_of(seeded.architecture, seeded.family_options)
     if "normalize" in settings:  # what was recorded may rest on another rule than the space's
         rows = str(settings.get("bank", ""))
         space = replace(space, unit_output=bool(settings["normalize"]), unit_rows=rows.startswith("normalised"))

@@ -22,7 +22,7 @@ from export.readers.backbone_family import AnyFamily, Architecture, BackboneRequ
 from export.readers.clip_bpe import START_TOKEN, VOCABULARY, find_merges, read_clip_bpe
 from export.readers.decap import decoder_from_state
 from export.readers.families import architecture_names, find_architecture
-from export.text_spaces import TextSpace, text_space
+from export.text_spaces import TextSpace
 
 PREFIX = "seeded:"
 TEXT_SPACE = "seeded"
@@ -103,7 +103,7 @@ def make_checkpoint(seeded: SeededName, source: str, space: TextSpace | None = N
         part: _decoder_weight(f"{options.salt}decap/{part}", part, shape)
         for part, shape in _decoder_shapes(architecture.output_dim).items()
     }
-    space = space or text_space(architecture.text_space, architecture.output_dim)
+    space = space or seeded.family.space_of(architecture, seeded.family_options)
     return Checkpoint(
         source=source,
         backbone_name=seeded.name,
