@@ -39,6 +39,7 @@ class Dinov2Config:
         attention_heads: heads that the cls attention is split into, which the published system chooses by itself
             (published-system.md, section 3).
         swiglu_width: hidden width of gated feed-forward layers, which ViT-g has; None for plain ones.
+        has_layer_scale: whether its blocks have one; those of DINO, its predecessor, have none.
     """
 
     embed_dim: int
@@ -49,6 +50,7 @@ class Dinov2Config:
     attention_heads: int
     patch_size: int = 14
     swiglu_width: int | None = None
+    has_layer_scale: bool = True
     mean: Rgb = IMAGENET_MEAN
     std: Rgb = IMAGENET_STD
 
@@ -60,6 +62,7 @@ class Dinov2Config:
             self.num_heads,
             hidden_width=self.swiglu_width,
             gate=None if self.swiglu_width is None else "joint",
+            has_layer_scale=self.has_layer_scale,
         )
 
     @property

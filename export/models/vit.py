@@ -19,9 +19,9 @@ from runtime.bundle.manifest import Rgb
 Activation: TypeAlias = Literal["gelu", "tanh_gelu", "quick_gelu"]
 """Exact GELU, its approximation by tanh, and x * sigmoid(1.702 x)."""
 Rotation: TypeAlias = tuple[Tensor, Tensor]
-"""Cosines and sines (T, d) of the angles by which queries and keys are rotated."""
+"""Cosines and sines (T, d) of the angles by which queries and keys are rotated, the first half of the sines negated."""
 
-_MASKED_LOGIT = -1e4
+MASKED_LOGIT = -1e4
 """Finite in float16 too, and far enough below any logit to vanish in a softmax."""
 _ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -96,7 +96,7 @@ def _attend_explicitly(query: Tensor, key: Tensor, value: Tensor, mask: Tensor |
     """
     logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     if mask is not None:
-        logits = torch.where(mask, logits, _MASKED_LOGIT)
+        logits = torch.where(mask, logits, MASKED_LOGIT)
     return torch.softmax(logits, dim=-1) @ value
 
 
@@ -104,7 +104,7 @@ def _rotate(x: Tensor, rotation: Rotation) -> Tensor:
     """Rotate pairs of channels of x (B, H, T, d), the first half with the second, by the angles of each token."""
     cos, sin = rotation
     first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+    return x * cos + torch.cat([second, first], dim=-1) * sin
 
 
 class LayerScale(nn.Module):
@@ -231,7 +231,7 @@ def cls_attention_logits(qkv: Tensor, num_heads: int, num_global: int, scale: fl
 
 
 def resize_grid(table: Tensor, grid: int, num_global: int = 1, antialias: bool = True) -> Tensor:
-    """Return a position table (1, num_global + g * g, D) with its grid resized, bicubic: (1, num_global + grid^2, D)."""
+    """Return a position table (1, num_global + g * g, D) with its grid resized, bicubic, to ``grid`` rows a side."""
     trained = round((table.shape[1] - num_global) ** 0.5)
     if trained == grid:
         return table

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from export.checkpoint import Checkpoint, CheckpointError
+from export.readers import recording
 from export.readers.dinov2 import ARCHITECTURES
 from export.readers.families import find_architecture
 from export.readers.hub import (
@@ -109,6 +110,11 @@ CHECKPOINT_READERS: tuple[CheckpointReader, ...] = (
         f"{PREFIX}ARCHITECTURE (for example {PREFIX}dinov2_vits14_reg,size=224)",
         lambda name: name.startswith(PREFIX),
         lambda name, _: read_seeded(name),
+    ),
+    CheckpointReader(
+        f"{recording.PREFIX}PATH/NAME.json",
+        lambda name: name.startswith(recording.PREFIX),
+        lambda name, _: recording.read_recording(name),
     ),
     CheckpointReader(
         "the path of a Patch-ioner .yaml",

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from export.checkpoint import CheckpointError
 from export.models import BackboneModel
-from export.text_spaces import TALK2DINO, text_space
+from export.text_spaces import TALK2DINO, TextSpace, text_space
 
 StateDict: TypeAlias = dict[str, Tensor]
 Shapes: TypeAlias = dict[str, tuple[int, ...]]
@@ -88,6 +88,11 @@ class Architecture:
     publishes_raw_rows: bool = False
 
 
+def published_space(architecture: Architecture, _options: FamilyOptions | None = None) -> TextSpace:
+    """Return the text space of an architecture, as `export.text_spaces` has it."""
+    return text_space(architecture.text_space, architecture.output_dim)
+
+
 ArchitectureT = TypeVar("ArchitectureT", bound=Architecture)
 OptionsT = TypeVar("OptionsT", bound=FamilyOptions)
 
@@ -151,6 +156,8 @@ class BackboneFamily(Generic[ArchitectureT, OptionsT]):
         weights_of: returns the name of the file of weights that the family's own settings give, likewise.
         banks_of: returns the names that a published bank may have, likeliest first, as `bank_name` does; a name may
             have `export.readers.hub.ANYTHING` in it.
+        space_of: returns how the memory banks of a backbone's text space are used with it: (architecture, options). By
+            default as the space itself says.
 
     The functions of settings raise CheckpointError where those contradict each other.
     """
@@ -167,9 +174,13 @@ class BackboneFamily(Generic[ArchitectureT, OptionsT]):
     size_of: Callable[[Settings], int | None] = lambda _: None
     weights_of: Callable[[Settings], str | None] = lambda _: None
     banks_of: Callable[[Settings, ArchitectureT], tuple[str, ...]] = published_banks
+    space_of: Callable[[ArchitectureT, OptionsT], TextSpace] = published_space
 
     def find(self, name: str) -> str | None:
-        """Return the name of the architecture that is called so, here, in another library or on the hub."""
+        """Return the name of the architecture that is called so, here, in another library or on the hub.
+
+        A repository on the hub stands for a backbone all of which is in it.
+        """
         for known, architecture in self.architectures.items():
             repositories = architecture.files[0].repositories if len(architecture.files) == 1 else ()
             if name in (known, *architecture.aliases, *repositories):

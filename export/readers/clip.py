@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, TypeAlias
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from export.checkpoint import CheckpointError, load_weights
 from export.models.clip import ClipBackbone, ClipConfig
@@ -58,6 +59,14 @@ _OPENAI = Layout(
     },
 )
 """Also open_clip's; and DenseCLIP's, with another prefix."""
+_ALPHA = "conv1_alpha.weight"
+_ALPHACLIP = replace(
+    _OPENAI,
+    marker=_ALPHA,
+    names={**_OPENAI.names, _ALPHA: _ALPHA},
+    block_names={name: ours for name, ours in _OPENAI.block_names.items() if "in_proj" not in name}
+    | {"attn.in_proj": "attn.qkv"},
+)
 _TIMM = Layout(
     marker="norm_pre.weight",
     names={name: name for name in ("cls_token", "pos_embed", "patch_embed.proj", "norm_pre", "norm", "head")},
@@ -86,7 +95,8 @@ _TRANSFORMERS = Layout(
     qkv=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     ignored=(r"vision_model\.embeddings\.position_ids", r"text_model\..*", r"text_projection\..*", "logit_scale"),
 )
-_LAYOUTS = (_OPENAI, _TIMM, _TRANSFORMERS)
+_LAYOUTS = (_ALPHACLIP, _OPENAI, _TIMM, _TRANSFORMERS)
+"""The first that fits is a state dict's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +108,7 @@ class ClipArchitecture(Architecture):
         trained_size: the input size of its position table; its only one, unless it ``is_resized``.
         prefix: of its names in the layout of OpenAI, for made-up weights.
         publishes_norm: whether the published system, too, has the last norm before the projection.
+        has_alpha: whether it embeds an alpha plane beside the pixels, as AlphaCLIP does.
     """
 
     width: int
@@ -107,6 +118,7 @@ class ClipArchitecture(Architecture):
     is_resized: bool = True
     prefix: str = "visual."
     publishes_norm: bool = True
+    has_alpha: bool = False
 
 
 class ClipOptions(FamilyOptions):
@@ -121,6 +133,7 @@ class ClipOptions(FamilyOptions):
 
 
 ClipRequest: TypeAlias = BackboneRequest[ClipArchitecture, ClipOptions]
+ResizePositions: TypeAlias = Callable[[Tensor, int], Tensor]
 
 ARCHITECTURES = {
     f"clip_vitb{patch}": ClipArchitecture(
@@ -175,6 +188,21 @@ ARCHITECTURES = {
         prefix="backbone.",
         files=(WeightFile("ViT-B-DenseCLIP.pth", None, seed="denseclip_vitb16/", origin="of DenseCLIP's model zoo"),),
     ),
+    "alphaclip_vitb16": ClipArchitecture(
+        output_dim=512,
+        depth=12,
+        width=768,
+        patch_size=16,
+        text_space="clip-b16",
+        has_alpha=True,
+        prefix="",
+        files=(
+            WeightFile(
+                "clip_b16_grit1m_fultune_8xe.pth", None, seed="alphaclip_vitb16/", origin="of AlphaCLIP's model zoo"
+            ),
+        ),
+        scales={_ALPHA: 0.3},
+    ),
 }
 """The published towers."""
 
@@ -184,8 +212,11 @@ def recognizes(state: StateDict) -> bool:
     return find_layout(state, _LAYOUTS) is not None
 
 
-def from_state(state: StateDict, request: ClipRequest) -> ClipBackbone:
+def from_state(state: StateDict, request: ClipRequest, resize: ResizePositions | None = None) -> ClipBackbone:
     """Return the tower of a state dict, its position table resized for the image size.
+
+    Args:
+        resize: returns a position table (1, 1 + g * g, W) for another grid; None for CLIP's own rule.
 
     Raises:
         CheckpointError: a weight is missing, unknown or wrongly shaped, or the size does not suit.
@@ -194,13 +225,18 @@ def from_state(state: StateDict, request: ClipRequest) -> ClipBackbone:
     if layout is None:
         raise CheckpointError(f"{source}: expected the weights of a CLIP vision tower, {_OPENAI.marker} among them")
     ours = to_our_names(state, layout, source)
-    if layout is _OPENAI and "head.weight" in ours:
+    if layout is _ALPHACLIP:  # an alpha of one everywhere is a bias
+        alpha = ours.pop(_ALPHA).float()
+        ours["patch_embed.proj.bias"] = alpha.flatten(1).sum(1)
+    if layout in (_OPENAI, _ALPHACLIP) and "head.weight" in ours:
         ours["head.weight"] = ours["head.weight"].T  # stored as (width, D)
     ours["cls_token"] = weight(ours, "cls_token", source).reshape(1, 1, -1)
     positions = weight(ours, "pos_embed", source)
     ours["pos_embed"] = positions.reshape(1, *positions.shape[-2:])
     config = _config(ours, request)
-    ours["pos_embed"] = _positions(ours["pos_embed"].float(), config, request)
+    if request.architecture is not None and request.architecture.has_alpha != config.has_patch_bias:
+        raise CheckpointError(f"{source}: {_ALPHA}: expected it in AlphaCLIP's towers, and in no others")
+    ours["pos_embed"] = _positions(ours["pos_embed"].float(), config, request, resize)
     if not config.norms_output:
         ours = {name: value for name, value in ours.items() if not name.startswith("norm.")}
     with torch.device("meta"):
@@ -231,10 +267,11 @@ def _config(state: StateDict, request: ClipRequest) -> ClipConfig:
         activation="quick_gelu" if architecture is None else architecture.activation,
         self_attending=options.invite,
         norms_output=not options.published or (architecture is not None and architecture.publishes_norm),
+        has_patch_bias="patch_embed.proj.bias" in state,
     )
 
 
-def _positions(table: torch.Tensor, config: ClipConfig, request: ClipRequest) -> torch.Tensor:
+def _positions(table: Tensor, config: ClipConfig, request: ClipRequest, resize: ResizePositions | None) -> Tensor:
     """Return the position table for the input size: antialiased, but for INViTE (published-system.md, section 10)."""
     architecture, grid = request.architecture, config.token_layout.grid
     trained = round((table.shape[1] - 1) ** 0.5)
@@ -244,7 +281,7 @@ def _positions(table: torch.Tensor, config: ClipConfig, request: ClipRequest) ->
         raise CheckpointError(
             f"size {request.image_size}: {request.source} has positions for {trained * config.patch_size} pixels alone"
         )
-    return resize_grid(table, grid, antialias=not config.self_attending)
+    return resize(table, grid) if resize else resize_grid(table, grid, antialias=not config.self_attending)
 
 
 def state_shapes(architecture: ClipArchitecture, image_size: int) -> Shapes:
@@ -257,12 +294,15 @@ def state_shapes(architecture: ClipArchitecture, image_size: int) -> Shapes:
         "proj": (width, architecture.output_dim),
         "conv1.weight": (width, 3, patch, patch),
     }
+    if architecture.has_alpha:
+        shapes[_ALPHA] = (width, 1, patch, patch)
     shapes |= {f"{norm}.{part}": (width,) for norm in ("ln_pre", "ln_post") for part in ("weight", "bias")}
+    in_proj = "attn.in_proj." if architecture.has_alpha else "attn.in_proj_"
     block: Shapes = {
         "ln_1.weight": (width,),
         "ln_1.bias": (width,),
-        "attn.in_proj_weight": (3 * width, width),
-        "attn.in_proj_bias": (3 * width,),
+        f"{in_proj}weight": (3 * width, width),
+        f"{in_proj}bias": (3 * width,),
         "attn.out_proj.weight": (width, width),
         "attn.out_proj.bias": (width,),
         "ln_2.weight": (width,),
@@ -318,16 +358,11 @@ def _of_denseclip(settings: Settings) -> str:
 
 
 def _of_alphaclip(settings: Settings) -> str:
-    """Return the tower that the published system has in place of AlphaCLIP's (published-system.md, section 17)."""
+    """Return AlphaCLIP's own tower, or what the published system has in its place (published-system.md, section 17)."""
     name = _part(settings, "alphaclip_config").get("name", "ViT-B/16")
     if name != "ViT-B/16":
         raise CheckpointError(f"alphaclip_config: name: expected ViT-B/16, got {name!r}")
-    if not settings.get("published"):
-        raise CheckpointError(
-            "alphaclip_config: AlphaCLIP's own tower encodes the image once for each region, which is not supported; "
-            "published: true takes plain CLIP in its place, as the published system does, for captions of the cls token"
-        )
-    return "clip_vitb16"
+    return "clip_vitb16" if settings.get("published") else "alphaclip_vitb16"
 
 
 _CHOICES: Mapping[str, Callable[[Settings], str]] = {
@@ -358,7 +393,10 @@ def _size_of(settings: Settings) -> int | None:
 
 
 def _weights_of(settings: Settings) -> str | None:
-    """Return the file of the DenseCLIP whose texts are longer, which is another model."""
+    """Return AlphaCLIP's file, or that of the DenseCLIP whose texts are longer, which is another model."""
+    if settings.get("alphaclip_config") and not settings.get("published"):
+        checkpoint = _part(settings, "alphaclip_config").get("alpha_vision_checkpoint")
+        return None if checkpoint is None else str(checkpoint)
     return "ViT-B-DenseCLIP_long_ctx.pth" if "long_ctx" in str(settings.get("denseclip_config")) else None
 
 
@@ -369,7 +407,7 @@ def _banks_of(settings: Settings, architecture: ClipArchitecture) -> tuple[str, 
         return (bank_name("denseclip-", f"-denseclip-{name}", str(tower or "DenseClip")),)
     if settings.get("use_open_clip"):
         return (bank_name("clip-", "-open_clip", str(tower or settings["dino_model"])),)
-    known = next((alias for alias in architecture.aliases if alias.startswith("ViT-")), None)
+    known = next((alias for alias in architecture.aliases if alias.startswith("ViT-")), "ViT-B/16")
     if tower and FAMILY.find(str(tower)) not in (None, FAMILY.find(str(known))):
         raise CheckpointError(f"clip_model_name: expected {known}, the backbone's own text tower, got {tower}")
     plain = published_banks({"clip_model_name": tower or known}, architecture)

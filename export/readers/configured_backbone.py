@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,20 +88,19 @@ class ConfiguredBackbone:
 
     def requests(self) -> list[FileRequest]:
         """Return the requests for the files of its weights."""
-        named = self._named_files()
         files = self.architecture.files if self.architecture else ()
-        if len(named) > max(1, len(files)):
-            raise CheckpointError(f"{self.source}: dino_weights: expected {len(files)} files, got {len(named)}")
-        requests = [FileRequest("dino_weights, the backbone", (name,)) for name in named]
-        return requests + [self._request(file) for file in files[len(named) :]]
-
-    def _named_files(self) -> list[str]:
-        """Return the names of its files that the configuration gives."""
         named = self.settings.get("dino_weights")
         if named is not None:
-            return [str(name) for name in (named if isinstance(named, list) else [named])]
+            names = [str(name) for name in named] if isinstance(named, list) else [str(named)]
+            if not 1 <= len(names) <= max(1, len(files)):
+                raise CheckpointError(
+                    f"{self.source}: dino_weights: expected 1 to {max(1, len(files))} names of files, got {len(names)}"
+                )
+            requests = [FileRequest("dino_weights, the backbone", (name,)) for name in names]
+            return requests + [self._request(file) for file in files[len(names) :]]
         own = None if self.family is None else _asked(self.family.weights_of, self.settings, self.source)
-        return [] if own is None else [own]
+        first = [] if own is None else [replace(self._request(files[0]), names=(own,), sources=())]
+        return first + [self._request(file) for file in files[len(first) :]]
 
     def _request(self, file: WeightFile) -> FileRequest:
         folders = [repository.split("/")[1] for repository in file.repositories]

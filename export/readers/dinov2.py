@@ -26,8 +26,6 @@ from export.readers.weight_files import read_weights, weight
 
 _HEAD_DIM = 64
 """Width of every DINOv2 head."""
-_PRETRAINED_GRID = 37
-"""Patches per side of the published position embeddings."""
 _IGNORED = {"mask_token"}  # only training uses it
 
 _TRANSFORMERS_MARKER = "embeddings.patch_embeddings.projection.weight"
@@ -64,11 +62,16 @@ class Dinov2Architecture(Architecture):
         attention_heads: heads that the published system splits the cls attention into: 6 for ViT-S and 16 for all
             others, ViT-B with its 12 heads among them (published-system.md, section 3).
         swiglu_width: hidden width of its gated feed-forward layers; None for plain ones.
+        trained_grid: patches per side of its position embedding.
+        has_layer_scale: whether its blocks have one.
     """
 
     num_registers: int
     attention_heads: int
     swiglu_width: int | None
+    patch_size: int = 14
+    trained_grid: int = 37
+    has_layer_scale: bool = True
 
 
 class Dinov2Options(FamilyOptions):
@@ -187,6 +190,7 @@ def _read_config(
         attention_heads=num_heads if architecture is None else architecture.attention_heads,
         patch_size=patch_size,
         swiglu_width=_second_size(state, "blocks.0.mlp.w3.weight", 2, source),
+        has_layer_scale="blocks.0.ls1.gamma" in state if architecture is None else architecture.has_layer_scale,
     )
 
 
@@ -200,7 +204,8 @@ def _second_size(state: dict[str, Tensor], name: str, axes: int, source: str) ->
 
 
 def _check_architecture(config: Dinov2Config, expected: Dinov2Architecture, source: str) -> None:
-    found = {name: getattr(config, name) for name in ("depth", "num_registers", "swiglu_width")}
+    names = ("depth", "num_registers", "swiglu_width", "patch_size")
+    found = {name: getattr(config, name) for name in names}
     for name, got in ({"output_dim": config.embed_dim} | found).items():
         wanted = getattr(expected, name)
         if got != wanted:
@@ -223,14 +228,14 @@ def _reorder_qkv(state: dict[str, Tensor], config: Dinov2Config, attention: str,
     return reordered
 
 
-def state_shapes(architecture: Dinov2Architecture, image_size: int = 0) -> Shapes:
-    """Return the shapes of a published backbone's weights in the hub's layout, by name, whatever the image size."""
+def state_shapes(architecture: Dinov2Architecture, _: int) -> Shapes:
+    """Return the shapes of a published backbone's weights in the hub's layout, by name, for any image size."""
     width, registers, gated = architecture.output_dim, architecture.num_registers, architecture.swiglu_width
     shapes: dict[str, tuple[int, ...]] = {
         "cls_token": (1, 1, width),
-        "pos_embed": (1, 1 + _PRETRAINED_GRID**2, width),
+        "pos_embed": (1, 1 + architecture.trained_grid**2, width),
         **({"register_tokens": (1, registers, width)} if registers else {}),
-        "patch_embed.proj.weight": (width, 3, 14, 14),
+        "patch_embed.proj.weight": (width, 3, architecture.patch_size, architecture.patch_size),
         "patch_embed.proj.bias": (width,),
         "norm.weight": (width,),
         "norm.bias": (width,),
@@ -242,11 +247,11 @@ def state_shapes(architecture: Dinov2Architecture, image_size: int = 0) -> Shape
         "attn.qkv.bias": (3 * width,),
         "attn.proj.weight": (width, width),
         "attn.proj.bias": (width,),
-        "ls1.gamma": (width,),
         "norm2.weight": (width,),
         "norm2.bias": (width,),
-        "ls2.gamma": (width,),
     }
+    if architecture.has_layer_scale:
+        block |= {"ls1.gamma": (width,), "ls2.gamma": (width,)}
     if gated is None:
         block |= _feed_forward_shapes("mlp.fc1", "mlp.fc2", width, 4 * width, 4 * width)
     else:

@@ -10,11 +10,20 @@ from pathlib import Path
 
 from export.checkpoint import CheckpointError
 from export.models import DecoderModel
-from export.readers import clip, dinov2, siglip2
+from export.readers import clip, dinotxt, dinov2, dinov3, proxyclip, regionclip, siglip2
 from export.readers.backbone_family import AnyFamily, Architecture, StateDict
 from export.readers.decap import read_decap
 
-BACKBONE_FAMILIES: tuple[AnyFamily, ...] = (dinov2.FAMILY, clip.FAMILY, siglip2.FAMILY)
+BACKBONE_FAMILIES: tuple[AnyFamily, ...] = (
+    proxyclip.FAMILY,
+    dinotxt.FAMILY,
+    dinov3.FAMILY,
+    siglip2.FAMILY,
+    regionclip.FAMILY,
+    clip.FAMILY,
+    dinov2.FAMILY,
+)
+"""The first that recognizes weights reads them: those whose names contain others' come before these."""
 
 DECODER_READERS: Mapping[str, Callable[[Path, int], DecoderModel]] = {"decap": read_decap}
 """The readers of decoders by kind: each makes a model of (file, size of the vocabulary that has text)."""

@@ -109,3 +109,13 @@ def _joined(name: str, parts: Mapping[int, Tensor], layout: Layout, source: str)
 def depth_of(state: Mapping[str, Tensor]) -> int:
     """Return the number of blocks that a state dict by our names has."""
     return len({name.split(".")[1] for name in state if name.startswith("blocks.")})
+
+
+def linear_shapes(name: str, inputs: int, outputs: int, bias: bool = True) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a linear layer's weights by their names."""
+    return {f"{name}.weight": (outputs, inputs), **({f"{name}.bias": (outputs,)} if bias else {})}
+
+
+def norm_shapes(name: str, width: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a norm's weights by their names."""
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}

@@ -269,8 +269,9 @@ def test_the_attention_of_the_last_block_is_reordered_as_configured(
         ({"talk2dino_config": "x.yaml"}, "talk2dino_config: not supported"),
         ({"dino_model": "ViT-L/14"}, "dino_model: expected one of dinov2_vits14, .* got 'ViT-L/14'"),
         ({"dino_model": None}, "dino_model is missing"),
+        ({"dino_weights": []}, "dino_weights: expected 1 to 1 names of files, got 0"),
         ({"normalize": "yes please"}, "normalize: expected true or false, got 'yes please'"),
-        ({"dino_weights": [BACKBONE, BACKBONE]}, "dino_weights: expected 1 files, got 2"),
+        ({"dino_weights": [BACKBONE, BACKBONE]}, "dino_weights: expected 1 to 1 names of files, got 2"),
         (
             {"dino_model": "dinov2_vitb14_reg", "dino_weights": BACKBONE},
             "expected dinov2_vitb14_",

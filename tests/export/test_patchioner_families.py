@@ -221,10 +221,19 @@ def test_denseclip_is_chosen_by_the_name_of_its_configuration(folder: Path) -> N
         read(folder, DENSECLIP, denseclip_config="rn50")
 
 
-def test_alphaclip_is_plain_clip_where_the_published_row_is_asked_for(folder: Path) -> None:
-    assert read(folder, ALPHACLIP, published=True).backbone_name == "clip_vitb16"
-    with pytest.raises(CheckpointError, match="alphaclip_config: .* once for each region, .* published: true takes"):
+def test_alphaclip_is_its_own_tower_or_plain_clip_as_published(folder: Path) -> None:
+    """Its file is found by the name that the configuration gives; its bank is plain CLIP's."""
+    checkpoint = read(folder, ALPHACLIP, published=True)
+    assert (checkpoint.backbone_name, checkpoint.notes) == ("clip_vitb16", ())
+    with pytest.raises(CheckpointError, match="missing clip_b16_grit1m.* the backbone; of AlphaCLIP's model zoo"):
         read(folder, ALPHACLIP)
+    torch.save(tower_state("alphaclip_vitb16"), folder / "clip_b16_grit1m_fultune_8xe.pth")
+    checkpoint = read(folder, ALPHACLIP)
+    assert (checkpoint.backbone_name, checkpoint.text_space) == ("alphaclip_vitb16", "clip-b16")
+    assert len(checkpoint.notes) == 1
+    assert "captions of whole images are right" in checkpoint.notes[0]
+    with pytest.raises(CheckpointError, match="alphaclip_config: name: expected ViT-B/16, got 'ViT-L/14'"):
+        read(folder, ALPHACLIP, alphaclip_config={"name": "ViT-L/14"})
 
 
 @pytest.mark.parametrize(
