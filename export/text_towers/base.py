@@ -110,6 +110,6 @@ def find_file(request: TowerRequest) -> Path:
     Raises:
         CheckpointError: there is no such file.
     """
-    wanted = FileRequest("the text tower", (request.weights,))
-    (path,) = resolve_files([wanted], (Path(),), f"--text-tower {request.weights}", "name its path")
+    wanted = FileRequest("a file of weights", (request.weights,))
+    (path,) = resolve_files([wanted], (Path(),), "the text tower", "name it with --text-tower")
     return path

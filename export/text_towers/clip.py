@@ -69,7 +69,7 @@ def open_denseclip(request: TowerRequest) -> TextTower:
 def _open_folder(request: TowerRequest) -> TextTower:
     from transformers import CLIPTextModelWithProjection
 
-    model = load_pretrained(CLIPTextModelWithProjection, request.weights, request.device)
+    model = load_pretrained(CLIPTextModelWithProjection, request)
     tokenizer = clip_tokenizer(request, model.config.max_position_embeddings)
     return TextTower(
         tokenize=partial(pad_tokens, tokenizer),

@@ -10,18 +10,24 @@ from safetensors import SafetensorError
 
 from export.checkpoint import CheckpointError
 from export.readers.hub import FileRequest, resolve_files
+from export.text_towers.base import TowerRequest
 
 
-def load_pretrained(model_class: Any, weights: str, device: str) -> Any:
-    """Return a model of transformers on a device, with every weight from its files.
+def load_pretrained(model_class: Any, request: TowerRequest) -> Any:
+    """Return a model of transformers, with every weight from its files.
 
     Args:
         model_class: the class of transformers.
-        weights: a folder, or a repository of the Hugging Face hub.
+        request: its weights are a folder, or a repository of the Hugging Face hub.
 
     Raises:
         CheckpointError: it is nowhere, cannot be loaded, or lacks a weight.
     """
+    weights = request.weights
+    if request.is_file or Path(weights).is_file():
+        raise CheckpointError(
+            f"--text-tower {weights}: expected a folder of transformers, or a repository of the hub, got a file"
+        )
     from transformers.utils import logging
 
     logging.set_verbosity_error()  # a whole model has weights that its text tower has no use for
@@ -31,7 +37,7 @@ def load_pretrained(model_class: Any, weights: str, device: str) -> Any:
         resolve_files([wanted], (), f"--text-tower {weights}", "name a folder that has it, and the weights, instead")
     try:
         model, loading = model_class.from_pretrained(weights, dtype=torch.float32, output_loading_info=True)
-        model.eval().to(device)
+        model.eval().to(request.device)
     except (OSError, ValueError, RuntimeError, AssertionError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(

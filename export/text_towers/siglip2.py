@@ -27,7 +27,7 @@ def open_siglip2(request: TowerRequest) -> TextTower:
     """
     from transformers import SiglipTextModel
 
-    model = load_pretrained(SiglipTextModel, request.weights, request.device)
+    model = load_pretrained(SiglipTextModel, request)
     tokenizer = _tokenizer(request)
     return TextTower(
         tokenize=partial(pad_to_end, tokenizer, model.config.max_position_embeddings),

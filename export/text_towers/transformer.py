@@ -85,7 +85,10 @@ def read_state(request: TowerRequest, layout: Layout) -> tuple[StateDict, str]:
     path = find_file(request)
     state, source = read_weights(path), str(path)
     if layout.prefix_in(state) is None:
-        raise CheckpointError(f"{source}: expected the weights of a text tower, {layout.marker} among them")
+        raise CheckpointError(
+            f"{source}: expected the weights of a text tower, {layout.marker} among them; transformers' are read from "
+            "their folder"
+        )
     return to_our_names(state, layout, source), source
 
 

@@ -273,6 +273,16 @@ def test_a_tokenizer_that_is_missing_or_another_is_named(gemma: Path) -> None:
         opened("siglip2", gemma).embed(["a red circle"])
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"), [("siglip2", "model.safetensors"), ("siglip2", "gone.pth"), ("clip", "notes")]
+)
+def test_a_file_in_the_place_of_a_folder_is_refused(kind: str, name: str, tmp_path: Path) -> None:
+    if name != "gone.pth":
+        (tmp_path / name).write_text("no")
+    with pytest.raises(CheckpointError, match=f"{name}: expected a folder of transformers, or a repository of"):
+        opened(kind, tmp_path / name)
+
+
 def test_every_text_space_has_a_tower() -> None:
     assert {space.tower for space in TEXT_SPACES.values()} == set(TEXT_TOWERS)
     assert [name for name, kind in TEXT_TOWERS.items() if kind.has_projection] == [TALK2DINO]
@@ -318,7 +328,9 @@ def test_a_tower_that_is_a_file_is_asked_for_by_its_published_name(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     name = TEXT_SPACES[space].tower_weights
-    with pytest.raises(CheckpointError, match=f"--text-tower {name}: missing {name} .the text tower.: not in"):
+    with pytest.raises(
+        CheckpointError, match=f"the text tower: missing {name} .a file of weights.: not in .*--text-tower"
+    ):
         open_text_tower(space, None, None, DEMO_TOKENIZER, "cpu")
 
 
