@@ -142,7 +142,7 @@ OPERATORS: Mapping[tuple[str, str], AdmittedOperator] = {
     # products
     ("", "Conv"): AdmittedOperator(
         rules.convolution,
-        _each("f32", "f16", inputs=3),
+        (*_each("f32", "f16", inputs=2), *_each("f32", "f16", inputs=3)),
         {
             **{"auto_pad": _one_of("NOTSET"), "dilations": _one_of((1, 1)), "group": _one_of(1)},
             **{"kernel_shape": _WHOLE_NUMBERS, "pads": _one_of((0, 0, 0, 0)), "strides": _WHOLE_NUMBERS},

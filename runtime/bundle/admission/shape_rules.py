@@ -204,10 +204,10 @@ def quantized_matmul(call: OperatorCall) -> Made:
 
 
 def convolution(call: OperatorCall) -> Made:
-    """Compute patches (B, O, H / p, W / p) of images (B, C, H, W) by a weight (O, C, p, p) and a bias (O,)."""
-    image, weight, bias = (one.shape for one in call.inputs)
+    """Compute patches (B, O, H / p, W / p) of images (B, C, H, W) by a weight (O, C, p, p) and, maybe, a bias (O,)."""
+    image, weight, *biases = (one.shape for one in call.inputs)
     _require(len(image) == len(weight) == 4 and image[1] == weight[1], "(B, C, H, W), (O, C, p, p)", call)
-    _require(bias == weight[:1], "a bias (O,)", call)
+    _require(all(bias == weight[:1] for bias in biases), "a bias (O,)", call)
     patch = tuple(AxisSize(one) for one in call.numbers("kernel_shape"))
     _require(patch == weight[2:] and call.numbers("strides") == call.numbers("kernel_shape"), "whole patches", call)
     counts = tuple(size.divided_by(one) for size, one in zip(image[2:], patch, strict=True))
