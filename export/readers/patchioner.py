@@ -195,11 +195,6 @@ def _text_space(configured: ConfiguredBackbone, folders: Sequence[Path], path: P
 def _read_bank(path: Path, configured: ConfiguredBackbone, name: str, width: int) -> MemorySource:
     """Open a bank, by the rules of its space; those of one that is not published are as of the backbone's own."""
     space = TEXT_SPACES.get(name) or text_space(configured.text_space, width)
-    if space.width != width:
-        raise CheckpointError(
-            f"{configured.source}: text_space: expected one of vectors of width {width}, the backbone's; those of "
-            f"{name} are {space.width} wide"
-        )
     return read_memory_bank(
         path,
         width,
