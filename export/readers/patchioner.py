@@ -20,7 +20,6 @@ from export.readers.families import BACKBONE_FAMILIES, DECODER_READERS
 from export.readers.hub import ANYTHING, FileRequest, find_local, resolve_files
 from export.readers.memory_hdf5 import read_memory_bank
 from export.readers.talk2dino import read_talk2dino
-from export.text_spaces import TEXT_SPACES, text_space
 
 CONFIG_FILE = "config.yaml"
 
@@ -193,14 +192,8 @@ def _text_space(configured: ConfiguredBackbone, folders: Sequence[Path], path: P
 
 
 def _read_bank(path: Path, configured: ConfiguredBackbone, name: str, width: int) -> MemorySource:
-    """Open a bank, by the rules of its space; those of one that is not published are as of the backbone's own."""
-    space = TEXT_SPACES.get(name) or text_space(configured.text_space, width)
-    if space.width != width:
-        raise CheckpointError(
-            f"{configured.source}: text_space: expected one of vectors of width {width}, the backbone's; those of "
-            f"{name} are {space.width} wide"
-        )
-    space = replace(space, unit_rows=space.unit_rows and not configured.has_raw_rows)
+    """Open a bank of vectors of some width, by the rules of its space and of ``normalize``."""
+    space = replace(configured.space_called(name, width), width=width)
     return read_memory_bank(path, space, bool(configured.settings.get("normalize", True)))
 
 
