@@ -34,6 +34,7 @@ _BANKS = {
 
 _SUPPORTED = {
     "decap_weights",
+    "decoder_config",
     "prefix_size",
     "support_memory_size",
     "dino_model",
@@ -70,6 +71,8 @@ _OTHER_SYSTEMS = (
     "invite",
 )
 """Prefixes of keys that make it another system than is built here, if they are set and no family knows them."""
+_GPT2 = "gpt2"
+"""The language model of DeCap's decoders, as configurations call it."""
 _TEXT_SPACE_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]*")
 """The names of spaces that the manifest accepts."""
 
@@ -152,6 +155,10 @@ def _check_settings(settings: dict[str, Any], configured: ConfiguredBackbone, pa
             raise CheckpointError(
                 f"{path}: {key}: not supported; expected a DeCap decoder with a backbone of the families {families}"
             )
+    decoder = settings.get("decoder_config") or {}
+    language_model = decoder.get("decoder_family", _GPT2) if isinstance(decoder, dict) else decoder
+    if language_model != _GPT2:
+        raise CheckpointError(f"{path}: decoder_config: decoder_family: expected {_GPT2}, got {language_model!r}")
     for key in ("normalize", PUBLISHED):
         if not isinstance(settings.get(key, False), bool):
             raise CheckpointError(f"{path}: {key}: expected true or false, got {settings[key]!r}")

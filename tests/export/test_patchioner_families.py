@@ -286,6 +286,52 @@ def test_settings_that_contradict_each_other_or_name_nothing_are_refused(
     assert "\n" not in str(caught.value)
 
 
+PROXYCLIP = {"proxyclip_clipmodel": "ViT-B/16", "proxyclip_vfm": "dino", "crop_dim": 296, "clip_model_name": "ViT-B/16"}
+DINOTXT = {"dino_model": "dinov2_vitl14_reg4_dinotxt_tet1280d20h24l", "use_talk2dino_project": False}
+SIGLIP2_KEYS = {"siglip2_config": {"model_id": "google/siglip2-base-patch16-512", "image_size": 512}, "crop_dim": 512}
+T2D_BANK = "coco_captions_text_embeddings-B16-ViT-B.16-7.h5"
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "size", "space", "banks"),
+    [
+        (PROXYCLIP, "proxyclip_vitb16_dino", 296, "clip-b16", [BANK.replace(f"-{ROWS}.", "-7.")]),
+        (PROXYCLIP | {"proxyclip_vfm": "dinov2", "crop_dim": 518}, "proxyclip_vitb16_dinov2", 518, "clip-b16", None),
+        (DINOTXT, "dinotxt_vitl14", 518, "dinotxt-patch", ["clip-coco_captions_text_embeddings-DINO.txt-7.h5"]),
+        (SIGLIP2_KEYS | {"dino_model": "siglip2_base_patch16_512"}, "siglip2_base_patch16", 512, "siglip2-b", None),
+        ({"dino_model": "google/siglip2-base-patch16-512"}, "siglip2_base_patch16", 512, "siglip2-b", None),
+        ({"dino_model": "facebook/dinov3-vitb16-pretrain-lvd1689m"}, "dinov3_vitb16", 448, "t2d-dinov3-b", [T2D_BANK]),
+        ({"dino_model": "vit_base_patch16_dinov3.lvd1689m"}, "dinov3_vitb16", 448, "t2d-dinov3-b", [T2D_BANK]),
+    ],
+)  # fmt: skip
+def test_the_published_configurations_of_other_families_choose_them(
+    settings: Settings, name: str, size: int, space: str, banks: list[str] | None
+) -> None:
+    backbone = configured_backbone.configured_backbone(settings, "config.yaml")
+    assert (backbone.name, backbone.image_size, backbone.text_space) == (name, size, space)
+    found = [one.replace("{captions}", "coco_captions").replace("{rows}", "7") for one in backbone.banks]
+    assert banks is None or found == banks
+
+
+def test_a_published_row_of_proxyclip_has_raw_rows() -> None:
+    for published in (False, True):
+        settings = PROXYCLIP | {"published": published}
+        space = configured_backbone.configured_backbone(settings, "config.yaml").space_called("clip-b16", WIDTH)
+        assert space.unit_rows is not published
+
+
+def test_siglip2s_bank_is_never_that_of_talk2dino(tmp_path: Path) -> None:
+    """Which is as wide: a bank of unknown name has SigLIP in it, or begins as those of CLIP's family do."""
+    backbone = configured_backbone.configured_backbone(SIGLIP2_KEYS, "config.yaml")
+    names = tuple(one.replace("{captions}", "coco_captions").replace("{rows}", "7") for one in backbone.banks)
+    (tmp_path / T2D_BANK).touch()
+    with pytest.raises(CheckpointError, match="missing"):
+        resolve_files([FileRequest("bank", names)], [tmp_path], "test")
+    for bank in ("clip-coco_captions_text_embeddings-x-7.h5", "siglip2-coco_captions_text_embeddings-SigLIP2-7.h5"):
+        (tmp_path / bank).touch()
+        assert resolve_files([FileRequest("bank", names)], [tmp_path], "test") == [tmp_path / bank]
+
+
 # Families by tables alone
 
 
