@@ -25,8 +25,8 @@ from export.readers.seeded import PREFIX, read_seeded
 DEMO_CONFIG = Path(__file__).parent.parent / "demo" / "checkpoint" / CONFIG_FILE
 
 _PUBLISHED_FILES = (
-    "the decoder (.pt), the memory bank (coco_captions_text_embeddings-B16-ViT-B.16-591753.h5, if it has one) and the "
-    f"backbone ({ARCHITECTURES['dinov2_vitb14_reg'].files[0].name})"
+    "the decoder (.pt), the memory bank (coco_captions_text_embeddings-B16-ViT-B.16-591753.h5 for example, if it has "
+    f"one) and the backbone ({ARCHITECTURES['dinov2_vitb14_reg'].files[0].name} for example)"
 )
 
 

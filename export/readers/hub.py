@@ -13,6 +13,7 @@ from export.checkpoint import CheckpointError
 ANYTHING = "*"
 """Stands for any text in the name of a file, which one file alone may have."""
 
+_TIMEOUT_S = 20
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -115,10 +116,11 @@ def _list_repository(repository: str) -> list[str]:
     Raises:
         Exception: there is no such repository, or neither is to be had.
     """
-    from huggingface_hub import list_repo_files, snapshot_download
+    from huggingface_hub import model_info, snapshot_download
 
     try:
-        return list(list_repo_files(repository))
+        # asks once, within a time limit; list_repo_files would go on asking for a while
+        return [file.rfilename for file in model_info(repository, timeout=_TIMEOUT_S).siblings or []]
     except Exception:  # of the hub, or of whatever HTTP library it uses
         try:
             cached = Path(snapshot_download(repository, local_files_only=True))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelInfo
 from torch import Tensor
 
 from export.checkpoint import MemorySource
@@ -33,17 +34,23 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[tuple[str, str]
         if not any(url == f"{repository}/{name}" for repository, name in served):
             raise ConnectionError("Name or service not known\nand more")
 
-    def files_of(repository: str) -> list[str]:
-        if not any(served_by == repository for served_by, _ in served):
+    def info(repository: str, timeout: float) -> ModelInfo:
+        assert timeout > 0
+        files = [{"rfilename": name} for served_by, name in served if served_by == repository]
+        if not files:
             raise ConnectionError("Name or service not known\nand more")
-        return [name for served_by, name in served if served_by == repository]
+        return ModelInfo(id=repository, siblings=files)  # type: ignore[no-untyped-call]
+
+    def refuse(repository: str, local_files_only: bool) -> None:
+        assert local_files_only
+        raise FileNotFoundError(f"no snapshot of {repository}")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_url", lambda repository, name: f"{repository}/{name}")
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", metadata)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repository, name: str(served[repository, name]))
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
-    monkeypatch.setattr("huggingface_hub.list_repo_files", files_of)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repository, **_: files_of(repository))
+    monkeypatch.setattr("huggingface_hub.model_info", info)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
     monkeypatch.chdir(tmp_path)
     return served
 

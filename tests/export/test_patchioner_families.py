@@ -454,6 +454,22 @@ def test_a_folder_with_a_configuration_of_the_repositorys_name_needs_no_hub(
     assert read_checkpoint(SIGLIP2, folder).backbone_name == "made_up"
 
 
+@pytest.mark.usefixtures("made_up_family", "hub")
+def test_a_repository_in_the_hubs_cache_needs_no_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither does its configuration, whatever it is called."""
+    cached = folder / "snapshot"
+    cached.mkdir()
+    (cached / "other.k.yaml").write_text(yaml.safe_dump(MADE_UP))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(cached))
+    monkeypatch.setattr(
+        "huggingface_hub.try_to_load_from_cache",
+        lambda _, name: str(cached / name) if (cached / name).exists() else None,
+    )
+    write_towers(folder)
+    write_bank(folder / f"siglip2-coco_captions_text_embeddings-x-{ROWS}.h5")
+    assert read_checkpoint("owner/name", folder).backbone_name == "made_up"
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [
