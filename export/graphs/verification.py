@@ -30,9 +30,11 @@ _MAX_ERROR: dict[EnginePrecision, float] = {
 """Relative. In float32 another order of sums differs by about 1e-6 a layer, a wrong graph by far more. Outputs differ
 by up to 0.001 in float16, 0.02 in bfloat16, 0.06 in int8 and 0.3 in fp8, those of a wrong graph by about 1."""
 
-_ROUNDING_SPREAD = 10
-"""How many times the difference between a module in float32 and in float64 its graph in float32 may have: weights that
-are random can make a module that turns rounding into much more, by attention that is all or nothing for example."""
+_ROUNDING_SPREAD = 3
+"""How many times the difference that rounding makes to a module its graph may have: random weights can make a module
+that turns rounding into much more, by attention that is all or nothing for example."""
+_ROUNDED: dict[EnginePrecision, torch.dtype] = {"fp32": torch.float64, "fp16": torch.float16, "bf16": torch.bfloat16}
+"""What shows the rounding of a precision: weights in float16 or bfloat16, or all of it in float64 beside float32."""
 
 _MAX_LOG_PROB_ERROR: dict[EnginePrecision, float] = {
     "fp32": 1e-4,
@@ -71,8 +73,8 @@ def compare(path: Path, module: nn.Module, *cases: Sequence[Tensor], precision: 
                 continue
             difference = _difference(node.name, got, want.numpy())
             allowed = (_MAX_LOG_PROB_ERROR if node.name == LOG_PROBS else _MAX_ERROR)[precision]
-            if precision == "fp32" and allowed < difference:
-                allowed = max(allowed, _ROUNDING_SPREAD * _rounding(module, inputs, number, node.name))
+            if precision in _ROUNDED and allowed < difference:
+                allowed = max(allowed, _ROUNDING_SPREAD * _rounding(module, inputs, number, node.name, precision))
             if not difference <= allowed:
                 raise ExportError(
                     f"{path.name}: output {node.name} differs from its module by {difference:.1e}; "
@@ -82,13 +84,18 @@ def compare(path: Path, module: nn.Module, *cases: Sequence[Tensor], precision: 
     return largest
 
 
-def _rounding(module: nn.Module, inputs: Sequence[Tensor], number: int, name: str) -> float:
-    """Return the difference that float32 makes to one of a module's outputs, as `compare` measures differences."""
-    exact_inputs = [value.double() if value.is_floating_point() else value for value in inputs]
+def _rounding(module: nn.Module, inputs: Sequence[Tensor], number: int, name: str, precision: EnginePrecision) -> float:
+    """Return the difference that a precision makes to one of a module's outputs, as `compare` measures differences."""
+    dtype = _ROUNDED[precision]
+    changed = copy.deepcopy(module).to(dtype)
+    if dtype is torch.float64:
+        inputs_of_changed = [value.double() if value.is_floating_point() else value for value in inputs]
+    else:
+        changed, inputs_of_changed = changed.float(), list(inputs)
     with torch.inference_mode():
-        outputs = [module(*inputs), copy.deepcopy(module).double()(*exact_inputs)]
-    rounded, exact = ((one,) if isinstance(one, Tensor) else one for one in outputs)
-    return _difference(name, rounded[number].numpy(), exact[number].numpy())
+        outputs = [module(*inputs), changed(*inputs_of_changed)]
+    got, want = ((one,) if isinstance(one, Tensor) else one for one in outputs)
+    return _difference(name, got[number].numpy(), want[number].numpy())
 
 
 def _open_session(path: Path, precision: EnginePrecision) -> Any:
