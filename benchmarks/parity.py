@@ -170,15 +170,16 @@ def compare_decoder(captioner: Captioner, recording: Recording) -> Iterator[Diff
         return
     captions = captioner.decode(torch.from_numpy(recording.arrays["decoder.inputs"]), score="reference")
     end = captioner.manifest.decoder.eos_token_id
+    scores = recording.scores.get("decoder")
     same, sure_scores, recorded_scores = 0, [], []
     for number, caption in enumerate(captions):
         tokens = recording.arrays["decoder.tokens"][number].tolist()
         ties = np.flatnonzero(recording.arrays["decoder.margins"][number] < NEAR_TIE)
         until = min(tokens.index(end) + 1 if end in tokens else len(tokens), *ties.tolist(), len(tokens))
         same += list(caption.ids[:until]) == tokens[:until]
-        if not len(ties):
+        if scores is not None and not len(ties):
             sure_scores.append(caption.score)
-            recorded_scores.append(recording.scores["decoder"][number])
+            recorded_scores.append(scores[number])
     yield Difference("decoder", len(captions), same, scores=_worst_score(sure_scores, recorded_scores, ()))
 
 

@@ -16,7 +16,12 @@ from export.graphs.specs import backbone_spec, decap_specs, reencoder_spec
 from export.models.base import BackboneModel, BundleNumbers
 from export.models.clip import ClipBackbone, ClipConfig
 from export.models.decap_decoder import DecapConfig, DecapStep
+from export.models.dinotxt import DinotxtBackbone, VisionHead, VisionHeadConfig
 from export.models.dinov2 import Dinov2Backbone, Dinov2Config
+from export.models.dinov3 import Dinov3Backbone, Dinov3Config
+from export.models.proxyclip import ProxyclipBackbone, ProxyclipConfig
+from export.models.regionclip import RegionClipBackbone, RegionClipConfig
+from export.models.siglip2 import Siglip2Backbone, Siglip2Config
 from runtime.backends.base import Device
 from runtime.bundle import (
     MANIFEST,
@@ -34,12 +39,23 @@ _REGISTERS = Dinov2Config(64, 2, num_heads=2, num_registers=4, image_size=56, at
 _SWIGLU = replace(_REGISTERS, num_registers=0, attention_heads=1, swiglu_width=176)
 _CLIP = ClipConfig(width=96, depth=2, num_heads=2, output_dim=64, patch_size=14, image_size=56)
 
+_DINOV3 = Dinov3Config(128, 1, num_heads=2, num_registers=4, image_size=64)
+_SIGLIP2 = Siglip2Config(64, 1, num_heads=2, hidden_width=96, patch_size=14, image_size=56)
+_REGIONCLIP = RegionClipConfig(16, (1, 1, 1, 1), output_dim=64, num_heads=4, image_size=64, trained_grid=2)
+
 BACKBONES: Mapping[str, Callable[[], BackboneModel]] = {
     "registers": lambda: Dinov2Backbone(_REGISTERS),
     "swiglu": lambda: Dinov2Backbone(_SWIGLU),
     "clip": lambda: ClipBackbone(_CLIP),
     "invite": lambda: ClipBackbone(replace(_CLIP, self_attending=1)),
     "open_clip": lambda: ClipBackbone(replace(_CLIP, activation="gelu", norms_output=False)),
+    "dinov3": lambda: Dinov3Backbone(_DINOV3),
+    "dinov3_gated": lambda: Dinov3Backbone(replace(_DINOV3, gated_width=96)),
+    "dinotxt": lambda: DinotxtBackbone(Dinov2Backbone(_REGISTERS), VisionHead(VisionHeadConfig(64, 1, 2, 96))),
+    "siglip2": lambda: Siglip2Backbone(_SIGLIP2),
+    "siglip2_mlp": lambda: Siglip2Backbone(replace(_SIGLIP2, patches="mlp")),
+    "proxyclip": lambda: ProxyclipBackbone(ClipBackbone(_CLIP), Dinov2Backbone(_REGISTERS), ProxyclipConfig()),
+    "regionclip": lambda: RegionClipBackbone(_REGIONCLIP),
 }
 """A small backbone of every kind."""
 DECODER = DecapConfig(64, embed_dim=64, num_layers=2, vocab_size=101, text_vocab_size=90, max_new_tokens=40)
@@ -47,6 +63,10 @@ FORMS: tuple[tuple[EnginePrecision, Device], ...] = (
     *(("fp32", "cpu"), ("fp16", "cpu"), ("bf16", "cpu"), ("int8", "cpu")),
     *(("fp32", "cuda"), ("fp16", "cuda"), ("bf16", "cuda"), ("int8", "cuda"), ("fp8", "cuda")),
 )
+
+
+FORMS_OF_OTHERS: tuple[tuple[EnginePrecision, Device], ...] = (("fp32", "cpu"), ("int8", "cpu"), ("fp16", "cuda"))
+"""Of families whose blocks are those of the others."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +80,8 @@ class ExportedGraph:
 
 def export_all_forms(folder: Path) -> Iterator[ExportedGraph]:
     """Export the graphs of small models in every form, each form into a folder of its own."""
-    for precision, device in FORMS:
-        for name in BACKBONES:
+    for name in BACKBONES:
+        for precision, device in FORMS if name in ("registers", "swiglu") else FORMS_OF_OTHERS:
             form = folder / f"{name}-{precision}-{device}"
             form.mkdir()
             # there is one decoder for both backbones

@@ -87,7 +87,7 @@ class ProxyclipBackbone(BackboneModel):
         """
         unit = _unit(patches)
         similarity = unit @ unit.transpose(1, 2)
-        mean = similarity.mean() if self.config.averages_batch else similarity.mean(dim=(1, 2), keepdim=True)
+        mean = similarity.mean(dim=(0, 1, 2) if self.config.averages_batch else (1, 2), keepdim=True)
         nearest = similarity.amax(dim=-1, keepdim=True)
         logits = torch.maximum(similarity - _THRESHOLD * mean, similarity - nearest) * _SHARPNESS
         return torch.softmax(torch.where(logits < 0, MASKED_LOGIT, logits), dim=-1)

@@ -103,8 +103,7 @@ def _attend_explicitly(query: Tensor, key: Tensor, value: Tensor, mask: Tensor |
 def _rotate(x: Tensor, rotation: Rotation) -> Tensor:
     """Rotate pairs of channels of x (B, H, T, d), the first half with the second, by the angles of each token."""
     cos, sin = rotation
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([second, first], dim=-1) * sin
+    return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
 
 
 class LayerScale(nn.Module):

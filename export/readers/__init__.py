@@ -83,8 +83,9 @@ def _hub_config(name: str) -> Path | None:
 
 
 def is_backbone(name: str) -> bool:
-    """Return whether a name is that of a published backbone, here, in another library or on the hub."""
-    return find_architecture(name) is not None
+    """Return whether a name is that of a published backbone in another library or on the hub."""
+    found = find_architecture(name)
+    return found is not None and name not in found[0].architectures
 
 
 def _needs_decoder(name: str) -> CheckpointError:
