@@ -25,7 +25,7 @@ from export.command_line import (
     show_result,
 )
 from export.plans.builder import PlanOptions
-from export.readers import is_repository
+from export.readers import is_backbone, is_repository
 from runtime.backends import BACKENDS
 from runtime.bundle import Bundle, BundleBackend, EnginePrecision
 from runtime.bundle.dtypes import StoragePrecision
@@ -37,7 +37,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "build_engines.py")
     add_arguments(parser)
     options = parser.parse_args(arguments)
     if options.out is None:
-        if options.checkpoint != "demo" and not is_repository(options.checkpoint):
+        name = options.checkpoint
+        if name != "demo" and not is_repository(name) and not is_backbone(name):
             parser.error("--out is needed for any checkpoint but demo and those of the hub")
         options.out = Path("engines") / options.checkpoint.split("/")[-1]
     return run_command(partial(_build, options), interrupted=f"interrupted: {options.out} is as it was")

@@ -1,9 +1,9 @@
-"""Build a memory bank of captions: `patchcaption build-memory-bank captions.json --talk2dino FILE --out bank.h5`.
+"""Build a memory bank of captions: `patchcaption build-memory-bank captions.json --space clip-b16 --out bank.h5`.
 
-Captions -> CLIP's text tower -> Talk2DINO -> HDF5 in the published layout (published-system.md, section 5). Finished
+Captions -> the text space's tower -> HDF5 in the published layout (published-system.md, sections 5 and 15). Finished
 rows lie beside the bank until it is complete, so the same command resumes an interrupted one.
 
-Shapes: M captions, m of them in a batch, D width of the backbone.
+Shapes: M captions, m of them in a batch, D width of the tower's embeddings.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
@@ -25,54 +24,24 @@ if not __package__:  # run by its path: the packages of this clone, whatever is 
 
 import h5py
 import numpy as np
-import torch
 from rich.console import Console
 from rich.progress import Progress
-from safetensors import SafetensorError
-from tokenizers import Tokenizer
-from torch import Tensor
 
 from export.checkpoint import CheckpointError
 from export.command_line import run_command
-from export.readers.clip_bpe import pad_tokens, read_clip_bpe, read_tokenizer
-from export.readers.hub import FileRequest, resolve_files
 from export.readers.memory_hdf5 import CAPTIONS, EMBEDDINGS, TEXT_SPACE
-from export.readers.talk2dino import Talk2Dino, read_talk2dino
+from export.text_spaces import TEXT_SPACES
+from export.text_towers import open_text_tower
+from export.text_towers.base import TextTower
 from runtime.errors import PatchcaptionError
 from runtime.system.files import follow_links, lock
 from runtime.system.outputs import Output, check_distinct
 from runtime.system.standard_streams import show
 from runtime.system.user_dirs import is_private
 
-CLIP_CONTEXT = 77
-DEFAULT_TOWER = "openai/clip-vit-base-patch16"
-
 _NAME = "coco_captions"
 _BANK = "bank.h5"
 _BLOCK_ROWS = 2**14
-
-
-@dataclass(frozen=True, eq=False)
-class CaptionEmbedder:
-    """CLIP's text tower and a Talk2DINO projection, which make rows of a bank from captions.
-
-    Attributes:
-        tower: transformers' CLIPTextModelWithProjection.
-        tokenizer: puts start and end tokens around a text.
-        identity: names the tower and the projection, with digests of their weights.
-    """
-
-    tower: Any
-    tokenizer: Tokenizer
-    talk2dino: Talk2Dino
-    identity: str
-
-    @torch.inference_mode()
-    def embed(self, captions: Sequence[str]) -> Tensor:
-        """Return the rows (m, D) of captions, float32, not normalised."""
-        device = self.tower.device
-        texts = self.tower(pad_tokens(self.tokenizer, captions).to(device)).text_embeds
-        return self.talk2dino(texts.float().cpu())
 
 
 def read_captions(path: Path) -> list[str]:
@@ -100,63 +69,8 @@ def read_captions(path: Path) -> list[str]:
     return captions
 
 
-def open_embedder(tower: str, talk2dino_file: Path, tokenizer_file: Path | None, device: str) -> CaptionEmbedder:
-    """Open a tower (a folder, or a repository of the Hugging Face hub), its vocabulary and a Talk2DINO projection.
-
-    Raises:
-        CheckpointError: one of them cannot be read, or they do not fit.
-    """
-    talk2dino = read_talk2dino(talk2dino_file)
-    model = _load_text_tower(tower, device)
-    if model.config.projection_dim != talk2dino.text_width:
-        raise CheckpointError(
-            f"{talk2dino_file}: expected a projection of texts of width {model.config.projection_dim}, {tower}'s, "
-            f"got {talk2dino.text_width}"
-        )
-    beside = Path(tower) / "tokenizer.json"
-    if tokenizer_file is None and beside.is_file():
-        tokenizer_file = beside
-    tokenizer = read_clip_bpe() if tokenizer_file is None else read_tokenizer(tokenizer_file)
-    tokenizer.enable_truncation(min(CLIP_CONTEXT, model.config.max_position_embeddings))
-    identity = f"{tower} {_digest(model.state_dict())}, Talk2DINO {talk2dino.sha256}"
-    return CaptionEmbedder(model, tokenizer, talk2dino, identity)
-
-
-def _load_text_tower(tower: str, device: str) -> Any:
-    """Return transformers' CLIPTextModelWithProjection, with every weight from the tower's files."""
-    from transformers import CLIPTextModelWithProjection
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()  # a whole CLIP has weights that its text tower has no use for
-    logging.disable_progress_bar()
-    if not Path(tower).is_dir():  # found out at once; transformers would go on asking for a while
-        wanted = FileRequest("the text tower", ("config.json",), ((tower, "config.json"),))
-        resolve_files([wanted], (), f"--text-tower {tower}", "name a folder that has it, and the weights, instead")
-    try:
-        model, loading = CLIPTextModelWithProjection.from_pretrained(
-            tower, dtype=torch.float32, output_loading_info=True
-        )
-        model.eval().to(device)
-    except (OSError, ValueError, RuntimeError, AssertionError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(
-            f"--text-tower {tower}: cannot be loaded: {reason}; expected config.json and model.safetensors as "
-            "transformers saves them"
-        ) from None
-    if loading["missing_keys"]:  # transformers would make them up
-        raise CheckpointError(f"--text-tower {tower}: {sorted(loading['missing_keys'])[0]} is missing")
-    return model
-
-
-def _digest(state: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, value in state.items():
-        digest.update(name.encode() + value.cpu().contiguous().numpy().data)
-    return digest.hexdigest()
-
-
 def build_bank(
-    captions: Sequence[str], embedder: CaptionEmbedder, out: Path, batch_size: int, on_progress: Callable[[int], None]
+    captions: Sequence[str], tower: TextTower, out: Path, batch_size: int, on_progress: Callable[[int], None]
 ) -> None:
     """Write the bank of M captions to ``out``, resuming a run that was interrupted.
 
@@ -170,8 +84,8 @@ def build_bank(
     """
     out = follow_links(out)
     work_dir = out.with_name(f".{out.name}.part")
-    with _claimed(work_dir, _fingerprint(captions, embedder, batch_size)):
-        _build_in(work_dir, captions, embedder, batch_size, on_progress)
+    with _claimed(work_dir, _fingerprint(captions, tower, batch_size)):
+        _build_in(work_dir, captions, tower, batch_size, on_progress)
         (work_dir / _BANK).replace(out)
         shutil.rmtree(work_dir)
 
@@ -179,25 +93,25 @@ def build_bank(
 def _build_in(
     work_dir: Path,
     captions: Sequence[str],
-    embedder: CaptionEmbedder,
+    tower: TextTower,
     batch_size: int,
     on_progress: Callable[[int], None],
 ) -> None:
     """Write the bank in the folder of unfinished work, from the rows that are there on."""
     rows_file = work_dir / "embeddings.f32"
-    row_bytes = 4 * embedder.talk2dino.width
+    row_bytes = 4 * tower.width
     with rows_file.open("ab") as rows:
         done = rows_file.stat().st_size // (row_bytes * batch_size) * batch_size
         done = min(done, len(captions))
         rows.truncate(done * row_bytes)  # the last batch may have been cut short
         on_progress(done)
         for start in range(done, len(captions), batch_size):
-            embeddings = embedder.embed(captions[start : start + batch_size])
+            embeddings = tower.embed(captions[start : start + batch_size])
             rows.write(embeddings.numpy().astype("<f4").tobytes())
             rows.flush()
             on_progress(start + len(embeddings))
-    stored = np.memmap(rows_file, dtype="<f4", mode="r", shape=(len(captions), embedder.talk2dino.width))
-    _write_bank(work_dir / _BANK, stored, captions, embedder.talk2dino.text_space)
+    stored = np.memmap(rows_file, dtype="<f4", mode="r", shape=(len(captions), tower.width))
+    _write_bank(work_dir / _BANK, stored, captions, tower.text_space)
 
 
 @contextmanager
@@ -230,17 +144,16 @@ def _check_job(file: TextIO, work_dir: Path, fingerprint: str) -> None:
         file.flush()
     elif begun != fingerprint:
         raise CheckpointError(
-            f"{work_dir}: it was begun with other captions, another text tower, projection or batch size; finish it "
-            "with those, or remove it"
+            f"{work_dir}: it was begun with other captions, another text tower, projection, space or batch size; "
+            "finish it with those, or remove it"
         )
 
 
-def _fingerprint(captions: Sequence[str], embedder: CaptionEmbedder, batch_size: int) -> str:
+def _fingerprint(captions: Sequence[str], tower: TextTower, batch_size: int) -> str:
     digest = hashlib.sha256()
     for caption in captions:
         digest.update(caption.encode() + b"\n")
-    tokens = embedder.tokenizer.get_vocab_size()
-    return f"{digest.hexdigest()}, {embedder.identity}, {tokens} tokens, {batch_size} at once"
+    return f"{digest.hexdigest()}, {tower.text_space}, {tower.identity}, {batch_size} at once"
 
 
 def _write_bank(path: Path, embeddings: np.ndarray[Any, Any], captions: Sequence[str], text_space: str) -> None:
@@ -267,10 +180,15 @@ def main(arguments: Sequence[str] | None = None, prog: str = "build_memory_bank.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the captions, the models that embed them, and the bank."""
     parser.add_argument("captions", type=Path, help="a text file, one caption a line; COCO captions; or a list in JSON")
-    parser.add_argument("--talk2dino", type=Path, required=True, metavar="FILE", help="the projection (.pth)")
     parser.add_argument("--out", type=Path, required=True, metavar="BANK", help="the bank to make (.h5)")
-    parser.add_argument("--text-tower", default=DEFAULT_TOWER, help="a folder or repository (default: %(default)s)")
-    parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="a tokenizer.json, if it is not CLIP's own")
+    parser.add_argument("--space", metavar="NAME", help=f"the decoder's text space: {', '.join(TEXT_SPACES)}")
+    parser.add_argument(
+        "--talk2dino", type=Path, metavar="FILE", help="the projection (.pth), for a space of Talk2DINO"
+    )
+    parser.add_argument(
+        "--text-tower", metavar="TOWER", help="a folder, file or repository (default: the space's published one)"
+    )
+    parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="a tokenizer.json, if it is not the tower's own")
     parser.add_argument("--batch-size", type=int, default=256, help="captions at once (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="where the tower runs: cpu (default), cuda")
 
@@ -282,18 +200,17 @@ def _run(options: argparse.Namespace) -> None:
     output.check()
     if not output.is_file:
         raise CheckpointError(f"{options.out}: expected a file, which HDF5 can go back in")
-    read = [options.captions, options.talk2dino, *([options.tokenizer] if options.tokenizer else [])]
-    check_distinct({"--out": output}, read)
+    optional = [path for path in (options.talk2dino, options.tokenizer, options.text_tower) if path]
+    check_distinct({"--out": output}, [options.captions, *map(Path, optional)])
     captions = read_captions(options.captions)
-    embedder = open_embedder(options.text_tower, options.talk2dino, options.tokenizer, options.device)
+    tower = open_text_tower(options.space, options.text_tower, options.talk2dino, options.tokenizer, options.device)
     console = Console(stderr=True)
-    console.print(f"note: {options.talk2dino}: {embedder.talk2dino.identity}", markup=False, highlight=False)
+    for note in tower.notes:
+        console.print(f"note: {note}", markup=False, highlight=False)
     with Progress(console=console) as progress:
         task = progress.add_task("captions", total=len(captions))
-        build_bank(
-            captions, embedder, options.out, options.batch_size, lambda done: progress.update(task, completed=done)
-        )
-    show(f"{options.out}: {len(captions)} captions, width {embedder.talk2dino.width}")
+        build_bank(captions, tower, options.out, options.batch_size, lambda done: progress.update(task, completed=done))
+    show(f"{options.out}: {len(captions)} captions, width {tower.width}, text space {tower.text_space}")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ from export.plans.builder import PlanOptions, open_previous_bundle
 from export.plans.bundle_plans import BuildReporter, build_plans, open_target
 from export.plans.profiles import batch_sizes
 from export.readers import read_checkpoint
+from export.readers.families import find_architecture
+from export.text_spaces import have_same_vectors, how_to_make_banks
 from runtime.backends import BACKENDS
 from runtime.bundle import (
     SCHEMA,
@@ -140,13 +142,20 @@ def _check_options(options: BuildOptions) -> None:
 
 
 def _check_text_space(checkpoint: Checkpoint) -> None:
-    """Raise if the memory bank is of another space than the decoder."""
-    bank = checkpoint.memory
-    if bank is not None and bank.text_space not in (None, checkpoint.text_space):
+    """Raise if decoder and memory bank are of another space than the backbone's vectors, or of two."""
+    space, bank, backbone = checkpoint.text_space, checkpoint.memory, checkpoint.backbone_name
+    found = find_architecture(backbone)
+    own = space if found is None or found[1].text_space is None else found[1].text_space
+    if not have_same_vectors(own, space):
         raise CheckpointError(
-            f"{bank.source}: expected embeddings in the text space {checkpoint.text_space!r}, the decoder's, got "
-            f"{bank.text_space!r}; make the bank with the Talk2DINO weights that the decoder was trained with, or name "
-            "its space by text_space in the configuration"
+            f"{checkpoint.source}: text_space: expected {own!r}, the space of {backbone}, got {space!r}; take the "
+            "decoder and the bank of that space, or the backbone of this one"
+        )
+    if bank is not None and bank.text_space not in (None, space):
+        renamed = ", or name its space by text_space in the configuration"
+        raise CheckpointError(
+            f"{bank.source}: expected embeddings in the text space {space!r}, the decoder's, got {bank.text_space!r}; "
+            f"{how_to_make_banks(space)}{renamed if have_same_vectors(own, bank.text_space) else ''}"
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -13,9 +13,15 @@ from torch import nn
 
 from export.graphs.exporter import export_graph
 from export.graphs.specs import backbone_spec, decap_specs, reencoder_spec
-from export.models.base import BundleNumbers
+from export.models.base import BackboneModel, BundleNumbers
+from export.models.clip import ClipBackbone, ClipConfig
 from export.models.decap_decoder import DecapConfig, DecapStep
+from export.models.dinotxt import DinotxtBackbone, VisionHead, VisionHeadConfig
 from export.models.dinov2 import Dinov2Backbone, Dinov2Config
+from export.models.dinov3 import Dinov3Backbone, Dinov3Config
+from export.models.proxyclip import ProxyclipBackbone, ProxyclipConfig
+from export.models.regionclip import RegionClipBackbone, RegionClipConfig
+from export.models.siglip2 import Siglip2Backbone, Siglip2Config
 from runtime.backends.base import Device
 from runtime.bundle import (
     MANIFEST,
@@ -29,15 +35,38 @@ from runtime.bundle import (
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
-BACKBONES = {
-    "registers": Dinov2Config(64, 2, num_heads=2, num_registers=4, image_size=56, attention_heads=2),
-    "swiglu": Dinov2Config(64, 2, num_heads=2, num_registers=0, image_size=56, attention_heads=1, swiglu_width=176),
+_REGISTERS = Dinov2Config(64, 2, num_heads=2, num_registers=4, image_size=56, attention_heads=2)
+_SWIGLU = replace(_REGISTERS, num_registers=0, attention_heads=1, swiglu_width=176)
+_CLIP = ClipConfig(width=96, depth=2, num_heads=2, output_dim=64, patch_size=14, image_size=56)
+
+_DINOV3 = Dinov3Config(128, 1, num_heads=2, num_registers=4, image_size=64)
+_SIGLIP2 = Siglip2Config(64, 1, num_heads=2, hidden_width=96, patch_size=14, image_size=56)
+_REGIONCLIP = RegionClipConfig(16, (1, 1, 1, 1), output_dim=64, num_heads=4, image_size=64, trained_grid=2)
+
+BACKBONES: Mapping[str, Callable[[], BackboneModel]] = {
+    "registers": lambda: Dinov2Backbone(_REGISTERS),
+    "swiglu": lambda: Dinov2Backbone(_SWIGLU),
+    "clip": lambda: ClipBackbone(_CLIP),
+    "invite": lambda: ClipBackbone(replace(_CLIP, self_attending=1)),
+    "open_clip": lambda: ClipBackbone(replace(_CLIP, activation="gelu", norms_output=False)),
+    "dinov3": lambda: Dinov3Backbone(_DINOV3),
+    "dinov3_gated": lambda: Dinov3Backbone(replace(_DINOV3, gated_width=96)),
+    "dinotxt": lambda: DinotxtBackbone(Dinov2Backbone(_REGISTERS), VisionHead(VisionHeadConfig(64, 1, 2, 96))),
+    "siglip2": lambda: Siglip2Backbone(_SIGLIP2),
+    "siglip2_mlp": lambda: Siglip2Backbone(replace(_SIGLIP2, patches="mlp")),
+    "proxyclip": lambda: ProxyclipBackbone(ClipBackbone(_CLIP), Dinov2Backbone(_REGISTERS), ProxyclipConfig()),
+    "regionclip": lambda: RegionClipBackbone(_REGIONCLIP),
 }
+"""A small backbone of every kind."""
 DECODER = DecapConfig(64, embed_dim=64, num_layers=2, vocab_size=101, text_vocab_size=90, max_new_tokens=40)
 FORMS: tuple[tuple[EnginePrecision, Device], ...] = (
     *(("fp32", "cpu"), ("fp16", "cpu"), ("bf16", "cpu"), ("int8", "cpu")),
     *(("fp32", "cuda"), ("fp16", "cuda"), ("bf16", "cuda"), ("int8", "cuda"), ("fp8", "cuda")),
 )
+
+
+FORMS_OF_OTHERS: tuple[tuple[EnginePrecision, Device], ...] = (("fp32", "cpu"), ("int8", "cpu"), ("fp16", "cuda"))
+"""Of families whose blocks are those of the others."""
 
 
 @dataclass(frozen=True)
@@ -51,19 +80,19 @@ class ExportedGraph:
 
 def export_all_forms(folder: Path) -> Iterator[ExportedGraph]:
     """Export the graphs of small models in every form, each form into a folder of its own."""
-    for precision, device in FORMS:
-        for name in BACKBONES:
+    for name in BACKBONES:
+        for precision, device in FORMS if name in ("registers", "swiglu") else FORMS_OF_OTHERS:
             form = folder / f"{name}-{precision}-{device}"
             form.mkdir()
             # there is one decoder for both backbones
             decoder = DECODER if name == "registers" else None
-            yield from _export_form(form, BACKBONES[name], decoder, precision, device)
+            yield from _export_form(form, BACKBONES[name](), decoder, precision, device)
 
 
 def export_small_bundle(demo: Path, folder: Path) -> Path:
     """Return a bundle of a model of one layer in float32, with the demo's other files, which do not fit it."""
     shutil.copytree(demo, folder)
-    one_layer = replace(BACKBONES["registers"], depth=1), replace(DECODER, num_layers=1)
+    one_layer = Dinov2Backbone(replace(_REGISTERS, depth=1)), replace(DECODER, num_layers=1)
     graphs = list(_export_form(folder, *one_layer, "fp32", "cpu"))
     small, manifest = graphs[0].manifest, Bundle(demo).manifest
     space = {"text_space": manifest.backbone.text_space}
@@ -81,13 +110,13 @@ def export_small_bundle(demo: Path, folder: Path) -> Path:
 
 def _export_form(
     folder: Path,
-    backbone_config: Dinov2Config,
+    backbone: BackboneModel,
     decoder_config: DecapConfig | None,
     precision: EnginePrecision,
     device: Device,
 ) -> Iterator[ExportedGraph]:
-    """Export a backbone and its re-encoder, and a decoder if one is given."""
-    backbone = _randomized(Dinov2Backbone(backbone_config))
+    """Export a backbone and its re-encoder, if it has one, and a decoder if one is given."""
+    backbone = _randomized(backbone)
     decoder = _randomized(DecapStep(decoder_config or DECODER))
     only_backbone = precision == "fp8" or (precision == "int8" and device == "cuda")
     other: EnginePrecision = "fp16" if only_backbone else precision
@@ -95,11 +124,13 @@ def _export_form(
     manifest = Manifest.model_construct(
         backbone=backbone.manifest_entry("small", numbers), decoder=decoder.manifest_entry(89, numbers)
     )
-    images = torch.randint(0, 256, (1, 56, 56, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    shape = (1, backbone.image_size, backbone.image_size, 3)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     export_graph(backbone_spec(backbone, images), folder, precision, device)
     yield ExportedGraph(folder / "backbone.onnx", "backbone", manifest)
-    export_graph(reencoder_spec(backbone), folder, other, device)
-    yield ExportedGraph(folder / "reencoder.onnx", "reencoder", manifest)
+    if backbone.last_block is not None:
+        export_graph(reencoder_spec(backbone), folder, other, device)
+        yield ExportedGraph(folder / "reencoder.onnx", "reencoder", manifest)
     if decoder_config is None:
         return
     decoder.prepare_for(device)

@@ -282,10 +282,10 @@ def test_a_users_own_kind_of_region_says_whether_it_is_of_patches(demo: Captione
         demo.vectors(features[0], [FirstToken()], reencode="mean")
 
 
-def test_a_bundle_from_before_reencoding_says_so(features: FeatureMap, bundle: Bundle) -> None:
+def test_a_bundle_without_a_reencoder_says_so(features: FeatureMap, bundle: Bundle) -> None:
     with (
         captioner_of(without_engine(bundle, "reencoder")) as captioner,
-        pytest.raises(BundleError, match="built without a re-encoder; build the bundle again"),
+        pytest.raises(BundleError, match="built without a re-encoder, which some families of backbones do not have"),
     ):
         captioner.vectors(features[0], [Box(0, 0, 9, 9)], reencode="mean")
 

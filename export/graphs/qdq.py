@@ -45,6 +45,7 @@ _FORMATS: dict[EightBits, _Format] = {
     "fp8": _Format(ml_dtypes.float8_e4m3fn, 448.0, by_channel=False),
 }
 
+_HALF = onnx_ir.DataType.FLOAT16
 _MIN_LARGEST = 1e-3
 """Stands for the largest of weights that are all zero, or nearly: float16 could not hold the scale of a smaller one."""
 
@@ -67,9 +68,9 @@ def quantize_products(model: onnx_ir.Model, to: EightBits, ranges: Mapping[str, 
 
 
 def _weight_products(graph: onnx_ir.Graph) -> Iterator[onnx_ir.Node]:
-    """Yield each MatMul whose second input is a weight (K, N)."""
+    """Yield each MatMul in float16 whose second input is a weight (K, N): what makes an output stays float32."""
     for node in graph:
-        if node.op_type == "MatMul" and node.inputs[1].is_initializer():
+        if node.op_type == "MatMul" and node.inputs[1].is_initializer() and node.inputs[0].dtype == _HALF:
             yield node
 
 

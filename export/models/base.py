@@ -76,6 +76,11 @@ class BackboneModel(nn.Module):
         return None
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know about how it was made of its weights."""
+        return ()
+
+    @property
     def image_size(self) -> int:
         """S, the side of the square input in pixels."""
         return self.numbers.image_size

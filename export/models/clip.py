@@ -29,6 +29,7 @@ class ClipConfig:
     Attributes:
         self_attending: how many of the last blocks let each token attend to itself alone, as INViTE does.
         norms_output: whether the last norm comes before the projection into the text space.
+        has_patch_bias: whether patches have a bias, as AlphaCLIP's do for an alpha that is the same everywhere.
     """
 
     width: int
@@ -40,6 +41,7 @@ class ClipConfig:
     activation: Activation = "quick_gelu"
     self_attending: int = 0
     norms_output: bool = True
+    has_patch_bias: bool = False
 
     @property
     def token_layout(self) -> TokenLayout:
@@ -68,13 +70,22 @@ class ClipBackbone(BackboneModel):
         self.config = config
         width = config.width
         self.pixel_norm = PixelNorm(CLIP_MEAN, CLIP_STD)
-        self.patch_embed = PatchEmbed(width, config.patch_size, bias=False)
+        self.patch_embed = PatchEmbed(width, config.patch_size, bias=config.has_patch_bias)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, config.token_layout.num_tokens, width))
         self.norm_pre = nn.LayerNorm(width, eps=1e-5)
         self.blocks = nn.ModuleList(VitBlock(config.block(number)) for number in range(config.depth))
         self.norm = nn.LayerNorm(width, eps=1e-5) if config.norms_output else nn.Identity()
         self.head = nn.Linear(width, config.output_dim, bias=False)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        if not self.config.has_patch_bias:
+            return ()
+        return (
+            "AlphaCLIP's tower sees the whole image as what matters: its captions of whole images are right, those of "
+            "regions are pooled from the same pass instead of one of their own",
+        )
 
     @property
     def numbers(self) -> BackboneNumbers:

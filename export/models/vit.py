@@ -230,7 +230,7 @@ def cls_attention_logits(qkv: Tensor, num_heads: int, num_global: int, scale: fl
 
 
 def resize_grid(table: Tensor, grid: int, num_global: int = 1, antialias: bool = True) -> Tensor:
-    """Return a position table (1, num_global + g * g, D) with its grid resized, bicubic: (1, num_global + grid^2, D)."""
+    """Return a position table (1, num_global + g * g, D) with its grid resized, bicubic, to ``grid`` rows a side."""
     trained = round((table.shape[1] - num_global) ** 0.5)
     if trained == grid:
         return table

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from export.checkpoint import Checkpoint, CheckpointError
+from export.readers import recording
 from export.readers.dinov2 import ARCHITECTURES
-from export.readers.hub import FileRequest, resolve_files
+from export.readers.families import find_architecture
+from export.readers.hub import (
+    ANYTHING,
+    FileRequest,
+    NothingFitsError,
+    download,
+    find_local,
+    resolve_files,
+)
+from export.readers.hub import is_repository as is_repository
 from export.readers.patchioner import CONFIG_FILE, Origin, read_patchioner
 from export.readers.seeded import PREFIX, read_seeded
 
@@ -19,7 +28,6 @@ _PUBLISHED_FILES = (
     "the decoder (.pt), the memory bank (coco_captions_text_embeddings-B16-ViT-B.16-591753.h5, if it has one) and the "
     f"backbone ({ARCHITECTURES['dinov2_vitb14_reg'].files[0].name})"
 )
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -37,15 +45,60 @@ class CheckpointReader:
     read: Callable[[str, tuple[Path, ...]], Checkpoint]
 
 
-def is_repository(name: str) -> bool:
-    """Return whether a name is that of a repository on the hub and nothing on this machine."""
-    return _REPOSITORY.fullmatch(name) is not None and not Path(name).exists()
-
-
 def _read_repository(name: str, folders: tuple[Path, ...]) -> Checkpoint:
-    what = f"the configuration; it names other files, which are needed too: {_PUBLISHED_FILES}"
-    (config_file,) = resolve_files([FileRequest(what, (CONFIG_FILE,), ((name, CONFIG_FILE),))], folders, name)
+    """Read the checkpoint of a repository by its config.yaml, or by the one other configuration that it has."""
+    config_file = _local_config(name, folders) or _hub_config(name)
+    if config_file is None:
+        what = f"the configuration; it names other files, which are needed too: {_PUBLISHED_FILES}"
+        (config_file,) = resolve_files([FileRequest(what, (CONFIG_FILE,), ((name, CONFIG_FILE),))], folders, name)
     return read_patchioner(config_file, Origin(name, folders, repository=name))
+
+
+def _local_config(name: str, folders: tuple[Path, ...]) -> Path | None:
+    """Return the configuration of a repository in folders: config.yaml, or one that is named as the repository is."""
+    found = find_local((CONFIG_FILE,), folders)
+    if found is not None:
+        return found
+    files = (path for folder in folders for path in sorted(folder.glob("*.yaml")))
+    repository = f"_{name.split('/')[1]}_"
+    return next((path for path in files if f"_{path.name.split('.')[0]}_" in repository), None)
+
+
+def _hub_config(name: str) -> Path | None:
+    """Return the configuration of a repository: config.yaml, or the only one in it; None where it is not to be had.
+
+    Raises:
+        CheckpointError: the repository has none, or several.
+    """
+    for wanted in (CONFIG_FILE, f"{ANYTHING}.yaml"):
+        try:
+            return download(name, wanted)
+        except CheckpointError:
+            raise
+        except NothingFitsError:
+            raise CheckpointError(f"{name}: expected a Patch-ioner configuration (.yaml) in it, got none") from None
+        except Exception:  # of the hub, or of whatever HTTP library it uses; the next, and then the message, tells
+            continue
+    return None
+
+
+def is_backbone(name: str) -> bool:
+    """Return whether a name is that of a published backbone in another library or on the hub."""
+    found = find_architecture(name)
+    return found is not None and name not in found[0].architectures
+
+
+def _needs_decoder(name: str) -> CheckpointError:
+    """Return the error for a backbone alone."""
+    found = find_architecture(name)
+    assert found is not None
+    family, architecture = found
+    space = f", {architecture.text_space}" if architecture.text_space else ""
+    return CheckpointError(
+        f"{name}: the backbone {family.find(name)} alone; captions need a decoder of its text space{space}, too: name "
+        f"the file of one by decap_weights in a configuration (.yaml) with dino_model: {name}, and build that; "
+        f"{PREFIX}{family.find(name)} has one without meaning, to measure speed"
+    )
 
 
 CHECKPOINT_READERS: tuple[CheckpointReader, ...] = (
@@ -58,6 +111,11 @@ CHECKPOINT_READERS: tuple[CheckpointReader, ...] = (
         f"{PREFIX}ARCHITECTURE (for example {PREFIX}dinov2_vits14_reg,size=224)",
         lambda name: name.startswith(PREFIX),
         lambda name, _: read_seeded(name),
+    ),
+    CheckpointReader(
+        f"{recording.PREFIX}PATH/NAME.json",
+        lambda name: name.startswith(recording.PREFIX),
+        lambda name, _: recording.read_recording(name),
     ),
     CheckpointReader(
         "the path of a Patch-ioner .yaml",
@@ -78,10 +136,12 @@ def read_checkpoint(name: str, folder: Path | None = None) -> Checkpoint:
         folder: where files that a configuration names are looked for too, before any is downloaded.
 
     Raises:
-        CheckpointError: no such checkpoint, or its files are not of the published layout.
+        CheckpointError: no such checkpoint, a backbone alone, or files that are not of the published layout.
     """
     if folder is not None and not folder.is_dir():
         raise CheckpointError(f"{folder}: expected a folder of checkpoint files")
+    if is_backbone(name):
+        raise _needs_decoder(name)
     for reader in CHECKPOINT_READERS:
         if reader.accepts(name):
             return reader.read(name, () if folder is None else (folder,))

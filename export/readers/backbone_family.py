@@ -15,7 +15,7 @@ from torch import Tensor
 
 from export.checkpoint import CheckpointError
 from export.models import BackboneModel
-from export.text_spaces import TextSpace, text_space
+from export.text_spaces import TALK2DINO, TextSpace, text_space
 
 StateDict: TypeAlias = dict[str, Tensor]
 Shapes: TypeAlias = dict[str, tuple[int, ...]]
@@ -39,15 +39,26 @@ class WeightFile:
 
     Attributes:
         name: as it is published.
-        repository: the hub's repository that has the same weights, as model.safetensors; None where there is none.
+        repository: the hub's repository that has the same weights; None where there is none.
         seed: stands before the names of its made-up weights.
         prefix: stands before its names in the state dict that the files make together.
+        mirrors: other repositories of the hub that have them.
+        hub_names: what the file may be called in those repositories, likeliest first.
+        origin: where it is to be had, for messages, if no repository has it.
     """
 
     name: str
     repository: str | None
     seed: str
     prefix: str = ""
+    mirrors: tuple[str, ...] = ()
+    hub_names: tuple[str, ...] = ("model.safetensors",)
+    origin: str = ""
+
+    @property
+    def repositories(self) -> tuple[str, ...]:
+        """All repositories of the hub that have it, likeliest first."""
+        return (*((self.repository,) if self.repository else ()), *self.mirrors)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +74,8 @@ class Architecture:
         aliases: other names of it, in other libraries and on the hub.
         scales: factors on made-up weights, by the ends of their names: what keeps random blocks from degenerating where
             no layer scale does.
+        publishes_raw_rows: whether the published system leaves the rows of its bank as they are, against the rule of
+            its text space; ``published: true`` does so too.
     """
 
     output_dim: int
@@ -72,6 +85,7 @@ class Architecture:
     default_size: int = 224
     aliases: tuple[str, ...] = ()
     scales: Mapping[str, float] = field(default_factory=dict)
+    publishes_raw_rows: bool = False
 
 
 def published_space(architecture: Architecture, _options: FamilyOptions | None = None) -> TextSpace:
@@ -99,6 +113,30 @@ class BackboneRequest(Generic[ArchitectureT, OptionsT]):
     options: OptionsT
 
 
+def bank_name(prefix: str, middle: str, tower: str) -> str:
+    """Return what the file of a published bank is called (published-system.md, section 7).
+
+    Args:
+        prefix: names the system, "clip-" for example.
+        middle: of the name, "-B16" for example.
+        tower: the text tower, "ViT-B/16" for example.
+
+    Returns:
+        the name, with ``{captions}`` and ``{rows}`` for what else it tells.
+    """
+    return f"{prefix}{{captions}}_text_embeddings{middle}-{tower.replace('/', '.')}-{{rows}}.h5"
+
+
+def published_banks(settings: Settings, architecture: Architecture) -> tuple[str, ...]:
+    """Return what a bank is called: as Talk2DINO's in a space of its, else as that of a plain CLIP."""
+    tower = str(settings.get("clip_model_name") or "ViT-B/16")
+    if text_space(architecture.text_space, architecture.output_dim).tower != TALK2DINO:
+        return (bank_name("clip-", "", tower),)
+    attention, projection = settings.get("talk2dino_attn_type", "qkv"), settings.get("use_talk2dino_project")
+    middle = "" if attention == "qkv" else f"_{attention}"
+    return (bank_name("", middle + (projection if isinstance(projection, str) else "-B16"), tower),)
+
+
 @dataclass(frozen=True)
 class BackboneFamily(Generic[ArchitectureT, OptionsT]):
     """One family of backbones.
@@ -114,8 +152,14 @@ class BackboneFamily(Generic[ArchitectureT, OptionsT]):
             By default that of an architecture by ``dino_model``.
         settings: the keys of a configuration that this family knows.
         options_of: returns the options that follow from a configuration's settings.
+        size_of: returns the image size that the family's own settings ask for; None where they say nothing.
+        weights_of: returns the name of the file of weights that the family's own settings give, likewise.
+        banks_of: returns the names that a published bank may have, likeliest first, as `bank_name` does; a name may
+            have `export.readers.hub.ANYTHING` in it.
         space_of: returns how the memory banks of a backbone's text space are used with it: (architecture, options). By
             default as the space itself says.
+
+    The functions of settings raise CheckpointError where those contradict each other.
     """
 
     name: str
@@ -124,9 +168,12 @@ class BackboneFamily(Generic[ArchitectureT, OptionsT]):
     recognizes: Callable[[StateDict], bool]
     from_state: Callable[[StateDict, BackboneRequest[ArchitectureT, OptionsT]], BackboneModel]
     state_shapes: Callable[[ArchitectureT, int], Shapes]
-    chosen_by: Callable[[Settings], str | None] = lambda settings: None
+    chosen_by: Callable[[Settings], str | None] = lambda _: None
     settings: frozenset[str] = frozenset()
-    options_of: Callable[[Settings], Mapping[str, Any]] = lambda settings: {}
+    options_of: Callable[[Settings], Mapping[str, Any]] = lambda _: {}
+    size_of: Callable[[Settings], int | None] = lambda _: None
+    weights_of: Callable[[Settings], str | None] = lambda _: None
+    banks_of: Callable[[Settings, ArchitectureT], tuple[str, ...]] = published_banks
     space_of: Callable[[ArchitectureT, OptionsT], TextSpace] = published_space
 
     def find(self, name: str) -> str | None:
@@ -135,8 +182,7 @@ class BackboneFamily(Generic[ArchitectureT, OptionsT]):
         A repository on the hub stands for a backbone all of which is in it.
         """
         for known, architecture in self.architectures.items():
-            files = architecture.files
-            repositories = [file.repository for file in files if file.repository] if len(files) == 1 else []
+            repositories = architecture.files[0].repositories if len(architecture.files) == 1 else ()
             if name in (known, *architecture.aliases, *repositories):
                 return known
         return None

@@ -127,7 +127,8 @@ def read_dinov2(
 
 def recognizes(state: dict[str, Tensor]) -> bool:
     """Return whether a state dict is that of a DINOv2, in either layout."""
-    return "patch_embed.proj.weight" in state or is_transformers_layout(state)
+    # Without layer scale those are timm's names of another family.
+    return {"patch_embed.proj.weight", "blocks.0.ls1.gamma"} <= set(state) or is_transformers_layout(state)
 
 
 def from_state(state: StateDict, request: Dinov2Request) -> Dinov2Backbone:
@@ -227,8 +228,8 @@ def _reorder_qkv(state: dict[str, Tensor], config: Dinov2Config, attention: str,
     return reordered
 
 
-def state_shapes(architecture: Dinov2Architecture, image_size: int = 0) -> Shapes:
-    """Return the shapes of a published backbone's weights in the hub's layout, by name, whatever the image size."""
+def state_shapes(architecture: Dinov2Architecture, _: int) -> Shapes:
+    """Return the shapes of a published backbone's weights in the hub's layout, by name, for any image size."""
     width, registers, gated = architecture.output_dim, architecture.num_registers, architecture.swiglu_width
     shapes: dict[str, tuple[int, ...]] = {
         "cls_token": (1, 1, width),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from export.checkpoint import CheckpointError
 from export.models import DecoderModel
-from export.readers import clip, dinotxt, dinov2, dinov3, proxyclip
+from export.readers import clip, dinotxt, dinov2, dinov3, proxyclip, regionclip, siglip2
 from export.readers.backbone_family import AnyFamily, Architecture, StateDict
 from export.readers.decap import read_decap
 
@@ -18,6 +18,8 @@ BACKBONE_FAMILIES: tuple[AnyFamily, ...] = (
     proxyclip.FAMILY,
     dinotxt.FAMILY,
     dinov3.FAMILY,
+    siglip2.FAMILY,
+    regionclip.FAMILY,
     clip.FAMILY,
     dinov2.FAMILY,
 )

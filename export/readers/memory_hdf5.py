@@ -1,4 +1,4 @@
-"""Reads memory banks in HDF5, by their published dataset names (published-system.md, section 5)."""
+"""Reads memory banks in HDF5, by their published dataset names (published-system.md, sections 5 and 15)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from export.checkpoint import CaptionedRows, CheckpointError, MemorySource
+from export.text_spaces import TextSpace
 
 EMBEDDINGS, CAPTIONS = "-embeddings", "-text"
 """The endings of the two datasets' names; what precedes them says which captions they are: "coco_captions-text"."""
@@ -19,8 +20,12 @@ TEXT_SPACE = "text_space"
 _BLOCK_BYTES = 2**25
 
 
-def read_memory_bank(path: Path, width: int, normalize: bool) -> MemorySource:
-    """Open the bank in an HDF5 file, with embeddings (M, width) as float32; rows are read when they are asked for.
+def read_memory_bank(path: Path, space: TextSpace, normalize: bool | None = None) -> MemorySource:
+    """Open the bank in an HDF5 file, with embeddings (M, D) as float32; rows are read when they are asked for.
+
+    Args:
+        space: which columns its rows keep of the text tower's embeddings, and whether they get unit length.
+        normalize: whether vectors projected onto it get unit length; None for what the space says.
 
     Raises:
         CheckpointError: the file is no HDF5 file, lacks a dataset, or has embeddings of another width or another number
@@ -28,8 +33,11 @@ def read_memory_bank(path: Path, width: int, normalize: bool) -> MemorySource:
     """
     with _open(path) as file:
         embeddings, captions = file[_name(file, path)], file[_name(file, path, CAPTIONS)]
-        if embeddings.ndim != 2 or embeddings.shape[1] != width:
-            raise CheckpointError(f"{path}: {embeddings.name[1:]}: expected shape (M, {width}), got {embeddings.shape}")
+        if embeddings.ndim != 2 or embeddings.shape[1] != space.bank_width:
+            kept = f", whose columns from {space.first_column} on are kept" if space.first_column else ""
+            raise CheckpointError(
+                f"{path}: {embeddings.name[1:]}: expected shape (M, {space.bank_width}){kept}, got {embeddings.shape}"
+            )
         if embeddings.dtype.kind != "f":
             raise CheckpointError(f"{path}: {embeddings.name[1:]}: expected floating numbers, got {embeddings.dtype}")
         if captions.shape != embeddings.shape[:1]:
@@ -41,17 +49,22 @@ def read_memory_bank(path: Path, width: int, normalize: bool) -> MemorySource:
     if isinstance(text_space, bytes):  # as other programs than h5py store texts
         text_space = text_space.decode("utf-8", "replace")
     return MemorySource(
-        source, width, lambda: _blocks(path), normalize, None if text_space is None else str(text_space)
+        source,
+        space.width,
+        lambda: _blocks(path, space.first_column),
+        space.unit_output if normalize is None else normalize,
+        None if text_space is None else str(text_space),
+        unit_rows=space.unit_rows,
     )
 
 
-def _blocks(path: Path) -> Iterator[CaptionedRows]:
+def _blocks(path: Path, first_column: int) -> Iterator[CaptionedRows]:
     with _open(path) as file:
         embeddings, captions = file[_name(file, path)], file[_name(file, path, CAPTIONS)]
         rows = max(1, _BLOCK_BYTES // (4 * embeddings.shape[1]))
         for start in range(0, len(embeddings), rows):
             try:
-                block = embeddings[start : start + rows].astype(np.float32, copy=False)
+                block = embeddings[start : start + rows, first_column:].astype(np.float32, copy=False)
                 texts = list(captions.asstr("utf-8")[start : start + rows])
             except (TypeError, UnicodeDecodeError) as error:
                 raise CheckpointError(f"{path}: {captions.name[1:]}: expected texts in utf-8: {error}") from None

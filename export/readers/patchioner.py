@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +12,18 @@ import torch
 import yaml
 from tokenizers import Tokenizer
 
-from export.checkpoint import Checkpoint, CheckpointError
-from export.models import BackboneModel, DecoderModel
-from export.readers.backbone_family import Architecture, BackboneRequest
+from export.checkpoint import Checkpoint, CheckpointError, MemorySource
+from export.models import DecoderModel
 from export.readers.clip_bpe import MERGES_FILE, read_clip_bpe, read_tokenizer
-from export.readers.families import (
-    DECODER_READERS,
-    architecture_names,
-    find_architecture,
-    recognize_family,
-)
-from export.readers.hub import FileRequest, find_local, resolve_files
+from export.readers.configured_backbone import PUBLISHED, ConfiguredBackbone, configured_backbone, whole_number
+from export.readers.families import BACKBONE_FAMILIES, DECODER_READERS
+from export.readers.hub import ANYTHING, FileRequest, find_local, resolve_files
 from export.readers.memory_hdf5 import read_memory_bank
 from export.readers.talk2dino import read_talk2dino
-from export.readers.weight_files import read_weights
+from export.text_spaces import TEXT_SPACES, text_space
 
 CONFIG_FILE = "config.yaml"
 
-_DEFAULT_SIZE = 518
 _BANKS = {
     "coco": "coco_captions",
     "msmarco": "ms_marco_queries_a",
@@ -46,8 +40,6 @@ _SUPPORTED = {
     "dino_model",
     "dino_weights",
     "normalize",
-    "kkv_attention",
-    "attention_type",
     "projection_type",
     "resize_dim",
     "crop_dim",
@@ -56,9 +48,10 @@ _SUPPORTED = {
     "talk2dino_attn_type",
     "talk2dino_weights",
     "text_space",
+    PUBLISHED,
 }
 _WITHOUT_EFFECT = {"linear_talk2dino", "use_talk2dino_project", "clip_model_name"}
-"""Keys that are false here, or matter only to those who make a bank."""
+"""Keys that are false here, or matter only to those who make a bank or look for its file."""
 _OTHER_SYSTEMS = (
     "linear_talk2dino",
     "talk2dino_config",
@@ -67,13 +60,17 @@ _OTHER_SYSTEMS = (
     "viecap",
     "meacap",
     "clipcap",
+    "ifcap",
+    "diffusion_bridge",
+    "aggregation",
     "regionclip",
     "denseclip",
     "alphaclip",
+    "siglip2",
     "proxyclip",
     "invite",
 )
-"""Prefixes of keys that, if set, make it another system than the one that is built here."""
+"""Prefixes of keys that make it another system than is built here, if they are set and no family knows them."""
 _TEXT_SPACE_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]*")
 """The names of spaces that the manifest accepts."""
 
@@ -96,40 +93,42 @@ class Origin:
 def read_patchioner(config_file: Path, origin: Origin) -> Checkpoint:
     """Read the checkpoint that a configuration describes.
 
-    `dino_weights` (the backbone's file), `tokenizer` (a tokenizer.json; without it CLIP's vocabulary) and `text_space`
-    (the identity of the space that decoder and bank share) are this project's own keys. Without `dino_weights` the
-    backbone is looked for by its published name.
+    `dino_weights` (the backbone's file, or a list of its files), `tokenizer` (a tokenizer.json; without it CLIP's
+    vocabulary), `text_space` (the identity of the space that decoder and bank share) and `published` (whether a
+    published row that rests on a fault is to be reproduced) are this project's own keys. Without `dino_weights` the
+    backbone is looked for by its published names.
 
     Raises:
         CheckpointError: files are missing or do not fit, or a setting asks for what is not supported.
     """
     settings = _read_settings(config_file)
-    notes = _check_settings(settings, config_file)
+    configured = configured_backbone(settings, str(config_file))
+    notes = _check_settings(settings, configured, config_file)
     folders = (config_file.parent, *origin.folders)
     repository = origin.repository or settings.get("hf_repo_id")
-    architecture = _architecture(settings, config_file)
-    requests = [_decoder_request(settings, repository, config_file), _backbone_request(settings, architecture)]
-    memory_size = _whole_number(settings, "support_memory_size", 0, config_file, at_least=0)
-    if memory_size:
-        requests.append(_bank_request(settings, memory_size, repository, config_file))
-    decoder_file, backbone_file, *bank_file = resolve_files(requests, (*folders, _torch_hub_folder()), origin.source)
-    size = _whole_number(settings, "crop_dim", _DEFAULT_SIZE, config_file)
-    resize = _whole_number(settings, "resize_dim", size, config_file)
+    size = configured.image_size
+    resize = whole_number(settings, "resize_dim", size, config_file)
+    requests = [_decoder_request(settings, repository, config_file), *configured.requests()]
+    memory_size = whole_number(settings, "support_memory_size", 0, config_file, at_least=0)
+    banks = _bank_requests(configured, memory_size, repository, config_file) if memory_size else []
+    decoder_file, *paths = resolve_files([*requests, *banks], (*folders, _torch_hub_folder()), origin.source)
+    bank_file = paths.pop() if banks else None
     tokenizer = _tokenizer(settings, folders, origin.source)
-    backbone = _read_backbone(backbone_file, size, settings)
+    backbone = configured.read(paths)
     width = backbone.output_dim
     decoder = DECODER_READERS["decap"](decoder_file, tokenizer.get_vocab_size())
-    _check_width(decoder, decoder_file, width, _whole_number(settings, "prefix_size", width, config_file))
+    _check_width(decoder, decoder_file, width, whole_number(settings, "prefix_size", width, config_file))
+    space = _text_space(configured, folders, config_file)
     return Checkpoint(
         source=origin.source,
-        backbone_name=str(settings["dino_model"]),
-        text_space=_text_space(settings, folders, config_file),
+        backbone_name=configured.name,
+        text_space=space,
         backbone=backbone,
         decoder=decoder,
-        memory=read_memory_bank(bank_file[0], width, bool(settings.get("normalize", True))) if bank_file else None,
+        memory=None if bank_file is None else _read_bank(bank_file, configured, space, width),
         tokenizer=tokenizer,
         resize_short_side=None if resize == size else resize,
-        notes=notes,
+        notes=(*notes, *backbone.notes),
     )
 
 
@@ -145,30 +144,22 @@ def _read_settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _check_settings(settings: dict[str, Any], path: Path) -> tuple[str, ...]:
+def _check_settings(settings: dict[str, Any], configured: ConfiguredBackbone, path: Path) -> tuple[str, ...]:
     """Refuse settings of other systems; return notes on settings that have no effect here."""
+    known = {key for family in BACKBONE_FAMILIES for key in family.settings}
     for key, value in settings.items():
-        if value and str(key).startswith(_OTHER_SYSTEMS):
-            raise CheckpointError(f"{path}: {key}: not supported; expected a DINOv2 backbone with a DeCap decoder")
-    ignored = [str(key) for key, value in settings.items() if value and key not in _SUPPORTED | _WITHOUT_EFFECT]
+        if value and key not in known and str(key).startswith(_OTHER_SYSTEMS):
+            families = ", ".join(family.name for family in BACKBONE_FAMILIES)
+            raise CheckpointError(
+                f"{path}: {key}: not supported; expected a DeCap decoder with a backbone of the families {families}"
+            )
+    for key in ("normalize", PUBLISHED):
+        if not isinstance(settings.get(key, False), bool):
+            raise CheckpointError(f"{path}: {key}: expected true or false, got {settings[key]!r}")
+    own = configured.family.settings if configured.family else frozenset()
+    supported = _SUPPORTED | _WITHOUT_EFFECT | own
+    ignored = [str(key) for key, value in settings.items() if value and key not in supported]
     return (f"settings without effect: {', '.join(ignored)}",) if ignored else ()
-
-
-def _architecture(settings: dict[str, Any], path: Path) -> Architecture | None:
-    """Return the published backbone that is named; None for another one, whose weights are named too."""
-    name = _setting(settings, "dino_model", path)
-    found = find_architecture(name) if isinstance(name, str) else None
-    if found is None and "dino_weights" not in settings:
-        raise CheckpointError(f"{path}: dino_model: expected one of {', '.join(architecture_names())}, got {name!r}")
-    return None if found is None else found[1]
-
-
-def _read_backbone(path: Path, size: int, settings: dict[str, Any]) -> BackboneModel:
-    state, name = read_weights(path), str(settings["dino_model"])
-    found = find_architecture(name)
-    family = recognize_family(state, str(path)) if found is None else found[0]
-    options = family.read_options(family.options_of(settings), str(path))
-    return family.from_state(state, BackboneRequest(size, str(path), found[1] if found else None, options))
 
 
 def _check_width(decoder: DecoderModel, decoder_file: Path, width: int, prefix_size: int) -> None:
@@ -179,12 +170,13 @@ def _check_width(decoder: DecoderModel, decoder_file: Path, width: int, prefix_s
         )
 
 
-def _text_space(settings: dict[str, Any], folders: Sequence[Path], path: Path) -> str:
+def _text_space(configured: ConfiguredBackbone, folders: Sequence[Path], path: Path) -> str:
     """Return the space that decoder and bank share: as named, that of the Talk2DINO file, or of the published files.
 
     Raises:
         CheckpointError: it is named by something that is no name.
     """
+    settings = configured.settings
     if settings.get("text_space"):
         name = str(settings["text_space"])
         if not _TEXT_SPACE_NAME.fullmatch(name):
@@ -197,10 +189,19 @@ def _text_space(settings: dict[str, Any], folders: Sequence[Path], path: Path) -
     projection = find_local((str(weights),), folders) if weights else None
     if projection is not None:
         return read_talk2dino(projection).text_space
-    model = str(settings["dino_model"])
-    found = find_architecture(model)
-    published = found[1].text_space if found else None
-    return published or f"t2d-{re.sub('[^A-Za-z0-9._-]', '-', model)}"
+    return configured.text_space or f"t2d-{re.sub('[^A-Za-z0-9._-]', '-', configured.name)}"
+
+
+def _read_bank(path: Path, configured: ConfiguredBackbone, name: str, width: int) -> MemorySource:
+    """Open a bank, by the rules of its space; those of one that is not published are as of the backbone's own."""
+    space = TEXT_SPACES.get(name) or text_space(configured.text_space, width)
+    if space.width != width:
+        raise CheckpointError(
+            f"{configured.source}: text_space: expected one of vectors of width {width}, the backbone's; those of "
+            f"{name} are {space.width} wide"
+        )
+    space = replace(space, unit_rows=space.unit_rows and not configured.has_raw_rows)
+    return read_memory_bank(path, space, bool(configured.settings.get("normalize", True)))
 
 
 def _decoder_request(settings: dict[str, Any], repository: str | None, path: Path) -> FileRequest:
@@ -208,30 +209,22 @@ def _decoder_request(settings: dict[str, Any], repository: str | None, path: Pat
     return FileRequest("decap_weights, the decoder", (name,), ((repository, Path(name).name),) if repository else ())
 
 
-def _backbone_request(settings: dict[str, Any], architecture: Architecture | None) -> FileRequest:
-    what = "dino_weights, the backbone"
-    if "dino_weights" in settings:
-        return FileRequest(what, (str(settings["dino_weights"]),))
-    assert architecture is not None  # one of the two is there
-    file = architecture.files[0]
-    folder = str(file.repository).split("/")[1]
-    names = (file.name, folder, f"{folder}.safetensors")
-    return FileRequest(f"{settings['dino_model']}, the backbone", names, ((str(file.repository), "model.safetensors"),))
-
-
-def _bank_request(settings: dict[str, Any], memory_size: int, repository: str | None, path: Path) -> FileRequest:
+def _bank_requests(
+    configured: ConfiguredBackbone, memory_size: int, repository: str | None, path: Path
+) -> list[FileRequest]:
     """Return the request for the bank's file, which is named itself or by its captions.
 
     See published-system.md, section 5.
     """
-    named = str(settings.get("projection_type") or "coco")
+    named = str(configured.settings.get("projection_type") or "coco")
     what = "the memory bank; patchcaption build-memory-bank makes one of captions"
     if named.endswith((".h5", ".hdf5")):
-        return FileRequest(what, (named,), ((repository, Path(named).name),) if repository else ())
-    attention = settings.get("talk2dino_attn_type", "qkv")
-    middle = "" if attention == "qkv" else f"_{attention}"
-    name = f"{_captions_of(named, path)}_text_embeddings{middle}-B16-ViT-B.16-{memory_size}.h5"
-    return FileRequest(what, (name,), ((repository, name),) if repository else ())
+        return [FileRequest(what, (named,), ((repository, Path(named).name),) if repository else ())]
+    captions = _captions_of(named, path)
+    names = [bank.replace("{captions}", captions).replace("{rows}", str(memory_size)) for bank in configured.banks]
+    only = [f"{ANYTHING}.h5"] if any(ANYTHING in name for name in names) else []  # the one bank of a repository
+    sources = tuple((repository, name) for name in (*names, *only)) if repository else ()
+    return [FileRequest(what, tuple(names), sources)]
 
 
 def _captions_of(projection_type: str, path: Path) -> str:
@@ -243,6 +236,8 @@ def _captions_of(projection_type: str, path: Path) -> str:
     name = Path(projection_type).name.lower()
     by_part = {"karpathy": "coco", "coco": "coco", "vg": "vg", "marco": "msmarco"}
     kinds = [kind for part, kind in by_part.items() if part in name]
+    if not kinds and Path(name).suffix:  # the published system calls all others so too
+        return _BANKS["coco"]
     if not kinds:
         raise CheckpointError(
             f"{path}: projection_type: expected {', '.join(_BANKS)} or a bank (.h5), got {projection_type!r}"
@@ -266,10 +261,3 @@ def _setting(settings: dict[str, Any], key: str, path: Path) -> Any:
     if key not in settings:
         raise CheckpointError(f"{path}: {key} is missing")
     return settings[key]
-
-
-def _whole_number(settings: dict[str, Any], key: str, default: int, path: Path, at_least: int = 1) -> int:
-    value = settings.get(key, default)
-    if not isinstance(value, int) or value < at_least:
-        raise CheckpointError(f"{path}: {key}: expected a whole number of at least {at_least}, got {value!r}")
-    return value

@@ -133,7 +133,7 @@ def state_shapes(architecture: ProxyclipArchitecture, image_size: int) -> Shapes
     """Return the shapes of both towers' weights by their published names, those of the DINO with its prefix."""
     tower, vision = architecture.towers
     return clip.state_shapes(tower, image_size) | {
-        f"{_VISION_PREFIX}{name}": shape for name, shape in dinov2.state_shapes(vision).items()
+        f"{_VISION_PREFIX}{name}": shape for name, shape in dinov2.state_shapes(vision, image_size).items()
     }
 
 

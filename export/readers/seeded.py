@@ -10,7 +10,6 @@ import math
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -88,8 +87,13 @@ def read_seeded(name: str) -> Checkpoint:
     return make_checkpoint(parse(name), name)
 
 
-def make_checkpoint(seeded: SeededName, source: str) -> Checkpoint:
-    """Make the checkpoint of a seeded name, which is called ``source``."""
+def make_checkpoint(seeded: SeededName, source: str, space: TextSpace | None = None) -> Checkpoint:
+    """Make the checkpoint of a seeded name.
+
+    Args:
+        source: what it is called.
+        space: how its memory bank is used; None for as the backbone's space says.
+    """
     architecture, options, merges = seeded.architecture, seeded.options, find_merges()
     backbone = seeded.family.from_state(
         seeded_state(seeded),
@@ -99,7 +103,7 @@ def make_checkpoint(seeded: SeededName, source: str) -> Checkpoint:
         part: _decoder_weight(f"{options.salt}decap/{part}", part, shape)
         for part, shape in _decoder_shapes(architecture.output_dim).items()
     }
-    space = seeded.family.space_of(architecture, seeded.family_options)
+    space = space or seeded.family.space_of(architecture, seeded.family_options)
     return Checkpoint(
         source=source,
         backbone_name=seeded.name,
@@ -108,7 +112,7 @@ def make_checkpoint(seeded: SeededName, source: str) -> Checkpoint:
         decoder=decoder_from_state(decoder_state, VOCABULARY, source),
         memory=_memory(options, space, source) if options.memory else None,
         tokenizer=_placeholder_tokenizer() if merges is None else read_clip_bpe(merges),
-        notes=(_WITHOUT_VOCABULARY,) if merges is None else (),
+        notes=(*backbone.notes, *((_WITHOUT_VOCABULARY,) if merges is None else ())),
     )
 
 
@@ -170,8 +174,9 @@ def parse(name: str) -> SeededName:
         if key in _COMMON and key != "salt" and not value.isdecimal():
             raise CheckpointError(f"{name}: {key}: expected a whole number, got {value!r}")
         values[key] = value
-    common: dict[str, Any] = {key: values.pop(key) for key in _COMMON if key in values}
-    options = SeededOptions(**{key: value if key == "salt" else int(value) for key, value in common.items()})
+    common = {key: values.pop(key) for key in _COMMON if key in values}
+    numbers = {key: int(value) for key, value in common.items() if key != "salt"}
+    options = SeededOptions(common.get("salt", ""), **numbers)
     if options.depth is not None:
         architecture = replace(architecture, depth=options.depth)
     known_name = family.find(wanted)

@@ -12,12 +12,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from export.checkpoint import CheckpointError
+from export.readers.torchscript import is_torchscript, read_torchscript
 
-_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_WHOLE, _INDEX, _PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
+_STATE_DICTS = ("state_dict", "model")
+"""Where training programs put the state dict among what else they keep."""
+_KEYS = " or ".join(map(repr, _STATE_DICTS))
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a state dict: a .safetensors file, a folder of one or of its parts as transformers saves it, or a pickle.
+    """Read a state dict: a .safetensors file, a folder as transformers saves it, a pickle, or a TorchScript archive.
 
     Raises:
         CheckpointError: there is nothing of that kind.
@@ -25,10 +29,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if path.is_dir():
         if (path / _WHOLE).is_file():
             return _read_safetensors(path / _WHOLE)
+        if (path / _PICKLE).is_file() and not (path / _INDEX).is_file():
+            return read_pickle(path / _PICKLE)
         return _read_parts(path / _INDEX)
     if path.name.endswith(".index.json"):
         return _read_parts(path)
-    return _read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    return read_torchscript(path) if is_torchscript(path) else read_pickle(path)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -53,6 +61,8 @@ def _read_parts(index: Path) -> dict[str, Tensor]:
 def read_pickle(path: Path) -> dict[str, Tensor]:
     """Read a torch pickle of a state dict, its tensors in their stored dtype, without running code in it.
 
+    The state dict may lie under "state_dict" or "model", as training programs save it.
+
     Raises:
         CheckpointError: the file is no state dict.
     """
@@ -63,9 +73,11 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{path}: not a file of weights: {reason}") from None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path}: expected a state dict (names to tensors)")
-    return state
+    nested = (state[key] for key in _STATE_DICTS if isinstance(state, dict) and isinstance(state.get(key), dict))
+    found = next(nested, state)
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise CheckpointError(f"{path}: expected a state dict (names to tensors), by itself or under {_KEYS}")
+    return found
 
 
 def weight(state: dict[str, Tensor], name: str, path: object) -> Tensor:

@@ -20,7 +20,10 @@ from runtime.system.process_bound import ProcessBound
 _HASHING_THREADS = 4
 _MAX_MANIFEST_BYTES = 2**22
 """A thousand times those that are written."""
-_DESCRIPTIONS: dict[EngineName, str] = {"reencoder": "a re-encoder", "beam_decoder": "a decoder for beam search"}
+_DESCRIPTIONS: dict[EngineName, str] = {
+    "reencoder": "a re-encoder, which some families of backbones do not have",
+    "beam_decoder": "a decoder for beam search; build the bundle again",
+}
 
 
 class Bundle(ProcessBound):
@@ -72,15 +75,7 @@ class Bundle(ProcessBound):
         """
         record = self.manifest.engines.get(name)
         if record is None:
-            backbone = self.manifest.backbone
-            raise BundleError(
-                f"{self.folder}: it was built without {_DESCRIPTIONS.get(name, name)}"
-                + (
-                    f", which a {backbone.family} backbone has not"
-                    if name == "reencoder"
-                    else "; build the bundle again"
-                )
-            )
+            raise BundleError(f"{self.folder}: it was built without {_DESCRIPTIONS.get(name, name)}")
         plan = next((plan for plan in self.manifest.plans if plan.graph == record.file), None)
         return EngineFiles(
             self.path(record.file),

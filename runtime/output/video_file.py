@@ -29,6 +29,7 @@ _CODECS: Mapping[str, dict[str, str]] = {"libx264": {"tune": "zerolatency"}, "mp
 _CODECS_OF_AVI = ("mpeg4", "libx264")
 """Players show H.264 in AVI a frame late, behind the sound."""
 _SECONDS_PER_KEYFRAME = 5
+_LARGEST_FRAME_BYTES = 2**20
 _SOUND_AT_ONCE_S = 10.0
 """How much sound after the last frame is read at a time."""
 
@@ -83,8 +84,9 @@ def annotated_video(
         if track is not None and track.is_at_end:  # the part has none
             track = None
         file = stack.enter_context(output.growing(note))
-        # The encoder's own small writes are gathered in C, where no signal's handler comes between them.
-        buffer = file if output.is_stdout else io.BufferedWriter(cast(io.RawIOBase, file))
+        # The encoder's own small writes are gathered in C, where no signal's handler comes between them, and where a
+        # frame is in the file whole or not at all.
+        buffer = file if output.is_stdout else io.BufferedWriter(cast(io.RawIOBase, file), _LARGEST_FRAME_BYTES)
         video = AnnotatedVideo(output, buffer, container_format, rate, track, start_s, note)
         try:
             yield video

@@ -19,7 +19,7 @@ from benchmarks.reference_recording import RECORDINGS, Recording, tasks
 from export.models.vit import VitBlock
 from export.readers import read_checkpoint
 from export.readers.clip_bpe import find_merges
-from runtime import Captioner
+from runtime import Captioner, FeatureMap
 from runtime.memory.bank import MemoryBank
 from runtime.options import Clean, PoolingKeywords
 from tests.conftest import build_once
@@ -32,6 +32,12 @@ pytestmark = [
 SMALL, LARGE = (Recording.load(RECORDINGS / f"vits14_reg_{size}.npz") for size in (98, 224))
 
 
+def tokens_of(recording: Recording, captioner: Captioner) -> FeatureMap:
+    features = recording.features(captioner.manifest.backbone.tokens)
+    assert features is not None
+    return features
+
+
 @pytest.fixture(scope="module")
 def seeded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Captioner]:
     """One bundle for both recordings: they differ in the size of their images, which is in their tokens."""
@@ -41,7 +47,7 @@ def seeded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Captioner]:
 
 @pytest.mark.parametrize("recording", [SMALL, LARGE], ids=lambda recording: recording.name)
 def test_every_task_gives_what_was_recorded(seeded: Captioner, recording: Recording) -> None:
-    found = list(compare(seeded, recording, recording.features))
+    found = list(compare(seeded, recording, tokens_of(recording, seeded)))
     assert {difference.task for difference in found} == set(recording.captions) - {"decoder"}
     assert all(difference.vectors is not None for difference in found)
     assert [fault for difference in found for fault in difference.faults] == []
@@ -68,7 +74,7 @@ def test_scores_are_the_recorded_probabilities_up_to_the_end_token(seeded: Capti
 
 def test_a_change_of_any_rule_is_seen(seeded: Captioner) -> None:
     """The comparison itself: another alpha, another variance or another pool is no rounding."""
-    by_name = {task.name: task for task in tasks(SMALL)}
+    by_name = {task.name: task for task in tasks(SMALL, seeded.manifest.backbone.tokens)}
     changes: dict[str, PoolingKeywords] = {
         "boxes_clean_orthogonal_projection_after": {"alpha": 0.5},
         "boxes_clean_contrastive_mask_before": {"clean_after_projection": True},
@@ -79,7 +85,7 @@ def test_a_change_of_any_rule_is_seen(seeded: Captioner) -> None:
         task = by_name[name]
         options = cast("PoolingKeywords", {**task.options, **changed})
         difference = relative_difference(
-            seeded.vectors(SMALL.features, task.regions, **options), SMALL.arrays[f"{name}.mem.vec"]
+            seeded.vectors(tokens_of(SMALL, seeded), task.regions, **options), SMALL.arrays[f"{name}.mem.vec"]
         )
         assert difference is not None
         assert difference > 100 * ALLOWED["vectors"]
@@ -88,8 +94,8 @@ def test_a_change_of_any_rule_is_seen(seeded: Captioner) -> None:
 def test_a_bundle_without_memory_passes_vectors_on_as_they_are(seeded: Captioner) -> None:
     without_memory = captioner_of(with_manifest(seeded.pipeline.bundle, memory=None))
     for name in ("trace", "image_avg_attention", "boxes_mean"):
-        task = next(task for task in tasks(SMALL) if task.name == name)
-        described = without_memory.describe(SMALL.features, task.regions)
+        task = next(one for one in tasks(SMALL, seeded.manifest.backbone.tokens) if one.name == name)
+        described = without_memory.describe(tokens_of(SMALL, seeded), task.regions)
         texts = [caption.text for of_image in described for caption in of_image]
         assert texts == [text.strip() for text in SMALL.captions[f"{name}.nomem"]]
 

@@ -155,7 +155,7 @@ def test_an_engine_of_an_unknown_name_is_refused(bundle_copy: BundleCopy) -> Non
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("reencoder", "it was built without a re-encoder; build the bundle again"),
+        ("reencoder", "it was built without a re-encoder, which some families of backbones do not have"),
         ("beam_decoder", "it was built without a decoder for beam search; build the bundle again"),
     ],
 )

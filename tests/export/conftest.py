@@ -24,6 +24,30 @@ def demo_files(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[tuple[str, str], Path]:
+    """A hub that serves these files of its repositories and nothing else."""
+    served: dict[tuple[str, str], Path] = {}
+
+    def metadata(url: str) -> None:
+        if not any(url == f"{repository}/{name}" for repository, name in served):
+            raise ConnectionError("Name or service not known\nand more")
+
+    def files_of(repository: str) -> list[str]:
+        if not any(served_by == repository for served_by, _ in served):
+            raise ConnectionError("Name or service not known\nand more")
+        return [name for served_by, name in served if served_by == repository]
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_url", lambda repository, name: f"{repository}/{name}")
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", metadata)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repository, name: str(served[repository, name]))
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr("huggingface_hub.list_repo_files", files_of)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repository, **_: files_of(repository))
+    monkeypatch.chdir(tmp_path)
+    return served
+
+
 def change_config(folder: Path, **settings: object) -> Path:
     """Change settings of the configuration in a folder, remove those that are None, and return its path."""
     path = folder / "config.yaml"

@@ -24,7 +24,8 @@ from export.models.dinov2 import (
     Dinov2Config,
     resize_position_embedding,
 )
-from export.readers.dinov2 import ARCHITECTURES, backbone_from_state, from_state, read_dinov2, state_shapes
+from export.readers.backbone_family import WeightFile
+from export.readers.dinov2 import ARCHITECTURES, backbone_from_state, read_dinov2, state_shapes
 
 WIDTH, DEPTH, SIZE = 128, 2, 56
 PIXELS = torch.randint(0, 256, (2, SIZE, SIZE, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
@@ -158,12 +159,13 @@ def test_the_last_blocks_queries_keys_and_values_may_be_taken_in_another_order(t
 def test_the_hubs_files_and_repositories_have_their_published_names() -> None:
     assert len(ARCHITECTURES) == 8
     giant, small = ARCHITECTURES["dinov2_vitg14_reg"], ARCHITECTURES["dinov2_vits14"]
-    assert (giant.embed_dim, giant.depth, giant.num_registers, giant.swiglu_width) == (1536, 40, 4, 4096)
-    assert (giant.file, giant.repository) == (
-        "dinov2_vitg14_reg4_pretrain.pth",
-        "facebook/dinov2-with-registers-giant",
+    assert (giant.output_dim, giant.depth, giant.num_registers, giant.swiglu_width) == (1536, 40, 4, 4096)
+    assert giant.files == (
+        WeightFile(
+            "dinov2_vitg14_reg4_pretrain.pth", "facebook/dinov2-with-registers-giant", seed="dinov2_vitg14_reg/"
+        ),
     )
-    assert (small.file, small.repository) == ("dinov2_vits14_pretrain.pth", "facebook/dinov2-small")
+    assert small.files == (WeightFile("dinov2_vits14_pretrain.pth", "facebook/dinov2-small", seed="dinov2_vits14/"),)
 
 
 @pytest.mark.parametrize(
@@ -171,9 +173,9 @@ def test_the_hubs_files_and_repositories_have_their_published_names() -> None:
 )
 @pytest.mark.parametrize("suffix", ["", "_reg"])
 def test_the_cls_attention_is_split_as_published(size: str, suffix: str, heads: int, attention_heads: int) -> None:
-    name = f"dinov2_vit{size}14{suffix}"
-    state = {part: torch.empty(shape, device="meta") for part, shape in state_shapes(name).items()}
-    config = from_state(state, 518, name, name).config
+    architecture = ARCHITECTURES[f"dinov2_vit{size}14{suffix}"]
+    state = {part: torch.empty(shape, device="meta") for part, shape in state_shapes(architecture, 518).items()}
+    config = backbone_from_state(state, 518, "published", architecture).config
     assert (config.num_heads, config.attention_heads) == (heads, attention_heads)
 
 
@@ -222,7 +224,7 @@ def test_transformers_files_of_another_layout_are_refused_by_key(
 
 def test_a_backbone_that_is_not_the_named_one_is_refused(tmp_path: Path) -> None:
     their_model(*KINDS[0], gated=False).save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="expected dinov2_vits14_reg4, whose embed_dim is 384, got 128"):
+    with pytest.raises(CheckpointError, match="expected dinov2_vits14_reg4, whose output_dim is 384, got 128"):
         read_dinov2(tmp_path, SIZE, ARCHITECTURES["dinov2_vits14_reg"])
 
 

@@ -97,7 +97,7 @@ def test_cls_attention_logits_are_the_last_blocks_attention_before_softmax(
 ) -> None:
     pixels = torch.randint(0, 256, (2, 98, 98, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     backbone = backbone_from_state(dinov2_state, TRAINED_SIZE, "test")
-    mean, std = backbone.mean, backbone.std
+    mean, std = backbone.pixel_norm.mean, backbone.pixel_norm.std
     their_dinov2.set_attn_implementation("eager")
     with torch.inference_mode():
         out = their_dinov2((pixels.permute(0, 3, 1, 2) / 255 - mean) / std, output_attentions=True)

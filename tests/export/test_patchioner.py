@@ -17,6 +17,7 @@ from export.checkpoint import Checkpoint, CheckpointError
 from export.models.decap_decoder import DecapStep
 from export.models.dinov2 import Dinov2Backbone, Dinov2Config
 from export.readers import DEMO_CONFIG, is_repository, read_checkpoint
+from export.readers.backbone_family import WeightFile
 from export.readers.clip_bpe import find_merges
 from export.readers.dinov2 import ARCHITECTURES, Dinov2Architecture
 from export.readers.patchioner import Origin, read_patchioner
@@ -69,26 +70,16 @@ def small_vits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(
         ARCHITECTURES,
         DINOV2,
-        Dinov2Architecture(WIDTH, 1, 4, 2, None, BACKBONE, "facebook/dinov2-with-registers-small"),
+        Dinov2Architecture(
+            output_dim=WIDTH,
+            depth=1,
+            num_registers=4,
+            attention_heads=2,
+            swiglu_width=None,
+            files=(WeightFile(BACKBONE, "facebook/dinov2-with-registers-small", seed=f"{DINOV2}/"),),
+        ),
     )
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[tuple[str, str], Path]:
-    """A hub that serves these files of its repositories and nothing else; it notes what was asked of it."""
-    served: dict[tuple[str, str], Path] = {}
-
-    def metadata(url: str) -> None:
-        if not any(url == f"{repository}/{name}" for repository, name in served):
-            raise ConnectionError("Name or service not known\nand more")
-
-    monkeypatch.setattr("huggingface_hub.hf_hub_url", lambda repository, name: f"{repository}/{name}")
-    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", metadata)
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repository, name: str(served[repository, name]))
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
-    monkeypatch.chdir(tmp_path)
-    return served
 
 
 def write_config(folder: Path, **changes: object) -> Path:
@@ -188,7 +179,8 @@ def test_what_is_missing_is_named_all_at_once_with_what_to_do(
     assert len(error.splitlines()) == 1
     for part in (
         f"error: {MEMORY}: missing coco_karpathy-009.pt (decap_weights, the decoder), ",
-        "dinov2_vits14_reg4_pretrain.pth (dinov2_vits14_reg, the backbone), ",
+        "dinov2_vits14_reg4_pretrain.pth (dinov2_vits14_reg, the backbone; also as "
+        "facebook/dinov2-with-registers-small on the hub), ",
         f"{BANK} (the memory bank; patchcaption build-memory-bank makes one of captions)",
         f"not in {tmp_path / 'folder'}",
         f"not to be downloaded ({MEMORY}: Name or service not known)",
@@ -257,6 +249,7 @@ def test_the_attention_of_the_last_block_is_reordered_as_configured(
     settings: dict[str, Any], files: Path, tmp_path: Path
 ) -> None:
     last_block = read(write_config(tmp_path / "config", **settings), files).backbone.last_block
+    assert last_block is not None
     query, key, _ = last_block.get_parameter("attn.qkv.weight").chunk(3)
     torch.testing.assert_close(query, key, rtol=0, atol=0)
 
@@ -266,15 +259,19 @@ def test_the_attention_of_the_last_block_is_reordered_as_configured(
     [
         (
             {"viecap": {"meacap": True}},
-            "config.yaml: viecap: not supported; expected a DINOv2 backbone with a DeCap deco",
+            "config.yaml: viecap: not supported; expected a DeCap decoder with a backbone of the families dinov2, clip",
         ),
         ({"linear_talk2dino": True}, "linear_talk2dino: not supported"),
-        ({"proxyclip_clipmodel": "ViT-B/16"}, "proxyclip_clipmodel: not supported"),
+        ({"aggregation_config": {"depth": 2}}, "aggregation_config: not supported"),
+        ({"ifcap_config": {"name": "x"}}, "ifcap_config: not supported"),
         ({"projection_type": "banana"}, r"projection_type: expected coco, .* or a bank \(.h5\), got 'banana'"),
         ({"resize_dim": 0}, "resize_dim: expected a whole number of at least 1, got 0"),
         ({"talk2dino_config": "x.yaml"}, "talk2dino_config: not supported"),
-        ({"dino_model": "ViT-B/16"}, "dino_model: expected one of dinov2_vits14, .* got 'ViT-B/16'"),
+        ({"dino_model": "ViT-L/14"}, "dino_model: expected one of dinov2_vits14, .* got 'ViT-L/14'"),
         ({"dino_model": None}, "dino_model is missing"),
+        ({"dino_weights": []}, "dino_weights: expected 1 to 1 names of files, got 0"),
+        ({"normalize": "yes please"}, "normalize: expected true or false, got 'yes please'"),
+        ({"dino_weights": [BACKBONE, BACKBONE]}, "dino_weights: expected 1 to 1 names of files, got 2"),
         (
             {"dino_model": "dinov2_vitb14_reg", "dino_weights": BACKBONE},
             "expected dinov2_vitb14_",

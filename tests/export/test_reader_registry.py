@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -21,18 +22,14 @@ from export.bundle_builder import build
 from export.checkpoint import Checkpoint, CheckpointError
 from export.memory.bank_file import write_memory
 from export.models.dinov2 import Dinov2Backbone
-from export.readers import CHECKPOINT_READERS, DEMO_CONFIG
+from export.readers import CHECKPOINT_READERS, DEMO_CONFIG, clip
 from export.readers import read_checkpoint as read_by_name
-from export.readers.dinov2 import ARCHITECTURES, Dinov2Architecture
-from export.readers.families import (
-    BACKBONE_FAMILIES,
-    BackboneFamily,
-    architecture_names,
-    find_architecture,
-    recognize_family,
-)
+from export.readers.backbone_family import AnyFamily, BackboneRequest
+from export.readers.dinov2 import ARCHITECTURES
+from export.readers.families import BACKBONE_FAMILIES, architecture_names, find_architecture, recognize_family
 from export.readers.seeded import TEXT_SPACE
 from export.readers.talk2dino import PUBLISHED_FILES
+from export.text_spaces import text_space
 from runtime.bundle import Bundle, sha256_of
 from tests.export.conftest import change_config
 
@@ -41,30 +38,49 @@ REPOSITORY = "Ruggero1912/Patch-ioner_talk2dino_decap_COCO_Captions"
 
 
 @pytest.mark.parametrize(("family", "name"), PUBLISHED, ids=[name for _, name in PUBLISHED])
-def test_every_published_architecture_is_found_by_its_name(family: BackboneFamily, name: str) -> None:
-    found = find_architecture(name)
-    assert found is not None
-    assert found[0] is family
-    architecture = found[1]
-    assert family.state_shapes(name)["cls_token"][-1] == architecture.embed_dim
-    assert architecture.file.endswith("_pretrain.pth")
-    assert len(architecture.repository.split("/")) == 2
+def test_every_published_architecture_is_found_by_its_names(family: AnyFamily, name: str) -> None:
+    architecture = family.architectures[name]
+    repositories = [file.repository for file in architecture.files[:1] if file.repository]
+    for one in (name, *architecture.aliases, *repositories):
+        assert find_architecture(one) == (family, architecture)
+    assert all(len(repository.split("/")) == 2 for repository in repositories)
+    assert architecture.text_space is None or text_space(architecture.text_space, 0).width == architecture.output_dim
 
 
 def test_no_two_architectures_share_a_name_and_others_are_not_found() -> None:
     assert architecture_names() == [name for _, name in PUBLISHED]
     assert len(set(architecture_names())) == len(PUBLISHED) >= 8
-    for name in ("", "dinov2", "dinov2_vitx14", "dinov2_vits14_reg4_pretrain.pth", "ViT-B/16"):
+    for name in ("", "dinov2", "dinov2_vitx14", "dinov2_vits14_reg4_pretrain.pth", "ViT-B/14"):
         assert find_architecture(name) is None
 
 
+def test_no_name_means_two_architectures() -> None:
+    names = [
+        one
+        for family, name in PUBLISHED
+        for one in {name, *family.architectures[name].aliases, family.architectures[name].files[0].repository}
+        if one
+    ]
+    assert len(names) == len(set(names))
+
+
 @pytest.mark.parametrize(("family", "name"), PUBLISHED, ids=[name for _, name in PUBLISHED])
-def test_the_hubs_layout_is_recognised_and_makes_a_model_of_its_family(family: BackboneFamily, name: str) -> None:
-    state = {part: torch.empty(shape, device="meta") for part, shape in family.state_shapes(name).items()}
+def test_the_published_layout_is_recognised_and_makes_a_model_of_its_family(family: AnyFamily, name: str) -> None:
+    architecture = family.architectures[name]
+    size = architecture.default_size
+    shapes = family.state_shapes(architecture, size)
+    state = {part: torch.empty(shape, device="meta") for part, shape in shapes.items()}
     assert recognize_family(state, name) is family
-    backbone = family.from_state(state, 28, name, name, "qkv")
-    assert (backbone.family, backbone.image_size) == (family.name, 28)
-    assert backbone.output_dim == family.architectures[name].embed_dim
+    backbone = family.from_state(state, BackboneRequest(size, name, architecture, family.options()))
+    assert (backbone.family, backbone.image_size) == (family.name, size)
+    assert (backbone.output_dim, backbone.numbers.depth) == (architecture.output_dim, architecture.depth)
+
+
+def test_an_option_that_a_family_does_not_have_is_refused() -> None:
+    with pytest.raises(CheckpointError, match=r"^x: salt: clip has no such option; it has invite, published$"):
+        clip.FAMILY.read_options({"salt": "1"}, "x")
+    with pytest.raises(CheckpointError, match=r"^x: invite: input should be .*, got '-1'$"):
+        clip.FAMILY.read_options({"invite": "-1"}, "x")
 
 
 @pytest.mark.parametrize(
@@ -81,10 +97,10 @@ def test_the_layout_of_transformers_is_recognised(model: type, config: type, tmp
     assert family.name == Dinov2Backbone.family == "dinov2"
 
 
-@pytest.mark.parametrize("names", [[], ["conv1.weight", "layer1.0.conv1.weight"], ["visual.proj", "token_embedding"]])
+@pytest.mark.parametrize("names", [[], ["conv1.weight", "layer1.0.conv1.weight"], ["text_projection", "positions"]])
 def test_a_state_dict_of_no_family_is_refused(names: list[str]) -> None:
     state = {name: torch.zeros(1) for name in names}
-    message = r"^resnet\.pth: expected the weights of a backbone of one of the families dinov2$"
+    message = r"^resnet\.pth: expected the weights of a backbone of one of the families dinov2, .*$"
     with pytest.raises(CheckpointError, match=message):
         recognize_family(state, "resnet.pth")
 
@@ -175,7 +191,7 @@ def test_published_checkpoints_are_of_the_space_of_2024(
 ) -> None:
     demo = read(demo_files).backbone
     assert isinstance(demo, Dinov2Backbone)
-    small = Dinov2Architecture(192, demo.config.depth, 4, 16, None, ARCHITECTURES[name].file, "facebook/dinov2")
+    small = replace(ARCHITECTURES[name], output_dim=192, depth=demo.config.depth, num_registers=4)
     monkeypatch.setitem(ARCHITECTURES, name, small)
     settings = {"dino_model": name, "talk2dino_weights": "/elsewhere/weights/vitb_mlp_infonce.pth"}
     assert read(demo_files, **settings).text_space == "t2d-dinov2-b-2024"

@@ -7,17 +7,34 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from export.checkpoint import CheckpointError
 from export.readers import read_checkpoint
-from export.readers.dinov2 import seeded_weight, state_shapes
-from export.readers.seeded import normal, parse
+from export.readers.dinov2 import ARCHITECTURES, state_shapes
+from export.readers.seeded import normal, parse, seeded_weight
 from runtime.bundle import HeldFile
 from runtime.decoding.tokenizer import CaptionTokenizer
 
 
 def test_options_follow_the_architecture() -> None:
-    architecture, options = parse("seeded:dinov2_vitl14_reg,salt=a,memory=7,size=28")
-    assert architecture == "dinov2_vitl14_reg"
-    assert (options.salt, options.memory, options.size) == ("a", 7, 28)
+    seeded = parse("seeded:dinov2_vitl14_reg,salt=a,memory=7,size=28,depth=2,attention=kkv")
+    assert (seeded.name, seeded.image_size) == ("dinov2_vitl14_reg", 28)
+    assert (seeded.options.salt, seeded.options.memory, seeded.architecture.depth) == ("a", 7, 2)
+    assert seeded.family_options.model_dump() == {"attention": "kkv"}
+    assert parse("seeded:dinov2_vitl14_reg").image_size == 518
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("seeded:resnet50", "expected an architecture of .*dinov2_vits14.*, got 'resnet50'"),
+        ("seeded:clip_vitb16,224", "expected salt=, memory=, size=, depth=, invite=, published=, got '224'"),
+        ("seeded:clip_vitb16,size=big", "size: expected a whole number, got 'big'"),
+        ("seeded:clip_vitb16,periods=float32", "periods: clip has no such option"),
+    ],
+)
+def test_names_that_are_not_known_are_refused(name: str, message: str) -> None:
+    with pytest.raises(CheckpointError, match=f"^{name}: {message}"):
+        parse(name)
 
 
 def test_seeded_numbers_depend_on_their_name_alone() -> None:
@@ -42,7 +59,7 @@ def test_seeded_numbers_depend_on_their_name_alone() -> None:
 def test_seeded_weights_are_those_that_the_recordings_were_made_with(
     part: str, shape: tuple[int, ...], first: float, last: float
 ) -> None:
-    assert state_shapes("dinov2_vits14_reg")[part] == shape
+    assert state_shapes(ARCHITECTURES["dinov2_vits14_reg"], 518)[part] == shape
     weight = seeded_weight(part, normal(f"dinov2_vits14_reg/{part}", shape)).ravel()
     assert weight.dtype == np.float32
     np.testing.assert_allclose(weight[[0, -1]], [first, last], rtol=1e-6)

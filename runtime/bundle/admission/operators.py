@@ -116,6 +116,8 @@ OPERATORS: Mapping[tuple[str, str], AdmittedOperator] = {
     ("", "Log"): AdmittedOperator(rules.same_shape, _each("f32")),
     ("", "Max"): AdmittedOperator(rules.elementwise, _each("f32", inputs=2)),
     ("", "Mul"): AdmittedOperator(rules.multiply, _each(*_FLOATS, "i64", inputs=2)),
+    ("", "Clip"): AdmittedOperator(rules.at_least, _each("f32", inputs=2)),
+    ("", "Relu"): AdmittedOperator(rules.same_shape, _each(*_FLOATS)),
     ("", "Sigmoid"): AdmittedOperator(rules.same_shape, _each(*_FLOATS)),
     ("", "Sub"): AdmittedOperator(rules.elementwise, _each("f32", inputs=2)),
     ("", "Where"): AdmittedOperator(rules.elementwise, ("bool f32 f32 -> f32",)),
@@ -130,6 +132,9 @@ OPERATORS: Mapping[tuple[str, str], AdmittedOperator] = {
         _each("f32", inputs=3),
         {"axis": _one_of(-1), "epsilon": _POSITIVE, "stash_type": _one_of(1)},
     ),
+    ("", "ReduceL2"): AdmittedOperator(
+        rules.reduce_axes, ("f32 i64 -> f32",), {"keepdims": _one_of(1), "noop_with_empty_axes": _one_of(0)}
+    ),
     ("", "ReduceMax"): AdmittedOperator(
         rules.reduce_axes,
         ("f32 i64 -> f32", "f16 i64 -> f16"),
@@ -142,9 +147,17 @@ OPERATORS: Mapping[tuple[str, str], AdmittedOperator] = {
     # products
     ("", "Conv"): AdmittedOperator(
         rules.convolution,
-        _each("f32", "f16", inputs=3),
+        (*_each("f32", "f16", inputs=2), *_each("f32", "f16", inputs=3)),
         {
             **{"auto_pad": _one_of("NOTSET"), "dilations": _one_of((1, 1)), "group": _one_of(1)},
+            **{"kernel_shape": _WHOLE_NUMBERS, "pads": _one_of((0, 0, 0, 0), (1, 1, 1, 1)), "strides": _WHOLE_NUMBERS},
+        },
+    ),
+    ("", "AveragePool"): AdmittedOperator(
+        rules.average,
+        _each("f32", "f16"),
+        {
+            **{"auto_pad": _one_of("NOTSET"), "ceil_mode": _one_of(0), "count_include_pad": _one_of(1)},
             **{"kernel_shape": _WHOLE_NUMBERS, "pads": _one_of((0, 0, 0, 0)), "strides": _WHOLE_NUMBERS},
         },
     ),

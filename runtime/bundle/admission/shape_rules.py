@@ -204,17 +204,46 @@ def quantized_matmul(call: OperatorCall) -> Made:
 
 
 def convolution(call: OperatorCall) -> Made:
-    """Compute patches (B, O, H / p, W / p) of images (B, C, H, W) by a weight (O, C, p, p) and a bias (O,)."""
-    image, weight, bias = (one.shape for one in call.inputs)
-    _require(len(image) == len(weight) == 4 and image[1] == weight[1], "(B, C, H, W), (O, C, p, p)", call)
-    _require(bias == weight[:1], "a bias (O,)", call)
-    patch = tuple(AxisSize(one) for one in call.numbers("kernel_shape"))
-    _require(patch == weight[2:] and call.numbers("strides") == call.numbers("kernel_shape"), "whole patches", call)
-    counts = tuple(size.divided_by(one) for size, one in zip(image[2:], patch, strict=True))
-    grid = tuple(one for one in counts if one is not None)
-    _require(len(grid) == len(counts), "whole patches", call)
-    shape = (image[0], weight[0], *grid)
+    """Sum (B, O, H', W') over windows of images (B, C, H, W) by a weight (O, C, k, k) and, maybe, a bias (O,)."""
+    image, weight, *biases = (one.shape for one in call.inputs)
+    _require(len(image) == len(weight) == 4 and image[1] == weight[1], "(B, C, H, W), (O, C, k, k)", call)
+    _require(all(bias == weight[:1] for bias in biases), "a bias (O,)", call)
+    kernel = tuple(AxisSize(one) for one in call.numbers("kernel_shape"))
+    _require(kernel == weight[2:], "a weight of its kernel's size", call)
+    shape = (image[0], weight[0], *_windows(call))
     return Made((shape,), multiply_adds=product(shape) * product(weight[1:]))
+
+
+def average(call: OperatorCall) -> Made:
+    """Average (B, C, H / k, W / k) the squares of maps (B, C, H, W)."""
+    _require(len(call.shape) == 4, "(B, C, H, W)", call)
+    _require(call.numbers("strides") == call.numbers("kernel_shape"), "whole squares", call)
+    return Made(((*call.shape[:2], *_windows(call)),))
+
+
+def at_least(call: OperatorCall) -> Made:
+    """Raise values to a number."""
+    _require(call.inputs[1].shape == (), "a number", call)
+    return Made((call.shape,))
+
+
+def _windows(call: OperatorCall) -> tuple[AxisSize, AxisSize]:
+    """Return how many windows of a kernel fit into an image: without padding all of it, by whole windows."""
+    kernels, strides, pads = (call.numbers(name) for name in ("kernel_shape", "strides", "pads"))
+    _require(len(kernels) == len(strides) == 2 and min(*kernels, *strides) > 0, "whole patches", call)
+    if kernels == strides and not any(pads):
+        counts = [size.divided_by(AxisSize(one)) for size, one in zip(call.shape[2:], kernels, strict=True)]
+        grid = [one for one in counts if one is not None]
+        _require(len(grid) == len(counts), "whole patches", call)
+    else:
+        _require(all(not size.axes for size in call.shape[2:]), "an image of one size", call)
+        _require(pads == tuple(one // 2 for one in (*kernels, *kernels)), "whole patches, or windows around places", call)
+        grid = [
+            AxisSize((size.factor + 2 * (kernel // 2) - kernel) // stride + 1)
+            for size, kernel, stride in zip(call.shape[2:], kernels, strides, strict=True)
+        ]
+    height, width = grid
+    return height, width
 
 
 def attention(call: OperatorCall) -> Made:

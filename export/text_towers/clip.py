@@ -1,0 +1,113 @@
+"""CLIP's text towers: transformers' folders, and the files of OpenAI, open_clip, DenseCLIP and RegionCLIP.
+
+See published-system.md, section 15.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+
+from export.models.vit import Activation
+from export.readers.clip_bpe import pad_tokens, read_clip_bpe, read_tokenizer
+from export.readers.layouts import Layout
+from export.readers.weight_files import weight
+from export.text_towers.base import TOKENIZER_FILE, TextTower, TowerRequest, embed_on, identify, move_to
+from export.text_towers.pretrained import load_pretrained
+from export.text_towers.transformer import TextTransformer, read_state, text_transformer_from_state
+
+CONTEXT = 77
+"""The most tokens of a text, start and end included; longer texts are cut."""
+
+_OPENAI = Layout(
+    marker="text_projection",
+    names={
+        "token_embedding": "token_embedding",
+        "positional_embedding": "pos_embed",
+        "ln_final": "norm",
+        "text_projection": "head.weight",
+    },
+    block="transformer.resblocks.#.",
+    block_names={
+        "ln_1": "norm1",
+        "attn.in_proj_weight": "attn.qkv.weight",
+        "attn.in_proj_bias": "attn.qkv.bias",
+        "attn.out_proj": "attn.proj",
+        "ln_2": "norm2",
+        "mlp.c_fc": "mlp.fc1",
+        "mlp.c_proj": "mlp.fc2",
+    },
+    ignored=("logit_scale",),
+)
+
+
+def open_clip_tower(request: TowerRequest, activation: Activation = "quick_gelu") -> TextTower:
+    """Open a tower of CLIP.
+
+    Args:
+        activation: that of a tower which is one file; a folder's configuration says which it is.
+
+    Raises:
+        CheckpointError: the tower or its vocabulary is nowhere, or cannot be read.
+    """
+    return _open_file(request, activation) if request.is_file else _open_folder(request)
+
+
+open_open_clip = partial(open_clip_tower, activation="gelu")
+
+
+def open_denseclip(request: TowerRequest) -> TextTower:
+    """Open a tower of DenseCLIP, whose embeddings have unit length; errors are those of `open_clip_tower`."""
+    tower = open_clip_tower(request)
+    return replace(tower, embed_ids=lambda ids: F.normalize(tower.embed_ids(ids), dim=-1))
+
+
+def _open_folder(request: TowerRequest) -> TextTower:
+    from transformers import CLIPTextModelWithProjection
+
+    model = load_pretrained(CLIPTextModelWithProjection, request)
+    tokenizer = clip_tokenizer(request, model.config.max_position_embeddings)
+    return TextTower(
+        tokenize=partial(pad_tokens, tokenizer),
+        embed_ids=embed_on(request.device, lambda ids: model(ids).text_embeds),
+        width=model.config.projection_dim,
+        text_space=str(request.text_space),
+        identity=identify(request.weights, model, tokenizer),
+    )
+
+
+def _open_file(request: TowerRequest, activation: Activation) -> TextTower:
+    state, source = read_state(request, _OPENAI)
+    state["head.weight"] = weight(state, "head.weight", source).T  # stored as (W, D)
+    return open_text_transformer(text_transformer_from_state(state, activation, source), request)
+
+
+def open_text_transformer(tower: TextTransformer, request: TowerRequest) -> TextTower:
+    """Return a tower that takes CLIP's tokens."""
+    model = move_to(request.device, tower)
+    tokenizer = clip_tokenizer(request, model.num_positions)
+    return TextTower(
+        tokenize=partial(pad_tokens, tokenizer),
+        embed_ids=embed_on(request.device, model),
+        width=model.output_dim,
+        text_space=str(request.text_space),
+        identity=identify(request.weights, model, tokenizer),
+    )
+
+
+def clip_tokenizer(request: TowerRequest, num_positions: int) -> Tokenizer:
+    """Return CLIP's tokenizer, or that of the tower's folder; it cuts texts, so that the end token comes last.
+
+    Raises:
+        CheckpointError: there is none, or the file is no tokenizer.
+    """
+    file, beside = request.tokenizer_file, Path(request.weights) / TOKENIZER_FILE
+    if file is None and beside.is_file():
+        file = beside
+    tokenizer = read_clip_bpe() if file is None else read_tokenizer(file)
+    tokenizer.enable_truncation(min(CONTEXT, num_positions))
+    return tokenizer
