@@ -1,8 +1,8 @@
 """Seeded weights at full size against what the published system computed with them (published-system.md, section 8).
 
 Some of the recordings in benchmarks/recordings hold all tokens of their photographs, so all but the backbone is
-compared here; of others what follows from the vectors that they hold. `python benchmarks/parity.py --images FOLDER` compares the
-backbone too.
+compared here; of others what follows from the vectors that they hold. `python benchmarks/parity.py
+--images FOLDER` compares the backbone too.
 """
 
 from __future__ import annotations
