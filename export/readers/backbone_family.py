@@ -74,8 +74,6 @@ class Architecture:
         aliases: other names of it, in other libraries and on the hub.
         scales: factors on made-up weights, by the ends of their names: what keeps random blocks from degenerating where
             no layer scale does.
-        publishes_raw_rows: whether the published system leaves the rows of its bank as they are, against the rule of
-            its text space; ``published: true`` does so too.
     """
 
     output_dim: int
@@ -85,7 +83,6 @@ class Architecture:
     default_size: int = 224
     aliases: tuple[str, ...] = ()
     scales: Mapping[str, float] = field(default_factory=dict)
-    publishes_raw_rows: bool = False
 
 
 def published_space(architecture: Architecture, _options: FamilyOptions | None = None) -> TextSpace:

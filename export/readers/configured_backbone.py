@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from export.readers.backbone_family import (
     AnyFamily,
     Architecture,
     BackboneRequest,
+    FamilyOptions,
     Settings,
     WeightFile,
     published_banks,
@@ -22,6 +23,7 @@ from export.readers.backbone_family import (
 from export.readers.families import BACKBONE_FAMILIES, architecture_names, recognize_family
 from export.readers.hub import FileRequest
 from export.readers.weight_files import read_weights
+from export.text_spaces import TEXT_SPACES, TextSpace, text_space
 
 PUBLISHED = "published"
 """This project's own key, and the option of families that it becomes: reproduce a row that rests on a fault."""
@@ -56,10 +58,18 @@ class ConfiguredBackbone:
         """The name of the space of its published banks and decoders; None where there is none."""
         return self.architecture.text_space if self.architecture else None
 
-    @property
-    def has_raw_rows(self) -> bool:
-        """Whether the rows of its bank are to stay as they are against the rule of their space."""
-        return self.is_as_published and self.architecture is not None and self.architecture.publishes_raw_rows
+    def space_called(self, name: str, width: int) -> TextSpace:
+        """Return how banks of a space are used with it.
+
+        Args:
+            name: of the space; one that was never published goes by the rules of the backbone's own.
+            width: D, the width of its tokens.
+        """
+        if name in TEXT_SPACES and name != self.text_space:
+            return TEXT_SPACES[name]
+        if self.family is None or self.architecture is None:
+            return text_space(None, width)
+        return self.family.space_of(self.architecture, self._options(self.family))
 
     @property
     def image_size(self) -> int:
@@ -123,14 +133,14 @@ class ConfiguredBackbone:
             state |= {f"{prefix}{name}": value for name, value in read_weights(path).items()}
         source = ", ".join(map(str, paths))
         family = self.family or recognize_family(state, source)
-        options = family.read_options(self._options(family), self.source)
-        return family.from_state(state, BackboneRequest(self.image_size, source, self.architecture, options))
+        request = BackboneRequest(self.image_size, source, self.architecture, self._options(family))
+        return family.from_state(state, request)
 
-    def _options(self, family: AnyFamily) -> Mapping[str, Any]:
+    def _options(self, family: AnyFamily) -> FamilyOptions:
         options = dict(_asked(family.options_of, self.settings, self.source))
         if self.is_as_published and PUBLISHED in family.options.model_fields:
             options.setdefault(PUBLISHED, True)
-        return options
+        return family.read_options(options, self.source)
 
 
 def configured_backbone(settings: Settings, source: str) -> ConfiguredBackbone:

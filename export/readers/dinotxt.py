@@ -19,6 +19,7 @@ from export.readers.backbone_family import (
     Shapes,
     StateDict,
     WeightFile,
+    bank_name,
 )
 from export.readers.layouts import Layout, depth_of, linear_shapes, norm_shapes, to_our_names
 from export.readers.weight_files import weight
@@ -78,7 +79,13 @@ ARCHITECTURES = {
         text_space="dinotxt-patch",
         files=(
             *dinov2.ARCHITECTURES[_BACKBONE].files,
-            WeightFile(f"{_NAME}_vision_head.pth", None, seed="dinotxt/vision_head/", prefix=_HEAD_PREFIX),
+            WeightFile(
+                f"{_NAME}_vision_head.pth",
+                None,
+                seed="dinotxt/vision_head/",
+                prefix=_HEAD_PREFIX,
+                origin="of facebookresearch/dinov2",
+            ),
         ),
         aliases=(_NAME,),
     )
@@ -153,4 +160,12 @@ def state_shapes(architecture: DinotxtArchitecture, image_size: int) -> Shapes:
     }
 
 
-FAMILY = BackboneFamily("dinotxt", ARCHITECTURES, DinotxtOptions, recognizes, from_state, state_shapes)
+FAMILY = BackboneFamily(
+    "dinotxt",
+    ARCHITECTURES,
+    DinotxtOptions,
+    recognizes,
+    from_state,
+    state_shapes,
+    banks_of=lambda *_: (bank_name("clip-", "", "DINO.txt"),),
+)

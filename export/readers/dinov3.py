@@ -129,7 +129,10 @@ ARCHITECTURES = {
         text_space="t2d-dinov3-b" if size == "vitb16" else None,
         files=(
             WeightFile(
-                f"{name}_pretrain_lvd1689m-{digest}.pth", f"facebook/dinov3-{size}-pretrain-lvd1689m", seed=f"{name}/"
+                f"{name}_pretrain_lvd1689m-{digest}.pth",
+                f"facebook/dinov3-{size}-pretrain-lvd1689m",
+                seed=f"{name}/",
+                mirrors=(f"timm/vit_{timm_size}_patch16_dinov3.lvd1689m",),
             ),
         ),
         aliases=tuple(

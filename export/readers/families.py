@@ -15,15 +15,15 @@ from export.readers.backbone_family import AnyFamily, Architecture, StateDict
 from export.readers.decap import read_decap
 
 BACKBONE_FAMILIES: tuple[AnyFamily, ...] = (
-    proxyclip.FAMILY,
-    dinotxt.FAMILY,
-    dinov3.FAMILY,
-    siglip2.FAMILY,
-    regionclip.FAMILY,
-    clip.FAMILY,
     dinov2.FAMILY,
+    clip.FAMILY,
+    regionclip.FAMILY,
+    siglip2.FAMILY,
+    dinov3.FAMILY,
+    dinotxt.FAMILY,
+    proxyclip.FAMILY,
 )
-"""The first that recognizes weights reads them: those whose names contain others' come before these."""
+"""The last that recognizes weights reads them: those whose names contain others' come after these."""
 
 DECODER_READERS: Mapping[str, Callable[[Path, int], DecoderModel]] = {"decap": read_decap}
 """The readers of decoders by kind: each makes a model of (file, size of the vocabulary that has text)."""
@@ -44,7 +44,7 @@ def recognize_family(state: StateDict, source: str) -> AnyFamily:
     Raises:
         CheckpointError: it is of no known family.
     """
-    for family in BACKBONE_FAMILIES:
+    for family in reversed(BACKBONE_FAMILIES):
         if family.recognizes(state):
             return family
     known = ", ".join(family.name for family in BACKBONE_FAMILIES)

@@ -20,7 +20,6 @@ from export.readers.families import BACKBONE_FAMILIES, DECODER_READERS
 from export.readers.hub import ANYTHING, FileRequest, find_local, resolve_files
 from export.readers.memory_hdf5 import read_memory_bank
 from export.readers.talk2dino import read_talk2dino
-from export.text_spaces import TEXT_SPACES, text_space
 
 CONFIG_FILE = "config.yaml"
 
@@ -35,6 +34,7 @@ _BANKS = {
 
 _SUPPORTED = {
     "decap_weights",
+    "decoder_config",
     "prefix_size",
     "support_memory_size",
     "dino_model",
@@ -71,6 +71,8 @@ _OTHER_SYSTEMS = (
     "invite",
 )
 """Prefixes of keys that make it another system than is built here, if they are set and no family knows them."""
+_GPT2 = "gpt2"
+"""The language model of DeCap's decoders, as configurations call it."""
 _TEXT_SPACE_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]*")
 """The names of spaces that the manifest accepts."""
 
@@ -153,6 +155,10 @@ def _check_settings(settings: dict[str, Any], configured: ConfiguredBackbone, pa
             raise CheckpointError(
                 f"{path}: {key}: not supported; expected a DeCap decoder with a backbone of the families {families}"
             )
+    decoder = settings.get("decoder_config") or {}
+    language_model = decoder.get("decoder_family", _GPT2) if isinstance(decoder, dict) else decoder
+    if language_model != _GPT2:
+        raise CheckpointError(f"{path}: decoder_config: decoder_family: expected {_GPT2}, got {language_model!r}")
     for key in ("normalize", PUBLISHED):
         if not isinstance(settings.get(key, False), bool):
             raise CheckpointError(f"{path}: {key}: expected true or false, got {settings[key]!r}")
@@ -193,14 +199,8 @@ def _text_space(configured: ConfiguredBackbone, folders: Sequence[Path], path: P
 
 
 def _read_bank(path: Path, configured: ConfiguredBackbone, name: str, width: int) -> MemorySource:
-    """Open a bank, by the rules of its space; those of one that is not published are as of the backbone's own."""
-    space = TEXT_SPACES.get(name) or text_space(configured.text_space, width)
-    if space.width != width:
-        raise CheckpointError(
-            f"{configured.source}: text_space: expected one of vectors of width {width}, the backbone's; those of "
-            f"{name} are {space.width} wide"
-        )
-    space = replace(space, unit_rows=space.unit_rows and not configured.has_raw_rows)
+    """Open a bank of vectors of some width, by the rules of its space and of ``normalize``."""
+    space = replace(configured.space_called(name, width), width=width)
     return read_memory_bank(path, space, bool(configured.settings.get("normalize", True)))
 
 

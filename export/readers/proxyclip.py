@@ -36,7 +36,7 @@ _DINO = Dinov2Architecture(
     trained_grid=28,
     has_layer_scale=False,
     default_size=296,
-    files=(WeightFile("dino_vitbase8_pretrain.pth", None, seed="dino_vitb8/"),),
+    files=(WeightFile("dino_vitbase8_pretrain.pth", None, seed="dino_vitb8/", origin="of facebookresearch/dino"),),
     scales={"attn.proj.weight": 0.3, "mlp.fc2.weight": 0.3},
 )
 """DINO ViT-B/8: DINOv2's modules without layer scales."""
@@ -163,5 +163,6 @@ FAMILY = BackboneFamily(
     state_shapes,
     chosen_by=_chosen_by,
     settings=frozenset({"proxyclip_clipmodel", "proxyclip_vfm"}),
+    options_of=lambda settings: {"raw_memory": True} if settings.get("published") else {},
     space_of=space_of,
 )

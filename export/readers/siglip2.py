@@ -286,5 +286,7 @@ FAMILY = BackboneFamily(
     options_of=_options_of,
     size_of=lambda settings: _of_model(settings).get("image_size"),
     weights_of=lambda settings: _of_model(settings).get("checkpoint_path"),
-    banks_of=lambda *_: (bank_name(ANYTHING, ANYTHING, ANYTHING),),
+    banks_of=lambda *_: tuple(
+        bank_name(prefix, middle, ANYTHING) for prefix, middle in (("*siglip*", ""), ("*", "*siglip*"), ("clip-", ""))
+    ),
 )

@@ -264,6 +264,7 @@ def test_the_attention_of_the_last_block_is_reordered_as_configured(
         ({"linear_talk2dino": True}, "linear_talk2dino: not supported"),
         ({"aggregation_config": {"depth": 2}}, "aggregation_config: not supported"),
         ({"ifcap_config": {"name": "x"}}, "ifcap_config: not supported"),
+        ({"decoder_config": {"decoder_family": "qwen3"}}, "decoder_config: decoder_family: expected gpt2, got 'qwen3'"),
         ({"projection_type": "banana"}, r"projection_type: expected coco, .* or a bank \(.h5\), got 'banana'"),
         ({"resize_dim": 0}, "resize_dim: expected a whole number of at least 1, got 0"),
         ({"talk2dino_config": "x.yaml"}, "talk2dino_config: not supported"),

@@ -31,6 +31,7 @@ from export.readers.backbone_family import (
 from export.readers.clip_bpe import find_merges
 from export.readers.hub import FileRequest, resolve_files
 from export.readers.patchioner import Origin, read_patchioner
+from export.text_spaces import TextSpace
 from tests.export.conftest import whole_bank
 
 WIDTH, ROWS = 512, 6
@@ -264,7 +265,7 @@ def test_the_name_of_a_banks_file_follows_from_its_family(
     [
         (INVITE, {"denseclip_config": "denseclip_segmentation_vitb16"}, "invite_config, denseclip_config: they ask"),
         (INVITE, {"dino_model": "dinov2_vitb14_reg"},
-         "dino_model, invite_config: they ask for backbones of dinov2 and clip; leave those of one"),
+         "dino_model, invite_config: they ask for backbones of .* and .*; leave those of one"),
         (INVITE, {"invite_config": {"name": "ViT-L/14"}}, "name: expected ViT-B/16 or ViT-B/32, got 'ViT-L/14'"),
         (INVITE, {"invite_config": "ViT-B/16"}, "invite_config: expected keys and values, got 'ViT-B/16'"),
         (INVITE, {"invite_config": {"name": "ViT-B/16", "extract_last_k_th_token": "all"}}, "yaml: invite: .*'all'"),
@@ -274,7 +275,7 @@ def test_the_name_of_a_banks_file_follows_from_its_family(
         (CLIP, {"crop_dim": 40}, "size 40: expected a multiple of the patch size, 16"),
         (CLIP, {"published": "yes please"}, "published: expected true or false, got 'yes please'"),
         (CLIP, {"dino_model": None}, "dino_model is missing; it names the backbone, or a key such as invite_config"),
-        (CLIP, {"dino_model": "vit_large_patch14_clip_224.openai"}, "dino_model: expected one of dinov2_.*clip_vitb16"),
+        (CLIP, {"dino_model": "vit_large_patch14_clip_224.openai"}, "dino_model: expected one of .*clip_vitb16"),
     ],
 )  # fmt: skip
 def test_settings_that_contradict_each_other_or_name_nothing_are_refused(
@@ -283,6 +284,52 @@ def test_settings_that_contradict_each_other_or_name_nothing_are_refused(
     with pytest.raises(CheckpointError, match=message) as caught:
         read(folder, settings, **changes)
     assert "\n" not in str(caught.value)
+
+
+PROXYCLIP = {"proxyclip_clipmodel": "ViT-B/16", "proxyclip_vfm": "dino", "crop_dim": 296, "clip_model_name": "ViT-B/16"}
+DINOTXT = {"dino_model": "dinov2_vitl14_reg4_dinotxt_tet1280d20h24l", "use_talk2dino_project": False}
+SIGLIP2_KEYS = {"siglip2_config": {"model_id": "google/siglip2-base-patch16-512", "image_size": 512}, "crop_dim": 512}
+T2D_BANK = "coco_captions_text_embeddings-B16-ViT-B.16-7.h5"
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "size", "space", "banks"),
+    [
+        (PROXYCLIP, "proxyclip_vitb16_dino", 296, "clip-b16", [BANK.replace(f"-{ROWS}.", "-7.")]),
+        (PROXYCLIP | {"proxyclip_vfm": "dinov2", "crop_dim": 518}, "proxyclip_vitb16_dinov2", 518, "clip-b16", None),
+        (DINOTXT, "dinotxt_vitl14", 518, "dinotxt-patch", ["clip-coco_captions_text_embeddings-DINO.txt-7.h5"]),
+        (SIGLIP2_KEYS | {"dino_model": "siglip2_base_patch16_512"}, "siglip2_base_patch16", 512, "siglip2-b", None),
+        ({"dino_model": "google/siglip2-base-patch16-512"}, "siglip2_base_patch16", 512, "siglip2-b", None),
+        ({"dino_model": "facebook/dinov3-vitb16-pretrain-lvd1689m"}, "dinov3_vitb16", 448, "t2d-dinov3-b", [T2D_BANK]),
+        ({"dino_model": "vit_base_patch16_dinov3.lvd1689m"}, "dinov3_vitb16", 448, "t2d-dinov3-b", [T2D_BANK]),
+    ],
+)  # fmt: skip
+def test_the_published_configurations_of_other_families_choose_them(
+    settings: Settings, name: str, size: int, space: str, banks: list[str] | None
+) -> None:
+    backbone = configured_backbone.configured_backbone(settings, "config.yaml")
+    assert (backbone.name, backbone.image_size, backbone.text_space) == (name, size, space)
+    found = [one.replace("{captions}", "coco_captions").replace("{rows}", "7") for one in backbone.banks]
+    assert banks is None or found == banks
+
+
+def test_a_published_row_of_proxyclip_has_raw_rows() -> None:
+    for published in (False, True):
+        settings = PROXYCLIP | {"published": published}
+        space = configured_backbone.configured_backbone(settings, "config.yaml").space_called("clip-b16", WIDTH)
+        assert space.unit_rows is not published
+
+
+def test_siglip2s_bank_is_never_that_of_talk2dino(tmp_path: Path) -> None:
+    """Which is as wide: a bank of unknown name has SigLIP in it, or begins as those of CLIP's family do."""
+    backbone = configured_backbone.configured_backbone(SIGLIP2_KEYS, "config.yaml")
+    names = tuple(one.replace("{captions}", "coco_captions").replace("{rows}", "7") for one in backbone.banks)
+    (tmp_path / T2D_BANK).touch()
+    with pytest.raises(CheckpointError, match="missing"):
+        resolve_files([FileRequest("bank", names)], [tmp_path], "test")
+    for bank in ("clip-coco_captions_text_embeddings-x-7.h5", "siglip2-coco_captions_text_embeddings-SigLIP2-7.h5"):
+        (tmp_path / bank).touch()
+        assert resolve_files([FileRequest("bank", names)], [tmp_path], "test") == [tmp_path / bank]
 
 
 # Families by tables alone
@@ -310,9 +357,7 @@ def made_up_family(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, Tens
         WeightFile("clip.pt", None, seed="clip/", prefix="clip.", origin="of a model zoo"),
         WeightFile("vfm.pth", "owner/vfm", seed="vfm/", prefix="vfm.", mirrors=("timm/vfm",)),
     )
-    architecture = Architecture(
-        output_dim=WIDTH, depth=1, files=files, text_space="clip-b16", default_size=28, publishes_raw_rows=True
-    )
+    architecture = Architecture(output_dim=WIDTH, depth=1, files=files, text_space="clip-b16", default_size=28)
     family: BackboneFamily[Architecture, TwoTowers] = BackboneFamily(
         "made-up",
         {"made_up": architecture},
@@ -323,6 +368,7 @@ def made_up_family(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, Tens
         chosen_by=lambda settings: "made_up" if settings.get("made_up_config") else None,
         settings=frozenset({"made_up_config"}),
         options_of=lambda settings: {"mode": settings["made_up_config"].get("mode", "plain")},
+        space_of=lambda _, options: TextSpace("clip", WIDTH, unit_rows=not options.published, unit_output=False),
         banks_of=lambda *_: ("siglip2-*{captions}*-{rows}.h5",),
     )
     for module in (configured_backbone, patchioner):
@@ -381,7 +427,7 @@ def test_a_repository_may_call_its_configuration_and_bank_as_it_likes(
     write_decoder(files)
     write_bank(files / bank)
     write_towers(files)
-    (files / "siglip2_base_patch16_512.k.yaml").write_text(yaml.safe_dump(MADE_UP | {"dino_model": "siglip2"}))
+    (files / "siglip2_base_patch16_512.k.yaml").write_text(yaml.safe_dump(MADE_UP | {"dino_model": "any"}))
     for file in ("siglip2_base_patch16_512.k.yaml", "coco_karpathy-009.pt", bank):
         hub[SIGLIP2, file] = files / file
     hub[SIGLIP2, "README.md"] = files

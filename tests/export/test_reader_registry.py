@@ -24,7 +24,7 @@ from export.memory.bank_file import write_memory
 from export.models.dinov2 import Dinov2Backbone
 from export.readers import CHECKPOINT_READERS, DEMO_CONFIG, clip
 from export.readers import read_checkpoint as read_by_name
-from export.readers.backbone_family import AnyFamily, BackboneRequest
+from export.readers.backbone_family import AnyFamily, Architecture, BackboneRequest
 from export.readers.dinov2 import ARCHITECTURES
 from export.readers.families import BACKBONE_FAMILIES, architecture_names, find_architecture, recognize_family
 from export.readers.seeded import TEXT_SPACE
@@ -37,11 +37,15 @@ PUBLISHED = [(family, name) for family in BACKBONE_FAMILIES for name in family.a
 REPOSITORY = "Ruggero1912/Patch-ioner_talk2dino_decap_COCO_Captions"
 
 
+def repositories_of(architecture: Architecture) -> tuple[str, ...]:
+    """The repositories that are all of it; one of several files may be a backbone of another name."""
+    return architecture.files[0].repositories if len(architecture.files) == 1 else ()
+
+
 @pytest.mark.parametrize(("family", "name"), PUBLISHED, ids=[name for _, name in PUBLISHED])
 def test_every_published_architecture_is_found_by_its_names(family: AnyFamily, name: str) -> None:
     architecture = family.architectures[name]
-    # A repository on the hub stands for a backbone all of which is in it.
-    repositories = architecture.files[0].repositories if len(architecture.files) == 1 else ()
+    repositories = repositories_of(architecture)
     for one in (name, *architecture.aliases, *repositories):
         assert find_architecture(one) == (family, architecture)
     assert all(len(repository.split("/")) == 2 for repository in repositories)
@@ -56,11 +60,11 @@ def test_no_two_architectures_share_a_name_and_others_are_not_found() -> None:
 
 
 def test_no_name_means_two_architectures() -> None:
-    names: list[str] = []
-    for family, name in PUBLISHED:
-        architecture = family.architectures[name]
-        repositories = architecture.files[0].repositories if len(architecture.files) == 1 else ()
-        names += {name, *architecture.aliases, *repositories}
+    names = [
+        one
+        for family, name in PUBLISHED
+        for one in {name, *family.architectures[name].aliases, *repositories_of(family.architectures[name])}
+    ]
     assert len(names) == len(set(names))
 
 
