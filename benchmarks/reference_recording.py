@@ -54,6 +54,7 @@ class Recording:
 
     Attributes:
         checkpoint: the name of the checkpoint whose weights it was made with.
+        tag: which variant of the backbone it is of.
         arrays: by the names of published-system.md, section 8.
         strides: of the arrays that keep every so-manieth row: "patches" those of an image, "TASK.MODE" those of a task.
         captions, scores: by task and mode ("boxes_mean.mem"), in the order of the images and their regions.
@@ -66,6 +67,7 @@ class Recording:
     strides: Mapping[str, Any]
     captions: Mapping[str, list[str]]
     scores: Mapping[str, list[float]]
+    tag: str = ""
 
     @classmethod
     def load(cls, path: Path) -> Recording:
@@ -96,6 +98,7 @@ class Recording:
             strides=own(self.strides),
             captions=own(self.captions),
             scores=own(self.scores),
+            tag=tag,
         )
 
     @property
@@ -118,18 +121,18 @@ class Recording:
 
     def features(self, layout: TokenLayout) -> FeatureMap | None:
         """Return its tokens as a feature map; None where it does not hold all of them."""
-        patches = self.arrays.get("patches")
-        if patches is None or patches.shape[1] != layout.num_patches:
+        patches, images = self.arrays.get("patches"), len(self.settings["images"])
+        if patches is None or patches.size != images * layout.num_patches * patches.shape[-1]:
             return None
         width = patches.shape[-1]
         global_tokens = [self.arrays["cls"][:, None]] if layout.cls_index is not None else []
         global_tokens += [self.arrays["registers"]] if layout.register_indices else []
         size = self.settings["dim"]
-        none = np.zeros((len(patches), 0, layout.num_patches), np.float32)
+        none = np.zeros((images, 0, layout.num_patches), np.float32)
         return FeatureMap(
-            tokens=torch.from_numpy(np.concatenate([*global_tokens, patches.reshape(len(patches), -1, width)], axis=1)),
+            tokens=torch.from_numpy(np.concatenate([*global_tokens, patches.reshape(images, -1, width)], axis=1)),
             cls_attention_logits=torch.from_numpy(self.arrays.get("self_attn_heads", none)),
-            views=(View.of((size, size), size, Fit.STRETCH),) * len(patches),
+            views=(View.of((size, size), size, Fit.STRETCH),) * images,
             layout=layout,
         )
 

@@ -1,7 +1,8 @@
 """Reads recordings of the published system as checkpoints: the made-up weights that one was made with.
 
-``recording:PATH/NAME.json[,variant=TAG]``: a recording may hold some of its numbers a second time, as another variant
-of the same backbone gives them; their names then have a tag before or behind (published-system.md, section 8).
+``recording:PATH/NAME.json[,variant=TAG][,option=value...]``: a recording may hold some of its numbers a second time, as
+another variant of the same backbone gives them; their names then have a tag before or behind (published-system.md,
+section 8). Other options are those of `export.readers.seeded`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from export.readers.families import find_architecture
 from export.readers.seeded import make_checkpoint, parse
 
 PREFIX = "recording:"
-_VARIANT = ",variant="
 
 Settings = Mapping[str, Any]
 
@@ -72,12 +72,14 @@ def read_recording(name: str) -> Checkpoint:
     Raises:
         CheckpointError: there is no such recording, or it is of an unknown backbone.
     """
-    path, _, tag = name.removeprefix(PREFIX).partition(_VARIANT)
+    path, *options = name.removeprefix(PREFIX).split(",")
+    tags = [option.removeprefix("variant=") for option in options if option.startswith("variant=")]
     settings = read_settings(Path(path))
     found = variants(settings, path)
+    tag = tags[-1] if tags else ""
     if tag not in found:
         raise CheckpointError(f"{name}: expected a variant of {', '.join(filter(None, found))}, got {tag!r}")
-    seeded = parse(found[tag])
+    seeded = parse(",".join([found[tag], *(option for option in options if not option.startswith("variant="))]))
     space = seeded.family.space_of(seeded.architecture, seeded.family_options)
     if "normalize" in settings:  # what was recorded may rest on another rule than the space's
         rows = str(settings.get("bank", ""))

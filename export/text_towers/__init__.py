@@ -12,10 +12,10 @@ from pathlib import Path
 from export.checkpoint import CheckpointError
 from export.text_spaces import TALK2DINO, TEXT_SPACES, TextSpace, text_space
 from export.text_towers.base import TextTower, TowerRequest
-from export.text_towers.clip import open_clip_tower, open_denseclip, open_open_clip
-from export.text_towers.dinotxt import open_dinotxt
-from export.text_towers.siglip2 import open_siglip2
-from export.text_towers.talk2dino import open_talk2dino
+from export.text_towers.clip import load_clip, load_denseclip, load_open_clip
+from export.text_towers.dinotxt import load_dinotxt
+from export.text_towers.siglip2 import load_siglip2
+from export.text_towers.talk2dino import load_talk2dino
 
 
 @dataclass(frozen=True)
@@ -23,21 +23,21 @@ class TowerKind:
     """A kind of text tower.
 
     Attributes:
-        open: opens one; it raises CheckpointError where that does not succeed.
+        load: loads one; it raises CheckpointError where that does not succeed.
         has_projection: whether its embeddings pass a projection, a file of its own.
     """
 
-    open: Callable[[TowerRequest], TextTower]
+    load: Callable[[TowerRequest], TextTower]
     has_projection: bool = False
 
 
 TEXT_TOWERS: Mapping[str, TowerKind] = {
-    "clip": TowerKind(open_clip_tower),
-    "open_clip": TowerKind(open_open_clip),
-    "denseclip": TowerKind(open_denseclip),
-    "siglip2": TowerKind(open_siglip2),
-    "dinotxt": TowerKind(open_dinotxt),
-    TALK2DINO: TowerKind(open_talk2dino, has_projection=True),
+    "clip": TowerKind(load_clip),
+    "open_clip": TowerKind(load_open_clip),
+    "denseclip": TowerKind(load_denseclip),
+    "siglip2": TowerKind(load_siglip2),
+    "dinotxt": TowerKind(load_dinotxt),
+    TALK2DINO: TowerKind(load_talk2dino, has_projection=True),
 }
 
 
@@ -62,7 +62,7 @@ def open_text_tower(
     if projection is not None and not kind.has_projection:
         raise CheckpointError(f"--talk2dino {projection}: the text space {space} has no such projection; leave it out")
     weights = weights or known.tower_weights
-    tower = kind.open(TowerRequest(space, weights, tokenizer_file, projection, device))
+    tower = kind.load(TowerRequest(space, weights, tokenizer_file, projection, device))
     if not kind.has_projection and tower.width != known.bank_width:
         raise CheckpointError(
             f"--text-tower {weights}: expected embeddings of width {known.bank_width}, {space}'s, got {tower.width}"

@@ -45,8 +45,8 @@ _OPENAI = Layout(
 )
 
 
-def open_clip_tower(request: TowerRequest, activation: Activation = "quick_gelu") -> TextTower:
-    """Open a tower of CLIP.
+def load_clip(request: TowerRequest, activation: Activation = "quick_gelu") -> TextTower:
+    """Load a tower of CLIP.
 
     Args:
         activation: that of a tower which is one file; a folder's configuration says which it is.
@@ -54,19 +54,21 @@ def open_clip_tower(request: TowerRequest, activation: Activation = "quick_gelu"
     Raises:
         CheckpointError: the tower or its vocabulary is nowhere, or cannot be read.
     """
-    return _open_file(request, activation) if request.is_file else _open_folder(request)
+    return _load_file(request, activation) if request.is_file else _load_folder(request)
 
 
-open_open_clip = partial(open_clip_tower, activation="gelu")
+def load_open_clip(request: TowerRequest) -> TextTower:
+    """Load a tower of open_clip's ViT-H, whose activation is the exact GELU; errors are those of `load_clip`."""
+    return load_clip(request, "gelu")
 
 
-def open_denseclip(request: TowerRequest) -> TextTower:
-    """Open a tower of DenseCLIP, whose embeddings have unit length; errors are those of `open_clip_tower`."""
-    tower = open_clip_tower(request)
+def load_denseclip(request: TowerRequest) -> TextTower:
+    """Load a tower of DenseCLIP, whose embeddings have unit length; errors are those of `load_clip`."""
+    tower = load_clip(request)
     return replace(tower, embed_ids=lambda ids: F.normalize(tower.embed_ids(ids), dim=-1))
 
 
-def _open_folder(request: TowerRequest) -> TextTower:
+def _load_folder(request: TowerRequest) -> TextTower:
     from transformers import CLIPTextModelWithProjection
 
     model = load_pretrained(CLIPTextModelWithProjection, request)
@@ -80,14 +82,18 @@ def _open_folder(request: TowerRequest) -> TextTower:
     )
 
 
-def _open_file(request: TowerRequest, activation: Activation) -> TextTower:
+def _load_file(request: TowerRequest, activation: Activation) -> TextTower:
     state, source = read_state(request, _OPENAI)
     state["head.weight"] = weight(state, "head.weight", source).T  # stored as (W, D)
-    return open_text_transformer(text_transformer_from_state(state, activation, source), request)
+    return with_clip_tokens(text_transformer_from_state(state, activation, source), request)
 
 
-def open_text_transformer(tower: TextTransformer, request: TowerRequest) -> TextTower:
-    """Return a tower that takes CLIP's tokens."""
+def with_clip_tokens(tower: TextTransformer, request: TowerRequest) -> TextTower:
+    """Return a tower of CLIP's tokens.
+
+    Raises:
+        CheckpointError: there is no vocabulary, or no such device.
+    """
     model = move_to(request.device, tower)
     tokenizer = clip_tokenizer(request, model.num_positions)
     return TextTower(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from export.readers.layouts import Layout
 from export.text_towers.base import TextTower, TowerRequest
-from export.text_towers.clip import open_text_transformer
+from export.text_towers.clip import with_clip_tokens
 from export.text_towers.transformer import read_state, text_transformer_from_state
 
 _DINOTXT = Layout(
@@ -31,11 +31,11 @@ _DINOTXT = Layout(
 )
 
 
-def open_dinotxt(request: TowerRequest) -> TextTower:
-    """Open the tower; it takes CLIP's tokens.
+def load_dinotxt(request: TowerRequest) -> TextTower:
+    """Load the tower; it takes CLIP's tokens.
 
     Raises:
         CheckpointError: the file or CLIP's vocabulary is nowhere, or cannot be read.
     """
     state, source = read_state(request, _DINOTXT)
-    return open_text_transformer(text_transformer_from_state(state, "gelu", source), request)
+    return with_clip_tokens(text_transformer_from_state(state, "gelu", source), request)

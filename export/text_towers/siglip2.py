@@ -19,8 +19,8 @@ END_TOKEN = "<eos>"
 PAD_ID = 0
 
 
-def open_siglip2(request: TowerRequest) -> TextTower:
-    """Open the text tower of a SigLIP 2 folder or repository, and the tokenizer beside it.
+def load_siglip2(request: TowerRequest) -> TextTower:
+    """Load the text tower of a SigLIP 2 folder or repository, and the tokenizer beside it.
 
     Raises:
         CheckpointError: one of them is nowhere, or cannot be read.

@@ -7,23 +7,23 @@ from dataclasses import replace
 from export.checkpoint import CheckpointError
 from export.readers.talk2dino import read_talk2dino
 from export.text_towers.base import TextTower, TowerRequest
-from export.text_towers.clip import open_clip_tower
+from export.text_towers.clip import load_clip
 
 
-def open_talk2dino(request: TowerRequest) -> TextTower:
-    """Open a tower of CLIP and a projection of its embeddings, whose file says which space that is into.
+def load_talk2dino(request: TowerRequest) -> TextTower:
+    """Load a tower of CLIP and a projection of its embeddings, whose file says which space that is into.
 
     Raises:
         CheckpointError: one of them cannot be read, they do not fit, or the space is another.
     """
-    assert request.projection is not None  # what has a projection is opened with one
+    assert request.projection is not None  # what has a projection is loaded with one
     talk2dino = read_talk2dino(request.projection)
     if request.text_space not in (None, talk2dino.text_space):
         raise CheckpointError(
             f"{request.projection}: expected a projection into the text space {request.text_space}, got one into "
             f"{talk2dino.text_space}: {talk2dino.identity}"
         )
-    clip = open_clip_tower(request)
+    clip = load_clip(request)
     if clip.width != talk2dino.text_width:
         raise CheckpointError(
             f"{request.projection}: expected a projection of texts of width {clip.width}, {request.weights}'s, got "

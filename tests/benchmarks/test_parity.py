@@ -1,12 +1,14 @@
 """Seeded weights at full size against what the published system computed with them (published-system.md, section 8).
 
-The recordings in benchmarks/recordings hold the tokens of their photographs, so all but the backbone is compared here;
-`python benchmarks/parity.py --images FOLDER` compares the backbone too.
+Some of the recordings in benchmarks/recordings hold all tokens of their photographs, so all but the backbone is
+compared here; of others what follows from the vectors that they hold. `python benchmarks/parity.py
+--images FOLDER` compares the backbone too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal, cast
 
 import numpy as np
@@ -16,9 +18,12 @@ import torch
 from benchmarks import eager
 from benchmarks.parity import ALLOWED, NEAR_TIE, compare, compare_decoder, relative_difference
 from benchmarks.reference_recording import RECORDINGS, Recording, tasks
+from export.checkpoint import CheckpointError
 from export.models.vit import VitBlock
 from export.readers import read_checkpoint
+from export.readers import recording as checkpoints
 from export.readers.clip_bpe import find_merges
+from export.readers.seeded import parse
 from runtime import Captioner, FeatureMap
 from runtime.memory.bank import MemoryBank
 from runtime.options import Clean, PoolingKeywords
@@ -70,6 +75,59 @@ def test_scores_are_the_recorded_probabilities_up_to_the_end_token(seeded: Capti
             assert caption.score == pytest.approx(float(np.exp(log_probabilities[:count].sum())), rel=1e-3)
             compared += 1
     assert compared > 50
+
+
+def begin(tmp_path_factory: pytest.TempPathFactory, recording: Recording) -> Captioner:
+    """Open a bundle for a recording whose backbone is not run: one block of it will do."""
+    return Captioner.load(build_once(tmp_path_factory, f"{recording.checkpoint},depth=1", recording.name), "cpu")
+
+
+def test_a_family_with_its_own_patch_size_gives_what_was_recorded(tmp_path_factory: pytest.TempPathFactory) -> None:
+    recording = next(one for one in Recording.load(RECORDINGS / "dinov3_vits16_224.npz").variants())
+    with begin(tmp_path_factory, recording) as captioner:
+        found = list(compare(captioner, recording, tokens_of(recording, captioner)))
+    assert {"boxes_attention.mem", "registers.mem", "trace_attention.mem"} < {one.task for one in found}
+    assert [fault for one in found for fault in one.faults] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "tag"), [("clip_vitb32_224", ""), ("dinotxt_vitl14_224", "head")], ids=["unit rows, a sum", "cut columns"]
+)
+def test_a_text_space_with_its_own_rule_gives_what_was_recorded(
+    tmp_path_factory: pytest.TempPathFactory, name: str, tag: str
+) -> None:
+    """From the recorded vectors on: how the memory bank is used."""
+    recordings = Recording.load(RECORDINGS / f"{name}.npz").variants()
+    recording = next(one for one in recordings if one.name.endswith(f"({tag})" if tag else name))
+    with begin(tmp_path_factory, recording) as captioner:
+        found = list(compare(captioner, recording, None))
+    assert {"image_cls.mem", "boxes_mean.mem"} <= {one.task for one in found if one.projected is not None}
+    assert [fault for one in found for fault in one.faults] == []
+
+
+@pytest.mark.parametrize("path", sorted(RECORDINGS.glob("*.npz")), ids=lambda path: path.stem)
+def test_every_recording_is_of_a_backbone_that_is_known(path: Path) -> None:
+    for recording in Recording.load(path).variants():
+        name = checkpoints.variants(recording.settings, recording.name)[recording.tag]
+        family, architecture = parse(name).family, parse(name).architecture
+        widths = {array.shape[-1] for key, array in recording.arrays.items() if key.endswith((".vec", ".proj"))}
+        assert widths <= {architecture.output_dim}
+        assert family.space_of(architecture, parse(name).family_options).width == architecture.output_dim
+
+
+def test_a_recording_that_is_none_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    with pytest.raises(CheckpointError, match=r"x\.json: not the settings of a recording: .*No such file"):
+        read_checkpoint(f"recording:{path}")
+    path.write_text('{"arch": "resnet", "dim": 224, "images": []}')
+    with pytest.raises(CheckpointError, match=r"x\.json: not the settings of a recording: n_memory is missing"):
+        read_checkpoint(f"recording:{path}")
+    path.write_text('{"arch": "resnet", "dim": 224, "images": [], "n_memory": 3}')
+    with pytest.raises(CheckpointError, match=r"x\.json: arch: expected a published backbone, got 'resnet'"):
+        read_checkpoint(f"recording:{path}")
+    kept = RECORDINGS / "siglip2_base_224.json"
+    with pytest.raises(CheckpointError, match="expected a variant of mlp, pool, got 'raw'"):
+        read_checkpoint(f"recording:{kept},variant=raw")
 
 
 def test_a_change_of_any_rule_is_seen(seeded: Captioner) -> None:

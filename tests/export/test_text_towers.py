@@ -39,7 +39,7 @@ IDS = torch.tensor([[88, 3, 5, 89, 0, 0], [88, 7, 1, 2, 4, 89], [88, 89, 0, 0, 0
 
 
 def opened(kind: str, weights: Path, **more: Any) -> TextTower:
-    return TEXT_TOWERS[kind].open(TowerRequest("tests", str(weights), **{"tokenizer_file": DEMO_TOKENIZER} | more))
+    return TEXT_TOWERS[kind].load(TowerRequest("tests", str(weights), **{"tokenizer_file": DEMO_TOKENIZER} | more))
 
 
 def their_clip(activation: str) -> CLIPTextModelWithProjection:

@@ -112,7 +112,7 @@ OPERATORS: Mapping[tuple[str, str], AdmittedOperator] = {
     ("", "Equal"): AdmittedOperator(rules.elementwise, _each("i64", inputs=2, made="bool")),
     ("", "Exp"): AdmittedOperator(rules.same_shape, _each("f32")),
     ("", "Gelu"): AdmittedOperator(rules.same_shape, _each(*_FLOATS), {"approximate": _one_of("none", "tanh")}),
-    ("", "Less"): AdmittedOperator(rules.elementwise, _each("i64", inputs=2, made="bool")),
+    ("", "Less"): AdmittedOperator(rules.elementwise, _each("f32", "i64", inputs=2, made="bool")),
     ("", "Log"): AdmittedOperator(rules.same_shape, _each("f32")),
     ("", "Max"): AdmittedOperator(rules.elementwise, _each("f32", inputs=2)),
     ("", "Mul"): AdmittedOperator(rules.multiply, _each(*_FLOATS, "i64", inputs=2)),
@@ -133,6 +133,9 @@ OPERATORS: Mapping[tuple[str, str], AdmittedOperator] = {
         {"axis": _one_of(-1), "epsilon": _POSITIVE, "stash_type": _one_of(1)},
     ),
     ("", "ReduceL2"): AdmittedOperator(
+        rules.reduce_axes, ("f32 i64 -> f32",), {"keepdims": _one_of(1), "noop_with_empty_axes": _one_of(0)}
+    ),
+    ("", "ReduceMean"): AdmittedOperator(
         rules.reduce_axes, ("f32 i64 -> f32",), {"keepdims": _one_of(1), "noop_with_empty_axes": _one_of(0)}
     ),
     ("", "ReduceMax"): AdmittedOperator(

@@ -237,9 +237,7 @@ def _windows(call: OperatorCall) -> tuple[AxisSize, AxisSize]:
         _require(len(grid) == len(counts), "whole patches", call)
     else:
         _require(all(not size.axes for size in call.shape[2:]), "an image of one size", call)
-        _require(
-            pads == tuple(one // 2 for one in (*kernels, *kernels)), "whole patches, or windows around places", call
-        )
+        _require(pads == tuple(one // 2 for one in (*kernels, *kernels)), "windows around places", call)
         grid = [
             AxisSize((size.factor + 2 * (kernel // 2) - kernel) // stride + 1)
             for size, kernel, stride in zip(call.shape[2:], kernels, strides, strict=True)
