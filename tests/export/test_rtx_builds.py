@@ -71,10 +71,12 @@ def test_turing_takes_every_graph_in_float16(bundles: dict[EnginePrecision, Bund
     assert report.fused_attentions == len(profiles) * report_of(bundle, name).fused_attentions
 
 
-def build_backbone(folder: Path, size: int, compute_capabilities: tuple[str, ...] = DEFAULT_CAPABILITIES) -> PlanReport:
-    """Build the backbone in ``folder`` for one image at a time."""
-    shape = (1, size, size, 3)
-    profile = {PIXEL_VALUES: ShapeRange(min=shape, opt=shape, max=shape)}
+def build_backbone(
+    folder: Path, size: int, compute_capabilities: tuple[str, ...] = DEFAULT_CAPABILITIES, most: int = 1
+) -> PlanReport:
+    """Build the backbone in ``folder`` for one image at a time, or for up to so many."""
+    alone, together = ((images, size, size, 3) for images in (1, most))
+    profile = {PIXEL_VALUES: ShapeRange(min=alone, opt=together, max=together)}
     return build_report(folder / "backbone.onnx", [profile], compute_capabilities)
 
 
@@ -181,6 +183,6 @@ def fused_attentions(checkpoint: str, folder: Path) -> int:
     backbone = read_checkpoint(f"seeded:{checkpoint},memory=8").backbone
     export_graph(backbone_spec(backbone), folder, "fp16", "cuda")
     assert [one for one in lint(folder / "backbone.onnx", (10, 3), (), {}) if one.severity == "error"] == []
-    report = build_backbone(folder, backbone.image_size)
+    report = build_backbone(folder, backbone.image_size, most=8)
     assert report.conversions == []
     return report.fused_attentions
