@@ -51,12 +51,14 @@ class Difference:
         tokens, vectors, projected: largest difference relative to the largest value of a vector.
         scores: relative difference.
         regions, same_texts: how many captions, and how many of them have the recorded text.
+        is_made: whether anything here computes the task.
         near_ties: the numbers of other captions that have it too where the recorded vector is decoded: rounding chose.
     """
 
     task: str
     regions: int = 0
     same_texts: int = 0
+    is_made: bool = True
     near_ties: tuple[int, ...] = ()
     pixels: float | None = None
     tokens: float | None = None
@@ -69,6 +71,7 @@ class Difference:
         """The differences that rounding does not explain."""
         right = self.same_texts + len(self.near_ties)
         faults = [] if right == self.regions else [f"{self.task}: {right} of {self.regions} texts"]
+        faults += [] if self.is_made else [f"{self.task}: not made here"]
         for name, allowed in ALLOWED.items():
             value = getattr(self, name)
             if value is not None and not value <= allowed:
@@ -243,7 +246,12 @@ def _measure(recording: Recording, images: Path | None) -> list[Difference]:
             features, backbone = recording.features(captioner.manifest.backbone.tokens), list[Difference]()
             if images is not None:
                 features, backbone = compare_backbone(captioner, recording, images)
-            return [*backbone, *compare(captioner, recording, features), *compare_decoder(captioner, recording)]
+            return [
+                *backbone,
+                *compare(captioner, recording, features),
+                *compare_decoder(captioner, recording),
+                *(Difference(name, is_made=False) for name in recording.not_made),
+            ]
 
 
 def _worst(found: Sequence[Difference]) -> list[Difference]:
@@ -260,6 +268,7 @@ def _worst(found: Sequence[Difference]) -> list[Difference]:
             task,
             regions=sum(one.regions for one in same),
             same_texts=sum(one.same_texts for one in same),
+            is_made=all(one.is_made for one in same),
             near_ties=tuple(number for one in same for number in one.near_ties),
             pixels=largest(one.pixels for one in same),
             tokens=largest(one.tokens for one in same),
@@ -277,6 +286,7 @@ def _table(found: Sequence[Difference], recordings: str) -> Table:
         table.add_column(heading, justify="left" if heading == "task" else "right", no_wrap=True)
     for one in found:
         same = f"{one.same_texts} / {one.regions}" if one.regions else ""
+        same = same if one.is_made else "not made here"
         ties = f" (near ties: {', '.join(map(str, one.near_ties))})" if one.near_ties else ""
         numbers = (_format(getattr(one, name)) for name in ("pixels", "tokens", "vectors", "projected"))
         table.add_row(one.task, *numbers, same + ties, _format(one.scores))

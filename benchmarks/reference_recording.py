@@ -110,6 +110,18 @@ class Recording:
         """Return the step between the rows that were kept of an array."""
         return int(self.strides.get(name, 1))
 
+    def task_names(self) -> list[str]:
+        """Return the names of its tasks."""
+        recorded = [key for key in self.captions if key != "decoder"]
+        recorded += [key.removesuffix(".vec") for key in self.arrays if key.endswith(".vec")]
+        return list(dict.fromkeys(key.rsplit(".", 1)[0] for key in recorded))
+
+    @property
+    def not_made(self) -> list[str]:
+        """The tasks that nothing here computes: AlphaCLIP's, which encodes the image once more for each region."""
+        is_alpha = "alpha_prefix" in self.settings and self.tag == "mended"
+        return [name for name in self.task_names() if name != "image_cls"] if is_alpha else []
+
     def holds(self, key: str) -> bool:
         """Return whether a task's outputs in a mode ("boxes_mean.mem") were recorded, or some of them."""
         return key in self.captions or any(f"{key}.{part}" in self.arrays for part in ("vec", "proj"))
@@ -194,9 +206,7 @@ def tasks(recording: Recording, layout: TokenLayout) -> list[Task]:
     Raises:
         KeyError: a task has a name that is not known here.
     """
-    recorded = [key for key in recording.captions if key != "decoder"]
-    recorded += [key.removesuffix(".vec") for key in recording.arrays if key.endswith(".vec")]
-    return [_task(name, recording, layout) for name in dict.fromkeys(key.rsplit(".", 1)[0] for key in recorded)]
+    return [_task(name, recording, layout) for name in recording.task_names() if name not in recording.not_made]
 
 
 def _task(name: str, recording: Recording, layout: TokenLayout) -> Task:
@@ -219,6 +229,8 @@ def _task(name: str, recording: Recording, layout: TokenLayout) -> Task:
     if name in ("boxes_crop_cls", "boxes_crop_ratio_cls"):
         kind = Task if name == "boxes_crop_cls" else CutTask
         return kind(name, _each(arrays["crop_boxes"], lambda x, y, w, h: Crop(x, y, x + w, y + h)))
+    if "alpha_prefix" in recording.settings and name == "boxes":  # as published: cls of the image for every region
+        return Task(name, [[WholeImage() for _ in boxes] for boxes in arrays["boxes"]])
     kind_name, _, pooling_name = name.partition("_")
     pool, _, variance = pooling_name.partition("_")
     pooled: dict[str, Any] = {"pool": pool} | ({"variance": float(variance)} if pool == "gaussian" else {})

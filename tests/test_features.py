@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from runtime import Box, Crop, FeatureMap, Fit, PoolingOptions, Region, RegionError, Register, WholeImage
+from runtime import AttentionHead, Box, Crop, FeatureMap, Fit, PoolingOptions, Region, RegionError, Register, WholeImage
 from runtime.bundle import TokenLayout
 from runtime.features import RegionVectors
 from runtime.image import OpenImage, View
@@ -147,6 +148,21 @@ def test_attention_that_was_not_given_is_refused() -> None:
     canvas = Canvas(View.of(IMAGE_WH, 14 * GRID, Fit.STRETCH), PATCHES_ONLY)
     with pytest.raises(RegionError, match="region 0: it asks for the attention of cls, which was not given"):
         weight_rows([WholeImage(pool="attention")], canvas)
+
+
+@pytest.mark.parametrize(
+    "region",
+    [WholeImage("attention"), Box(0, 0, 40, 40, pool="attention"), AttentionHead(0)],
+    ids=["whole image", "box", "head"],
+)
+def test_attention_of_a_backbone_that_has_none_is_refused(region: Region) -> None:
+    features = feature_map(LAYOUTS["cls"])
+    features = replace(features, cls_attention_logits=features.cls_attention_logits[:, :0])
+    assert features[1].cls_attention_logits.shape == (1, 0, GRID**2)
+    with pytest.raises(RegionError, match="attention"):
+        region.weights(features.canvases[0])
+    with pytest.raises(RegionError, match="which this bundle's backbone does not have; pool by mean or gaussian"):
+        _ = features.cls_attention
 
 
 def test_a_feature_map_is_taken_image_by_image_without_copies() -> None:
