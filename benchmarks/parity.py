@@ -191,7 +191,9 @@ def compare_backbone(captioner: Captioner, recording: Recording, images: Path) -
     if features.layout.cls_index is not None:
         found["cls"] = features.cls
     if captioner.manifest.backbone.attention_heads:
-        found |= {"self_attn": features.cls_attention, "self_attn_heads": features.cls_attention_logits}
+        logits = features.cls_attention_logits
+        heads = torch.softmax(logits, dim=-1) if recording.has_head_attention else logits
+        found |= {"self_attn": features.cls_attention, "self_attn_heads": heads}
     tokens = {name: relative_difference(value, recording.arrays.get(name)) for name, value in found.items()}
     numbers = captioner.manifest.backbone.preprocessing
     pixels = {

@@ -119,6 +119,12 @@ class Recording:
         names = (f"{task}.mem.vec", f"{task}.nomem.vec", task)
         return next((self.arrays[name] for name in names if name in self.arrays), None)
 
+    @property
+    def has_head_attention(self) -> bool:
+        """Whether "self_attn_heads" has distributions over the patches; else what they are the softmax of."""
+        heads = self.arrays.get("self_attn_heads")
+        return heads is not None and bool(np.allclose(heads.sum(axis=-1), 1, atol=1e-3))
+
     def features(self, layout: TokenLayout) -> FeatureMap | None:
         """Return its tokens as a feature map; None where it does not hold all of them."""
         patches, images = self.arrays.get("patches"), len(self.settings["images"])
@@ -128,10 +134,12 @@ class Recording:
         global_tokens = [self.arrays["cls"][:, None]] if layout.cls_index is not None else []
         global_tokens += [self.arrays["registers"]] if layout.register_indices else []
         size = self.settings["dim"]
-        none = np.zeros((images, 0, layout.num_patches), np.float32)
+        logits = self.arrays.get("self_attn_heads", np.zeros((images, 0, layout.num_patches), np.float32))
+        if self.has_head_attention:
+            logits = np.log(logits)
         return FeatureMap(
             tokens=torch.from_numpy(np.concatenate([*global_tokens, patches.reshape(images, -1, width)], axis=1)),
-            cls_attention_logits=torch.from_numpy(self.arrays.get("self_attn_heads", none)),
+            cls_attention_logits=torch.from_numpy(logits),
             views=(View.of((size, size), size, Fit.STRETCH),) * images,
             layout=layout,
         )

@@ -116,8 +116,8 @@ def _export_form(
     device: Device,
 ) -> Iterator[ExportedGraph]:
     """Export a backbone and its re-encoder, if it has one, and a decoder if one is given."""
-    backbone = _randomized(backbone)
-    decoder = _randomized(DecapStep(decoder_config or DECODER))
+    backbone = randomized(backbone)
+    decoder = randomized(DecapStep(decoder_config or DECODER))
     only_backbone = precision == "fp8" or (precision == "int8" and device == "cuda")
     other: EnginePrecision = "fp16" if only_backbone else precision
     numbers = BundleNumbers("test", max_images=8, batch_sizes=(1, 16), precision=other)
@@ -141,7 +141,8 @@ def _export_form(
     yield ExportedGraph(folder / "beam_decoder.onnx", "beam_decoder", manifest)
 
 
-def _randomized(module: ModuleT) -> ModuleT:
+def randomized(module: ModuleT) -> ModuleT:
+    """Give a model random weights, the same each time."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in module.parameters():

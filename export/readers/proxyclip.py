@@ -66,12 +66,12 @@ class ProxyclipOptions(FamilyOptions):
             depend on the others.
         raw_memory: whether rows of a memory bank keep their length and the projected vector gets none; else both have
             length 1, as what decoders were trained on.
-        pixels: the mean and deviation that CLIP's pixels have: "imagenet", as published, or CLIP's own.
+        pixels: the mean and deviation that CLIP's pixels have: its own, or "imagenet", as published.
     """
 
     published: bool = False
     raw_memory: bool = False
-    pixels: Literal["imagenet", "clip"] = "imagenet"
+    pixels: Literal["clip", "imagenet"] = "clip"
 
 
 ProxyclipRequest: TypeAlias = BackboneRequest[ProxyclipArchitecture, ProxyclipOptions]
@@ -163,6 +163,6 @@ FAMILY = BackboneFamily(
     state_shapes,
     chosen_by=_chosen_by,
     settings=frozenset({"proxyclip_clipmodel", "proxyclip_vfm"}),
-    options_of=lambda settings: {"raw_memory": True} if settings.get("published") else {},
+    options_of=lambda settings: {"raw_memory": True, "pixels": "imagenet"} if settings.get("published") else {},
     space_of=space_of,
 )

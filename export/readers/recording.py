@@ -56,8 +56,8 @@ _BACKBONES = (
     RecordedBackbone(r"(?P<name>dinov3_vit\w+)", "{name},periods=float32", {"bf16_periods": "{name},periods=bfloat16"}),
     RecordedBackbone(
         r"ProxyCLIP ViT-B/16 \+ (?P<vfm>\w+)",
-        "proxyclip_vitb16_{vfm}",
-        {"batched": "proxyclip_vitb16_{vfm},published=1"},
+        "proxyclip_vitb16_{vfm},pixels=imagenet",
+        {"batched": "proxyclip_vitb16_{vfm},pixels=imagenet,published=1"},
     ),
     RecordedBackbone(r"DenseCLIP ViT-B/16.*", "denseclip_vitb16"),
     RecordedBackbone("RegionCLIP RN50", "regionclip_rn50", {"c_proj_only": "regionclip_rn50,patches=projected"}),

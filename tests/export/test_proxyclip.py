@@ -152,7 +152,7 @@ def read(state: State, **options: Any) -> ProxyclipBackbone:
 
 def test_each_image_is_mixed_by_itself(pair: SimpleNamespace) -> None:
     assert recognize_family(pair.state, "test") is FAMILY
-    images, backbone = pixels(2), read(pair.state)
+    images, backbone = pixels(2), read(pair.state, pixels="imagenet")
     shown = normalised(images, IMAGENET_MEAN, IMAGENET_STD)
     expected = their_tokens(pair, shown, shown)
     with torch.inference_mode():
@@ -165,20 +165,20 @@ def test_each_image_is_mixed_by_itself(pair: SimpleNamespace) -> None:
 def test_the_published_way_averages_over_the_batch(pair: SimpleNamespace) -> None:
     images = torch.cat([pixels(1), torch.full_like(pixels(1), 90)])  # a uniform image raises the mean
     shown = normalised(images, IMAGENET_MEAN, IMAGENET_STD)
-    backbone = read(pair.state, published=True)
+    backbone = read(pair.state, published=True, pixels="imagenet")
     with torch.inference_mode():
         (got,), (alone,) = backbone(images), backbone(images[:1])
     torch.testing.assert_close(got[:1], their_tokens(pair, shown, shown, over_batch=True)[:1], rtol=1e-5, atol=1e-5)
     assert (got[:1] - alone).abs().max() > 1e-3
 
 
-def test_clip_may_get_pixels_of_its_own(pair: SimpleNamespace) -> None:
+def test_clip_gets_pixels_of_its_own(pair: SimpleNamespace) -> None:
     images = pixels(2)
     expected = their_tokens(
         pair, normalised(images, IMAGENET_MEAN, IMAGENET_STD), normalised(images, CLIP_MEAN, CLIP_STD)
     )
     with torch.inference_mode():
-        torch.testing.assert_close(read(pair.state, pixels="clip")(images)[0], expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(read(pair.state)(images)[0], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_there_is_neither_cls_nor_attention(pair: SimpleNamespace) -> None:

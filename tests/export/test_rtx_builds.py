@@ -5,6 +5,7 @@ A missing package fails these tests: `make test` installs it.
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 from typing import get_args
@@ -16,18 +17,23 @@ from PIL import Image
 from export.graphs.exporter import export_graph
 from export.graphs.qdq import EightBits
 from export.graphs.specs import backbone_spec
+from export.lint import lint
 from export.plans.profiles import profiles_of
 from export.plans.report import PlanReport, build_report
 from export.readers import read_checkpoint
+from export.readers.seeded import parse
 from runtime.backends.tensorrt.rtx import DEFAULT_CAPABILITIES
 from runtime.bundle import Bundle, EngineName, EnginePrecision, ShapeRange
 from runtime.bundle.graph_io import PIXEL_VALUES
 from runtime.image import Fit, prepare
 from tests.conftest import build_once
+from tests.exported_forms import BACKBONES, randomized
 
 GRAPHS: tuple[EngineName, ...] = ("backbone", "reencoder", "decoder", "beam_decoder")
 HALVES: tuple[EnginePrecision, ...] = ("fp16", "bf16")
 FLOATS: tuple[EnginePrecision, ...] = ("fp32", *HALVES)
+FAMILY_DEPTH = None if os.environ.get("PATCHCAPTION_ENDURANCE") == "1" else 2
+"""Of other families than DINOv2; all of their blocks before a release."""
 KERNELS: dict[EngineName, int] = {"backbone": 74, "reencoder": 13, "decoder": 39, "beam_decoder": 35}
 """Of the demo in half precision, with the largest profile: 10 a block of the backbone, 7 a layer of a decoder."""
 
@@ -65,10 +71,12 @@ def test_turing_takes_every_graph_in_float16(bundles: dict[EnginePrecision, Bund
     assert report.fused_attentions == len(profiles) * report_of(bundle, name).fused_attentions
 
 
-def build_backbone(folder: Path, size: int, compute_capabilities: tuple[str, ...] = DEFAULT_CAPABILITIES) -> PlanReport:
-    """Build the backbone in ``folder`` for one image at a time."""
-    shape = (1, size, size, 3)
-    profile = {PIXEL_VALUES: ShapeRange(min=shape, opt=shape, max=shape)}
+def build_backbone(
+    folder: Path, size: int, compute_capabilities: tuple[str, ...] = DEFAULT_CAPABILITIES, most: int = 1
+) -> PlanReport:
+    """Build the backbone in ``folder`` for one image at a time, or for up to so many."""
+    alone, together = ((images, size, size, 3) for images in (1, most))
+    profile = {PIXEL_VALUES: ShapeRange(min=alone, opt=together, max=together)}
     return build_report(folder / "backbone.onnx", [profile], compute_capabilities)
 
 
@@ -135,8 +143,46 @@ def test_a_plan_holds_each_weight_once(bundles: dict[EnginePrecision, Bundle], n
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpoint", ["dinov2_vits14_reg", "dinov2_vits14"])
 def test_every_block_of_a_published_backbone_is_fused(tmp_path: Path, checkpoint: str) -> None:
-    backbone = read_checkpoint(f"seeded:{checkpoint},size=98,memory=8").backbone
+    assert fused_attentions(f"{checkpoint},size=98", tmp_path) == 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("checkpoint", "others"),
+    [
+        ("clip_vitb16", 0),
+        ("clip_vitb16,invite=1", -1),  # that of the last block is none
+        ("openclip_vith14", 0),
+        ("siglip2_base_patch16", 1),  # the pooling head's
+        ("dinov3_vits16", 0),
+        ("dinotxt_vitl14", 2),  # the vision head's
+    ],
+)
+def test_every_attention_of_a_family_is_one_kernel(tmp_path: Path, checkpoint: str, others: int) -> None:
+    depth = FAMILY_DEPTH or read_depth(checkpoint)
+    size = 98 if "14" in checkpoint.partition("_")[2] else 96
+    name = f"{checkpoint},size={size}" + (f",depth={depth}" if FAMILY_DEPTH else "")
+    assert fused_attentions(name, tmp_path) == depth + others
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["proxyclip", "regionclip"])
+def test_the_builder_takes_the_backbones_that_are_no_plain_transformer(tmp_path: Path, name: str) -> None:
+    backbone = randomized(BACKBONES[name]())
     export_graph(backbone_spec(backbone), tmp_path, "fp16", "cuda")
-    report = build_backbone(tmp_path, 98)
-    assert report.fused_attentions == 12
+    attentions = {"proxyclip": 3, "regionclip": 0}  # CLIP's first block and both of the DINO
+    assert build_backbone(tmp_path, backbone.image_size).fused_attentions >= attentions[name]
+
+
+def read_depth(checkpoint: str) -> int:
+    return parse(f"seeded:{checkpoint}").architecture.depth
+
+
+def fused_attentions(checkpoint: str, folder: Path) -> int:
+    """Export a backbone in float16; return how many attentions are one kernel, where the linter finds nothing wrong."""
+    backbone = read_checkpoint(f"seeded:{checkpoint},memory=8").backbone
+    export_graph(backbone_spec(backbone), folder, "fp16", "cuda")
+    assert [one for one in lint(folder / "backbone.onnx", (10, 3), (), {}) if one.severity == "error"] == []
+    report = build_backbone(folder, backbone.image_size, most=8)
     assert report.conversions == []
+    return report.fused_attentions

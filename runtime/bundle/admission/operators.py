@@ -117,7 +117,7 @@ OPERATORS: Mapping[tuple[str, str], AdmittedOperator] = {
     ("", "Max"): AdmittedOperator(rules.elementwise, _each("f32", inputs=2)),
     ("", "Mul"): AdmittedOperator(rules.multiply, _each(*_FLOATS, "i64", inputs=2)),
     ("", "Clip"): AdmittedOperator(rules.at_least, _each("f32", inputs=2)),
-    ("", "Relu"): AdmittedOperator(rules.same_shape, _each(*_FLOATS)),
+    ("", "Relu"): AdmittedOperator(rules.same_shape, _each("f32")),
     ("", "Sigmoid"): AdmittedOperator(rules.same_shape, _each(*_FLOATS)),
     ("", "Sub"): AdmittedOperator(rules.elementwise, _each("f32", inputs=2)),
     ("", "Where"): AdmittedOperator(rules.elementwise, ("bool f32 f32 -> f32",)),
@@ -158,7 +158,7 @@ OPERATORS: Mapping[tuple[str, str], AdmittedOperator] = {
     ),
     ("", "AveragePool"): AdmittedOperator(
         rules.average,
-        _each("f32", "f16"),
+        _each("f32"),
         {
             **{"auto_pad": _one_of("NOTSET"), "ceil_mode": _one_of(0), "count_include_pad": _one_of(1)},
             **{"kernel_shape": _WHOLE_NUMBERS, "pads": _one_of((0, 0, 0, 0)), "strides": _WHOLE_NUMBERS},
