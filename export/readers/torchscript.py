@@ -6,10 +6,11 @@ of that only what modules, numbers, texts and tensors need.
 
 from __future__ import annotations
 
+import io
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from torch import Tensor
 from export.checkpoint import CheckpointError
 
 _PICKLE, _CONSTANTS = "data.pkl", "constants.pkl"
+_MOST_WEIGHTS = 100_000
+"""Of a module; those of shared parts count each time."""
 _DTYPES = {
     "HalfStorage": torch.float16,
     "BFloat16Storage": torch.bfloat16,
@@ -77,11 +80,12 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
     try:
         with zipfile.ZipFile(path) as archive:
             root = _root(archive)
-            module = _Unpickler(archive.open(f"{root}/{_PICKLE}")).load()
+            module = _Unpickler(io.BytesIO(_stored(archive, f"{root}/{_PICKLE}"))).load()
             if not isinstance(module, _Module):
                 raise ValueError(f"expected a module, got {type(module).__name__}")
             storages: dict[tuple[str, str], Tensor] = {}
-            return {name: _tensor(value, archive, f"{root}/data/", storages) for name, value in _weights(module)}
+            folder = f"{root}/data/"
+            return {name: _tensor(value, archive, folder, storages) for name, value in _weights(module, {}).items()}
     except _READING_ERRORS as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{path}: not a TorchScript archive of a module: {reason}") from None
@@ -94,27 +98,45 @@ def _root(archive: zipfile.ZipFile) -> str | None:
     return next((root for root in roots if f"{root}/{_PICKLE}" in names), None)
 
 
-def _weights(module: _Module, prefix: str = "", above: tuple[_Module, ...] = ()) -> Iterator[tuple[str, _Stored]]:
-    """Yield the tensors of a module and its parts, by their names in its state dict."""
+def _weights(
+    module: _Module, known: dict[_Module, dict[str, _Stored]], above: tuple[_Module, ...] = ()
+) -> dict[str, _Stored]:
+    """Return the tensors of a module and its parts, by their names in its state dict.
+
+    Args:
+        known: those of modules that were met before, as a part of several others may be.
+    """
     if module in above:
-        raise ValueError(f"{prefix} holds itself")
-    for name, value in vars(module).items():
-        if isinstance(value, _Stored):
-            yield f"{prefix}{name}", value
-        elif isinstance(value, _Module):
-            yield from _weights(value, f"{prefix}{name}.", (*above, module))
+        raise ValueError("a module holds itself")
+    if module not in known:
+        found: dict[str, _Stored] = {}
+        for name, value in vars(module).items():
+            if isinstance(value, _Stored):
+                found[name] = value
+            elif isinstance(value, _Module):
+                parts = _weights(value, known, (*above, module))
+                found |= {f"{name}.{part}": stored for part, stored in parts.items()}
+            if len(found) > _MOST_WEIGHTS:
+                raise ValueError(f"it has more than {_MOST_WEIGHTS} weights")
+        known[module] = found
+    return known[module]
 
 
 def _tensor(stored: _Stored, archive: zipfile.ZipFile, folder: str, storages: dict[tuple[str, str], Tensor]) -> Tensor:
     key = (stored.record, stored.kind)
     if key not in storages:
-        info = archive.getinfo(f"{folder}{stored.record}")
-        if info.compress_type != zipfile.ZIP_STORED:
-            raise ValueError(f"{info.filename} is compressed")
-        data = bytearray(archive.read(info))
+        data = bytearray(_stored(archive, f"{folder}{stored.record}"))
         dtype = _DTYPES[stored.kind]
         storages[key] = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
     return storages[key].as_strided(stored.size, stored.stride, stored.offset)
+
+
+def _stored(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Return what an archive has under a name; as it is in the file, so that it is no larger."""
+    info = archive.getinfo(name)
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{name} is compressed")
+    return archive.read(info)
 
 
 def _rebuild(storage: tuple[str, str], offset: int, size: Any, stride: Any, *_: object) -> _Stored:

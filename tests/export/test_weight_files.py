@@ -17,6 +17,7 @@ from export.readers import clip
 from export.readers.backbone_family import BackboneRequest
 from export.readers.clip import ClipOptions
 from export.readers.weight_files import read_weights
+from tests.children import run_child
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 
@@ -147,6 +148,51 @@ def test_a_damaged_archive_is_refused(archive: Path) -> None:
 def test_a_tensor_beyond_its_storage_is_refused(archive: Path) -> None:
     with pytest.raises(CheckpointError, match="not a TorchScript archive of a module: .*out of bounds"):
         read_weights(rewrite(archive, **{str(number): bytes(8) for number in range(40)}))
+
+
+@pytest.mark.parametrize("leaf", ["empty", "with a tensor"])
+def test_an_archive_of_shared_modules_without_end_is_refused_or_read_at_once(leaf: str, archive: Path) -> None:
+    """Fifty modules, each of which holds the one before twice: more names than there is time for."""
+    text = {one: b"X" + len(one).to_bytes(4, "little") + one for one in (b"storage", b"0", b"cpu")}
+    storage = b"(" + text[b"storage"] + b"ctorch\nHalfStorage\n" + text[b"0"] + text[b"cpu"] + b"K\x40tQ"
+    rest = b"K\x00(K\x40t(K\x01t\x89ccollections\nOrderedDict\n)R"
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + rest + b"tR"
+    part = b"X\x01\x00\x00\x00t" + tensor if leaf != "empty" else b""
+    data = b"\x80\x02c__torch__\nM\n)\x81}(" + part + b"ubq\x00"
+    for number in range(50):
+        held = b"h" + bytes([number])
+        data += b"0c__torch__\nM\n)\x81}(X\x01\x00\x00\x00a" + held + b"X\x01\x00\x00\x00b" + held
+        data += b"ubq" + bytes([number + 1])
+    rewrite(archive, data=data + b".")
+    code = """
+        import sys, pathlib
+        from export.checkpoint import CheckpointError
+        from export.readers.weight_files import read_weights
+        try:
+            print(read_weights(pathlib.Path(sys.argv[1])))
+        except CheckpointError as error:
+            print(error)
+    """
+    child = run_child(code, archive, timeout_s=30)
+    assert child.returncode == 0, child.stderr
+    assert child.stdout.strip() == "{}" if leaf == "empty" else "more than 100000 weights" in child.stdout
+
+
+def test_a_module_that_holds_itself_is_refused(archive: Path) -> None:
+    data = b"\x80\x02c__torch__\nM\n)\x81q\x00}(X\x01\x00\x00\x00ah\x00ub."
+    with pytest.raises(CheckpointError, match="not a TorchScript archive of a module: a module holds itself"):
+        read_weights(rewrite(archive, data=data))
+
+
+def test_a_compressed_archive_is_refused(archive: Path) -> None:
+    """It could be of any size."""
+    with zipfile.ZipFile(archive) as source:
+        files = {name: source.read(name) for name in source.namelist()}
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as target:
+        for name, data in files.items():
+            target.writestr(name, data)
+    with pytest.raises(CheckpointError, match="not a TorchScript archive of a module: .*/data.pkl is compressed"):
+        read_weights(archive)
 
 
 @pytest.mark.parametrize("key", ["state_dict", "model"])
