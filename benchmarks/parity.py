@@ -28,6 +28,7 @@ from rich.table import Table
 from benchmarks.reference_recording import MODES, RECORDINGS, CutTask, Recording, Task, tasks
 from export.bundle_builder import BuildOptions, build
 from export.command_line import run_command, show_progress
+from export.readers import recording as checkpoints
 from runtime import Caption, Captioner, FeatureMap, Fit, PatchcaptionError
 from runtime.bundle import Preprocessing
 from runtime.image import open_image, prepare
@@ -52,6 +53,7 @@ class Difference:
         scores: relative difference.
         regions, same_texts: how many captions, and how many of them have the recorded text.
         is_made: whether anything here computes the task.
+        spread: how many times the usual difference there may be.
         near_ties: the numbers of other captions that have it too where the recorded vector is decoded: rounding chose.
     """
 
@@ -59,6 +61,7 @@ class Difference:
     regions: int = 0
     same_texts: int = 0
     is_made: bool = True
+    spread: float = 1.0
     near_ties: tuple[int, ...] = ()
     pixels: float | None = None
     tokens: float | None = None
@@ -74,7 +77,7 @@ class Difference:
         faults += [] if self.is_made else [f"{self.task}: not made here"]
         for name, allowed in ALLOWED.items():
             value = getattr(self, name)
-            if value is not None and not value <= allowed:
+            if value is not None and not value <= allowed * self.spread:
                 faults.append(f"{self.task}: {name} differ by {value:.1e}")
         return faults
 
@@ -246,12 +249,13 @@ def _measure(recording: Recording, images: Path | None) -> list[Difference]:
             features, backbone = recording.features(captioner.manifest.backbone.tokens), list[Difference]()
             if images is not None:
                 features, backbone = compare_backbone(captioner, recording, images)
-            return [
+            found = [
                 *backbone,
                 *compare(captioner, recording, features),
                 *compare_decoder(captioner, recording),
                 *(Difference(name, is_made=False) for name in recording.not_made),
             ]
+            return [replace(one, spread=checkpoints.spread(recording.settings)) for one in found]
 
 
 def _worst(found: Sequence[Difference]) -> list[Difference]:
@@ -268,6 +272,7 @@ def _worst(found: Sequence[Difference]) -> list[Difference]:
             task,
             regions=sum(one.regions for one in same),
             same_texts=sum(one.same_texts for one in same),
+            spread=max(one.spread for one in same),
             is_made=all(one.is_made for one in same),
             near_ties=tuple(number for one in same for number in one.near_ties),
             pixels=largest(one.pixels for one in same),

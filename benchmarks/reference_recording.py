@@ -142,6 +142,8 @@ class Recording:
         patches, images = self.arrays.get("patches"), len(self.settings["images"])
         if patches is None or patches.size != images * layout.num_patches * patches.shape[-1]:
             return None
+        if layout.cls_index is not None and "cls" not in self.arrays:
+            return None
         width = patches.shape[-1]
         global_tokens = [self.arrays["cls"][:, None]] if layout.cls_index is not None else []
         global_tokens += [self.arrays["registers"]] if layout.register_indices else []

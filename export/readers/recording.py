@@ -31,11 +31,13 @@ class RecordedBackbone:
         arch: a regular expression of what the recording has.
         name: a seeded name, with options; ``{layers}`` is the number of blocks that were recorded.
         variants: by their tags, seeded names for the rest of what the recording holds.
+        spread: how many times the usual difference between two float32 programs there may be.
     """
 
     arch: str
     name: str
     variants: Mapping[str, str] = field(default_factory=dict)
+    spread: float = 1.0
 
 
 _BACKBONES = (
@@ -60,8 +62,15 @@ _BACKBONES = (
         {"batched": "proxyclip_vitb16_{vfm},pixels=imagenet,published=1"},
     ),
     RecordedBackbone(r"DenseCLIP ViT-B/16.*", "denseclip_vitb16"),
-    RecordedBackbone("RegionCLIP RN50", "regionclip_rn50", {"c_proj_only": "regionclip_rn50,patches=projected"}),
-    RecordedBackbone("AlphaCLIP ViT-B/16", "clip_vitb16", {"published": "clip_vitb16", "mended": "alphaclip_vitb16"}),
+    RecordedBackbone(
+        "RegionCLIP RN50",
+        "regionclip_rn50",
+        {"c_proj_only": "regionclip_rn50,patches=projected"},
+        spread=50,  # its made-up weights make attention that is all or nothing: published-system.md, section 16
+    ),
+    RecordedBackbone(
+        "AlphaCLIP ViT-B/16", "alphaclip_vitb16", {"published": "clip_vitb16", "mended": "alphaclip_vitb16"}
+    ),
 )
 """What is recorded under a published name needs no line."""
 
@@ -113,11 +122,22 @@ def variants(settings: Settings, source: str) -> dict[str, str]:
     """
     arch = str(settings["arch"])
     common = f",size={settings['dim']},memory={settings['n_memory']},salt={settings.get('salt', '')}"
-    for known in _BACKBONES:
-        if match := re.fullmatch(known.arch, arch):
-            parts = {**settings, **match.groupdict()}
-            names = {"": known.name} | dict(known.variants)
-            return {tag: f"seeded:{one.format_map(parts)}{common}" for tag, one in names.items()}
+    known = _find(arch)
+    if known is not None:
+        match = re.fullmatch(known.arch, arch)
+        parts = {**settings, **(match.groupdict() if match else {})}
+        names = {"": known.name} | dict(known.variants)
+        return {tag: f"seeded:{one.format_map(parts)}{common}" for tag, one in names.items()}
     if find_architecture(arch) is None:
         raise CheckpointError(f"{source}: arch: expected a published backbone, got {arch!r}")
     return {"": f"seeded:{arch}{common}"}
+
+
+def spread(settings: Settings) -> float:
+    """Return how many times the usual difference between two float32 programs a recording may show."""
+    known = _find(str(settings["arch"]))
+    return 1.0 if known is None else known.spread
+
+
+def _find(arch: str) -> RecordedBackbone | None:
+    return next((known for known in _BACKBONES if re.fullmatch(known.arch, arch)), None)

@@ -44,7 +44,7 @@ def test_the_demo_is_of_the_published_layout() -> None:
         ("missing.yaml", "missing.yaml: no such file"),
         ("seeded:dinov2_vitx14", "expected an architecture of dinov2_vits14, dinov2_vits14_reg"),
         ("seeded:dinov2_vits14_reg,size=big", "size: expected a whole number, got 'big'"),
-        ("seeded:dinov2_vits14_reg,colour=red", "expected salt=, memory= or size=, got 'colour=red'"),
+        ("seeded:dinov2_vits14_reg,colour=red", "colour: dinov2 has no such option; it has attention"),
         ("seeded:dinov2_vits14_reg,size=100", "size 100: expected a multiple of the patch size, 14"),
     ],
 )
