@@ -15,7 +15,7 @@ from PIL import Image
 
 from runtime.captioner import Captioner
 from runtime.cli import exits
-from runtime.cli.captioner_arguments import add_bundle_flag, add_captioner_flags, load_captioner
+from runtime.cli.captioner_arguments import add_beams_flag, add_bundle_flag, add_captioner_flags, load_captioner
 from runtime.cli.image_arguments import ImageArguments
 from runtime.cli.reasons import Reasons
 from runtime.cli.region_arguments import add_region_flags, argument_type, regions_or_whole_image
@@ -55,13 +55,7 @@ def add_caption(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="also the N nearest captions of the memory",
     )
-    parser.add_argument(
-        "--beams",
-        type=argument_type(_beams),
-        default=DecodingOptions.beams,
-        metavar="N",
-        help="beam search with N beams (default: %(default)s, none)",
-    )
+    add_beams_flag(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object a caption, with ids, score and region")
     parser.add_argument(
         "--save",
@@ -202,11 +196,3 @@ class _Printer:
 def _font(file: str) -> str:
     load_font(file, 16)
     return file
-
-
-def _beams(text: str) -> int:
-    try:
-        beams = int(text)
-    except ValueError:
-        raise PatchcaptionError(f"expected a whole number, got {text!r}") from None
-    return DecodingOptions(beams=beams).beams

@@ -6,9 +6,9 @@ import argparse
 import re
 from typing import get_args
 
-from runtime.cli.captioner_arguments import add_bundle_flag, add_captioner_flags
+from runtime.cli.captioner_arguments import add_beams_flag, add_bundle_flag, add_captioner_flags
 from runtime.cli.region_arguments import add_region_flags
-from runtime.options import DecodingOptions, OnBad, Policy, StreamOptions
+from runtime.options import OnBad, Policy, StreamOptions
 from runtime.system.outputs import Output
 
 _CLOCK = re.compile(r"(?:(\d+):)?(\d+):(\d+(?:\.\d*)?)")
@@ -26,13 +26,7 @@ def add_video_arguments(parser: argparse.ArgumentParser) -> None:
     add_region_flags(parser)
     _add_output_flags(parser)
     _add_stream_flags(parser)
-    parser.add_argument(
-        "--beams",
-        type=int,
-        default=DecodingOptions.beams,
-        metavar="N",
-        help="beam search with N beams (default: %(default)s, none)",
-    )
+    add_beams_flag(parser)
     add_captioner_flags(parser)
 
 
