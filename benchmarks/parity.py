@@ -102,7 +102,7 @@ def compare(captioner: Captioner, recording: Recording, features: FeatureMap | N
     Args:
         features: of the photographs; None to begin with the recorded vectors of each task.
     """
-    for task in tasks(recording, captioner.manifest.backbone.tokens):
+    for task in tasks(recording, recording.layout(captioner.manifest.backbone)):
         for mode in MODES:
             key = f"{task.name}.{mode}"
             if not recording.holds(key):
@@ -246,7 +246,7 @@ def _measure(recording: Recording, images: Path | None) -> list[Difference]:
         with show_progress(Console(stderr=True), options.steps) as progress:
             build(recording.checkpoint, Path(folder) / "bundle", progress, options)
         with Captioner.load(Path(folder) / "bundle", "cpu", fit=recording.fit) as captioner:
-            features, backbone = recording.features(captioner.manifest.backbone.tokens), list[Difference]()
+            features, backbone = recording.features(captioner.manifest.backbone), list[Difference]()
             if images is not None:
                 features, backbone = compare_backbone(captioner, recording, images)
             found = [
@@ -255,7 +255,8 @@ def _measure(recording: Recording, images: Path | None) -> list[Difference]:
                 *compare_decoder(captioner, recording),
                 *(Difference(name, is_made=False) for name in recording.not_made),
             ]
-            return [replace(one, spread=checkpoints.spread(recording.settings)) for one in found]
+            tag, spread = (f"{recording.tag}." if recording.tag else ""), checkpoints.spread(recording.settings)
+            return [replace(one, task=f"{tag}{one.task}", spread=spread) for one in found]
 
 
 def _worst(found: Sequence[Difference]) -> list[Difference]:

@@ -32,7 +32,7 @@ from runtime import (
     Trace,
     WholeImage,
 )
-from runtime.bundle import TokenLayout
+from runtime.bundle import BackboneConfig, TokenLayout
 from runtime.image import View
 from runtime.options import DescribeKeywords, PoolingOptions, Reencode
 
@@ -137,9 +137,14 @@ class Recording:
         heads = self.arrays.get("self_attn_heads")
         return heads is not None and bool(np.allclose(heads.sum(axis=-1), 1, atol=1e-3))
 
-    def features(self, layout: TokenLayout) -> FeatureMap | None:
-        """Return its tokens as a feature map; None where it does not hold all of them."""
-        patches, images = self.arrays.get("patches"), len(self.settings["images"])
+    def layout(self, backbone: BackboneConfig) -> TokenLayout:
+        """Return the order of the tokens of a backbone at the recording's size."""
+        grid = self.settings["dim"] // backbone.patch_size
+        return TokenLayout(global_tokens=backbone.tokens.global_tokens, grid=grid)
+
+    def features(self, backbone: BackboneConfig) -> FeatureMap | None:
+        """Return its tokens, those of a backbone, as a feature map; None where it does not hold all of them."""
+        patches, images, layout = self.arrays.get("patches"), len(self.settings["images"]), self.layout(backbone)
         if patches is None or patches.size != images * layout.num_patches * patches.shape[-1]:
             return None
         if layout.cls_index is not None and "cls" not in self.arrays:

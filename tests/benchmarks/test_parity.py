@@ -38,7 +38,7 @@ SMALL, LARGE = (Recording.load(RECORDINGS / f"vits14_reg_{size}.npz") for size i
 
 
 def tokens_of(recording: Recording, captioner: Captioner) -> FeatureMap:
-    features = recording.features(captioner.manifest.backbone.tokens)
+    features = recording.features(captioner.manifest.backbone)
     assert features is not None
     return features
 
@@ -132,7 +132,7 @@ def test_a_recording_that_is_none_is_refused(tmp_path: Path) -> None:
 
 def test_a_change_of_any_rule_is_seen(seeded: Captioner) -> None:
     """The comparison itself: another alpha, another variance or another pool is no rounding."""
-    by_name = {task.name: task for task in tasks(SMALL, seeded.manifest.backbone.tokens)}
+    by_name = {task.name: task for task in tasks(SMALL, SMALL.layout(seeded.manifest.backbone))}
     changes: dict[str, PoolingKeywords] = {
         "boxes_clean_orthogonal_projection_after": {"alpha": 0.5},
         "boxes_clean_contrastive_mask_before": {"clean_after_projection": True},
@@ -146,13 +146,13 @@ def test_a_change_of_any_rule_is_seen(seeded: Captioner) -> None:
             seeded.vectors(tokens_of(SMALL, seeded), task.regions, **options), SMALL.arrays[f"{name}.mem.vec"]
         )
         assert difference is not None
-        assert difference > 100 * ALLOWED["vectors"]
+        assert difference > 50 * ALLOWED["vectors"]
 
 
 def test_a_bundle_without_memory_passes_vectors_on_as_they_are(seeded: Captioner) -> None:
     without_memory = captioner_of(with_manifest(seeded.pipeline.bundle, memory=None))
     for name in ("trace", "image_avg_attention", "boxes_mean"):
-        task = next(one for one in tasks(SMALL, seeded.manifest.backbone.tokens) if one.name == name)
+        task = next(one for one in tasks(SMALL, SMALL.layout(seeded.manifest.backbone)) if one.name == name)
         described = without_memory.describe(tokens_of(SMALL, seeded), task.regions)
         texts = [caption.text for of_image in described for caption in of_image]
         assert texts == [text.strip() for text in SMALL.captions[f"{name}.nomem"]]

@@ -252,7 +252,7 @@ CASES: list[tuple[str, EngineName, Change, str]] = [
     ),
     ("another order", "backbone", of_first("Transpose", set_attribute("perm", [0, 0, 0, 0])), "an order of all axes"),
     ("another axis", "backbone", of_first("Softmax", set_attribute("axis", 7)), "its attribute axis = 7"),
-    ("strides", "backbone", of_first("Conv", set_attribute("strides", [1, 1])), "whole patches"),
+    ("strides", "backbone", of_first("Conv", set_attribute("strides", [1, 1])), "windows around places"),
     ("strides of zero", "backbone", of_first("Conv", set_attribute("strides", [0, 0])), "whole patches"),
     ("padding", "backbone", of_first("Conv", set_attribute("pads", [2**30] * 4)), "its attribute pads"),
     ("a subtle type", "backbone", of_first("Softmax", set_attribute("axis", -1.0)), "its attribute axis = -1.0"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -174,9 +175,7 @@ def test_a_whole_clip_has_a_tower(tmp_path: Path) -> None:
 
 def test_exact_gelu_and_no_last_norm_make_open_clips_published_tokens(state: State) -> None:
     theirs = their_model("gelu")
-    architecture = ClipArchitecture(
-        output_dim=OUT, depth=DEPTH, files=(), width=WIDTH, patch_size=PATCH, activation="gelu"
-    )
+    architecture = replace(ARCHITECTURES["openclip_vith14"], output_dim=OUT, depth=DEPTH, width=WIDTH, patch_size=PATCH)
     torch.testing.assert_close(
         tokens_of(read(as_openai(state), architecture=architecture)), their_tokens(theirs), rtol=1e-4, atol=1e-5
     )
