@@ -77,7 +77,11 @@ class VitAttention(nn.Module):
         if rotation is not None:
             query, key = _rotate(query, rotation), _rotate(key, rotation)
         mask = None if token_mask is None else token_mask[:, None, None, :]
-        return self.proj(attend(query, key, value, mask).transpose(1, 2).flatten(2)), qkv
+        return self.proj(self.attend(query, key, value, mask).transpose(1, 2).flatten(2)), qkv
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """Return attended values (B, H, T, d) of all three (B, H, T, d)."""
+        return attend(query, key, value, mask)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -201,4 +201,24 @@ class BackboneFamily(Generic[ArchitectureT, OptionsT]):
             raise CheckpointError(f"{source}: {name}: {first['msg'].lower()}, got {first['input']!r}") from None
 
 
+def check_whole_patches(image_size: int, patch_size: int) -> None:
+    """Raise CheckpointError if an input is not whole patches."""
+    if image_size <= 0 or image_size % patch_size:
+        raise CheckpointError(f"size {image_size}: expected a multiple of the patch size, {patch_size}")
+
+
+def check_numbers(found: Mapping[str, object], expected: Architecture | None, what: str, source: str) -> None:
+    """Raise CheckpointError if weights are of another architecture than the expected one, if there is one.
+
+    Args:
+        found: numbers read off the weights, by the names that the architecture has for them.
+        what: names what was expected: "a tower", for example.
+    """
+    if expected is None:
+        return
+    for name, got in found.items():
+        if got != getattr(expected, name):
+            raise CheckpointError(f"{source}: expected {what} whose {name} is {getattr(expected, name)}, got {got}")
+
+
 AnyFamily: TypeAlias = BackboneFamily[Any, Any]

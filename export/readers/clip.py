@@ -29,9 +29,19 @@ from export.readers.backbone_family import (
     StateDict,
     WeightFile,
     bank_name,
+    check_numbers,
+    check_whole_patches,
     published_banks,
 )
-from export.readers.layouts import Layout, depth_of, find_layout, to_our_names
+from export.readers.layouts import (
+    Layout,
+    depth_of,
+    find_layout,
+    in_each_block,
+    linear_shapes,
+    norm_shapes,
+    to_our_names,
+)
 from export.readers.weight_files import weight
 
 _HEAD_WIDTHS = {1280: 80, 1408: 88, 1664: 104}
@@ -249,14 +259,9 @@ def _config(state: StateDict, request: ClipRequest) -> ClipConfig:
     patches, head = (weight(state, name, request.source) for name in ("patch_embed.proj.weight", "head.weight"))
     architecture, options = request.architecture, request.options
     width, patch_size = patches.shape[0], patches.shape[-1]
-    if request.image_size <= 0 or request.image_size % patch_size:
-        raise CheckpointError(f"size {request.image_size}: expected a multiple of the patch size, {patch_size}")
+    check_whole_patches(request.image_size, patch_size)
     found = {"width": width, "patch_size": patch_size, "output_dim": head.shape[0], "depth": depth_of(state)}
-    for name, value in found.items():
-        if architecture is not None and getattr(architecture, name) != value:
-            raise CheckpointError(
-                f"{request.source}: expected a tower whose {name} is {getattr(architecture, name)}, got {value}"
-            )
+    check_numbers(found, architecture, "a tower", request.source)
     return ClipConfig(
         width=width,
         depth=found["depth"],
@@ -296,27 +301,18 @@ def state_shapes(architecture: ClipArchitecture, image_size: int) -> Shapes:
     }
     if architecture.has_alpha:
         shapes[_ALPHA] = (width, 1, patch, patch)
-    shapes |= {f"{norm}.{part}": (width,) for norm in ("ln_pre", "ln_post") for part in ("weight", "bias")}
+    shapes |= norm_shapes("ln_pre", width) | norm_shapes("ln_post", width)
     in_proj = "attn.in_proj." if architecture.has_alpha else "attn.in_proj_"
     block: Shapes = {
-        "ln_1.weight": (width,),
-        "ln_1.bias": (width,),
+        **norm_shapes("ln_1", width),
         f"{in_proj}weight": (3 * width, width),
         f"{in_proj}bias": (3 * width,),
-        "attn.out_proj.weight": (width, width),
-        "attn.out_proj.bias": (width,),
-        "ln_2.weight": (width,),
-        "ln_2.bias": (width,),
-        "mlp.c_fc.weight": (4 * width, width),
-        "mlp.c_fc.bias": (4 * width,),
-        "mlp.c_proj.weight": (width, 4 * width),
-        "mlp.c_proj.bias": (width,),
+        **linear_shapes("attn.out_proj", width, width),
+        **norm_shapes("ln_2", width),
+        **linear_shapes("mlp.c_fc", width, 4 * width),
+        **linear_shapes("mlp.c_proj", 4 * width, width),
     }
-    shapes |= {
-        f"transformer.resblocks.{layer}.{part}": shape
-        for layer in range(architecture.depth)
-        for part, shape in block.items()
-    }
+    shapes |= in_each_block("transformer.resblocks.", architecture.depth, block)
     return {f"{prefix}{name}": shape for name, shape in shapes.items()}
 
 

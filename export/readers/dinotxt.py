@@ -21,7 +21,7 @@ from export.readers.backbone_family import (
     WeightFile,
     bank_name,
 )
-from export.readers.layouts import Layout, depth_of, linear_shapes, norm_shapes, to_our_names
+from export.readers.layouts import Layout, depth_of, in_each_block, linear_shapes, norm_shapes, to_our_names
 from export.readers.weight_files import weight
 
 _NAME = "dinov2_vitl14_reg4_dinotxt_tet1280d20h24l"
@@ -150,11 +150,7 @@ def state_shapes(architecture: DinotxtArchitecture, image_size: int) -> Shapes:
         **linear_shapes("mlp.w3", hidden, width),
         "ls2.gamma": (width,),
     }
-    head = {
-        f"block_list.{number}.{part}": shape
-        for number in range(architecture.head_depth)
-        for part, shape in block.items()
-    } | norm_shapes("ln_final", width)
+    head = in_each_block("block_list.", architecture.head_depth, block) | norm_shapes("ln_final", width)
     return dinov2.state_shapes(architecture.dinov2, image_size) | {
         f"{_HEAD_PREFIX}{name}": shape for name, shape in head.items()
     }

@@ -21,7 +21,10 @@ from export.readers.backbone_family import (
     Shapes,
     StateDict,
     WeightFile,
+    check_numbers,
+    check_whole_patches,
 )
+from export.readers.layouts import depth_of, in_each_block, linear_shapes, norm_shapes
 from export.readers.weight_files import read_weights, weight
 
 _HEAD_DIM = 64
@@ -178,12 +181,11 @@ def _read_config(
             f"got {tuple(patches.shape)}"
         )
     patch_size = patches.shape[-1]
-    if image_size <= 0 or image_size % patch_size:
-        raise CheckpointError(f"size {image_size}: expected a multiple of the patch size, {patch_size}")
+    check_whole_patches(image_size, patch_size)
     num_heads = patches.shape[0] // _HEAD_DIM
     return Dinov2Config(
         embed_dim=patches.shape[0],
-        depth=len({name.split(".")[1] for name in state if name.startswith("blocks.")}),
+        depth=depth_of(state),
         num_heads=num_heads,
         num_registers=_second_size(state, "register_tokens", 3, source) or 0,
         image_size=image_size,
@@ -204,13 +206,9 @@ def _second_size(state: dict[str, Tensor], name: str, axes: int, source: str) ->
 
 
 def _check_architecture(config: Dinov2Config, expected: Dinov2Architecture, source: str) -> None:
-    names = ("depth", "num_registers", "swiglu_width", "patch_size")
-    found = {name: getattr(config, name) for name in names}
-    for name, got in ({"output_dim": config.embed_dim} | found).items():
-        wanted = getattr(expected, name)
-        if got != wanted:
-            kind = expected.files[0].name.removesuffix("_pretrain.pth")
-            raise CheckpointError(f"{source}: expected {kind}, whose {name} is {wanted}, got {got}")
+    found = {name: getattr(config, name) for name in ("depth", "num_registers", "swiglu_width", "patch_size")}
+    kind = expected.files[0].name.removesuffix("_pretrain.pth")
+    check_numbers({"output_dim": config.embed_dim} | found, expected, f"{kind},", source)
 
 
 def _reorder_qkv(state: dict[str, Tensor], config: Dinov2Config, attention: str, source: str) -> dict[str, Tensor]:
@@ -231,45 +229,27 @@ def _reorder_qkv(state: dict[str, Tensor], config: Dinov2Config, attention: str,
 def state_shapes(architecture: Dinov2Architecture, _: int) -> Shapes:
     """Return the shapes of a published backbone's weights in the hub's layout, by name, for any image size."""
     width, registers, gated = architecture.output_dim, architecture.num_registers, architecture.swiglu_width
-    shapes: dict[str, tuple[int, ...]] = {
+    shapes: Shapes = {
         "cls_token": (1, 1, width),
         "pos_embed": (1, 1 + architecture.trained_grid**2, width),
         **({"register_tokens": (1, registers, width)} if registers else {}),
         "patch_embed.proj.weight": (width, 3, architecture.patch_size, architecture.patch_size),
         "patch_embed.proj.bias": (width,),
-        "norm.weight": (width,),
-        "norm.bias": (width,),
+        **norm_shapes("norm", width),
     }
-    block: dict[str, tuple[int, ...]] = {
-        "norm1.weight": (width,),
-        "norm1.bias": (width,),
-        "attn.qkv.weight": (3 * width, width),
-        "attn.qkv.bias": (3 * width,),
-        "attn.proj.weight": (width, width),
-        "attn.proj.bias": (width,),
-        "norm2.weight": (width,),
-        "norm2.bias": (width,),
+    block: Shapes = {
+        **norm_shapes("norm1", width),
+        **linear_shapes("attn.qkv", width, 3 * width),
+        **linear_shapes("attn.proj", width, width),
+        **norm_shapes("norm2", width),
     }
     if architecture.has_layer_scale:
         block |= {"ls1.gamma": (width,), "ls2.gamma": (width,)}
     if gated is None:
-        block |= _feed_forward_shapes("mlp.fc1", "mlp.fc2", width, 4 * width, 4 * width)
+        block |= linear_shapes("mlp.fc1", width, 4 * width) | linear_shapes("mlp.fc2", 4 * width, width)
     else:
-        block |= _feed_forward_shapes("mlp.w12", "mlp.w3", width, 2 * gated, gated)
-    return shapes | {
-        f"blocks.{layer}.{part}": shape for layer in range(architecture.depth) for part, shape in block.items()
-    }
-
-
-def _feed_forward_shapes(
-    first: str, second: str, width: int, first_out: int, second_in: int
-) -> dict[str, tuple[int, ...]]:
-    return {
-        f"{first}.weight": (first_out, width),
-        f"{first}.bias": (first_out,),
-        f"{second}.weight": (width, second_in),
-        f"{second}.bias": (width,),
-    }
+        block |= linear_shapes("mlp.w12", width, 2 * gated) | linear_shapes("mlp.w3", gated, width)
+    return shapes | in_each_block("blocks.", architecture.depth, block)
 
 
 def is_transformers_layout(state: dict[str, Tensor]) -> bool:

@@ -17,8 +17,18 @@ from export.readers.backbone_family import (
     Shapes,
     StateDict,
     WeightFile,
+    check_numbers,
+    check_whole_patches,
 )
-from export.readers.layouts import Layout, depth_of, find_layout, linear_shapes, norm_shapes, to_our_names
+from export.readers.layouts import (
+    Layout,
+    depth_of,
+    find_layout,
+    in_each_block,
+    linear_shapes,
+    norm_shapes,
+    to_our_names,
+)
 from export.readers.weight_files import weight
 
 _HEAD_WIDTHS = {4096: 128}
@@ -194,8 +204,7 @@ def _config(state: StateDict, request: Dinov3Request) -> Dinov3Config:
     if registers.ndim != 3:
         raise CheckpointError(f"{source}: register_tokens: expected (1, registers, D), got {tuple(registers.shape)}")
     width, patch_size = patches.shape[0], patches.shape[-1]
-    if request.image_size <= 0 or request.image_size % patch_size:
-        raise CheckpointError(f"size {request.image_size}: expected a multiple of the patch size, {patch_size}")
+    check_whole_patches(request.image_size, patch_size)
     gate = state.get("blocks.0.mlp.w1.weight")
     config = Dinov3Config(
         embed_dim=width,
@@ -215,11 +224,8 @@ def _config(state: StateDict, request: Dinov3Request) -> Dinov3Config:
 
 def _check_architecture(config: Dinov3Config, expected: Dinov3Architecture, source: str) -> None:
     found = {"output_dim": config.embed_dim, "depth": config.depth, "gated_width": config.gated_width}
-    for name, got in found.items():
-        wanted = getattr(expected, name)
-        if got != wanted:
-            kind = expected.files[0].name.partition("_pretrain")[0]
-            raise CheckpointError(f"{source}: expected {kind}, whose {name} is {wanted}, got {got}")
+    kind = expected.files[0].name.partition("_pretrain")[0]
+    check_numbers(found, expected, f"{kind},", source)
 
 
 def _make_bias(state: StateDict, attention: str, source: str) -> None:
@@ -258,9 +264,7 @@ def state_shapes(architecture: Dinov3Architecture, _image_size: int = 0) -> Shap
     else:
         block |= linear_shapes("mlp.w1", width, gated_width) | linear_shapes("mlp.w2", width, gated_width)
         block |= linear_shapes("mlp.w3", gated_width, width)
-    return shapes | {
-        f"blocks.{layer}.{part}": shape for layer in range(architecture.depth) for part, shape in block.items()
-    }
+    return shapes | in_each_block("blocks.", architecture.depth, block)
 
 
 FAMILY = BackboneFamily("dinov3", ARCHITECTURES, Dinov3Options, recognizes, from_state, state_shapes)

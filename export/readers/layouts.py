@@ -116,6 +116,11 @@ def linear_shapes(name: str, inputs: int, outputs: int, bias: bool = True) -> di
     return {f"{name}.weight": (outputs, inputs), **({f"{name}.bias": (outputs,)} if bias else {})}
 
 
+def in_each_block(prefix: str, depth: int, block: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a block's weights for each of ``depth`` blocks, in names that begin with a prefix."""
+    return {f"{prefix}{number}.{part}": shape for number in range(depth) for part, shape in block.items()}
+
+
 def norm_shapes(name: str, width: int) -> dict[str, tuple[int, ...]]:
     """Return the shapes of a norm's weights by their names."""
     return {f"{name}.weight": (width,), f"{name}.bias": (width,)}

@@ -122,10 +122,9 @@ def variants(settings: Settings, source: str) -> dict[str, str]:
     """
     arch = str(settings["arch"])
     common = f",size={settings['dim']},memory={settings['n_memory']},salt={settings.get('salt', '')}"
-    known = _find(arch)
-    if known is not None:
-        match = re.fullmatch(known.arch, arch)
-        parts = {**settings, **(match.groupdict() if match else {})}
+    if found := _match(arch):
+        known, match = found
+        parts = {**settings, **match.groupdict()}
         names = {"": known.name} | dict(known.variants)
         return {tag: f"seeded:{one.format_map(parts)}{common}" for tag, one in names.items()}
     if find_architecture(arch) is None:
@@ -135,9 +134,10 @@ def variants(settings: Settings, source: str) -> dict[str, str]:
 
 def spread(settings: Settings) -> float:
     """Return how many times the usual difference between two float32 programs a recording may show."""
-    known = _find(str(settings["arch"]))
-    return 1.0 if known is None else known.spread
+    found = _match(str(settings["arch"]))
+    return found[0].spread if found else 1.0
 
 
-def _find(arch: str) -> RecordedBackbone | None:
-    return next((known for known in _BACKBONES if re.fullmatch(known.arch, arch)), None)
+def _match(arch: str) -> tuple[RecordedBackbone, re.Match[str]] | None:
+    matches = ((known, re.fullmatch(known.arch, arch)) for known in _BACKBONES)
+    return next(((known, match) for known, match in matches if match), None)

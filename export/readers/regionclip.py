@@ -27,7 +27,10 @@ from export.readers.backbone_family import (
     StateDict,
     WeightFile,
     bank_name,
+    check_numbers,
+    check_whole_patches,
 )
+from export.readers.layouts import linear_shapes
 from export.readers.weight_files import weight
 
 _MARKER = "attnpool.positional_embedding"
@@ -122,8 +125,7 @@ def from_state(state: StateDict, request: RegionClipRequest) -> RegionClipBackbo
 
 def _config(state: StateDict, table: Tensor, request: RegionClipRequest) -> RegionClipConfig:
     source, architecture = request.source, request.architecture
-    if request.image_size <= 0 or request.image_size % PATCH_SIZE:
-        raise CheckpointError(f"size {request.image_size}: expected a multiple of the patch size, {PATCH_SIZE}")
+    check_whole_patches(request.image_size, PATCH_SIZE)
     if table.ndim != 2 or round((len(table) - 1) ** 0.5) ** 2 != len(table) - 1:
         raise CheckpointError(f"{source}: {_MARKER}: expected shape (1 + g * g, W), got {tuple(table.shape)}")
     blocks = {(int(block[1]), int(block[2])) for name in state if (block := _BLOCK.match(name))}
@@ -137,11 +139,8 @@ def _config(state: StateDict, table: Tensor, request: RegionClipRequest) -> Regi
         trained_grid=round((len(table) - 1) ** 0.5),
         patches=request.options.patches,
     )
-    for name in ("channels", "layers", "output_dim"):
-        if architecture is not None and getattr(config, name) != getattr(architecture, name):
-            raise CheckpointError(
-                f"{source}: expected a tower whose {name} is {getattr(architecture, name)}, got {getattr(config, name)}"
-            )
+    found = {name: getattr(config, name) for name in ("channels", "layers", "output_dim")}
+    check_numbers(found, architecture, "a tower", source)
     return config
 
 
@@ -203,7 +202,7 @@ def state_shapes(architecture: RegionClipArchitecture, image_size: int) -> Shape
             channels_in = 4 * inner
     shapes[_MARKER] = (1 + architecture.trained_grid**2, width)
     for part, rows in (("q", width), ("k", width), ("v", width), ("c", architecture.output_dim)):
-        shapes |= {f"attnpool.{part}_proj.weight": (rows, width), f"attnpool.{part}_proj.bias": (rows,)}
+        shapes |= linear_shapes(f"attnpool.{part}_proj", width, rows)
     return {f"{_PREFIXES[0]}{name}": shape for name, shape in shapes.items()}
 
 

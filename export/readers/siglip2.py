@@ -25,9 +25,18 @@ from export.readers.backbone_family import (
     StateDict,
     WeightFile,
     bank_name,
+    check_numbers,
 )
 from export.readers.hub import ANYTHING
-from export.readers.layouts import Layout, depth_of, find_layout, to_our_names
+from export.readers.layouts import (
+    Layout,
+    depth_of,
+    find_layout,
+    in_each_block,
+    linear_shapes,
+    norm_shapes,
+    to_our_names,
+)
 from export.readers.weight_files import weight
 
 SETTING = "siglip2_config"
@@ -187,11 +196,7 @@ def _config(ours: StateDict, request: Siglip2Request) -> Siglip2Config:
     patches, hidden = weight(ours, "patch_embed.proj.weight", source), weight(ours, "head.mlp.fc1.weight", source)
     width, patch_size = patches.shape[0], patches.shape[-1]
     found = {"output_dim": width, "patch_size": patch_size, "hidden_width": hidden.shape[0], "depth": depth_of(ours)}
-    for name, value in found.items():
-        if architecture is not None and getattr(architecture, name) != value:
-            raise CheckpointError(
-                f"{source}: expected a tower whose {name} is {getattr(architecture, name)}, got {value}"
-            )
+    check_numbers(found, architecture, "a tower", source)
     _check_size(ours["pos_embed"].shape[1], patch_size, request)
     return Siglip2Config(
         width=width,
@@ -226,25 +231,17 @@ def state_shapes(architecture: Siglip2Architecture, image_size: int) -> Shapes:
         "head.attention.in_proj_weight": (3 * width, width),
         "head.attention.in_proj_bias": (3 * width,),
     }
-    shapes |= _with_biases("head.attention.out_proj", width, width) | _feed_forward("head.mlp", width, hidden)
-    for norm in ("post_layernorm", "head.layernorm"):
-        shapes |= _with_biases(norm, width)
-    for layer in range(architecture.depth):
-        block = f"encoder.layers.{layer}"
-        for norm in ("layer_norm1", "layer_norm2"):
-            shapes |= _with_biases(f"{block}.{norm}", width)
-        for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            shapes |= _with_biases(f"{block}.self_attn.{part}", width, width)
-        shapes |= _feed_forward(f"{block}.mlp", width, hidden)
+    shapes |= linear_shapes("head.attention.out_proj", width, width) | _feed_forward("head.mlp", width, hidden)
+    shapes |= norm_shapes("post_layernorm", width) | norm_shapes("head.layernorm", width)
+    block = norm_shapes("layer_norm1", width) | norm_shapes("layer_norm2", width) | _feed_forward("mlp", width, hidden)
+    for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
+        block |= linear_shapes(f"self_attn.{part}", width, width)
+    shapes |= in_each_block("encoder.layers.", architecture.depth, block)
     return {f"vision_model.{name}": shape for name, shape in shapes.items()}
 
 
 def _feed_forward(name: str, width: int, hidden: int) -> Shapes:
-    return _with_biases(f"{name}.fc1", hidden, width) | _with_biases(f"{name}.fc2", width, hidden)
-
-
-def _with_biases(name: str, *shape: int) -> Shapes:
-    return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    return linear_shapes(f"{name}.fc1", width, hidden) | linear_shapes(f"{name}.fc2", hidden, width)
 
 
 def _chosen_by(settings: Settings) -> str | None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export.checkpoint import CheckpointError, load_weights
-from export.models.vit import Activation, BlockConfig, Rotation, VitAttention, VitBlock
+from export.models.vit import Activation, BlockConfig, VitAttention, VitBlock
 from export.readers.backbone_family import StateDict
 from export.readers.layouts import Layout, depth_of, to_our_names
 from export.readers.weight_files import read_weights, weight
@@ -25,17 +25,9 @@ _EPS = 1e-5
 class CausalAttention(VitAttention):
     """Multi-head self-attention of each token to itself and those before it."""
 
-    def forward(
-        self,
-        x: Tensor,
-        token_mask: Tensor | None = None,  # noqa: ARG002  # of the block
-        rotation: Rotation | None = None,  # noqa: ARG002
-    ) -> tuple[Tensor, Tensor]:
-        """Return attended x (m, L, W), and the queries, keys and values (m, L, 3 * W), for x (m, L, W)."""
-        qkv = self.qkv(x)
-        query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        return self.proj(attended.transpose(1, 2).flatten(2)), qkv
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """Return attended values (m, H, L, d) of all three (m, H, L, d)."""
+        return F.scaled_dot_product_attention(query, key, value, mask, is_causal=True)
 
 
 class CausalBlock(VitBlock):
