@@ -34,6 +34,10 @@ from export.readers.backbone_family import (
     published_banks,
 )
 from export.readers.layouts import (
+    OPENAI_BLOCK,
+    TIMM_BLOCK,
+    TRANSFORMERS_BLOCK,
+    TRANSFORMERS_QKV,
     Layout,
     depth_of,
     find_layout,
@@ -58,15 +62,7 @@ _OPENAI = Layout(
         "proj": "head.weight",
     },
     block="transformer.resblocks.#.",
-    block_names={
-        "ln_1": "norm1",
-        "attn.in_proj_weight": "attn.qkv.weight",
-        "attn.in_proj_bias": "attn.qkv.bias",
-        "attn.out_proj": "attn.proj",
-        "ln_2": "norm2",
-        "mlp.c_fc": "mlp.fc1",
-        "mlp.c_proj": "mlp.fc2",
-    },
+    block_names=OPENAI_BLOCK,
 )
 """Also open_clip's; and DenseCLIP's, with another prefix."""
 _ALPHA = "conv1_alpha.weight"
@@ -81,7 +77,7 @@ _TIMM = Layout(
     marker="norm_pre.weight",
     names={name: name for name in ("cls_token", "pos_embed", "patch_embed.proj", "norm_pre", "norm", "head")},
     block="blocks.#.",
-    block_names={name: name for name in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")},
+    block_names=TIMM_BLOCK,
     ignored=("head.bias",),  # zeros
 )
 _TRANSFORMERS = Layout(
@@ -95,14 +91,8 @@ _TRANSFORMERS = Layout(
         "visual_projection": "head",
     },
     block="vision_model.encoder.layers.#.",
-    block_names={
-        "layer_norm1": "norm1",
-        "self_attn.out_proj": "attn.proj",
-        "layer_norm2": "norm2",
-        "mlp.fc1": "mlp.fc1",
-        "mlp.fc2": "mlp.fc2",
-    },
-    qkv=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    block_names=TRANSFORMERS_BLOCK,
+    qkv=TRANSFORMERS_QKV,
     ignored=(r"vision_model\.embeddings\.position_ids", r"text_model\..*", r"text_projection\..*", "logit_scale"),
 )
 _LAYOUTS = (_ALPHACLIP, _OPENAI, _TIMM, _TRANSFORMERS)

@@ -14,6 +14,30 @@ from torch import Tensor
 
 from export.checkpoint import CheckpointError
 
+OPENAI_BLOCK: Mapping[str, str] = {
+    "ln_1": "norm1",
+    "attn.in_proj_weight": "attn.qkv.weight",
+    "attn.in_proj_bias": "attn.qkv.bias",
+    "attn.out_proj": "attn.proj",
+    "ln_2": "norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+"""Names within a block of CLIP's towers, of images and of text, as OpenAI and open_clip have them."""
+TRANSFORMERS_BLOCK: Mapping[str, str] = {
+    "layer_norm1": "norm1",
+    "self_attn.out_proj": "attn.proj",
+    "layer_norm2": "norm2",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
+"""Those of CLIP and SigLIP in transformers, where `TRANSFORMERS_QKV` are apart."""
+TRANSFORMERS_QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+TIMM_BLOCK: Mapping[str, str] = {
+    name: name for name in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+}
+"""Those of timm's plain vision transformers."""
+
 _QKV = "attn.qkv"
 
 

@@ -29,6 +29,9 @@ from export.readers.backbone_family import (
 )
 from export.readers.hub import ANYTHING
 from export.readers.layouts import (
+    TIMM_BLOCK,
+    TRANSFORMERS_BLOCK,
+    TRANSFORMERS_QKV,
     Layout,
     depth_of,
     find_layout,
@@ -61,14 +64,8 @@ _TRANSFORMERS = Layout(
         "head.mlp.fc2": "head.mlp.fc2",
     },
     block="encoder.layers.#.",
-    block_names={
-        "layer_norm1": "norm1",
-        "self_attn.out_proj": "attn.proj",
-        "layer_norm2": "norm2",
-        "mlp.fc1": "mlp.fc1",
-        "mlp.fc2": "mlp.fc2",
-    },
-    qkv=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    block_names=TRANSFORMERS_BLOCK,
+    qkv=TRANSFORMERS_QKV,
     ignored=(r"embeddings\.position_ids",),
 )
 """Published files have vision_model. before each name, and in those of a whole model the text tower beside it."""
@@ -87,7 +84,7 @@ _TIMM = Layout(
         "attn_pool.mlp.fc2": "head.mlp.fc2",
     },
     block="blocks.#.",
-    block_names={name: name for name in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")},
+    block_names=TIMM_BLOCK,
 )
 _LAYOUTS = (_TRANSFORMERS, _TIMM)
 

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from export.models.vit import Activation
 from export.readers.clip_bpe import pad_tokens, read_clip_bpe, read_tokenizer
-from export.readers.layouts import Layout
+from export.readers.layouts import OPENAI_BLOCK, Layout
 from export.readers.weight_files import weight
 from export.text_towers.base import TOKENIZER_FILE, TextTower, TowerRequest, embed_on, identify, move_to
 from export.text_towers.pretrained import load_pretrained
@@ -32,15 +32,7 @@ _OPENAI = Layout(
         "text_projection": "head.weight",
     },
     block="transformer.resblocks.#.",
-    block_names={
-        "ln_1": "norm1",
-        "attn.in_proj_weight": "attn.qkv.weight",
-        "attn.in_proj_bias": "attn.qkv.bias",
-        "attn.out_proj": "attn.proj",
-        "ln_2": "norm2",
-        "mlp.c_fc": "mlp.fc1",
-        "mlp.c_proj": "mlp.fc2",
-    },
+    block_names=OPENAI_BLOCK,
     ignored=("logit_scale",),
 )
 
