@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from export.checkpoint import END_TOKEN, CheckpointError
 from export.readers.clip_bpe import read_tokenizer
-from export.readers.hub import FileRequest
+from export.readers.hub import FileRequest, resolve_files
 
 VOCABULARY = 50257
 _MERGES = VOCABULARY - 256 - 1
@@ -37,6 +37,18 @@ def gpt2_requests(folders: Sequence[Path]) -> list[FileRequest]:
         return [FileRequest("GPT-2's vocabulary", (str(path.absolute()),)) for path in found]
     what = f"GPT-2's vocabulary, {_REMEDY}"
     return [FileRequest(what, (name,), ((_HUB, name),)) for name in _LAYOUTS[0]]
+
+
+def find_gpt2_bpe(folders: Sequence[Path], source: str) -> Tokenizer:
+    """Return GPT-2's tokenizer from the first place that has it; see `gpt2_requests`.
+
+    Args:
+        source: the checkpoint that needs it, for messages.
+
+    Raises:
+        CheckpointError: no place has it, or its files are not GPT-2's.
+    """
+    return read_gpt2_bpe(resolve_files(gpt2_requests(folders), folders or (Path(),), source))
 
 
 def find_gpt2_vocabulary() -> tuple[Path, ...] | None:
