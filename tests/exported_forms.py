@@ -156,10 +156,11 @@ def _export_decoder(
 
 def prompted_model(mapping: MappingNetwork | None = None, order: PromptOrder = "soft_only") -> PromptedModel:
     """Return a small decoder with prompts, its weights random."""
-    gpt = Gpt2(64, num_layers=2, num_heads=2, vocab_size=101, positions=26)
     rules = CaptionRules(order, max_hard_tokens=5, max_new_tokens=20, unit_vectors=True)
-    mapping = mapping or TransformerMapping(MappingConfig(64, 64, soft_tokens=2, carrier_tokens=3, num_layers=2))
-    return randomized(PromptedModel("clipcap", mapping, gpt, Gpt2Config(64, 2, 2, 101, 26), rules))
+    mapping = mapping or TransformerMapping(MappingConfig(64, 64, soft_tokens=8, carrier_tokens=3, num_layers=2))
+    positions = rules.max_prompt_tokens(mapping.config.soft_tokens) + rules.max_new_tokens - 1
+    gpt = Gpt2(64, num_layers=2, num_heads=2, vocab_size=101, positions=positions)
+    return randomized(PromptedModel("clipcap", mapping, gpt, Gpt2Config(64, 2, 2, 101, positions), rules))
 
 
 def randomized(module: ModuleT) -> ModuleT:
