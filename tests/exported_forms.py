@@ -138,11 +138,27 @@ def _export_form(
     if decoder_config is None:
         return
     yield from _export_decoder(folder, decoder, manifest, other, device)
-    prompted = prompted_model()
     of_prompted = folder.with_name(f"{folder.name}-prompted")
     of_prompted.mkdir()
-    with_prompts = manifest.model_copy(update={"decoder": prompted.manifest_entry(numbers)})
-    yield from _export_decoder(of_prompted, prompted, with_prompts, other, device)
+    yield from export_prompted(of_prompted, prompted_model(), other, device, backbone)
+
+
+def export_prompted(
+    folder: Path,
+    decoder: PromptedModel,
+    precision: EnginePrecision,
+    device: Device,
+    backbone: BackboneModel | None = None,
+    batch_sizes: tuple[int, ...] = (1, 16),
+) -> list[ExportedGraph]:
+    """Export a decoder with prompts, for a backbone or one whose numbers do not matter."""
+    numbers = BundleNumbers("test", (89,), max_images=8, batch_sizes=batch_sizes, precision=precision)
+    of_backbone = (backbone or BACKBONES["registers"]()).manifest_entry("small", numbers)
+    manifest = Manifest.model_construct(
+        backbone=of_backbone.model_copy(update={"output_dim": decoder.prefix_width}),
+        decoder=decoder.manifest_entry(numbers),
+    )
+    return [*_export_decoder(folder, decoder, manifest, precision, device)]
 
 
 def _export_decoder(
@@ -157,7 +173,8 @@ def _export_decoder(
 def prompted_model(mapping: MappingNetwork | None = None, order: PromptOrder = "soft_only") -> PromptedModel:
     """Return a small decoder with prompts, its weights random."""
     rules = CaptionRules(order, max_hard_tokens=5, max_new_tokens=20, unit_vectors=True)
-    mapping = mapping or TransformerMapping(MappingConfig(64, 64, soft_tokens=8, carrier_tokens=3, num_layers=2))
+    small = MappingConfig(64, 64, soft_tokens=8, carrier_tokens=3, num_layers=2, num_heads=2)
+    mapping = mapping or TransformerMapping(small)
     positions = rules.max_prompt_tokens(mapping.config.soft_tokens) + rules.max_new_tokens - 1
     gpt = Gpt2(64, num_layers=2, num_heads=2, vocab_size=101, positions=positions)
     return randomized(PromptedModel("clipcap", mapping, gpt, Gpt2Config(64, 2, 2, 101, positions), rules))

@@ -14,6 +14,9 @@ from torch import nn
 from export.graphs import exporter, tracing
 from export.graphs.specs import GraphSpec
 
+_MAX_INLINE_BYTES = 2**13
+"""Smaller tensors stay in the graph, as a graph that shares another's weights has them."""
+
 
 def trace_once(folder: Path, patch: pytest.MonkeyPatch) -> None:
     """Make the exporter read a graph from ``folder`` if it was traced before from an equal module and example."""
@@ -24,7 +27,9 @@ def trace_once(folder: Path, patch: pytest.MonkeyPatch) -> None:
         path = folder / f"{_digest(spec)}.onnx"
         with FileLock(path.with_suffix(".lock")):
             if not path.exists():
-                onnx_ir.save(trace(spec), path, external_data=f"{path.name}.data")  # a graph may have 2 GiB and more
+                # a graph may have 2 GiB and more
+                data = f"{path.name}.data"
+                onnx_ir.save(trace(spec), path, external_data=data, size_threshold_bytes=_MAX_INLINE_BYTES)
         return onnx_ir.load(path)
 
     patch.setattr(exporter, "trace", stored)

@@ -10,8 +10,8 @@ import onnx_ir
 
 from export.graphs.errors import ExportError
 
-_MAX_INLINE_BYTES = 1024
-"""Smaller tensors, mostly shapes and constants, lie in the graph itself and not in its data file."""
+_MAX_INLINE_BYTES = 2**13
+"""Smaller tensors, mostly shapes and constants such as the ids of soft tokens, may lie in the graph itself."""
 
 
 def share_weights(model: onnx_ir.Model, owner: Path) -> None:

@@ -5,19 +5,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from runtime.backends.tensorrt.build import Profile
 from runtime.bundle import EngineName, Manifest, Shape, ShapeRange
 from runtime.bundle.engine_io import engine_io, fixed_sizes
 from runtime.bundle.graph_io import (
     IMAGES,
+    PROMPT_TOKENS,
     REENCODER,
     REGION_TOKENS,
     REGIONS,
     GraphIo,
-    beam_decoder_step,
-    decoder_step,
     reencoder_batches,
 )
 
@@ -32,13 +31,20 @@ def batch_sizes(max_regions: int) -> tuple[int, ...]:
 
 def profiles_of(manifest: Manifest) -> dict[EngineName, list[Profile]]:
     """Return the profiles of every engine of a bundle."""
-    profiles = {
+    return {name: engine_profiles(name, manifest) for name in manifest.engines}
+
+
+def engine_profiles(name: EngineName, manifest: Manifest) -> list[Profile]:
+    """Return the profiles of one engine."""
+    profiles: Mapping[EngineName, Callable[[Manifest], list[Profile]]] = {
         "backbone": _backbone_profiles,
-        "decoder": _decoder_profiles,
         "reencoder": _reencoder_profiles,
+        "mapping": _mapping_profiles,
+        "prefill": _prefill_profiles,
+        "decoder": _decoder_profiles,
         "beam_decoder": _beam_decoder_profiles,
     }
-    return {name: profiles[name](manifest) for name in manifest.engines}
+    return profiles[name](manifest)
 
 
 def _backbone_profiles(manifest: Manifest) -> list[Profile]:
@@ -50,15 +56,35 @@ def _backbone_profiles(manifest: Manifest) -> list[Profile]:
 
 def _decoder_profiles(manifest: Manifest) -> list[Profile]:
     """Return a profile of fixed shapes for each batch size, which leaves nothing to choose at run time."""
-    io = decoder_step(manifest.decoder.num_layers)
+    io = engine_io("decoder", manifest)
     return [_range(io, fixed_sizes(manifest), {REGIONS: (rows,) * 3}) for rows in manifest.decoder.batch_sizes]
 
 
 def _beam_decoder_profiles(manifest: Manifest) -> list[Profile]:
     """Return one profile for any number of rows: beams leave the batch as their regions are done."""
     most = manifest.decoder.batch_sizes[-1]
-    io = beam_decoder_step(manifest.decoder.num_layers)
+    io = engine_io("beam_decoder", manifest)
     return [_range(io, fixed_sizes(manifest), {REGIONS: (1, most, most)})]
+
+
+def _mapping_profiles(manifest: Manifest) -> list[Profile]:
+    io, fixed = engine_io("mapping", manifest), fixed_sizes(manifest)
+    return [_range(io, fixed, {REGIONS: rows}) for rows in _up_to_each(manifest.decoder.batch_sizes)]
+
+
+def _prefill_profiles(manifest: Manifest) -> list[Profile]:
+    """Return profiles for prompts of every length; batches are not padded to these sizes, as they are read once."""
+    assert manifest.decoder.prompt is not None
+    io, fixed, most = engine_io("prefill", manifest), fixed_sizes(manifest), manifest.decoder.prompt.max_tokens
+    return [
+        _range(io, fixed, {REGIONS: rows, PROMPT_TOKENS: (1, most, most)})
+        for rows in _up_to_each(manifest.decoder.batch_sizes)
+    ]
+
+
+def _up_to_each(batch_sizes: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Return the least, best and most rows for batches of up to each size, the smallest first: it is taken."""
+    return [(1, rows, rows) for rows in batch_sizes]
 
 
 def _reencoder_profiles(manifest: Manifest) -> list[Profile]:

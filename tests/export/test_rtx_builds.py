@@ -18,7 +18,10 @@ from export.graphs.exporter import export_graph
 from export.graphs.qdq import EightBits
 from export.graphs.specs import backbone_spec
 from export.lint import lint
-from export.plans.profiles import profiles_of
+from export.models.gpt2 import Gpt2
+from export.models.mapping import MappingConfig, TransformerMapping
+from export.models.prompted_decoder import CaptionRules, Gpt2Config, PromptedModel
+from export.plans.profiles import engine_profiles, profiles_of
 from export.plans.report import PlanReport, build_report
 from export.readers import read_checkpoint
 from export.readers.seeded import parse
@@ -27,7 +30,7 @@ from runtime.bundle import Bundle, EngineName, EnginePrecision, ShapeRange
 from runtime.bundle.graph_io import PIXEL_VALUES
 from runtime.image import Fit, prepare
 from tests.conftest import build_once
-from tests.exported_forms import BACKBONES, randomized
+from tests.exported_forms import BACKBONES, ExportedGraph, export_prompted, prompted_model, randomized
 
 GRAPHS: tuple[EngineName, ...] = ("backbone", "reencoder", "decoder", "beam_decoder")
 HALVES: tuple[EnginePrecision, ...] = ("fp16", "bf16")
@@ -36,6 +39,12 @@ FAMILY_DEPTH = None if os.environ.get("PATCHCAPTION_ENDURANCE") == "1" else 2
 """Of other families than DINOv2; all of their blocks before a release."""
 KERNELS: dict[EngineName, int] = {"backbone": 74, "reencoder": 13, "decoder": 39, "beam_decoder": 35}
 """Of the demo in half precision, with the largest profile: 10 a block of the backbone, 7 a layer of a decoder."""
+
+JETPACK_6, NEWEST = (10, 3), (11, 4)
+DOOR: dict[EngineName, int] = {"mapping": 1, "prefill": 1, "decoder": 0, "beam_decoder": 0}
+"""Conversions of decoders with prompts: of the vectors and soft tokens, which come in float32."""
+KERNELS_AFTER_PROMPTS: dict[EngineName, int] = {"mapping": 26, "prefill": 26, "decoder": 22, "beam_decoder": 20}
+"""Of a small decoder with prompts in half precision, for each profile."""
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +147,79 @@ def test_a_plan_holds_each_weight_once(bundles: dict[EnginePrecision, Bundle], n
     report = build_report(graph, profiles_of(bundle.manifest)[name])
     weights = sum(value.const_value.nbytes for value in onnx_ir.load(graph).graph.initializers.values())
     assert report.weights_bytes < 1.05 * weights
+
+
+@pytest.fixture(scope="module", params=FLOATS)
+def prompted(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[EnginePrecision, list[ExportedGraph]]:
+    """A small decoder with prompts as it is exported for TensorRT, in each precision."""
+    precision: EnginePrecision = request.param
+    return precision, export_prompted(tmp_path_factory.mktemp("prompted"), prompted_model(), precision, "cuda")
+
+
+def build_linted(graph: ExportedGraph) -> PlanReport:
+    """Build a graph with all its profiles, where the linter finds nothing wrong."""
+    profiles = engine_profiles(graph.engine, graph.manifest)
+    for version in (JETPACK_6, NEWEST):
+        assert [one for one in lint(graph.path, version, profiles) if one.severity == "error"] == []
+    report = build_report(graph.path, profiles)
+    assert len(report.activation_bytes) == len(profiles)
+    return report
+
+
+def require_fused(graph: ExportedGraph, attentions: int) -> PlanReport:
+    """Build a graph in half precision; with each profile every attention is to be one kernel."""
+    report = build_linted(graph)
+    profiles = len(report.activation_bytes)
+    assert report.fused_attentions == profiles * attentions
+    assert len(report.conversions) <= profiles * DOOR[graph.engine]
+    return report
+
+
+def test_the_builder_takes_decoders_with_prompts_and_fuses_every_attention_in_half_precision(
+    prompted: tuple[EnginePrecision, list[ExportedGraph]],
+) -> None:
+    precision, graphs = prompted
+    assert {graph.engine for graph in graphs} == set(DOOR)
+    for graph in graphs:
+        if precision == "fp32":
+            build_linted(graph)
+            continue
+        report = require_fused(graph, attentions=2)
+        kernels = len(report.layers) / len(report.activation_bytes)
+        assert kernels <= KERNELS_AFTER_PROMPTS[graph.engine], (graph.engine, kernels)
+
+
+def test_turing_takes_decoders_with_prompts_in_float16(
+    prompted: tuple[EnginePrecision, list[ExportedGraph]],
+) -> None:
+    precision, graphs = prompted
+    for graph in graphs if precision == "fp16" else ():
+        profiles = engine_profiles(graph.engine, graph.manifest)[-1:]
+        assert build_report(graph.path, profiles, ("7.5",)).fused_attentions == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", HALVES)
+def test_every_attention_of_gpt2_small_after_prompts_is_one_kernel_and_each_weight_is_held_once(
+    tmp_path: Path, precision: EnginePrecision
+) -> None:
+    layers, of_mapping = (12, 8) if FAMILY_DEPTH is None else (FAMILY_DEPTH, FAMILY_DEPTH)
+    decoder = gpt2_small_after_prompts(layers, of_mapping)
+    for graph in export_prompted(tmp_path, decoder, precision, "cuda", batch_sizes=(1, 16, 256)):
+        report = require_fused(graph, of_mapping if graph.engine == "mapping" else layers)
+        weights = sum(value.const_value.nbytes for value in onnx_ir.load(graph.path).graph.initializers.values())
+        assert report.weights_bytes < 1.05 * weights
+
+
+def gpt2_small_after_prompts(layers: int, of_mapping: int) -> PromptedModel:
+    """Return ClipCap's decoder with a transformer, its weights random, of so many layers."""
+    mapping = TransformerMapping(MappingConfig(512, 768, soft_tokens=40, carrier_tokens=40, num_layers=of_mapping))
+    rules = CaptionRules("soft_only", max_hard_tokens=0, max_new_tokens=67, unit_vectors=True)
+    config = Gpt2Config(768, layers, num_heads=12, vocab_size=50257, positions=106)
+    gpt = Gpt2(config.embed_dim, layers, config.num_heads, config.vocab_size, config.positions)
+    return randomized(PromptedModel("clipcap", mapping, gpt, config, rules))
 
 
 @pytest.mark.slow
