@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from runtime.backends.base import Device
+
 PUBLISHED_HEADS, PUBLISHED_LAYERS = 8, 8
 _MLP_RATIO = 2
 
@@ -40,6 +42,9 @@ class MappingNetwork(nn.Module):
 
     config: MappingConfig
 
+    def prepare_for(self, device: Device) -> None:
+        """Compute from now on in the form that is fastest on a device; the results stay the same."""
+
 
 class MlpMapping(MappingNetwork):
     """Two linear layers, with tanh and half the width between them."""
@@ -64,6 +69,11 @@ class TransformerMapping(MappingNetwork):
         self.linear = nn.Linear(config.vector_width, config.carrier_tokens * config.embed_dim)
         self.prefix_const = nn.Parameter(torch.zeros(config.soft_tokens, config.embed_dim))
         self.transformer = _Transformer(config)
+
+    def prepare_for(self, device: Device) -> None:
+        for module in self.modules():
+            if device == "cuda" and isinstance(module, _Attention):
+                module.join_products()
 
     def forward(self, vectors: Tensor) -> Tensor:
         carriers = self.linear(vectors).unflatten(-1, (self.config.carrier_tokens, self.config.embed_dim))
@@ -99,22 +109,41 @@ class MappingBlock(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Attention whose keys are the first half of one product, its values the second."""
+    """Attention whose keys are the first half of one product, its values the second.
+
+    For GPUs queries, keys and values are thirds of one product. TensorRT joins two for some batch sizes by itself, and
+    then holds their weights in both forms.
+    """
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.to_queries = nn.Linear(width, width, bias=False)
         self.to_keys_values = nn.Linear(width, 2 * width, bias=False)
+        self.joined: nn.Linear | None = None
         self.project = nn.Linear(width, width)
 
+    def join_products(self) -> None:
+        """Put the weights of all products of the input into one."""
+        if self.joined is None:
+            weight = torch.cat([self.to_queries.weight, self.to_keys_values.weight]).detach()
+            self.joined = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+            self.joined.weight = nn.Parameter(weight, requires_grad=False)
+            del self.to_queries, self.to_keys_values
+
     def forward(self, x: Tensor) -> Tensor:
-        query = self.to_queries(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        halves = self.to_keys_values(x).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        keys, values = halves.unbind(0)
+        if self.joined is None:
+            query = self.to_queries(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            keys, values = self._parts(self.to_keys_values(x), 2)
+        else:
+            query, keys, values = self._parts(self.joined(x), 3)
         probs = torch.softmax((query * query.shape[-1] ** -0.5) @ keys.transpose(-1, -2), dim=-1)
         attended: Tensor = self.project((probs @ values).transpose(1, 2).flatten(2))
         return attended
+
+    def _parts(self, product: Tensor, count: int) -> tuple[Tensor, ...]:
+        """Return equal parts of a product (R, T, count * E), each (R, heads, T, head width)."""
+        return product.unflatten(-1, (count, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 class _Mlp(nn.Module):

@@ -98,6 +98,7 @@ class PromptedModel(DecoderModel):
         return self.rules.max_prompt_tokens(self.mapping.config.soft_tokens)
 
     def prepare_for(self, device: Device) -> None:
+        self.mapping.prepare_for(device)
         self.gpt.transformer.prepare_for(device)
 
     def manifest_entry(self, numbers: BundleNumbers) -> DecoderConfig:
