@@ -169,11 +169,14 @@ def build_linted(graph: ExportedGraph) -> PlanReport:
 
 
 def require_fused(graph: ExportedGraph, attentions: int) -> PlanReport:
-    """Build a graph in half precision; with each profile every attention is to be one kernel."""
+    """Build a graph in half precision; with each profile every attention is to be one kernel.
+
+    Moves are not counted: with few rows of a long vocabulary they set what the parts of a split reduction add to.
+    """
     report = build_linted(graph)
     profiles = len(report.activation_bytes)
     assert report.fused_attentions == profiles * attentions
-    assert len(report.conversions) <= profiles * DOOR[graph.engine]
+    assert sum("Cast" in name for name in report.conversions) <= profiles * DOOR[graph.engine]
     return report
 
 
