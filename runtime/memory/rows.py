@@ -11,7 +11,11 @@ import torch
 from torch import Tensor
 
 from runtime.bundle import HeldFile
-from runtime.memory.tensor_file import TensorFile
+from runtime.bundle.dtypes import NUMBER_FORMATS
+from runtime.bundle.tensor_file import TensorFile
+
+_DTYPES = frozenset(number_format.torch for number_format in NUMBER_FORMATS.values())
+"""The formats that kernels read rows in."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +80,7 @@ class StoredRows:
         """
         tensors = TensorFile(file)
         embeddings = tensors.find("embeddings")
-        if embeddings is None or len(embeddings.shape) != 2 or embeddings.dtype is None:
+        if embeddings is None or len(embeddings.shape) != 2 or embeddings.dtype not in _DTYPES:
             raise tensors.invalid("embeddings (M, D) in float32, float16, bfloat16 or int8")
         if shape is not None and embeddings.shape != shape:
             raise tensors.invalid(f"embeddings {shape}, got {embeddings.shape}")

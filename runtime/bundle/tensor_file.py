@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runtime.bundle import HeldFile
 from runtime.bundle.dtypes import NUMBER_FORMATS
+from runtime.bundle.held_file import HeldFile
 from runtime.errors import BundleError
 
 _MAX_HEADER_BYTES = 2**20
 _DTYPES = {number_format.safetensors: number_format.torch for number_format in NUMBER_FORMATS.values()}
+_DTYPES["I32"] = torch.int32  # of tables
 
 
 @dataclass(frozen=True)
