@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -42,6 +43,7 @@ from runtime.system.user_dirs import is_private
 _NAME = "coco_captions"
 _BANK = "bank.h5"
 _BLOCK_ROWS = 2**14
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def read_captions(path: Path) -> list[str]:
@@ -86,7 +88,7 @@ def _texts(path: Path) -> list[str]:
             f'{path}: expected a list of texts, or COCO captions {{"annotations": [{{"caption": ...}}]}}'
         )
     for number, caption in enumerate(found):
-        if any("\ud800" <= character <= "\udfff" for character in caption):
+        if _SURROGATE.search(caption):
             raise CheckpointError(f"{path}: caption {number} has half a character (a lone surrogate): {caption!r}")
     return found
 

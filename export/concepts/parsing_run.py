@@ -56,7 +56,8 @@ def write_graphs(
 @contextmanager
 def _claimed(out: Path) -> Iterator[io.FileIO]:
     """Open a file to append to, and keep others out."""
-    with io.FileIO(os.open(follow_links(out), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+") as file:
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    with io.FileIO(os.open(follow_links(out), flags, 0o666), "r+") as file:
         if not _lock_if_possible(file.fileno()):
             raise CheckpointError(f"{out}: another run is at work there; wait for its end")
         yield file

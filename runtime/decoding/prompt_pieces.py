@@ -109,6 +109,10 @@ class PromptPieces:
         """Return the piece of a name."""
         return Piece(*self.pieces[index])
 
+    def of(self, name: int, attribute: int | None = None) -> Piece:
+        """Return the piece of a name, with an attribute in front or without."""
+        return self[name] if attribute is None else self[name].after(self[attribute])
+
     @property
     def largest_id(self) -> int:
         """The largest token id of all; -1 where there is none."""
