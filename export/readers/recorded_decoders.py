@@ -193,6 +193,8 @@ def _read_clipcap(recorded: RecordedDecoder, name: str) -> Checkpoint:
 def _read_inversion(recorded: RecordedDecoder, name: str) -> Checkpoint:
     contents = recorded.contents
     state = seeded_decap_state(recorded.salt, contents["prefix_size"], VOCABULARY)
+    for name_of_bias in (key for key in state if key.endswith("c_attn.bias")):
+        state[name_of_bias].zero_()  # as recorded
     layer = seeded_talk2dino(recorded.salt, contents["clip_width"], recorded.width)
     backbone = _BACKBONES[recorded.width]
     seeded = parse(f"seeded:{backbone},size=28,depth=1,memory={contents['n_memory']},salt={recorded.salt}")
