@@ -81,6 +81,13 @@ def test_what_graphs_say_becomes_concepts(graphs: list[str], expected: list[str]
     assert concepts_of(graphs) == expected
 
 
+def test_an_attribute_and_an_entity_without_names_are_one_name() -> None:
+    """Their spaces become one token, so that the piece of the entity does not follow that of the attribute."""
+    table = table_of(["( , )", "( dog , )"] * 3, ["-"] * 6)
+    found = [(table.names[concept.entity], concept.attribute, concept.text) for concept in table.concepts(range(6))]
+    assert found == [(" ", None, " "), ("dog", table.names.index(""), " dog")]
+
+
 def test_entities_are_ordered_by_count_then_by_first_appearance() -> None:
     table = table_of(
         ["( a , on , b )", "( c , on , b ) , ( d , on , a )", "( d , on , e ) , ( e , is , c )"], ["-"] * 3
@@ -280,6 +287,11 @@ def with_item(name: str, index: int, value: int) -> Callable[[Arrays], None]:
     return change
 
 
+def with_steps_that_overflow(arrays: Arrays) -> None:
+    """Offsets that leave the values, by steps that are all positive in int32."""
+    arrays["entities_offsets"][4:7] = 2**31 - 1, -(2**31), -1
+
+
 def without(name: str) -> Callable[[Arrays], None]:
     def change(arrays: Arrays) -> None:
         del arrays[name]
@@ -322,6 +334,7 @@ def with_a_crowd(name: str) -> Callable[[Arrays], None]:
         (with_item("entities_offsets", 0, 1), "expected entities_offsets that rise from 0 to"),
         (with_item("entities_offsets", 5, 2**31 - 1), "expected entities_offsets that rise from 0 to"),
         (with_item("entities_offsets", 5, -(2**31)), "expected entities_offsets that rise from 0 to"),
+        (with_steps_that_overflow, "expected entities_offsets that rise from 0 to"),
         (with_item("entities_offsets", -1, 0), "expected entities_offsets that rise from 0 to"),
         (with_item("similar_offsets", 3, 10**6), "expected similar_offsets that rise from 0 to"),
         (with_a_crowd("entities"), "expected at most 128 entities of a caption, got 20"),
