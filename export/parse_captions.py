@@ -1,7 +1,7 @@
 """Parse captions into scene graphs: `patchcaption parse-captions captions.json --out scene_graphs.jsonl`.
 
 A decoder that takes its words from the memory's captions (MeaCap) is built from their scene graphs
-(published-system.md, section 18). The same command goes on with a file that was interrupted, or that lacks captions.
+(published-system.md, section 19). The same command goes on with a file that was interrupted, or that lacks captions.
 """
 
 from __future__ import annotations

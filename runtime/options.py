@@ -21,6 +21,7 @@ CleanFrom: TypeAlias = Literal["cls", "attention"]
 Reencode: TypeAlias = Literal["mean", "cls", "gaussian"]
 Mode: TypeAlias = Literal["decode", "nearest"]
 Score: TypeAlias = Literal["natural", "reference"]
+PromptPadding: TypeAlias = Literal["none", "reference"]
 Policy: TypeAlias = Literal["drop", "block"]
 OnBad: TypeAlias = Literal["skip", "raise"]
 """What becomes of a bad item among good ones: it is passed over with its reason, or ends the work as an error."""
@@ -34,6 +35,8 @@ _MAX_BEAMS = 256
 """With as many, the beams of one region fill a batch."""
 _MAX_LENGTH_PENALTY = 10
 """In either direction; beyond it, scores leave the range of float32."""
+_MIN_TEMPERATURE, _MAX_TEMPERATURE = 0.01, 100
+_MAX_SEED = 2**63 - 1
 _MAX_TIMEOUT_S = 3600
 
 T = TypeVar("T")
@@ -83,14 +86,21 @@ class DecodingOptions:
 
     Attributes:
         mode: "decode" for the decoder's caption, "nearest" for the caption of the memory bank nearest to the region.
-        score: "natural" for the probability of the caption and its end token; "reference" for the published score,
-            which continues past the end through all steps.
+        score: "natural" for the probability of the caption and its end token; "reference" for the published score:
+            DeCap's continues past the end through all steps, ViECap's and MeaCap's is the perplexity of the text by
+            itself (lower is better, NaN for one token), ClipCap's its inverse.
         n_best: how many of the memory bank's nearest captions to return with each caption, whatever the mode.
         beams: beams per region; 1 takes the likeliest token at each step, as published. With more, captions are those
             of transformers' `generate(num_beams=)`: the one with the highest length-normalised log-probability wins,
             and its score is still its own probability.
         length_penalty: the power of the length by which beam search divides log-probabilities, from -10 to 10: 0 ranks
             by the log-probability itself, more favours longer captions.
+        top_p: draw each token from the likeliest ones that have this probability together, instead of taking the
+            likeliest: "nucleus sampling"; None does not draw, 0 draws the likeliest.
+        temperature: what log-probabilities are divided by before a token is drawn.
+        seed: other seeds draw other captions; the same seed draws the same for a region, whatever it is described with.
+        prompt_padding: "reference" fills the prompts of all regions of a call up to the longest, as the published
+            system does: captions then depend on what they are decoded together with. "none" decodes each by itself.
 
     Raises:
         OptionError: an option has no such value.
@@ -105,6 +115,10 @@ class DecodingOptions:
     n_best: int = 0
     beams: int = 1
     length_penalty: float = 1.0
+    top_p: float | None = None
+    temperature: float = 1.0
+    seed: int = 0
+    prompt_padding: PromptPadding = "none"
 
     def __post_init__(self) -> None:
         _check_choice("mode", self.mode, get_args(Mode))
@@ -112,8 +126,13 @@ class DecodingOptions:
         check_number("n_best", self.n_best, 0, whole=True)
         check_number("beams", self.beams, 1, _MAX_BEAMS, whole=True)
         check_number("length_penalty", self.length_penalty, -_MAX_LENGTH_PENALTY, _MAX_LENGTH_PENALTY)
-        if self.beams > 1 and self.score == "reference":
-            raise OptionError(f'score="reference" with beams={self.beams}: the published score is of one beam only')
+        check_number("temperature", self.temperature, _MIN_TEMPERATURE, _MAX_TEMPERATURE)
+        check_number("seed", self.seed, 0, _MAX_SEED, whole=True)
+        _check_choice("prompt_padding", self.prompt_padding, get_args(PromptPadding))
+        if self.top_p is not None:
+            check_number("top_p", self.top_p, 0, 1)
+        if self.top_p is not None and self.beams > 1:
+            raise OptionError(f"top_p={self.top_p} with beams={self.beams}: tokens are drawn for one beam only")
 
     @property
     def num_nearest(self) -> int:
@@ -198,6 +217,10 @@ class DecodeKeywords(TypedDict, total=False):
     score: Score
     beams: int
     length_penalty: float
+    top_p: float | None
+    temperature: float
+    seed: int
+    prompt_padding: PromptPadding
 
 
 class DescribeKeywords(PoolingKeywords, DecodeKeywords, total=False):

@@ -19,7 +19,7 @@ from runtime.encoder import Encoder
 from runtime.errors import ImageError, PatchcaptionError, RegionError
 from runtime.features import FeatureMap, RegionVectors
 from runtime.image import Fit, ImageSource
-from runtime.memory import MemoryMatch, load_projector
+from runtime.memory import MemoryMatch, load_bank, projector_of
 from runtime.options import Channels, DecodingOptions, OnBad, PoolingOptions, ProgressCallback, check_on_bad
 from runtime.pooling import Pooler, RegionReencoder
 from runtime.results import Caption, RegionBatch, RegionsOfImages, with_missing
@@ -47,12 +47,13 @@ class Pipeline(ProcessBound):
         claim_engines(self)
         self.bundle, self.backend = bundle, backend
         self.encoder = Encoder(bundle, backend, fit)
-        self.projector = load_projector(bundle, backend.device)
+        bank = load_bank(bundle, backend.device)
+        self.projector = projector_of(bank)
         batches = reencoder_batches(bundle.manifest.backbone.tokens.num_tokens, bundle.manifest.decoder.batch_sizes[-1])
         self._reencoder = RegionReencoder(lambda: backend.open(bundle.engine("reencoder")), batches)
         # Not `self.project`: a pipeline that refers to itself keeps its memory until the garbage collector comes by.
         self.pooler = Pooler(self.encoder.encode_crops, self._reencoder, self.projector.project)
-        self.decoder = load_decoder(bundle, backend)
+        self.decoder = load_decoder(bundle, backend, bank)
 
     def captions(
         self,

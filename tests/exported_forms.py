@@ -12,13 +12,16 @@ import torch
 from torch import nn
 
 from export.graphs.exporter import export_graph
-from export.graphs.specs import backbone_spec, decap_specs, reencoder_spec
-from export.models.base import BackboneModel, BundleNumbers
+from export.graphs.specs import backbone_spec, decoder_specs, reencoder_spec
+from export.models.base import BackboneModel, BundleNumbers, DecoderModel
 from export.models.clip import ClipBackbone, ClipConfig
 from export.models.decap_decoder import DecapConfig, DecapStep
 from export.models.dinotxt import DinotxtBackbone, VisionHead, VisionHeadConfig
 from export.models.dinov2 import Dinov2Backbone, Dinov2Config
 from export.models.dinov3 import Dinov3Backbone, Dinov3Config
+from export.models.gpt2 import Gpt2
+from export.models.mapping import MappingConfig, MappingNetwork, TransformerMapping
+from export.models.prompted_decoder import CaptionRules, Gpt2Config, PromptedModel
 from export.models.proxyclip import ProxyclipBackbone, ProxyclipConfig
 from export.models.regionclip import RegionClipBackbone, RegionClipConfig
 from export.models.siglip2 import Siglip2Backbone, Siglip2Config
@@ -29,6 +32,7 @@ from runtime.bundle import (
     EngineName,
     EnginePrecision,
     Manifest,
+    PromptOrder,
     record_files,
     write_manifest,
 )
@@ -120,9 +124,9 @@ def _export_form(
     decoder = randomized(DecapStep(decoder_config or DECODER))
     only_backbone = precision == "fp8" or (precision == "int8" and device == "cuda")
     other: EnginePrecision = "fp16" if only_backbone else precision
-    numbers = BundleNumbers("test", max_images=8, batch_sizes=(1, 16), precision=other)
+    numbers = BundleNumbers("test", (89,), max_images=8, batch_sizes=(1, 16), precision=other)
     manifest = Manifest.model_construct(
-        backbone=backbone.manifest_entry("small", numbers), decoder=decoder.manifest_entry(89, numbers)
+        backbone=backbone.manifest_entry("small", numbers), decoder=decoder.manifest_entry(numbers)
     )
     shape = (1, backbone.image_size, backbone.image_size, 3)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
@@ -133,12 +137,30 @@ def _export_form(
         yield ExportedGraph(folder / "reencoder.onnx", "reencoder", manifest)
     if decoder_config is None:
         return
+    yield from _export_decoder(folder, decoder, manifest, other, device)
+    prompted = prompted_model()
+    of_prompted = folder.with_name(f"{folder.name}-prompted")
+    of_prompted.mkdir()
+    with_prompts = manifest.model_copy(update={"decoder": prompted.manifest_entry(numbers)})
+    yield from _export_decoder(of_prompted, prompted, with_prompts, other, device)
+
+
+def _export_decoder(
+    folder: Path, decoder: DecoderModel, manifest: Manifest, precision: EnginePrecision, device: Device
+) -> Iterator[ExportedGraph]:
     decoder.prepare_for(device)
-    greedy, beam = decap_specs(decoder)
-    export_graph(greedy, folder, other, device)
-    yield ExportedGraph(folder / "decoder.onnx", "decoder", manifest)
-    export_graph(beam, folder, other, device)
-    yield ExportedGraph(folder / "beam_decoder.onnx", "beam_decoder", manifest)
+    for name, spec in decoder_specs(decoder).items():
+        export_graph(spec, folder, precision, device)
+        yield ExportedGraph(folder / spec.io.file, name, manifest)
+
+
+def prompted_model(mapping: MappingNetwork | None = None, order: PromptOrder = "soft_only") -> PromptedModel:
+    """Return a small decoder with prompts, its weights random."""
+    rules = CaptionRules(order, max_hard_tokens=5, max_new_tokens=20, unit_vectors=True)
+    mapping = mapping or TransformerMapping(MappingConfig(64, 64, soft_tokens=8, carrier_tokens=3, num_layers=2))
+    positions = rules.max_prompt_tokens(mapping.config.soft_tokens) + rules.max_new_tokens - 1
+    gpt = Gpt2(64, num_layers=2, num_heads=2, vocab_size=101, positions=positions)
+    return randomized(PromptedModel("clipcap", mapping, gpt, Gpt2Config(64, 2, 2, 101, positions), rules))
 
 
 def randomized(module: ModuleT) -> ModuleT:

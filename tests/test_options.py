@@ -21,7 +21,8 @@ DEFAULTS: dict[type[Any], dict[str, Any]] = {
         "clean_after_projection": True,
         "reencode": None,
     },
-    DecodingOptions: {"mode": "decode", "score": "natural", "n_best": 0, "beams": 1, "length_penalty": 1.0},
+    DecodingOptions: {"mode": "decode", "score": "natural", "n_best": 0, "beams": 1, "length_penalty": 1.0}
+    | {"top_p": None, "temperature": 1.0, "seed": 0, "prompt_padding": "none"},
     StreamOptions: {
         "policy": None,
         "every": 1,
@@ -53,8 +54,9 @@ def test_keyword_arguments_are_the_fields_of_the_options(keywords: type, options
 
 
 def test_decode_takes_some_of_the_decoding_options() -> None:
+    names = ("score", "beams", "length_penalty", "top_p", "temperature", "seed", "prompt_padding")
     hints = get_type_hints(DecodeKeywords)
-    assert hints == {name: get_type_hints(DecodingOptions)[name] for name in ("score", "beams", "length_penalty")}
+    assert hints == {name: get_type_hints(DecodingOptions)[name] for name in names}
 
 
 @pytest.mark.parametrize(
@@ -125,7 +127,11 @@ def test_an_option_that_no_stage_has_is_refused_with_those_there_are(keywords: d
         (DecodingOptions, {"n_best": -1}, "n_best: expected a whole number from 0 on, got -1"),
         (DecodingOptions, {"beams": 2.5}, "beams: expected a whole number from 1 to 256, got 2.5"),
         (DecodingOptions, {"length_penalty": math.nan}, "length_penalty: expected a number from -10 to 10, got nan"),
-        (DecodingOptions, {"beams": 2, "score": "reference"}, 'score="reference" with beams=2: the published score'),
+        (DecodingOptions, {"top_p": 1.1}, "top_p: expected a number from 0 to 1, got 1.1"),
+        (DecodingOptions, {"top_p": 0.9, "beams": 2}, "top_p=0.9 with beams=2: tokens are drawn for one beam only"),
+        (DecodingOptions, {"temperature": 0}, "temperature: expected a number from 0.01 to 100, got 0"),
+        (DecodingOptions, {"seed": -1}, "seed: expected a whole number from 0 to "),
+        (DecodingOptions, {"prompt_padding": "left"}, 'prompt_padding: expected "none" or "reference", got .left.'),
         (StreamOptions, {"policy": "wait"}, 'policy: expected "drop" or "block", got .wait.'),
         (StreamOptions, {"every": 0}, "every: expected a whole number from 1 on, got 0"),
         (StreamOptions, {"workers": -1}, "workers: expected a whole number from 1 to 512, got -1"),

@@ -87,7 +87,7 @@ class PublishedSystem:
             checkpoint.decoder.to(device).state_dict(),
             None if bank is None else bank.to(device),
             checkpoint.tokenizer,
-            checkpoint.eos_token_id,
+            checkpoint.eos_token_ids[0],
             device,
         )
 

@@ -1,4 +1,4 @@
-"""Captions -> the texts of their scene graphs, by a T5 that was trained for that (published-system.md, section 18)."""
+"""Captions -> the texts of their scene graphs, by a T5 that was trained for that (published-system.md, section 19)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Which entities mean much the same: embeddings of their names by all-MiniLM-L6-v2, and the pairs that are close.
 
-Shapes: E names, W width of their embeddings (published-system.md, section 18).
+Shapes: E names, W width of their embeddings (published-system.md, section 19).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from export.checkpoint import CheckpointError
 from export.text_towers.pretrained import load_model, load_pretrained_tokenizer
-from runtime.decoding.concept_arrays import IntegerLists
+from runtime.bundle.concept_arrays import IntegerLists
 
 PUBLISHED_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 MIN_COSINE = 0.55

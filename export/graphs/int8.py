@@ -101,9 +101,10 @@ def _quantized_product(
 def _quantized_lookup(
     constants: ConstantPool, node: onnx_ir.Node, weight: _QuantizedWeight
 ) -> tuple[Tape, onnx_ir.Value]:
-    """Return the embeddings (R, K) of tokens (R,), which are columns of ``weight``."""
+    """Return the embeddings (..., K) of tokens (...), which are columns of ``weight``."""
     tape, tokens = Tape(), node.inputs[1]
-    values = tape.op("Transpose", [tape.op("Gather", [weight.values, tokens], {"axis": 1})], {"perm": [1, 0]})
+    order = [*range(1, len(tokens.shape) + 1), 0]
+    values = tape.op("Transpose", [tape.op("Gather", [weight.values, tokens], {"axis": 1})], {"perm": order})
     last_axis = constants.add("last_axis", np.array([-1]))
     scales = tape.op("Unsqueeze", [tape.op("Gather", [weight.scales, tokens]), last_axis])
     return tape, tape.op("Mul", [tape.op("Cast", [values], {"to": onnx_ir.DataType.FLOAT}), scales])

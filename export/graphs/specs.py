@@ -12,11 +12,15 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from export.models.base import BackboneModel
+from export.models.base import BackboneModel, DecoderModel
 from export.models.decap_decoder import DecapBeamStep, DecapConfig, DecapStep
+from export.models.prompted_decoder import Gpt2Config, PromptedModel
 from export.models.reencoder import Reencoder
+from runtime.bundle import EngineName
 from runtime.bundle.graph_io import (
     IMAGES,
+    MAPPING,
+    PROMPT_TOKENS,
     REENCODER,
     REGION_TOKENS,
     REGIONS,
@@ -24,6 +28,7 @@ from runtime.bundle.graph_io import (
     backbone,
     beam_decoder_step,
     decoder_step,
+    prefill,
 )
 
 Inputs: TypeAlias = tuple[Tensor, ...]
@@ -99,6 +104,15 @@ def reencoder_spec(backbone: BackboneModel) -> GraphSpec:
     )
 
 
+def decoder_specs(decoder: DecoderModel) -> dict[EngineName, GraphSpec]:
+    """Return the graphs of a decoder, in the order in which they are to be exported: owners of weights first."""
+    if isinstance(decoder, PromptedModel):
+        return prompted_specs(decoder)
+    assert isinstance(decoder, DecapStep)
+    greedy, beam = decap_specs(decoder)
+    return {"decoder": greedy, "beam_decoder": beam}
+
+
 def decap_specs(decoder: DecapStep) -> tuple[GraphSpec, GraphSpec]:
     """Return the graphs of DeCap's greedy and beam steps, checked at the first, a middle and the last position.
 
@@ -124,6 +138,64 @@ def _step_inputs(config: DecapConfig, rows: int, position: int) -> Inputs:
     vectors = torch.randn(rows, config.prefix_width, generator=generator)
     input_ids = torch.randint(0, config.text_vocab_size, (rows,), generator=generator)
     return vectors, input_ids, torch.tensor([position]), *past
+
+
+def prompted_specs(decoder: PromptedModel) -> dict[EngineName, GraphSpec]:
+    """Return the graphs of a decoder with a prompt; the weights of all its steps lie where the greedy step's do."""
+    config, greedy = decoder.config, decoder_step(decoder.config.num_layers, has_prompt=True)
+    mapping = decoder.mapping.config
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(3, mapping.vector_width, generator=generator)
+    by_row = {0: torch.export.Dim(REGIONS, min=1)}
+    tokens = {**by_row, 1: torch.export.Dim(PROMPT_TOKENS, min=1)}
+    prompts = [_prompt_inputs(decoder, lengths) for lengths in ((1,), (4, 2, 7), (decoder.max_prompt_tokens,))]
+    steps = [_prompted_inputs(config, 3, filled) for filled in (1, config.positions // 2, config.positions - 1)]
+    shapes: tuple[object, ...] = (by_row, by_row, by_row, (by_row,) * (2 * config.num_layers))
+    return {
+        "mapping": GraphSpec(decoder.mapping, MAPPING, (vectors[:2],), (by_row,), [(vectors,)], [(vectors,)]),
+        "decoder": GraphSpec(decoder.step, greedy, _prompted_inputs(config, 2, 1), shapes, steps, steps),
+        "prefill": GraphSpec(
+            decoder.prefill,
+            prefill(config.num_layers),
+            _prompt_inputs(decoder, (3, 2)),
+            (by_row, tokens, tokens, tokens),
+            prompts,
+            prompts,
+            weights_from=greedy.file,
+        ),
+        "beam_decoder": GraphSpec(
+            decoder.beam_step,
+            beam_decoder_step(config.num_layers, has_prompt=True),
+            _prompted_inputs(config, 2, 1),
+            shapes,
+            steps,
+            steps,
+            weights_from=greedy.file,
+        ),
+    }
+
+
+def _prompt_inputs(decoder: PromptedModel, lengths: Sequence[int]) -> Inputs:
+    """Return the inputs of `Prefill` for prompts of some lengths, soft tokens first, the rest by chance."""
+    config, soft_tokens, most = decoder.config, decoder.mapping.config.soft_tokens, max(lengths)
+    generator = torch.Generator().manual_seed(most)
+    soft_prompt = torch.randn(len(lengths), soft_tokens, config.embed_dim, generator=generator)
+    ids = torch.randint(config.vocab_size + soft_tokens, (len(lengths), most), generator=generator)
+    ids[:, : soft_tokens // 2] = config.vocab_size + torch.arange(soft_tokens)[: min(soft_tokens // 2, most)]
+    position_ids = torch.arange(most) - most + torch.tensor(lengths)[:, None]
+    return soft_prompt, ids, position_ids.clamp(min=0), position_ids >= 0
+
+
+def _prompted_inputs(config: Gpt2Config, rows: int, filled: int) -> Inputs:
+    """Return the inputs of a step after so many filled entries of the cache, fewer of which belong to later rows."""
+    generator = torch.Generator().manual_seed(filled)
+    entry = (rows, config.num_heads, config.positions, config.head_dim)
+    past = torch.randn(2 * config.num_layers, *entry, generator=generator).unbind()
+    input_ids = torch.randint(0, config.vocab_size, (rows,), generator=generator)
+    padding = torch.arange(rows).clamp(max=filled - 1)
+    slots = torch.arange(config.positions + 1)
+    mask = ((slots < filled) & (slots >= padding[:, None])) | (slots == config.positions)
+    return input_ids, filled - padding, mask, *past
 
 
 def _smooth_image(size: int) -> Tensor:

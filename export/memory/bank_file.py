@@ -58,6 +58,7 @@ def write_memory(
         if residual is not None:
             residual.finish(NUMBER_FORMATS["int8"])
     return MemoryConfig(
+        projects=memory.projects,
         text_space=text_space,
         embeddings=_EMBEDDINGS_FILE,
         captions=_CAPTIONS_FILE,

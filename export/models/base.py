@@ -3,29 +3,48 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import nn
 
 from runtime.backends.base import Device
-from runtime.bundle import BackboneConfig, DecoderConfig, EnginePrecision, Preprocessing, TokenLayout
+from runtime.bundle import (
+    BackboneConfig,
+    ConceptsConfig,
+    DecoderConfig,
+    DecoderKind,
+    EnginePrecision,
+    EntitiesConfig,
+    Preprocessing,
+    TokenLayout,
+)
 from runtime.bundle.manifest import Rgb
 
 
 @dataclass(frozen=True)
 class BundleNumbers:
-    """The numbers of a bundle that its user chooses, and the text space that its parts share.
+    """The numbers of a bundle that its user chooses, and what its parts share.
 
     Attributes:
+        text_space: the space of backbone, memory bank and decoder.
+        eos_token_ids: the tokens that end a caption.
         precision: the precision of the decoder's graphs, and so of its cache.
         resize_short_side: what fit="crop" makes of an image's short side, where it is not the backbone's size.
+        hard_prompt: what the words of prompts are made of, where a decoder's prompts have words.
     """
 
     text_space: str
+    eos_token_ids: tuple[int, ...]
     max_images: int
     batch_sizes: tuple[int, ...]
     precision: EnginePrecision
     resize_short_side: int | None = None
+    hard_prompt: EntitiesConfig | ConceptsConfig | None = None
+
+    @property
+    def cache_precision(self) -> Literal["fp32", "fp16", "bf16"]:
+        """The precision of the decoder's cache."""
+        return self.precision if self.precision in ("fp16", "bf16") else "fp32"
 
 
 @dataclass(frozen=True)
@@ -125,7 +144,7 @@ class DecoderModel(nn.Module):
         kind: its name in the manifest.
     """
 
-    kind: ClassVar[str]
+    kind: DecoderKind
 
     @property
     def prefix_width(self) -> int:
@@ -135,6 +154,6 @@ class DecoderModel(nn.Module):
     def prepare_for(self, device: Device) -> None:
         """Compute from now on in the form that is fastest on a device; the results stay the same."""
 
-    def manifest_entry(self, eos_token_id: int, numbers: BundleNumbers) -> DecoderConfig:
+    def manifest_entry(self, numbers: BundleNumbers) -> DecoderConfig:
         """Return what the manifest says of the decoder."""
         raise NotImplementedError

@@ -13,15 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from export.models.base import BundleNumbers, DecoderModel
-from export.models.gpt2 import Gpt2Transformer, log_sum_exp
+from export.models.gpt2 import Gpt2
+from export.models.next_token import NextToken
 from runtime.backends.base import Device
 from runtime.bundle import DecoderConfig
 
 PUBLISHED_HEADS = 4
 PUBLISHED_STEPS = 30
-
-_MAX_BLOCK = 512
-"""The most tokens that are searched at once for the best: about the square root of a published vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -55,16 +53,6 @@ class ClipProject(nn.Module):
         self.model = nn.Sequential(nn.Linear(config.prefix_width, config.embed_dim))
 
 
-class Gpt2(nn.Module):
-    """GPT-2 with its head tied to the token embedding, which is therefore stored once."""
-
-    def __init__(self, config: DecapConfig) -> None:
-        super().__init__()
-        self.transformer = Gpt2Transformer(
-            config.embed_dim, config.num_layers, config.num_heads, config.vocab_size, config.max_new_tokens
-        )
-
-
 class DecapStep(DecoderModel):
     """One greedy step of the decoder for R regions.
 
@@ -72,15 +60,14 @@ class DecapStep(DecoderModel):
     """
 
     kind = "decap"
-    block_offsets: Tensor
 
     def __init__(self, config: DecapConfig) -> None:
         super().__init__()
         self.config = config
-        self.block_size = max(size for size in range(1, _MAX_BLOCK + 1) if config.text_vocab_size % size == 0)
-        # A row, not a list of numbers: the latter ONNX's shape inference takes for a shape.
-        self.register_buffer("block_offsets", torch.arange(self.block_size)[None], persistent=False)
-        self.decoder = Gpt2(config)
+        self.next_token = NextToken(config.text_vocab_size)
+        self.decoder = Gpt2(
+            config.embed_dim, config.num_layers, config.num_heads, config.vocab_size, config.max_new_tokens
+        )
         self.clip_project = ClipProject(config)
 
     @property
@@ -101,8 +88,7 @@ class DecapStep(DecoderModel):
             that belong in the cache at ``position``.
         """
         logits, present = self.logits(vectors, input_ids, position, past)
-        ids, best = self._best(logits)
-        return ids, best - log_sum_exp(logits), *present
+        return *self.next_token(logits), *present
 
     def logits(
         self, vectors: Tensor, input_ids: Tensor, position: Tensor, past: Sequence[Tensor]
@@ -123,7 +109,7 @@ class DecapStep(DecoderModel):
     def prepare_for(self, device: Device) -> None:
         self.decoder.transformer.prepare_for(device)
 
-    def manifest_entry(self, eos_token_id: int, numbers: BundleNumbers) -> DecoderConfig:
+    def manifest_entry(self, numbers: BundleNumbers) -> DecoderConfig:
         config = self.config
         return DecoderConfig(
             kind="decap",
@@ -134,24 +120,10 @@ class DecapStep(DecoderModel):
             head_dim=config.head_dim,
             max_new_tokens=config.max_new_tokens,
             vocab_size=config.vocab_size,
-            eos_token_id=eos_token_id,
-            cache_precision=numbers.precision if numbers.precision in ("fp16", "bf16") else "fp32",
+            eos_token_ids=numbers.eos_token_ids,
+            cache_precision=numbers.cache_precision,
             batch_sizes=numbers.batch_sizes,
         )
-
-    def _best(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the token (R,) with the largest of ``logits`` (R, V) and its logit (R,), the first of equals.
-
-        Only tokens that have text are chosen.
-
-        In two steps, the best block and the best in it: runtimes reduce a long row well, but few find its index well
-        (OpenVINO takes 10 times as long for it as for the matrix product before it).
-        """
-        blocks = logits[:, : self.config.text_vocab_size].unflatten(-1, (-1, self.block_size))
-        best, block = blocks.amax(dim=-1).max(dim=-1)
-        first = block * self.block_size
-        inside = torch.gather(logits, 1, first[:, None] + self.block_offsets)
-        return first + inside.argmax(dim=-1), best
 
 
 class DecapBeamStep(nn.Module):
@@ -169,4 +141,4 @@ class DecapBeamStep(nn.Module):
             and entries as in `DecapStep.forward`.
         """
         logits, present = self.greedy.logits(vectors, input_ids, position, past)
-        return logits[:, : self.greedy.config.text_vocab_size] - log_sum_exp(logits)[:, None], *present
+        return self.greedy.next_token.log_probs(logits), *present

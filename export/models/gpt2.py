@@ -1,7 +1,7 @@
-"""GPT-2 as one step over a KV cache, for decoders of any prompt.
+"""GPT-2 as one step over a KV cache, and as one run over a prompt, for decoders of any prompt.
 
 Module names are those of transformers' GPT-2, so published state dicts load as they are.
-Shapes: R regions, E width, H heads, d = E / H, P positions.
+Shapes: R regions, E width, H heads, d = E / H, P positions of the cache, Q tokens of a prompt.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class Conv1D(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.addmm(self.bias, x, self.weight)
+        product = torch.addmm(self.bias, x.flatten(0, -2), self.weight)  # of two axes, as the steps', for one weight
+        return product if x.ndim == 2 else product.unflatten(0, x.shape[:-1])
 
 
 class Gpt2Attention(nn.Module):
@@ -52,13 +53,24 @@ class Gpt2Attention(nn.Module):
         It attends to itself and to a cache (R, H, P, d).
 
         Args:
-            is_attended: the filled entries of the cache (P,) bool; for GPUs its own too (P + 1,).
+            is_attended: the filled entries of the cache, (P,) or (R, 1, 1, P) bool; for GPUs its own too (P + 1).
         """
         query, key, value = self.c_attn(x).unflatten(-1, (3, self.num_heads, 1, -1)).unbind(1)
         query = query * query.shape[-1] ** -0.5
         attend = _attend_joined if self.device == "cuda" else _attend_in_place
         attended = attend(query, key, value, past_key, past_value, is_attended)
         return self.c_proj(attended.flatten(1)), key, value
+
+    def prefill(self, x: Tensor, is_attended: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the attended values of a prompt x (R, Q, E), and its keys and values (R, H, Q, d).
+
+        Args:
+            is_attended: by each token (R, 1, Q, Q) bool.
+        """
+        thirds = self.c_attn(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key, value = thirds.unbind(0)
+        attended = _attend(query * query.shape[-1] ** -0.5, key, value, is_attended)
+        return self.c_proj(attended.transpose(1, 2).flatten(2)), key, value
 
 
 def _attend_in_place(
@@ -74,8 +86,13 @@ def _attend_in_place(
 def _attend_joined(
     query: Tensor, key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor, is_attended: Tensor
 ) -> Tensor:
-    """Return the attended values (R, H, 1, d) as product, mask, softmax and product, the pattern that is fused."""
+    """Return the attended values (R, H, 1, d), keys and values in one piece."""
     keys, values = torch.cat([past_key, key], dim=-2), torch.cat([past_value, value], dim=-2)
+    return _attend(query, keys, values, is_attended)
+
+
+def _attend(query: Tensor, keys: Tensor, values: Tensor, is_attended: Tensor) -> Tensor:
+    """Return the attended values as product, mask, softmax and product, the pattern that is fused."""
     logits = torch.where(is_attended, query @ keys.transpose(-1, -2), _MASKED_LOGIT)
     return torch.softmax(logits, dim=-1) @ values
 
@@ -110,6 +127,20 @@ class Gpt2Block(nn.Module):
         x = x + attended
         return x + self.mlp(self.ln_2(x)), key, value
 
+    def prefill(self, x: Tensor, is_attended: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return x (R, Q, E) after the layer, and the prompt's keys and values; see `Gpt2Attention.prefill`."""
+        attended, key, value = self.attn.prefill(self.ln_1(x), is_attended)
+        x = x + attended
+        return x + self.mlp(self.ln_2(x)), key, value
+
+
+class Gpt2(nn.Module):
+    """GPT-2 with its head tied to the token embedding, which is therefore stored once."""
+
+    def __init__(self, width: int, num_layers: int, num_heads: int, vocab_size: int, positions: int) -> None:
+        super().__init__()
+        self.transformer = Gpt2Transformer(width, num_layers, num_heads, vocab_size, positions)
+
 
 class Gpt2Transformer(nn.Module):
     """The embeddings, layers and last norm of GPT-2, and its head, which is tied to the embedding of tokens.
@@ -125,6 +156,7 @@ class Gpt2Transformer(nn.Module):
         self.wpe = nn.Embedding(positions, width)
         self.h = nn.ModuleList(Gpt2Block(width, num_heads) for _ in range(num_layers))
         self.ln_f = nn.LayerNorm(width, eps=1e-5)
+        self.vocab_size = vocab_size
         self.device: Device = "cpu"
         self.register_buffer("padding_bias", None, persistent=False)
 
@@ -144,6 +176,15 @@ class Gpt2Transformer(nn.Module):
             self.padding_bias = F.pad(bias, (0, padding), value=_MASKED_LOGIT)
             self.wte.weight = nn.Parameter(F.pad(self.wte.weight.detach(), (0, 0, 0, padding)))
 
+    def prefill(self, x: Tensor, is_attended: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return a prompt's embeddings (R, Q, E) after all layers, and for each layer its keys and its values."""
+        present: list[Tensor] = []
+        for block in self.h:
+            assert isinstance(block, Gpt2Block)
+            x, key, value = block.prefill(x, is_attended)
+            present += [key, value]
+        return x, present
+
     def logits(self, x: Tensor) -> Tensor:
         """Return the logits (R, V) of what comes after the last layer's x (R, E)."""
         return F.linear(self.ln_f(x), self.wte.weight, self.padding_bias)
@@ -152,12 +193,3 @@ class Gpt2Transformer(nn.Module):
         """Return which entries a position (1,) attends to: (P,) bool, for GPUs (P + 1,)."""
         entries = [*range(self.wpe.num_embeddings)]
         return torch.tensor([*entries, -1] if self.device == "cuda" else entries) < position  # its own, -1, always is
-
-
-def log_sum_exp(logits: Tensor) -> Tensor:
-    """Return the log of the sum of exponentials over the last axis.
-
-    Not torch.logsumexp, which becomes a chain of guards against infinities in ONNX.
-    """
-    largest = logits.amax(dim=-1)
-    return largest + torch.log(torch.exp(logits - largest[:, None]).sum(dim=-1))

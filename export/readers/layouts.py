@@ -130,9 +130,10 @@ def _joined(name: str, parts: Mapping[int, Tensor], layout: Layout, source: str)
     return torch.cat([parts.get(number, zero) for number in range(3)])
 
 
-def depth_of(state: Mapping[str, Tensor]) -> int:
-    """Return the number of blocks that a state dict by our names has."""
-    return len({name.split(".")[1] for name in state if name.startswith("blocks.")})
+def depth_of(state: Mapping[str, Tensor], blocks: str = "blocks") -> int:
+    """Return the number of blocks that a state dict has under a name."""
+    prefix = f"{blocks}."
+    return len({name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)})
 
 
 def linear_shapes(name: str, inputs: int, outputs: int, bias: bool = True) -> dict[str, tuple[int, ...]]:

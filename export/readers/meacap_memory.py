@@ -1,4 +1,4 @@
-"""Reads MeaCap's memories: captions and their embeddings, in `memory/NAME/` (published-system.md, section 18)."""
+"""Reads MeaCap's memories: captions and their embeddings, in `memory/NAME/` (published-system.md, section 19)."""
 
 from __future__ import annotations
 

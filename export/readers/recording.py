@@ -16,6 +16,7 @@ from typing import Any
 
 from export.checkpoint import Checkpoint, CheckpointError
 from export.readers.families import find_architecture
+from export.readers.recorded_decoders import kind_of, read_recorded_decoder
 from export.readers.seeded import make_checkpoint, parse
 
 PREFIX = "recording:"
@@ -82,6 +83,9 @@ def read_recording(name: str) -> Checkpoint:
         CheckpointError: there is no such recording, or it is of an unknown backbone.
     """
     path, *options = name.removeprefix(PREFIX).split(",")
+    contents = read_json(Path(path))
+    if kind_of(contents) is not None:
+        return read_recorded_decoder(contents, name)
     tags = [option.removeprefix("variant=") for option in options if option.startswith("variant=")]
     settings = read_settings(Path(path))
     found = variants(settings, path)
@@ -97,7 +101,21 @@ def read_recording(name: str) -> Checkpoint:
 
 
 def read_settings(path: Path) -> Settings:
-    """Return what the .json of a recording says.
+    """Return what the .json of a recording of a backbone says.
+
+    Raises:
+        CheckpointError: there is none, or it is not such a recording's.
+    """
+    settings = read_json(path)
+    needed = ("arch", "dim", "n_memory", "images")
+    missing = [key for key in needed if key not in settings]
+    if missing:
+        raise CheckpointError(f"{path}: not the settings of a recording: {missing[0]} is missing")
+    return settings
+
+
+def read_json(path: Path) -> Settings:
+    """Return what the .json of any recording says.
 
     Raises:
         CheckpointError: there is none, or it is not a recording's.
@@ -106,12 +124,9 @@ def read_settings(path: Path) -> Settings:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not the settings of a recording: {error}") from None
-    needed = ("arch", "dim", "n_memory", "images")
-    missing = [key for key in needed if not isinstance(settings, dict) or key not in settings]
-    if missing:
-        raise CheckpointError(f"{path}: not the settings of a recording: {missing[0]} is missing")
-    found: Settings = settings
-    return found
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{path}: not the settings of a recording: expected names and values")
+    return settings
 
 
 def variants(settings: Settings, source: str) -> dict[str, str]:

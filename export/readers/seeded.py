@@ -7,7 +7,6 @@ of the backbone's family may follow too, and ``depth`` for fewer blocks.
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
@@ -22,11 +21,12 @@ from export.readers.backbone_family import AnyFamily, Architecture, BackboneRequ
 from export.readers.clip_bpe import START_TOKEN, VOCABULARY, find_merges, read_clip_bpe
 from export.readers.decap import decoder_from_state
 from export.readers.families import architecture_names, find_architecture
+from export.readers.seeded_decoders import seeded_decap_state
+from export.readers.seeded_weights import normal
 from export.text_spaces import TextSpace
 
 PREFIX = "seeded:"
 TEXT_SPACE = "seeded"
-_DECODER_WIDTH, _DECODER_LAYERS, _DECODER_VOCABULARY, _DECODER_POSITIONS = 768, 4, 50257, 1024
 
 _BLOCK_ROWS = 2**14
 
@@ -37,8 +37,6 @@ _WITHOUT_VOCABULARY = (
 
 _TOKENS = ("cls_token", "register_tokens", "storage_tokens", "mask_token", "class_embedding", "probe")
 """The last part of the names of learned tokens."""
-
-Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -99,10 +97,7 @@ def make_checkpoint(seeded: SeededName, source: str, space: TextSpace | None = N
         seeded_state(seeded),
         BackboneRequest(seeded.image_size, source, architecture, seeded.family_options),
     )
-    decoder_state = {
-        part: _decoder_weight(f"{options.salt}decap/{part}", part, shape)
-        for part, shape in _decoder_shapes(architecture.output_dim).items()
-    }
+    decoder_state = seeded_decap_state(options.salt, architecture.output_dim, VOCABULARY)
     space = space or seeded.family.space_of(architecture, seeded.family_options)
     return Checkpoint(
         source=source,
@@ -186,59 +181,6 @@ def parse(name: str) -> SeededName:
 
 _COMMON = tuple(field.name for field in fields(SeededOptions))
 """The names of the options for any family."""
-
-
-def normal(full_name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """Return standard normal numbers that depend on nothing but their name."""
-    generator = np.random.RandomState(zlib.crc32(full_name.encode()) & 0x7FFFFFFF)
-    return generator.standard_normal(math.prod(shape)).astype(np.float32).reshape(shape)
-
-
-def _decoder_shapes(prefix_width: int) -> Shapes:
-    width = _DECODER_WIDTH
-    block: Shapes = {
-        "ln_1.weight": (width,),
-        "ln_1.bias": (width,),
-        "attn.c_attn.weight": (width, 3 * width),
-        "attn.c_attn.bias": (3 * width,),
-        "attn.c_proj.weight": (width, width),
-        "attn.c_proj.bias": (width,),
-        "ln_2.weight": (width,),
-        "ln_2.bias": (width,),
-        "mlp.c_fc.weight": (width, 4 * width),
-        "mlp.c_fc.bias": (4 * width,),
-        "mlp.c_proj.weight": (4 * width, width),
-        "mlp.c_proj.bias": (width,),
-    }
-    return {
-        "decoder.transformer.wte.weight": (_DECODER_VOCABULARY, width),
-        "decoder.transformer.wpe.weight": (_DECODER_POSITIONS, width),
-        **{f"decoder.transformer.h.{n}.{part}": shape for n in range(_DECODER_LAYERS) for part, shape in block.items()},
-        "decoder.transformer.ln_f.weight": (width,),
-        "decoder.transformer.ln_f.bias": (width,),
-        "clip_project.model.0.weight": (width, prefix_width),
-        "clip_project.model.0.bias": (width,),
-    }
-
-
-def _decoder_weight(full_name: str, part: str, shape: tuple[int, ...]) -> Tensor:
-    x = normal(full_name, shape)
-    if part.endswith("ln_f.weight"):
-        x = np.float32(20) * (1 + np.float32(0.1) * x)
-    elif ".ln_" in part and part.endswith("weight"):
-        x = 1 + np.float32(0.1) * x
-    elif part.endswith("bias"):
-        x = np.float32(0.02) * x
-    elif part.endswith("wte.weight"):
-        x = np.float32(0.02) * x
-        x[VOCABULARY:] = 0
-        x[VOCABULARY - 1] *= np.float32(3.5)  # the end token, so that some captions end
-    elif part.endswith("wpe.weight"):
-        x = np.float32(0.05) * x
-    else:
-        fan_in = shape[1] if part.startswith("clip_project") else shape[0]
-        x = x / np.float32(math.sqrt(fan_in))
-    return torch.from_numpy(x)
 
 
 def _memory(options: SeededOptions, space: TextSpace, source: str) -> MemorySource:

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from runtime.bundle.graph_io import REENCODER, GraphIo, backbone, beam_decoder_step, decoder_step
+from runtime.bundle.graph_io import (
+    MAPPING,
+    REENCODER,
+    GraphIo,
+    backbone,
+    beam_decoder_step,
+    decoder_step,
+    prefill,
+)
 from runtime.bundle.manifest import EngineName, Manifest
 
 _GRAPHS: Mapping[EngineName, Callable[[Manifest], GraphIo]] = {
     "backbone": lambda manifest: backbone(manifest.backbone.attention_heads > 0),
     "reencoder": lambda _: REENCODER,
-    "decoder": lambda manifest: decoder_step(manifest.decoder.num_layers),
-    "beam_decoder": lambda manifest: beam_decoder_step(manifest.decoder.num_layers),
+    "mapping": lambda _: MAPPING,
+    "prefill": lambda manifest: prefill(manifest.decoder.num_layers),
+    "decoder": lambda manifest: decoder_step(manifest.decoder.num_layers, manifest.decoder.prompt is not None),
+    "beam_decoder": lambda manifest: beam_decoder_step(
+        manifest.decoder.num_layers, manifest.decoder.prompt is not None
+    ),
 }
 
 
@@ -30,6 +42,9 @@ def fixed_sizes(manifest: Manifest) -> dict[str, int]:
         "width": config.output_dim,
         "attention_heads": config.attention_heads,
         "heads": decoder.num_heads,
-        "positions": decoder.max_new_tokens,
+        "positions": decoder.cache_positions,
+        "attended_positions": decoder.cache_positions + 1,
         "head_dim": decoder.head_dim,
+        "embed_dim": decoder.embed_dim,
+        "soft_tokens": decoder.prompt.soft_tokens if decoder.prompt else 0,
     }

@@ -2,9 +2,13 @@
 
 Exporter, TensorRT profiles, backends' users and the documents read it here; nothing else spells these names.
 
+A decoder of kind "decap" is one step, whose position 0 takes the vector. Others have a prompt: `mapping` makes vectors
+soft tokens, `prefill` reads soft tokens and token ids in one run, left-padded to Q prompt tokens, and steps follow.
+
 The cache of a decoder with L layers is `past_key_values.i.key` and `.value` for i in 0..L-1, (R, H, P, d) each: R
 regions, H heads, P positions, d head width. A step returns `present.i.key` and `.value`, the entries of its own
-position only, (R, H, 1, d); the runtime writes them into the cache, so that no step copies it.
+position only, (R, H, 1, d), and `prefill` those of the prompt, (R, H, Q, d); the runtime writes them into the cache, so
+that no step copies it.
 """
 
 from __future__ import annotations
@@ -20,8 +24,9 @@ PIXEL_VALUES, TOKENS, CLS_ATTENTION_LOGITS = "pixel_values", "tokens", "cls_atte
 TOKEN_MASK, TOKEN_WEIGHTS, VECTORS = "token_mask", "token_weights", "vectors"
 INPUT_IDS, POSITION = "input_ids", "position"
 NEXT_TOKEN_IDS, LOG_PROBS, ALL_LOG_PROBS = "next_token_ids", "log_probs", "all_log_probs"
+SOFT_PROMPT, PROMPT_IDS, POSITION_IDS, ATTENTION_MASK = "soft_prompt", "prompt_ids", "position_ids", "attention_mask"
 
-IMAGES, REGIONS, REGION_TOKENS = "images", "regions", "region_tokens"
+IMAGES, REGIONS, REGION_TOKENS, PROMPT_TOKENS = "images", "regions", "region_tokens", "prompt_tokens"
 """The axes whose sizes are chosen at run time, by their names in the graphs."""
 VOCABULARY = "vocabulary"
 """The axis of the tokens that have text: no more than the manifest's vocabulary."""
@@ -111,15 +116,42 @@ def reencoder_batches(num_tokens: int, max_regions: int) -> list[ReencoderBatch]
     return batches
 
 
-def decoder_step(num_layers: int) -> GraphIo:
+MAPPING = GraphIo(
+    "mapping",
+    inputs=(TensorSpec(VECTORS, "float32", (REGIONS, "width")),),
+    outputs=(TensorSpec(SOFT_PROMPT, "float32", (REGIONS, "soft_tokens", "embed_dim")),),
+)
+
+
+def prefill(num_layers: int) -> GraphIo:
+    """Return the contract of reading prompts: the log-probability of every token after them, and their cache entries.
+
+    Prompts are left-padded. An id V + k stands for the prompt's soft token k; the attention mask is false for padding.
+    """
+    return GraphIo(
+        "prefill",
+        inputs=(
+            TensorSpec(SOFT_PROMPT, "float32", (REGIONS, "soft_tokens", "embed_dim")),
+            TensorSpec(PROMPT_IDS, "int64", (REGIONS, PROMPT_TOKENS)),
+            TensorSpec(POSITION_IDS, "int64", (REGIONS, PROMPT_TOKENS)),
+            TensorSpec(ATTENTION_MASK, "bool", (REGIONS, PROMPT_TOKENS)),
+        ),
+        outputs=(
+            TensorSpec(ALL_LOG_PROBS, "float32", (REGIONS, VOCABULARY)),
+            *_present(num_layers, PROMPT_TOKENS),
+        ),
+    )
+
+
+def decoder_step(num_layers: int, has_prompt: bool = False) -> GraphIo:
     """Return the contract of one greedy step: the likeliest next token and its log-probability."""
     chosen = (TensorSpec(NEXT_TOKEN_IDS, "int64", (REGIONS,)), TensorSpec(LOG_PROBS, "float32", (REGIONS,)))
-    return _step("decoder", num_layers, chosen)
+    return _step("decoder", num_layers, has_prompt, chosen)
 
 
-def beam_decoder_step(num_layers: int) -> GraphIo:
+def beam_decoder_step(num_layers: int, has_prompt: bool = False) -> GraphIo:
     """Return the contract of one step that gives the log-probability of every token that has text."""
-    return _step("beam_decoder", num_layers, (TensorSpec(ALL_LOG_PROBS, "float32", (REGIONS, VOCABULARY)),))
+    return _step("beam_decoder", num_layers, has_prompt, (TensorSpec(ALL_LOG_PROBS, "float32", (REGIONS, VOCABULARY)),))
 
 
 def past_names(num_layers: int) -> list[str]:
@@ -141,16 +173,27 @@ def _cache_entries(num_layers: int) -> Iterator[str]:
     return (f"{layer}.{kind}" for layer in range(num_layers) for kind in ("key", "value"))
 
 
-def _step(name: str, num_layers: int, first_outputs: tuple[TensorSpec, ...]) -> GraphIo:
+def _present(num_layers: int, positions: str | int) -> Iterator[TensorSpec]:
+    return (TensorSpec(one, "cache", (REGIONS, "heads", positions, "head_dim")) for one in present_names(num_layers))
+
+
+_AFTER_VECTOR = (
+    TensorSpec(VECTORS, "float32", (REGIONS, "width")),
+    TensorSpec(INPUT_IDS, "int64", (REGIONS,)),
+    TensorSpec(POSITION, "int64", (1,)),
+)
+_AFTER_PROMPT = (
+    TensorSpec(INPUT_IDS, "int64", (REGIONS,)),
+    TensorSpec(POSITION_IDS, "int64", (REGIONS,)),
+    TensorSpec(ATTENTION_MASK, "bool", (REGIONS, "attended_positions")),
+)
+"""The mask has the cache's entries, and after them the step's own, which is always true."""
+
+
+def _step(name: str, num_layers: int, has_prompt: bool, first_outputs: tuple[TensorSpec, ...]) -> GraphIo:
     past = (TensorSpec(one, "cache", (REGIONS, "heads", "positions", "head_dim")) for one in past_names(num_layers))
-    present = (TensorSpec(one, "cache", (REGIONS, "heads", 1, "head_dim")) for one in present_names(num_layers))
     return GraphIo(
         name,
-        inputs=(
-            TensorSpec(VECTORS, "float32", (REGIONS, "width")),
-            TensorSpec(INPUT_IDS, "int64", (REGIONS,)),
-            TensorSpec(POSITION, "int64", (1,)),
-            *past,
-        ),
-        outputs=(*first_outputs, *present),
+        inputs=(*(_AFTER_PROMPT if has_prompt else _AFTER_VECTOR), *past),
+        outputs=(*first_outputs, *_present(num_layers, 1)),
     )

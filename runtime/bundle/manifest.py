@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from runtime.bundle.dtypes import NUMBER_FORMATS, StoragePrecision
 
-SCHEMA: Literal[2] = 2
+SCHEMA: Literal[3] = 3
 MANIFEST = "manifest.json"
 
 PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
@@ -30,10 +30,12 @@ TextSpaceName = Annotated[str, Field(pattern=f"^{_NAME}$")]
 
 BundleBackend: TypeAlias = Literal["cpu", "ort-cuda", "ort-tensorrt", "tensorrt", "tensorrt-rtx"]
 PlanProduct: TypeAlias = Literal["tensorrt", "tensorrt-rtx"]
-EngineName: TypeAlias = Literal["backbone", "reencoder", "decoder", "beam_decoder"]
+EngineName: TypeAlias = Literal["backbone", "reencoder", "mapping", "prefill", "decoder", "beam_decoder"]
 EnginePrecision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 PlanHardware: TypeAlias = Literal["same", "same-capability", "ampere+"]
 Rgb: TypeAlias = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
+DecoderKind: TypeAlias = Literal["decap", "viecap", "meacap", "clipcap"]
+PromptOrder: TypeAlias = Literal["soft_first", "hard_first", "soft_only", "hard_only"]
 GlobalToken: TypeAlias = Literal["cls", "pooled", "register"]
 Shape: TypeAlias = tuple[PositiveInt, ...]
 
@@ -190,11 +192,60 @@ class BackboneConfig(Part):
         return self
 
 
-class DecoderConfig(Part):
-    """The decoder's numbers; each layer's keys and values are (R, num_heads, max_new_tokens, head_dim)."""
+class EntitiesConfig(Part):
+    """Hard prompts of the entities of a vocabulary that a region looks like."""
 
-    kind: Literal["decap"]
-    """Which decoder it is: "decap" for one prefix position and a KV-cached step."""
+    source: Literal["entities"] = "entities"
+    embeddings: FileName
+    """K unit rows of width D, float32."""
+    pieces: FileName
+    """The prompt's pieces, K entities among them."""
+    num_entities: Annotated[int, Field(gt=0, le=2**20)]
+    """K."""
+    temperature: Annotated[FiniteFloat, Field(ge=1e-6, le=1e6)]
+    top_k: Annotated[int, Field(gt=0, le=1024)]
+    """The most entities of a prompt."""
+    threshold: FiniteFloat
+    """The least probability of an entity that is named."""
+
+
+class ConceptsConfig(Part):
+    """Hard prompts of what the memory bank's captions near a region have in common."""
+
+    source: Literal["concepts"] = "concepts"
+    graphs: FileName
+    """The scene graph of each caption of the bank, as tables."""
+    pieces: FileName
+    """The prompt's pieces: entities and attributes."""
+    num_captions: Annotated[int, Field(gt=0, le=1024)]
+    """The number of captions that are looked up for a region."""
+
+
+class PromptConfig(Part):
+    """What a decoder reads before its first token: soft tokens made of the vector, token ids, or both."""
+
+    soft_tokens: Annotated[int, Field(gt=0, le=1024)]
+    """S, the soft tokens that a vector is mapped to."""
+    order: PromptOrder
+    max_tokens: Annotated[int, Field(gt=0, le=2**13)]
+    """The most tokens of a prompt, soft and hard together."""
+    unit_vectors: bool
+    """Whether vectors get unit length first."""
+    hard: Annotated[EntitiesConfig | ConceptsConfig, Field(discriminator="source")] | None = None
+    """What its hard part is made of; None for a prompt of soft tokens alone."""
+
+    @model_validator(mode="after")
+    def _check_hard(self) -> PromptConfig:
+        if (self.hard is None) != (self.order == "soft_only"):
+            raise ValueError(f"expected hard exactly where the order has a hard part, got {self.order}")
+        return self
+
+
+class DecoderConfig(Part):
+    """The decoder's numbers; each layer's keys and values are (R, num_heads, cache_positions, head_dim)."""
+
+    kind: DecoderKind
+    """Which decoder it is: "decap" for one prefix position, which is the vector itself; the others read a prompt."""
     text_space: TextSpaceName
     embed_dim: Width
     num_layers: Layers
@@ -202,7 +253,16 @@ class DecoderConfig(Part):
     head_dim: Width
     max_new_tokens: Annotated[int, Field(gt=0, le=4096)]
     vocab_size: Annotated[int, Field(gt=0, le=2**24)]
-    eos_token_id: Annotated[int, Field(ge=0)]
+    eos_token_ids: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=16)]
+    """The tokens that end a caption."""
+    keeps_eos: bool = False
+    """Whether the end token is part of the text, a full stop for example."""
+    text_end: Annotated[str, Field(max_length=16)] = ""
+    """What ends every text: it is cut after the first, and gets one where it has none; "" for nothing."""
+    reference_score: Literal["probability", "perplexity", "inverse_perplexity"] = "probability"
+    """What score="reference" is: the probability of all steps, or of the text alone by the decoder without a prompt."""
+    prompt: PromptConfig | None = None
+    """What it reads before its first token; None for "decap"."""
     cache_precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     batch_sizes: Annotated[tuple[Annotated[int, Field(gt=0, le=2**14)], ...], Field(min_length=1, max_length=32)] = (
         1,
@@ -214,11 +274,27 @@ class DecoderConfig(Part):
     """The numbers of captions decoded at once, rising: larger batches are split by the last. A GPU, which has memory
     and plans for exactly these numbers, pads to the next."""
 
+    @property
+    def eos_token_id(self) -> int:
+        """The first of the tokens that end a caption, which also pads."""
+        return self.eos_token_ids[0]
+
+    @property
+    def cache_positions(self) -> int:
+        """P, the positions of the cache: those of the prompt, and of all tokens but the last, which nothing follows."""
+        return self.max_new_tokens if self.prompt is None else self.prompt.max_tokens + self.max_new_tokens - 1
+
+    @model_validator(mode="after")
+    def _check_prompt(self) -> DecoderConfig:
+        if (self.prompt is None) != (self.kind == "decap"):
+            raise ValueError(f"expected a prompt for every kind but decap, got kind {self.kind}")
+        return self
+
     @model_validator(mode="after")
     def _check_end(self) -> DecoderConfig:
-        if self.eos_token_id >= self.vocab_size:
+        if max(self.eos_token_ids) >= self.vocab_size:
             raise ValueError(
-                f"expected eos_token_id below vocab_size, got {self.eos_token_id} of {self.vocab_size} tokens"
+                f"expected eos_token_ids below vocab_size, got {max(self.eos_token_ids)} of {self.vocab_size} tokens"
             )
         return self
 
@@ -226,7 +302,7 @@ class DecoderConfig(Part):
     def _check_batches(self) -> DecoderConfig:
         if list(self.batch_sizes) != sorted(set(self.batch_sizes)):
             raise ValueError(f"expected batch_sizes that rise, got {', '.join(map(str, self.batch_sizes))}")
-        entries = 2 * self.num_layers * self.num_heads * self.head_dim * self.max_new_tokens
+        entries = 2 * self.num_layers * self.num_heads * self.head_dim * self.cache_positions
         cache_bytes = self.batch_sizes[-1] * entries * NUMBER_FORMATS[self.cache_precision].bytes
         if cache_bytes > _MAX_CACHE_BYTES:
             raise ValueError(
@@ -240,6 +316,8 @@ class MemoryConfig(Part):
     """The memory bank; a bundle for a noise-trained decoder has none."""
 
     text_space: TextSpaceName
+    projects: bool = True
+    """Whether vectors are projected onto it before they are decoded; else its captions are looked up only."""
     embeddings: FileName
     captions: FileName
     num_rows: Annotated[int, Field(gt=0, lt=2**31)]
@@ -267,7 +345,7 @@ class BuildInfo(Part):
 class Manifest(Part):
     """All that the runtime must know of a bundle before it opens anything else."""
 
-    schema_version: Literal[2] = SCHEMA
+    schema_version: Literal[3] = SCHEMA
     backend: BundleBackend = "cpu"
     """The backend that it was built for, which "auto" opens it with."""
     backbone: BackboneConfig
@@ -283,7 +361,7 @@ class Manifest(Part):
 
     @model_validator(mode="after")
     def _check_engines(self) -> Manifest:
-        for name in ("backbone", "decoder"):
+        for name in ("backbone", "decoder", *(("mapping", "prefill") if self.decoder.prompt else ())):
             if name not in self.engines:
                 raise ValueError(f"engines: {name} is missing")
         return self
@@ -294,9 +372,17 @@ class Manifest(Part):
         used += [plan.file for plan in self.plans]
         used += [self.memory.embeddings, self.memory.captions] if self.memory else []
         used += [self.memory.residual] if self.memory and self.memory.residual else []
+        used += _prompt_files(self.decoder.prompt.hard if self.decoder.prompt else None)
         for name in used:
             if name not in self.files:
                 raise ValueError(f"files: {name} is used but not listed")
+        return self
+
+    @model_validator(mode="after")
+    def _check_concepts(self) -> Manifest:
+        prompt = self.decoder.prompt
+        if prompt and isinstance(prompt.hard, ConceptsConfig) and self.memory is None:
+            raise ValueError("memory: expected the bank whose captions have the concepts of the decoder's prompts")
         return self
 
     @model_validator(mode="after")
@@ -318,3 +404,9 @@ class Manifest(Part):
             got = ", ".join(f"{name} {space!r}" for name, space in spaces.items())
             raise ValueError(f"text_space: expected one for backbone, decoder and memory bank, got {got}")
         return self
+
+
+def _prompt_files(hard: EntitiesConfig | ConceptsConfig | None) -> list[str]:
+    if hard is None:
+        return []
+    return [hard.pieces, hard.embeddings if isinstance(hard, EntitiesConfig) else hard.graphs]

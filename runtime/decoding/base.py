@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,6 +24,19 @@ class DecodedCaption:
     text: str
     score: float
     ids: tuple[int, ...]
+
+
+class CaptionBank(Protocol):
+    """The captions of a memory bank, of which some prompts are made."""
+
+    @property
+    def captions(self) -> Sequence[str]:
+        """The caption of each row (M)."""
+        ...
+
+    def nearest_rows(self, vectors: Tensor, count: int) -> list[list[int]]:
+        """Return for each of the vectors (R, D) its ``count`` nearest rows, the nearest first."""
+        ...
 
 
 class CaptionDecoder(Protocol):

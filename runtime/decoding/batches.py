@@ -6,7 +6,7 @@ Shapes: R regions, D vector width, P positions (the most steps).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,7 +59,15 @@ def decode_in_batches(
             progress(int((inverse < done).sum()), len(vectors))
     ids, sums = (torch.cat(tensors)[inverse].tolist() for tensors in zip(*parts, strict=True))
     _check_range(ids, sums, config)
-    return TokenSequences([_truncate_at(row, config.eos_token_id) for row in ids], sums)
+    return TokenSequences([_truncate_at(row, config.eos_token_ids) for row in ids], sums)
+
+
+def is_end(tokens: Tensor, eos_token_ids: Sequence[int]) -> Tensor:
+    """Return which of some tokens end a caption, as bool of their shape."""
+    ended = tokens == eos_token_ids[0]
+    for token in eos_token_ids[1:]:
+        ended |= tokens == token
+    return ended
 
 
 def _check_range(ids: list[list[int]], sums: list[float], config: DecoderConfig) -> None:
@@ -82,5 +90,6 @@ def _check_range(ids: list[list[int]], sums: list[float], config: DecoderConfig)
             )
 
 
-def _truncate_at(ids: list[int], eos_token_id: int) -> list[int]:
-    return ids[: ids.index(eos_token_id) + 1] if eos_token_id in ids else ids
+def _truncate_at(ids: list[int], eos_token_ids: Collection[int]) -> list[int]:
+    end = next((index for index, token in enumerate(ids) if token in eos_token_ids), len(ids))
+    return ids[: end + 1]

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from runtime.backends import Engine
 from runtime.bundle import DecoderConfig
-from runtime.bundle.graph_io import ALL_LOG_PROBS, INPUT_IDS, POSITION, VECTORS
-from runtime.decoding.batches import TokenSequences, decode_in_batches
-from runtime.decoding.kv_cache import KvCache
+from runtime.bundle.graph_io import ALL_LOG_PROBS
+from runtime.decoding.batches import TokenSequences, decode_in_batches, is_end
+from runtime.decoding.state import VectorState
 from runtime.errors import PatchcaptionError
 from runtime.options import ProgressCallback
 
@@ -62,18 +62,19 @@ def _search_batch(
     """Return the tokens (R, P), padded with end tokens, and the sums of log-probabilities (R,)."""
     regions, device = len(vectors), vectors.device
     finished = _FinishedCaptions(regions, beams, config, device)
-    cache = KvCache(config, regions * beams, device)
-    cache.select_rows(torch.arange(regions, device=device))
+    state = VectorState(config, vectors, beams)
     indices = torch.arange(regions, device=device)  # of the regions that are not done
     sums = torch.zeros(regions, 1, device=device)  # of the beams' log-probabilities (R, B)
     ids = torch.full((regions, 1, config.max_new_tokens), config.eos_token_id, device=device)  # of the beams (R, B, P)
     for step in range(config.max_new_tokens):
         first_rows = sums.shape[1] * torch.arange(len(sums), device=device)[:, None]
-        log_probs = _run_step(engine, cache, vectors[indices], ids[:, :, step - 1], step)
-        sums, parents, tokens = _top_continuations(log_probs, sums, 2 * beams)
+        outputs = engine.run(state.inputs(ids[:, :, step - 1].flatten()))  # not read at step 0
+        state.append(outputs)
+        log_probs = outputs[ALL_LOG_PROBS].unflatten(0, (-1, sums.shape[1]))
+        sums, parents, tokens = top_continuations(log_probs, sums, 2 * beams)
         ids = _gather_beams(ids, parents)
         ids[:, :, step] = tokens
-        ends = (tokens == config.eos_token_id) | (step == config.max_new_tokens - 1)
+        ends = is_end(tokens, config.eos_token_ids) | (step == config.max_new_tokens - 1)
         divisor = (step + 1) ** length_penalty
         scores = (sums / divisor).masked_fill(~ends, -math.inf)
         finished.add(indices, ids[:, :beams], sums[:, :beams], scores[:, :beams])
@@ -82,22 +83,9 @@ def _search_batch(
         if len(active) == 0:
             break
         # A region that is done leaves at once: the cache is reordered anyway.
-        cache.select_rows((first_rows + parents.gather(1, chosen))[active].flatten())
+        state.select_rows((first_rows + parents.gather(1, chosen))[active].flatten())
         indices, sums, ids = indices[active], sums[active], _gather_beams(ids, chosen)[active]
     return finished.ids, finished.sums
-
-
-def _run_step(engine: Engine, cache: KvCache, vectors: Tensor, tokens: Tensor, step: int) -> Tensor:
-    """Return the log-probabilities (R, B, V) after ``tokens`` (R, B), the beams' last ids; not read at step 0."""
-    beams_per_region = tokens.shape[1]
-    inputs = {
-        VECTORS: vectors.repeat_interleave(beams_per_region, dim=0),
-        INPUT_IDS: tokens.flatten().contiguous(),
-        POSITION: torch.tensor([step], device=vectors.device),
-    }
-    outputs = engine.run(inputs | cache.inputs())
-    cache.append(outputs)
-    return outputs[ALL_LOG_PROBS].unflatten(0, (-1, beams_per_region))
 
 
 class _FinishedCaptions:
@@ -124,7 +112,7 @@ class _FinishedCaptions:
         return self._scores[indices, -1]
 
 
-def _top_continuations(log_probs: Tensor, sums: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def top_continuations(log_probs: Tensor, sums: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the ``count`` likeliest continuations of the beams of each region, the likeliest first.
 
     In two steps, the best blocks of the vocabulary and the best tokens in them: sorting whole rows is far slower.

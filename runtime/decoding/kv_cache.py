@@ -19,15 +19,20 @@ class KvCache:
     """The keys and values of up to R captions, (R, H, P, d) for each layer.
 
     Captions leave and change rows in place, so the cache never takes more memory than it began with.
+
+    Attributes:
+        positions: P.
+        length: the positions that are filled.
     """
 
     def __init__(self, config: DecoderConfig, rows: int, device: torch.device) -> None:
-        shape = (rows, config.num_heads, config.max_new_tokens, config.head_dim)
+        self.positions = config.cache_positions
+        shape = (rows, config.num_heads, self.positions, config.head_dim)
         dtype = NUMBER_FORMATS[config.cache_precision].torch
         # Entry by entry: in one piece it would be so large that the system takes it back and zeroes it page by page.
         self._past = {name: torch.zeros(shape, dtype=dtype, device=device) for name in past_names(config.num_layers)}
         self._present_names = present_names(config.num_layers)
-        self._rows, self._length = rows, 0
+        self._rows, self.length = rows, 0
 
     def inputs(self) -> dict[str, Tensor]:
         """Return the decoder's cache inputs, (R, H, P, d) each, for the rows in use."""
@@ -39,20 +44,26 @@ class KvCache:
         return {name: torch.zeros_like(past[:, :, :1]) for name, past in pasts}
 
     def append(self, outputs: Mapping[str, Tensor]) -> None:
-        """Store a step's entries (R, H, 1, d), which lie among its outputs, at the next position."""
+        """Store the entries of a step or a prompt (r, H, Q, d), which lie among its outputs, at the next positions."""
+        new = outputs[self._present_names[0]].shape[2]
         for name, past in zip(self._present_names, self._past.values(), strict=True):
-            past[: self._rows, :, self._length] = outputs[name][:, :, 0]
-        self._length += 1
+            past[: self._rows, :, self.length : self.length + new] = outputs[name]
+        self.length += new
 
     def write(self, outputs: Mapping[str, Tensor], position: Tensor) -> None:
         """Store a step's entries at ``position`` (1,), which only the device needs to know."""
         for name, past in zip(self._present_names, self._past.values(), strict=True):
             past.index_copy_(2, position, outputs[name])
 
+    def copy_from(self, other: KvCache, rows: int) -> None:
+        """Take over the filled positions of the first ``rows`` rows of another cache of as many positions."""
+        for own, theirs in zip(self._past.values(), other._past.values(), strict=True):
+            own[:rows, :, : other.length] = theirs[:rows, :, : other.length]
+
     def select_rows(self, rows: Tensor) -> None:
         """Make row i what row ``rows[i]`` was, for int64 ``rows`` (R,); no other row is in use afterwards."""
         self._rows = len(rows)
         moved = torch.nonzero(rows != torch.arange(len(rows), device=rows.device))[:, 0]
         for past in self._past.values():
-            filled = past[:, :, : self._length]
+            filled = past[:, :, : self.length]
             filled[moved] = filled[rows[moved]]

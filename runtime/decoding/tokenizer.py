@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -26,17 +26,21 @@ class CaptionTokenizer:
 
     Args:
         file: the vocabulary.
-        eos_token_id: the token that ends a caption.
+        eos_token_ids: the tokens that end a caption.
+        keeps_eos: whether the end token is part of the text.
+        text_end: what ends every text: it is cut after the first, and gets one where it has none; "" for nothing.
 
     Raises:
         BundleError: the file is not a tokenizer, or its decoder could make long texts of few tokens.
     """
 
-    def __init__(self, file: HeldFile, eos_token_id: int) -> None:
+    def __init__(
+        self, file: HeldFile, eos_token_ids: Collection[int], keeps_eos: bool = False, text_end: str = ""
+    ) -> None:
         if file.size > _MAX_FILE_BYTES:
             raise BundleError(f"{file.path}: expected at most {_MAX_FILE_BYTES} bytes, got {file.size}")
         try:
-            self._tokenizer = Tokenizer.from_str(json.dumps(_decoding_part(json.loads(file.read()))))
+            self._tokenizer = Tokenizer.from_str(json.dumps(_used_part(json.loads(file.read()))))
         except BundleError:
             raise
         except Exception as error:  # the library raises bare Exception
@@ -46,19 +50,27 @@ class CaptionTokenizer:
             raise BundleError(
                 f"{file.path}: expected tokens of at most {_MAX_TOKEN_CHARACTERS} characters, got one of {longest}"
             )
-        self._eos_token_id = eos_token_id
+        self._eos_token_ids, self._keeps_eos, self._text_end = frozenset(eos_token_ids), keeps_eos, text_end
 
     def text(self, ids: Sequence[int]) -> str:
         """Return the text of ids up to the first end token, without spaces around it."""
-        kept = list(ids)
-        if self._eos_token_id in kept:
-            kept = kept[: kept.index(self._eos_token_id)]
-        text = self._tokenizer.decode(kept, skip_special_tokens=True)
-        return str(text).replace(_END_OF_WORD, " ").strip()
+        return self.full_text(ids).strip()
+
+    def full_text(self, ids: Sequence[int]) -> str:
+        """Return the text of ids up to the first end token, with the space that it may begin with."""
+        end = next((index for index, token in enumerate(ids) if token in self._eos_token_ids), len(ids))
+        kept = list(ids[: end + 1 if self._keeps_eos else end])
+        text = str(self._tokenizer.decode(kept, skip_special_tokens=True)).replace(_END_OF_WORD, " ")
+        return text.partition(self._text_end)[0] + self._text_end if self._text_end else text
+
+    def ids(self, text: str) -> list[int]:
+        """Return the token ids of a text, for a vocabulary of whole bytes, as GPT-2's."""
+        found: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return found
 
 
-def _decoding_part(contents: Any) -> dict[str, Any]:
-    """Return what decoding needs of a `tokenizer.json`: no patterns, which only turn texts into tokens.
+def _used_part(contents: Any) -> dict[str, Any]:
+    """Return what is needed of a `tokenizer.json`: no patterns but GPT-2's own, which the library has.
 
     Raises:
         ValueError: it has a decoder whose text may be much longer than its tokens.
@@ -68,6 +80,9 @@ def _decoding_part(contents: Any) -> dict[str, Any]:
     decoder = contents.get("decoder")
     _check_bounded(decoder)
     kept = {name: contents[name] for name in ("version", "model", "added_tokens") if name in contents}
+    splits = contents.get("pre_tokenizer")
+    if isinstance(splits, dict) and splits.get("type") == "ByteLevel":
+        kept["pre_tokenizer"] = splits
     return {**kept, "decoder": decoder}
 
 

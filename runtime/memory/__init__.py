@@ -2,6 +2,6 @@
 
 from runtime.memory.bank import MemoryBank
 from runtime.memory.match import MemoryMatch
-from runtime.memory.projector import Projector, load_projector
+from runtime.memory.projector import Projector, load_bank, projector_of
 
-__all__ = ["MemoryBank", "MemoryMatch", "Projector", "load_projector"]
+__all__ = ["MemoryBank", "MemoryMatch", "Projector", "load_bank", "projector_of"]

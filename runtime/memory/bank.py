@@ -94,6 +94,19 @@ class MemoryBank:
 
     def nearest(self, vectors: Tensor, count: int) -> list[tuple[MemoryMatch, ...]]:
         """Return for each of the vectors (R, D) its ``count`` nearest captions, the nearest first."""
+        cosines, indices = self._nearest(vectors, count)
+        return [
+            tuple(MemoryMatch(self.captions[index], cosine) for index, cosine in zip(*found, strict=True))
+            for found in zip(indices.tolist(), cosines.clamp(-1, 1).tolist(), strict=True)
+        ]
+
+    def nearest_rows(self, vectors: Tensor, count: int) -> list[list[int]]:
+        """Return for each of the vectors (R, D) its ``count`` nearest rows, the nearest first."""
+        found: list[list[int]] = self._nearest(vectors, count)[1].tolist()
+        return found
+
+    def _nearest(self, vectors: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Return the cosines and the indices of the ``count`` nearest rows (R, count), the nearest first."""
         unit_queries = F.normalize(vectors, dim=-1)
         cosines, indices = unit_queries.new_empty((len(vectors), 0)), torch.empty((len(vectors), 0), dtype=torch.int64)
         for block in blocks(self.rows, len(vectors)):
@@ -103,10 +116,7 @@ class MemoryBank:
             indices = torch.cat([indices, top.indices.cpu() + block.start], dim=1)
             cosines, kept = cosines.topk(min(count, cosines.shape[1]), dim=-1)
             indices = indices.gather(1, kept.cpu())
-        return [
-            tuple(MemoryMatch(self.captions[index], cosine) for index, cosine in zip(*found, strict=True))
-            for found in zip(indices.tolist(), cosines.clamp(-1, 1).tolist(), strict=True)
-        ]
+        return cosines, indices
 
     def _weighted_sum(self, kernels: ProjectionKernels, unit_queries: Tensor) -> Tensor:
         """Return softmax @ rows (R, D).

@@ -30,20 +30,34 @@ class Projector(Protocol):
 
 
 class Identity:
-    """The projector of noise-trained decoders, which read region vectors as they are."""
+    """The projector of decoders that read region vectors as they are.
+
+    Args:
+        bank: a bank whose captions are looked up all the same; None if there is none.
+    """
+
+    def __init__(self, bank: MemoryBank | None = None) -> None:
+        self._bank = bank
 
     def project(self, vectors: Tensor) -> Tensor:
         return vectors
 
-    def nearest(self, vectors: Tensor, count: int) -> list[tuple[MemoryMatch, ...]]:  # noqa: ARG002  # of the Protocol
-        raise PatchcaptionError("the nearest captions of a memory were asked for, but this bundle has no memory")
+    def nearest(self, vectors: Tensor, count: int) -> list[tuple[MemoryMatch, ...]]:
+        if self._bank is None:
+            raise PatchcaptionError("the nearest captions of a memory were asked for, but this bundle has no memory")
+        return self._bank.nearest(vectors, count)
 
 
-def load_projector(bundle: Bundle, device: torch.device) -> Projector:
-    """Open a bundle's memory bank on a device.
+def load_bank(bundle: Bundle, device: torch.device) -> MemoryBank | None:
+    """Open a bundle's memory bank on a device; None for a bundle without one.
 
     Raises:
         BundleError: its files are not what they should be.
     """
     memory = bundle.manifest.memory
-    return Identity() if memory is None else MemoryBank.load(bundle, memory, device)
+    return None if memory is None else MemoryBank.load(bundle, memory, device)
+
+
+def projector_of(bank: MemoryBank | None) -> Projector:
+    """Return how region vectors become what the decoder reads, in a bundle with or without a bank."""
+    return bank if bank is not None and bank.config.projects else Identity(bank)

@@ -190,7 +190,7 @@ def test_a_decoder_of_one_position_is_warmed_up_within_its_cache(
     write = DeviceGreedyDecoder._advance
 
     def advance(self: DeviceGreedyDecoder) -> None:
-        positions.append(int(self._position))
+        positions.append(int(self._inputs.slot))
         write(self)
 
     monkeypatch.setattr(DeviceGreedyDecoder, "_advance", advance)

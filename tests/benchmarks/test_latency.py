@@ -64,7 +64,7 @@ TINY_DECODER = DecoderConfig(
     head_dim=4,
     max_new_tokens=30,
     vocab_size=10,
-    eos_token_id=9,
+    eos_token_ids=(9,),
 )
 LIMITS = Limits(copy_gb_per_s=10, read_gb_per_s=20, fp32_gflop_per_s=100, bf16_gflop_per_s=1000)
 

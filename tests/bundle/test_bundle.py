@@ -80,8 +80,8 @@ def change(folder: Path, **values: object) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"schema_version": 3}, "schema 3, but this version reads schema 2; update patchcaption"),
-        ({"schema_version": 1}, "schema 1, but this version reads schema 2; .* build the bundle again"),
+        ({"schema_version": 4}, "schema 4, but this version reads schema 3; update patchcaption"),
+        ({"schema_version": 1}, "schema 1, but this version reads schema 3; .* build the bundle again"),
         ({"schema_version": "x"}, "schema 'x'"),
         ({"decoder": {}}, "manifest.json: decoder.kind: Field required; build the bundle again"),
         ({"surprise": 1}, "surprise: Extra inputs are not permitted"),
@@ -103,7 +103,7 @@ def test_a_bundle_of_the_first_schema_is_refused_by_that_before_anything_else(bu
     folder = bundle_copy()
     first = {"schema_version": 1, "architecture": {"width": 192}, "decoding": {"steps": 30}, "tokenizer": "t.json"}
     (folder / MANIFEST).write_text(json.dumps(first))
-    with pytest.raises(BundleError, match="schema 1, but this version reads schema 2; .* build the bundle again"):
+    with pytest.raises(BundleError, match="schema 1, but this version reads schema 3; .* build the bundle again"):
         Bundle(folder)
 
 

@@ -1,4 +1,4 @@
-"""The rules of published-system.md, section 18, a second time: on strings, and as plainly as they are written there."""
+"""The rules of published-system.md, section 19, a second time: on strings, and as plainly as they are written there."""
 
 from __future__ import annotations
 

@@ -139,8 +139,8 @@ def model(seed: int, eos_scale: float = 3.0, regions: int = 8) -> Model:
     ours.decoder.load_state_dict({name: value for name, value in theirs.state_dict().items() if "lm_head" not in name})
     projection = {"model.0.weight": normal(WIDTH, PREFIX_WIDTH), "model.0.bias": normal(WIDTH)}
     ours.clip_project.load_state_dict(projection)
-    numbers = BundleNumbers("tests", max_images=1, batch_sizes=(1, 4, 16, 64, 256), precision="fp32")
-    return Model(theirs, ours, ours.manifest_entry(EOS, numbers), normal(regions, PREFIX_WIDTH))
+    numbers = BundleNumbers("tests", (EOS,), max_images=1, batch_sizes=(1, 4, 16, 64, 256), precision="fp32")
+    return Model(theirs, ours, ours.manifest_entry(numbers), normal(regions, PREFIX_WIDTH))
 
 
 @pytest.fixture(scope="module")
@@ -354,7 +354,7 @@ def test_a_length_penalty_that_is_no_small_number_is_refused(
 
 
 def test_the_published_score_takes_one_beam_only(demo: Captioner, vectors: Tensor) -> None:
-    with pytest.raises(PatchcaptionError, match='score="reference" with beams=2: the published score is of one beam'):
+    with pytest.raises(PatchcaptionError, match='score="reference" with beams=2: the published score of decap'):
         demo.decode(vectors, score="reference", beams=2)
     one_beam = demo.decode(vectors[:2], score="reference", beams=1)
     assert one_beam == demo.decode(vectors[:2], score="reference")

@@ -25,7 +25,7 @@ EOS = 4
 
 def test_every_kind_of_decoder_that_a_manifest_may_name_can_be_opened(demo_bundle: Path) -> None:
     assert set(DECODERS) == set(get_args(DecoderConfig.model_fields["kind"].annotation))
-    decoder = load_decoder(Bundle(demo_bundle, verify=False), OrtBackend())
+    decoder = load_decoder(Bundle(demo_bundle, verify=False), OrtBackend(), None)
     assert isinstance(decoder, DecapDecoder)
     assert list(decoder.reports()) == ["decoder"]
     decoder.close()
@@ -33,7 +33,7 @@ def test_every_kind_of_decoder_that_a_manifest_may_name_can_be_opened(demo_bundl
 
 def test_a_decoded_caption_is_its_text_its_probability_and_its_tokens(demo: Captioner, demo_bundle: Path) -> None:
     backend = RecordingBackend()
-    decoder = DecapDecoder(Bundle(demo_bundle, verify=False), backend)
+    decoder = DecapDecoder(Bundle(demo_bundle, verify=False), backend, None)
     vectors = torch.randn(3, demo.manifest.backbone.output_dim, generator=torch.Generator().manual_seed(0))
     reported: list[tuple[int, int]] = []
     decoded = decoder(vectors, DecodingOptions(), lambda done, total: reported.append((done, total)))
@@ -58,7 +58,7 @@ def tokenizer(tmp_path: Path) -> CaptionTokenizer:
     made.decoder = decoders.Fuse()
     made.add_special_tokens(["<|endoftext|>"])
     made.save(str(tmp_path / "tokenizer.json"))
-    return CaptionTokenizer(HeldFile(tmp_path / "tokenizer.json"), EOS)
+    return CaptionTokenizer(HeldFile(tmp_path / "tokenizer.json"), (EOS,))
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_ids_are_text_up_to_the_first_end_token(tokenizer: CaptionTokenizer, ids
 def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(BundleError, match="tokenizer.json: not a tokenizer: "):
-        CaptionTokenizer(HeldFile(tmp_path / "tokenizer.json"), EOS)
+        CaptionTokenizer(HeldFile(tmp_path / "tokenizer.json"), (EOS,))
 
 
 BOMB = {"type": "Sequence", "decoders": [{"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 99}] * 9}
@@ -112,7 +112,7 @@ def saved(tmp_path: Path, decoder: object, **changes: object) -> HeldFile:
 )
 def test_a_decoder_that_could_make_long_texts_is_refused(tmp_path: Path, decoder: object, message: str) -> None:
     with pytest.raises(BundleError, match=f"tokenizer.json: not a tokenizer: .*{message}"):
-        CaptionTokenizer(saved(tmp_path, decoder), EOS)
+        CaptionTokenizer(saved(tmp_path, decoder), (EOS,))
 
 
 @pytest.mark.parametrize(
@@ -125,18 +125,18 @@ def test_a_decoder_that_could_make_long_texts_is_refused(tmp_path: Path, decoder
     ],
 )
 def test_decoders_of_published_tokenizers_are_taken(tmp_path: Path, decoder: object, text: str) -> None:
-    assert CaptionTokenizer(saved(tmp_path, decoder), EOS).text([0, 1]) == text
+    assert CaptionTokenizer(saved(tmp_path, decoder), (EOS,)).text([0, 1]) == text
 
 
 def test_patterns_that_only_split_texts_are_not_compiled(tmp_path: Path) -> None:
     splits = {"type": "Split", "pattern": {"Regex": "(" * 5000}, "behavior": "Removed", "invert": False}
-    assert CaptionTokenizer(saved(tmp_path, {"type": "Fuse"}, pre_tokenizer=splits), EOS).text([0]) == "a"
+    assert CaptionTokenizer(saved(tmp_path, {"type": "Fuse"}, pre_tokenizer=splits), (EOS,)).text([0]) == "a"
 
 
 def test_a_vocabulary_of_long_tokens_or_a_large_file_is_refused(tmp_path: Path) -> None:
     model = {"type": "WordLevel", "vocab": {"a": 0, "b" * 1025: 1}, "unk_token": "a"}
     with pytest.raises(BundleError, match="expected tokens of at most 1024 characters, got one of 1025"):
-        CaptionTokenizer(saved(tmp_path, None, model=model), EOS)
+        CaptionTokenizer(saved(tmp_path, None, model=model), (EOS,))
     os.truncate(tmp_path / "tokenizer.json", 2**40)
     with pytest.raises(BundleError, match="tokenizer.json: expected at most 33554432 bytes, got 1099511627776"):
-        CaptionTokenizer(HeldFile(tmp_path / "tokenizer.json"), EOS)
+        CaptionTokenizer(HeldFile(tmp_path / "tokenizer.json"), (EOS,))

@@ -21,7 +21,7 @@ CONFIG = DecoderConfig(
     head_dim=3,
     max_new_tokens=STEPS,
     vocab_size=9,
-    eos_token_id=8,
+    eos_token_ids=(8,),
 )
 
 

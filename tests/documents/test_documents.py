@@ -24,6 +24,7 @@ from runtime.bundle.manifest import (
     EngineRecord,
     MemoryConfig,
     Preprocessing,
+    PromptConfig,
     TokenLayout,
 )
 from runtime.cli.main import main
@@ -154,6 +155,7 @@ def test_every_file_of_a_bundle_is_in_the_table_of_files(demo: Captioner) -> Non
         ("backbone.tokens", TokenLayout),
         ("backbone.preprocessing", Preprocessing),
         ("decoder", DecoderConfig),
+        ("decoder.prompt", PromptConfig),
         ("memory", MemoryConfig),
         ("engines", EngineRecord),
     ],

@@ -134,8 +134,8 @@ def vectors() -> Tensor:
 
 
 def manifest_entry(decoder: DecapStep) -> DecoderConfig:
-    numbers = BundleNumbers("test", max_images=1, batch_sizes=(1, 4, 16, 64, 256), precision="fp32")
-    return decoder.manifest_entry(END, numbers)
+    numbers = BundleNumbers("test", (END,), max_images=1, batch_sizes=(1, 4, 16, 64, 256), precision="fp32")
+    return decoder.manifest_entry(numbers)
 
 
 def export_decoder(decoder: DecapStep, folder: Path, device: Device = "cpu") -> EngineFiles:

@@ -10,7 +10,8 @@ import pytest
 from export.checkpoint import CheckpointError
 from export.readers import read_checkpoint
 from export.readers.dinov2 import ARCHITECTURES, state_shapes
-from export.readers.seeded import normal, parse, seeded_weight
+from export.readers.seeded import parse, seeded_weight
+from export.readers.seeded_weights import normal
 from runtime.bundle import HeldFile
 from runtime.decoding.tokenizer import CaptionTokenizer
 
@@ -71,5 +72,5 @@ def test_seeded_checkpoints_need_no_vocabulary_and_say_so(monkeypatch: pytest.Mo
     checkpoint = read_checkpoint("seeded:dinov2_vits14,size=28,memory=3")
     assert "CLIP's vocabulary is not installed" in checkpoint.notes[0]
     checkpoint.tokenizer.save(str(tmp_path / "tokenizer.json"))
-    tokenizer = CaptionTokenizer(HeldFile(tmp_path / "tokenizer.json"), checkpoint.eos_token_id)
-    assert tokenizer.text([17, 49406, 4, checkpoint.eos_token_id, 5]) == "<17> <4>"
+    tokenizer = CaptionTokenizer(HeldFile(tmp_path / "tokenizer.json"), checkpoint.eos_token_ids)
+    assert tokenizer.text([17, 49406, 4, checkpoint.eos_token_ids[0], 5]) == "<17> <4>"

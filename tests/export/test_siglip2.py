@@ -18,7 +18,8 @@ from export.graphs.specs import backbone_spec
 from export.models.siglip2 import PatchMode, Siglip2Backbone
 from export.readers.backbone_family import BackboneRequest
 from export.readers.families import find_architecture, recognize_family
-from export.readers.seeded import normal, parse, read_seeded, seeded_state
+from export.readers.seeded import parse, read_seeded, seeded_state
+from export.readers.seeded_weights import normal
 from export.readers.siglip2 import FAMILY, Siglip2Options, from_state
 from runtime.backends.onnxruntime_cpu import OrtBackend
 from runtime.bundle import EngineFiles

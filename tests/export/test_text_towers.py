@@ -22,7 +22,8 @@ from transformers import (
 
 from export.checkpoint import CheckpointError
 from export.readers import DEMO_CONFIG
-from export.readers.seeded import normal, seeded_weight
+from export.readers.seeded import seeded_weight
+from export.readers.seeded_weights import normal
 from export.text_spaces import TALK2DINO, TEXT_SPACES
 from export.text_towers import TEXT_TOWERS, open_text_tower
 from export.text_towers.base import TextTower, TowerRequest

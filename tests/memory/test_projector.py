@@ -11,7 +11,7 @@ import torch
 from runtime import PatchcaptionError
 from runtime.bundle import Bundle
 from runtime.bundle.dtypes import NUMBER_FORMATS, StoragePrecision
-from runtime.memory import MemoryBank, MemoryMatch, load_projector
+from runtime.memory import MemoryBank, MemoryMatch, load_bank, projector_of
 from runtime.memory.projector import Identity
 from tests.doubles import with_manifest
 
@@ -20,7 +20,7 @@ DEVICE = torch.device("cpu")
 
 def test_a_bundle_with_a_memory_projects_through_its_bank(demo_bundle: Path) -> None:
     bundle = Bundle(demo_bundle, verify=False)
-    bank = load_projector(bundle, DEVICE)
+    bank = projector_of(load_bank(bundle, DEVICE))
     assert isinstance(bank, MemoryBank)
     assert bank.config == bundle.manifest.memory
     vectors = torch.randn(2, bundle.manifest.backbone.output_dim, generator=torch.Generator().manual_seed(0))
@@ -32,7 +32,7 @@ def test_a_bundle_with_a_memory_projects_through_its_bank(demo_bundle: Path) -> 
 
 
 def test_a_bundle_without_a_memory_leaves_vectors_as_they_are(demo_bundle: Path) -> None:
-    projector = load_projector(with_manifest(Bundle(demo_bundle, verify=False), memory=None), DEVICE)
+    projector = projector_of(load_bank(with_manifest(Bundle(demo_bundle, verify=False), memory=None), DEVICE))
     assert isinstance(projector, Identity)
     vectors = torch.ones(2, 3)
     assert projector.project(vectors) is vectors

@@ -72,7 +72,13 @@ _MANIFEST: dict[str, Any] = {
     },
     "decoder": {
         **{"kind": "decap", "text_space": "fuzz", "embed_dim": 8, "num_layers": 1, "num_heads": 2, "head_dim": 4},
-        **{"max_new_tokens": 30, "vocab_size": 9, "eos_token_id": 8, "cache_precision": "fp16", "batch_sizes": [1, 4]},
+        **{
+            "max_new_tokens": 30,
+            "vocab_size": 9,
+            "eos_token_ids": [8],
+            "cache_precision": "fp16",
+            "batch_sizes": [1, 4],
+        },
     },
     "memory": {
         **{"text_space": "fuzz", "embeddings": "backbone.plan", "captions": "captions.jsonl", "num_rows": 3},

@@ -452,8 +452,11 @@ def change(*path: str, to: Any) -> Callable[[dict[str, Any]], None]:
         (change("decoder", "num_heads", to=10**9), "decoder.num_heads"),
         (change("decoder", "head_dim", to=10**9), "decoder.head_dim"),
         (change("decoder", "vocab_size", to=10**9), "decoder.vocab_size"),
-        (change("decoder", "eos_token_id", to=10**9), "eos_token_id below vocab_size, got 1000000000 of 170 tokens"),
-        (change("decoder", "eos_token_id", to=170), "eos_token_id below vocab_size, got 170 of 170 tokens"),
+        (
+            change("decoder", "eos_token_ids", to=[10**9]),
+            "eos_token_ids below vocab_size, got 1000000000 of 170 tokens",
+        ),
+        (change("decoder", "eos_token_ids", to=[170]), "eos_token_ids below vocab_size, got 170 of 170 tokens"),
         (change("decoder", "batch_sizes", to=[1e30]), "decoder.batch_sizes"),
         (change("decoder", "batch_sizes", to=[4, 1]), "batch_sizes that rise, got 4, 1"),
         (change("decoder", "batch_sizes", to=[1, 1]), "batch_sizes that rise, got 1, 1"),

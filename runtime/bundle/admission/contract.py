@@ -17,6 +17,9 @@ from runtime.bundle.graph_io import (
     INPUT_IDS,
     NEXT_TOKEN_IDS,
     POSITION,
+    POSITION_IDS,
+    PROMPT_IDS,
+    PROMPT_TOKENS,
     REGION_TOKENS,
     REGIONS,
     GraphIo,
@@ -83,7 +86,7 @@ class EngineContract:
 
 def engine_contract(manifest: Manifest, name: EngineName) -> EngineContract:
     """Return the contract of an engine of a bundle."""
-    decoder, backbone = manifest.decoder, manifest.backbone
+    decoder, backbone, prompt = manifest.decoder, manifest.backbone, manifest.decoder.prompt
     return EngineContract(
         io=engine_io(name, manifest),
         fixed=fixed_sizes(manifest),
@@ -92,10 +95,13 @@ def engine_contract(manifest: Manifest, name: EngineName) -> EngineContract:
             IMAGES: backbone.max_batch_size,
             REGIONS: max(decoder.batch_sizes),
             REGION_TOKENS: backbone.tokens.num_tokens,
+            PROMPT_TOKENS: prompt.max_tokens if prompt else 1,
         },
         last_ids={
             INPUT_IDS: decoder.vocab_size - 1,
-            POSITION: decoder.max_new_tokens - 1,
+            POSITION: decoder.cache_positions - 1,
+            POSITION_IDS: decoder.cache_positions - 1,
+            PROMPT_IDS: decoder.vocab_size - 1 + (prompt.soft_tokens if prompt else 0),
             NEXT_TOKEN_IDS: decoder.vocab_size - 1,
         },
         cache_type=_CACHE_TYPES[decoder.cache_precision],
@@ -131,7 +137,7 @@ def _reencoder_limits(manifest: Manifest) -> WorkLimits:
 def _decoder_limits(manifest: Manifest) -> WorkLimits:
     decoder = manifest.decoder
     rows, width = max(decoder.batch_sizes), max(decoder.embed_dim, decoder.num_heads * decoder.head_dim)
-    cache = decoder.num_heads * decoder.head_dim * decoder.max_new_tokens
+    cache = decoder.num_heads * decoder.head_dim * decoder.cache_positions
     vocabulary = max(decoder.vocab_size, manifest.backbone.output_dim)
     return _transformer_limits(
         sequences=rows,
@@ -141,6 +147,42 @@ def _decoder_limits(manifest: Manifest) -> WorkLimits:
         layers=decoder.num_layers,
         other=rows * (cache * decoder.num_layers + vocabulary),
         other_multiply_adds=rows * width * vocabulary,
+    )
+
+
+_MAX_MAPPED_TOKENS = 4
+"""The most tokens of a mapping network for each soft token that it makes; published ones have two."""
+_MAX_MAPPING_LAYERS = 32
+
+
+def _mapping_limits(manifest: Manifest) -> WorkLimits:
+    decoder, prompt = manifest.decoder, manifest.decoder.prompt
+    assert prompt is not None  # it has no mapping otherwise
+    rows, tokens = max(decoder.batch_sizes), _MAX_MAPPED_TOKENS * prompt.soft_tokens
+    mapped = tokens * decoder.embed_dim
+    return _transformer_limits(
+        sequences=rows,
+        tokens=tokens,
+        width=decoder.embed_dim,
+        heads=decoder.num_heads,
+        layers=_MAX_MAPPING_LAYERS,
+        other=rows * mapped,
+        other_multiply_adds=rows * mapped * (manifest.backbone.output_dim + mapped),
+    )
+
+
+def _prefill_limits(manifest: Manifest) -> WorkLimits:
+    decoder, prompt = manifest.decoder, manifest.decoder.prompt
+    assert prompt is not None  # it has no prefill otherwise
+    rows, width = max(decoder.batch_sizes), max(decoder.embed_dim, decoder.num_heads * decoder.head_dim)
+    return _transformer_limits(
+        sequences=rows,
+        tokens=prompt.max_tokens,
+        width=width,
+        heads=decoder.num_heads,
+        layers=decoder.num_layers,
+        other=rows * decoder.vocab_size,
+        other_multiply_adds=rows * width * (decoder.vocab_size + prompt.max_tokens * prompt.soft_tokens),
     )
 
 
@@ -164,6 +206,8 @@ def _transformer_limits(
 _LIMITS: Mapping[EngineName, Callable[[Manifest], WorkLimits]] = {
     "backbone": _backbone_limits,
     "reencoder": _reencoder_limits,
+    "mapping": _mapping_limits,
+    "prefill": _prefill_limits,
     "decoder": _decoder_limits,
     "beam_decoder": _decoder_limits,
 }

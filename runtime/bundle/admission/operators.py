@@ -99,11 +99,12 @@ _FLOATS = ("f32", "f16", "bf16")
 OPERATORS: Mapping[tuple[str, str], AdmittedOperator] = {
     # of values in the same place
     ("", "Abs"): AdmittedOperator(rules.same_shape, _each("f32")),
+    ("", "And"): AdmittedOperator(rules.elementwise, ("bool bool -> bool",)),
     ("", "Add"): AdmittedOperator(rules.add, _each(*_FLOATS, "i64", inputs=2)),
     ("", "Cast"): AdmittedOperator(
         rules.same_shape,
         (
-            *("u8 -> f32", "i8 -> f32", "f32 -> u8"),
+            *("bool -> f32", "u8 -> f32", "i8 -> f32", "f32 -> u8"),
             *("f32 -> f16", "f32 -> bf16", "f16 -> f32", "bf16 -> f32"),
         ),
         {"to": _WHOLE_NUMBER},
@@ -115,6 +116,7 @@ OPERATORS: Mapping[tuple[str, str], AdmittedOperator] = {
     ("", "Less"): AdmittedOperator(rules.elementwise, _each("f32", "i64", inputs=2, made="bool")),
     ("", "Log"): AdmittedOperator(rules.same_shape, _each("f32")),
     ("", "Max"): AdmittedOperator(rules.elementwise, _each("f32", inputs=2)),
+    ("", "Min"): AdmittedOperator(rules.minimum, _each("i64", inputs=2)),
     ("", "Mul"): AdmittedOperator(rules.multiply, _each(*_FLOATS, "i64", inputs=2)),
     ("", "Clip"): AdmittedOperator(rules.at_least, _each("f32", inputs=2)),
     ("", "Relu"): AdmittedOperator(rules.same_shape, _each("f32")),
@@ -200,11 +202,14 @@ OPERATORS: Mapping[tuple[str, str], AdmittedOperator] = {
         rules.reshape, tuple(f"{one} i64 -> {one}" for one in _FLOATS), {"allowzero": _one_of(1)}
     ),
     ("", "Shape"): AdmittedOperator(
-        rules.shape_of, _each("f32", "u8", made="i64"), {"start": _WHOLE_NUMBER, "end": _WHOLE_NUMBER}
+        rules.shape_of, _each("f32", "u8", "i64", "bool", made="i64"), {"start": _WHOLE_NUMBER, "end": _WHOLE_NUMBER}
     ),
     ("", "Slice"): AdmittedOperator(
         rules.slice_axes,
-        tuple(f"{one}{' i64' * parameters} -> {one}" for one in _FLOATS for parameters in (3, 4)),
+        (
+            *(f"{one}{' i64' * parameters} -> {one}" for one in _FLOATS for parameters in (3, 4)),
+            "bool i64 i64 i64 i64 -> bool",
+        ),
     ),
     ("", "Split"): AdmittedOperator(
         rules.split, _each(*_FLOATS), {"axis": _one_of(-1, 2), "num_outputs": _one_of(2, 3)}

@@ -151,6 +151,15 @@ def multiply(call: OperatorCall) -> Made:
     return _arithmetic(call, lambda one, other: one * other)
 
 
+def minimum(call: OperatorCall) -> Made:
+    """Take the smaller of two whole numbers."""
+    shape = broadcast(*(one.shape for one in call.inputs))
+    first, second = (one.bounds for one in call.inputs)
+    if first is None or second is None:
+        return Made((shape,))
+    return Made((shape,), bounds=(min(first[0], second[0]), min(first[1], second[1])))
+
+
 def _arithmetic(call: OperatorCall, compute: Callable[[int, int], int]) -> Made:
     shape = broadcast(*(one.shape for one in call.inputs))
     first, second = (one.bounds for one in call.inputs)
@@ -364,9 +373,12 @@ def gather_elements(call: OperatorCall) -> Made:
 
 
 def _check_places(call: OperatorCall, axis: int) -> None:
-    """Raise unless whole numbers are places of an axis: not every executor looks before it reads there."""
+    """Raise unless whole numbers are places of an axis: not every executor looks before it reads there.
+
+    An axis whose size is chosen at run time has at least as many as its factor.
+    """
     bounds, size = call.inputs[1].bounds, call.shape[axis]
-    if bounds is None or size.axes or not -size.factor <= bounds[0] <= bounds[1] < size.factor:
+    if bounds is None or not -size.factor <= bounds[0] <= bounds[1] < size.factor:
         raise NotAdmittedError(f"takes places {bounds} of an axis of size {size}")
 
 
