@@ -51,8 +51,6 @@ EXPORT_MAY_USE = (
     "runtime.backends",  # what each executes, and TensorRT's builder
     "runtime.image",  # calibration images, and the demo's scenes
     "runtime.regions",  # the demo's scenes
-    "runtime.decoding.concept_arrays",  # what a table of concepts consists of
-    "runtime.bundle.prompt_pieces",  # what prompts are put together from
     "runtime.system",
 )
 MAX_ROOT_ENTRIES = 24

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from export.checkpoint import CheckpointError
 from export.concepts.scene_graphs import format_graph
 from export.text_towers.base import identify
 from export.text_towers.pretrained import load_model, load_pretrained_tokenizer
@@ -35,7 +36,11 @@ class GraphParser:
 
     @torch.inference_mode()
     def parse(self, captions: Sequence[str]) -> list[str]:
-        """Return the texts of the captions' graphs, with one space round each bracket and comma."""
+        """Return the texts of the captions' graphs, with one space round each bracket and comma.
+
+        Raises:
+            CheckpointError: the device has no memory for so many captions at once.
+        """
         inputs = self.tokenizer(
             [_INSTRUCTION + caption for caption in captions],
             max_length=_MAX_TOKENS,
@@ -43,14 +48,19 @@ class GraphParser:
             padding=True,
             return_tensors="pt",
         )
-        written = self.model.generate(
-            inputs["input_ids"].to(self.model.device),
-            attention_mask=inputs["attention_mask"].to(self.model.device),
-            decoder_start_token_id=self.tokenizer.pad_token_id,
-            max_length=_MAX_TOKENS,
-            num_beams=1,
-            do_sample=False,
-        )
+        try:
+            written = self.model.generate(
+                inputs["input_ids"].to(self.model.device),
+                attention_mask=inputs["attention_mask"].to(self.model.device),
+                decoder_start_token_id=self.tokenizer.pad_token_id,
+                max_length=_MAX_TOKENS,
+                num_beams=1,
+                do_sample=False,
+            )
+        except torch.OutOfMemoryError:
+            raise CheckpointError(
+                f"--batch-size {len(captions)}: the device has no memory for so many captions at once; parse fewer"
+            ) from None
         texts = self.tokenizer.batch_decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=True)
         return [format_graph(text.replace(_INSTRUCTION.strip(), "")) for text in texts]
 

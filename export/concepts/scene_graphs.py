@@ -12,7 +12,7 @@ from pathlib import Path
 
 from export.checkpoint import CheckpointError
 from export.concepts.graph_file import read_graph_lines
-from runtime.decoding.concept_arrays import MAX_NAME_CHARACTERS, MAX_SEGMENTS
+from runtime.bundle.concept_arrays import MAX_GRAPH_CHARACTERS, MAX_SEGMENTS
 
 _HAS_ATTRIBUTE = "is"
 _NUMERALS = dict(zip("23456789", ["two", "three", "four", "five", "six", "seven", "eight", "nine"], strict=True))
@@ -62,8 +62,8 @@ def parse_graph(text: str) -> SceneGraph:
     Raises:
         ValueError: it is longer than any parser writes.
     """
-    if len(text) > MAX_NAME_CHARACTERS:
-        raise ValueError(f"expected at most {MAX_NAME_CHARACTERS} characters, got {len(text)}")
+    if len(text) > MAX_GRAPH_CHARACTERS:
+        raise ValueError(f"expected at most {MAX_GRAPH_CHARACTERS} characters, got {len(text)}")
     segments = format_graph(text).split(") , (")
     if len(segments) > MAX_SEGMENTS:
         raise ValueError(f"expected at most {MAX_SEGMENTS} parts '( ... )', got {len(segments)}")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from export.checkpoint import CheckpointError
 from export.text_towers.pretrained import load_model, load_pretrained_tokenizer
-from runtime.decoding.concept_arrays import IntegerLists
+from runtime.bundle.concept_arrays import IntegerLists
 
 PUBLISHED_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 MIN_COSINE = 0.55

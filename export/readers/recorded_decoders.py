@@ -18,12 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from export.checkpoint import Checkpoint, CheckpointError, MemorySource
+from export.concepts.prompt_source import ConceptPromptSource
 from export.concepts.scene_graphs import parse_graph
-from export.concepts.table import make_tables
+from export.concepts.table import make_table
 from export.models.prompted_decoder import PromptedModel
-from export.prompts.concepts import ConceptPromptSource
-from export.prompts.entities import EntityPromptSource
-from export.prompts.pieces import make_pieces
+from export.prompts import EntityPromptSource, make_pieces
 from export.readers import clipcap, viecap
 from export.readers.clip_bpe import VOCABULARY
 from export.readers.decap import decoder_from_state
@@ -125,7 +124,7 @@ def entity_prompts(recorded: RecordedDecoder, name: str) -> EntityPromptSource:
     if wanted.disable_all_entities:
         kept = [index for index, entity in enumerate(names) if " " not in entity]
         names, embeddings = [names[index] for index in kept], embeddings[kept]
-    pieces = make_pieces(names, find_gpt2_bpe((), name)).pieces
+    pieces = make_pieces(find_gpt2_bpe((), name), names)
     unit = F.normalize(embeddings, dim=-1)
     return EntityPromptSource(unit, pieces, wanted.temperature, wanted.top_k, wanted.threshold)
 
@@ -139,9 +138,10 @@ def concept_prompts(recorded: RecordedDecoder, name: str) -> ConceptPromptSource
         return torch.stack([embeddings[one] for one in names])
 
     graphs = [parse_graph(text) for text in contents["parser_output"]]
-    tables = make_tables(graphs, encode, find_gpt2_bpe((), name))
+    arrays = make_table(graphs, encode)
+    pieces = make_pieces(find_gpt2_bpe((), name), arrays.names)
     number = int(recorded.settings.get("memory_caption_num") or contents["memory_caption_num"])
-    return ConceptPromptSource(tables, number)
+    return ConceptPromptSource(arrays, pieces, number)
 
 
 def _with_words(

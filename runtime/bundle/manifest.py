@@ -215,11 +215,9 @@ class ConceptsConfig(Part):
     source: Literal["concepts"] = "concepts"
     graphs: FileName
     """The scene graph of each caption of the bank, as tables."""
-    names: FileName
-    """What the tables' numbers mean: entities and attributes."""
     pieces: FileName
-    """The prompt's pieces, one for each name."""
-    num_captions: Annotated[int, Field(gt=0, le=1024)]
+    """The prompt's pieces: entities and attributes."""
+    num_captions: Annotated[int, Field(gt=0, le=32)]
     """The number of captions that are looked up for a region."""
 
 
@@ -411,6 +409,4 @@ class Manifest(Part):
 def _prompt_files(hard: EntitiesConfig | ConceptsConfig | None) -> list[str]:
     if hard is None:
         return []
-    if isinstance(hard, EntitiesConfig):
-        return [hard.pieces, hard.embeddings]
-    return [hard.pieces, hard.graphs, hard.names]
+    return [hard.pieces, hard.embeddings if isinstance(hard, EntitiesConfig) else hard.graphs]

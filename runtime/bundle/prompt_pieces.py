@@ -96,7 +96,7 @@ class PromptPieces:
         """Return the contents of the file that `read` takes.
 
         Raises:
-            ValueError: a piece has more than `MAX_PIECE_IDS`, and one for a comma.
+            ValueError: a piece has more than `MAX_PIECE_IDS`, and one for the comma.
         """
         stored = _StoredPieces(head=self.head, nothing=self.nothing, tail=self.tail, pieces=self.pieces)
         return stored.model_dump_json().encode()
@@ -117,7 +117,7 @@ class PromptPieces:
     def largest_id(self) -> int:
         """The largest token id of all; -1 where there is none."""
         texts = (self.head, self.nothing, self.tail, *(ids for piece in self.pieces for ids in piece))
-        return max((max(ids, default=-1) for ids in texts), default=-1)
+        return max(max(ids, default=-1) for ids in texts)
 
     def join(self, pieces: Sequence[Piece]) -> list[int]:
         """Return the ids of a prompt that names some things, with commas between them, or nothing."""

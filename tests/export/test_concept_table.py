@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,13 +12,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from export.checkpoint import CheckpointError
+from export.checkpoint import CheckpointError, MemorySource
 from export.concepts import similarity
-from export.concepts.scene_graphs import parse_graph
+from export.concepts.graph_file import graph_line
+from export.concepts.prompt_source import ConceptPromptSource, read_concepts
 from export.concepts.similarity import load_name_encoder, similar_lists
-from export.concepts.table import make_tables
-from runtime.bundle import HeldFile
-from runtime.bundle.prompt_pieces import PromptPieces
+from runtime.bundle import ConceptsConfig, HeldFile
+from runtime.bundle.prompt_pieces import Piece, PromptPieces
 from runtime.decoding.concepts import ConceptTable
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "There", "are", "in", "image", "something", ".", ",", "dog", "cat", "big"]
@@ -114,40 +113,68 @@ def one_hot(names: Sequence[str]) -> Tensor:
     return rows
 
 
+def memory_of(captions: Sequence[str], *zero_rows: int) -> MemorySource:
+    """A memory of these captions, of which some have no direction."""
+    rows = torch.ones(len(captions), 2)
+    rows[list(zero_rows)] = 0
+    return MemorySource("a test", 2, lambda: iter([(rows, list(captions))]), normalize=False)
+
+
+def source_of(folder: Path, captions: Sequence[str], graphs: Sequence[str], *zero_rows: int) -> ConceptPromptSource:
+    lines = [graph_line(*pair) for pair in zip(captions, graphs, strict=True)]
+    (folder / "graphs.jsonl").write_text("".join(lines), encoding="utf-8")
+    memory = memory_of(captions, *zero_rows)
+    return read_concepts(memory, folder / "graphs.jsonl", one_hot, words_tokenizer(), num_captions=3)
+
+
+CAPTIONS = ["A big dog", "A dark room", "A big cat", "The big dog", "A dog"]
+GRAPHS = ["( dog , is , big )", "( room )", "( cat , is , big )", "( dog , is , big )", "( dog )"]
+
+
 def test_a_written_table_is_read_and_looked_up(tmp_path: Path) -> None:
-    graphs = [
-        parse_graph(text) for text in ("( dog , is , big )", "( cat , is , big )", "( dog , is , big )", "( dog )")
-    ]
-    written = make_tables(graphs, one_hot, words_tokenizer()).write(tmp_path, 3)
-    files = "concepts.safetensors", "concept_names.json", "prompt_pieces.json"
-    assert (written.graphs, written.names, written.pieces, written.num_captions) == (*files, 3)
-    assert json.loads((tmp_path / written.names).read_text()) == ["dog", "cat", "big"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([written.graphs, written.names, written.pieces])
-    captions = ["A big dog", "A big cat", "A big dog", "A dog"]
-    table = ConceptTable.read(HeldFile(tmp_path / written.graphs), HeldFile(tmp_path / written.names), captions)
-    pieces = PromptPieces.read(HeldFile(tmp_path / written.pieces), len(table.names), len(WORDS))
+    source = source_of(tmp_path, CAPTIONS, GRAPHS, 1)
+    (tmp_path / "out").mkdir()
+    config = source.write(tmp_path / "out")
+    assert config == ConceptsConfig(graphs="concepts.safetensors", pieces="prompt_pieces.json", num_captions=3)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [config.graphs, config.pieces]
+    captions = [*CAPTIONS[:1], *CAPTIONS[2:]]  # as the bank has them
+    table = ConceptTable.read(HeldFile(tmp_path / "out" / config.graphs), captions)
+    assert table.names == ["dog", "cat", "big"]
+    pieces = PromptPieces.read(HeldFile(tmp_path / "out" / config.pieces), len(table.names), len(WORDS))
     (concept,) = table.concepts([0, 1, 2])
     assert concept.text == "big dog"
     prompt = pieces.join([pieces.of(concept.entity, concept.attribute)])
     assert [WORDS[token] for token in prompt] == ["There", "are", "big", "dog", "in", "image", "."]
     assert table.concepts([0, 3]) == []
+    assert source.max_tokens == 2 + 3 * 2 + 3  # three names with their commas
+    assert source.notes == ()
 
 
 @pytest.mark.parametrize("text", ["", "( dog ) , ( cat )", "( , )"])
 def test_memories_that_name_nothing_are_written(text: str, tmp_path: Path) -> None:
-    written = make_tables([parse_graph(text)] * 3, one_hot, words_tokenizer()).write(tmp_path, 3)
-    table = ConceptTable.read(HeldFile(tmp_path / written.graphs), HeldFile(tmp_path / written.names), ["x"] * 3)
-    pieces = PromptPieces.read(HeldFile(tmp_path / written.pieces), len(table.names), len(WORDS))
+    config = source_of(tmp_path, ["a", "b", "c"], [text] * 3).write(tmp_path)
+    table = ConceptTable.read(HeldFile(tmp_path / config.graphs), ["x"] * 3)
+    pieces = PromptPieces.read(HeldFile(tmp_path / config.pieces), len(table.names), len(WORDS))
     for concept in table.concepts([0, 1, 2]):
         pieces.join([pieces.of(concept.entity, concept.attribute)])
 
 
 def test_the_same_memory_is_written_to_the_same_bytes(tmp_path: Path) -> None:
-    graphs = [parse_graph(text) for text in ("( dog , is , big ) , ( cat , on , dog )", "( cat )", "")]
     contents = []
     for name in ("first", "second"):
-        folder = tmp_path / name
-        folder.mkdir()
-        make_tables(graphs, one_hot, words_tokenizer()).write(folder, 3)
-        contents.append({path.name: path.read_bytes() for path in folder.iterdir()})
+        (tmp_path / name).mkdir()
+        source_of(tmp_path, CAPTIONS, GRAPHS).write(tmp_path / name)
+        contents.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
     assert contents[0] == contents[1]
+
+
+def test_a_name_of_many_tokens_is_cut_in_prompts_and_noted(tmp_path: Path) -> None:
+    long = " ".join(["dog"] * 200)
+    source = source_of(tmp_path, ["a", "b"], ["( cat )", f"( {long} , is , big )"])
+    dog, comma = WORDS.index("dog"), WORDS.index(",")
+    assert source.arrays.names == ["cat", long, "big"]
+    assert source.pieces[1] == Piece((dog,) * 24, (*(dog,) * 24, comma))
+    assert source.notes == (f"1 names of scene graphs are cut to 24 tokens in prompts, for example {long[:40]!r}...",)
+    assert source.max_tokens == 2 + 2 + 25 + 2 + 3
+    crowd = [" ".join(["dog"] * (20 + index)) for index in range(8)]
+    assert source_of(tmp_path, crowd, [f"( {name} )" for name in crowd]).max_tokens == 64

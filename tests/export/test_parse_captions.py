@@ -177,6 +177,30 @@ def run(captions: Path, out: Path, parser_folder: Path, *more: str) -> int:
     return parse_captions.main([str(captions), "--out", str(out), "--parser", str(parser_folder), *more])
 
 
+def test_too_many_captions_at_once_are_named(
+    parser_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(T5ForConditionalGeneration, "generate", fail)
+    (tmp_path / "captions.txt").write_text("a dog\na cat\n")
+    assert run(tmp_path / "captions.txt", tmp_path / "out.jsonl", parser_folder) == 1
+    assert "error: --batch-size 2: the device has no memory for so many captions" in capsys.readouterr().err
+
+
+def test_ctrl_c_says_how_to_go_on(
+    parser_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(T5ForConditionalGeneration, "generate", interrupt)
+    (tmp_path / "captions.txt").write_text("a dog\n")
+    assert run(tmp_path / "captions.txt", tmp_path / "out.jsonl", parser_folder) == 130
+    assert "interrupted; the same command goes on from here" in capsys.readouterr().err
+
+
 def test_mistakes_are_one_line_before_the_work(
     parser_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,18 +1,30 @@
-"""Prompts that name entities of a vocabulary, as bundles hold them (published-system.md, section 18)."""
+"""The words of prompts, as token ids that bundles hold (published-system.md, section 18)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
 from torch import Tensor
 
-from export.prompts.pieces import PIECES_FILE
 from runtime.bundle import EntitiesConfig
 from runtime.bundle.prompt_pieces import PromptPieces
 
-_EMBEDDINGS_FILE = "entities.safetensors"
+_HEAD, _NOTHING, _TAIL = "There are", " something", " in image."
+_EMBEDDINGS_FILE, PIECES_FILE = "entities.safetensors", "prompt_pieces.json"
+
+
+def make_pieces(tokenizer: Tokenizer, names: Sequence[str]) -> PromptPieces:
+    """Return the pieces of prompts about some names: "There are red ball, dog in image."."""
+
+    def ids(text: str) -> tuple[int, ...]:
+        return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    pieces = tuple((ids(f" {name}"), ids(f" {name},")) for name in names)
+    return PromptPieces(ids(_HEAD), ids(_NOTHING), ids(_TAIL), pieces)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +46,7 @@ class EntityPromptSource:
     @property
     def max_tokens(self) -> int:
         """The most tokens that the words of a prompt have."""
-        longest = sorted((max(map(len, piece)) for piece in self.pieces.pieces), reverse=True)[: self.top_k]
-        return len(self.pieces.head) + max(len(self.pieces.nothing), sum(longest)) + len(self.pieces.tail)
+        return most_tokens(self.pieces, self.top_k)
 
     def write(self, folder: Path) -> EntitiesConfig:
         """Write embeddings and pieces into a bundle's folder."""
@@ -49,3 +60,9 @@ class EntityPromptSource:
             top_k=self.top_k,
             threshold=self.threshold,
         )
+
+
+def most_tokens(pieces: PromptPieces, names: int) -> int:
+    """Return the most tokens of a prompt that has at most so many names."""
+    longest = sorted((max(map(len, piece)) for piece in pieces.pieces), reverse=True)[:names]
+    return len(pieces.head) + max(len(pieces.nothing), sum(longest)) + len(pieces.tail)

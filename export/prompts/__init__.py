@@ -1,1 +1,0 @@
-"""The words of prompts, made ready for bundles: token ids, and what decides which are read."""
