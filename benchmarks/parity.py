@@ -25,61 +25,18 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.decoder_recording import DecoderRecording, compare_decoding
+from benchmarks.difference import NEAR_TIE, Difference, relative_difference
 from benchmarks.reference_recording import MODES, RECORDINGS, CutTask, Recording, Task, tasks
 from export.bundle_builder import BuildOptions, build
 from export.command_line import run_command, show_progress
 from export.readers import recording as checkpoints
+from export.readers.recorded_decoders import kind_of
 from runtime import Caption, Captioner, FeatureMap, Fit, PatchcaptionError
 from runtime.bundle import Preprocessing
 from runtime.image import open_image, prepare
 
-NEAR_TIE = 0.01
-"""A difference of logits at which rounding may choose the other token, and then other tokens after it."""
-
-ALLOWED = {"pixels": 0.0, "tokens": 1e-5, "vectors": 2e-4, "projected": 2e-4, "scores": 1e-3}
-"""Pixels are whole numbers. Sums of float32 numbers in another order differ by about 1e-6 in tokens and vectors; the
-softmax at temperature 0.01 makes 1e-5 of it; a score is the exponential of a sum over 30 steps."""
-
 _PIXEL_STEP = 7
-
-
-@dataclass(frozen=True)
-class Difference:
-    """The differences between a task's outputs and the recording, the worst over its regions; None if not recorded.
-
-    Attributes:
-        pixels: largest difference, of 255.
-        tokens, vectors, projected: largest difference relative to the largest value of a vector.
-        scores: relative difference.
-        regions, same_texts: how many captions, and how many of them have the recorded text.
-        is_made: whether anything here computes the task.
-        spread: how many times the usual difference there may be.
-        near_ties: the numbers of other captions that have it too where the recorded vector is decoded: rounding chose.
-    """
-
-    task: str
-    regions: int = 0
-    same_texts: int = 0
-    is_made: bool = True
-    spread: float = 1.0
-    near_ties: tuple[int, ...] = ()
-    pixels: float | None = None
-    tokens: float | None = None
-    vectors: float | None = None
-    projected: float | None = None
-    scores: float | None = None
-
-    @property
-    def faults(self) -> list[str]:
-        """The differences that rounding does not explain."""
-        right = self.same_texts + len(self.near_ties)
-        faults = [] if right == self.regions else [f"{self.task}: {right} of {self.regions} texts"]
-        faults += [] if self.is_made else [f"{self.task}: not made here"]
-        for name, allowed in ALLOWED.items():
-            value = getattr(self, name)
-            if value is not None and not value <= allowed * self.spread:
-                faults.append(f"{self.task}: {name} differ by {value:.1e}")
-        return faults
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,10 +191,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(paths: Sequence[Path], images: Path | None) -> int:
-    recordings = [part for path in paths for part in Recording.load(path).variants()]
-    found = _worst([one for recording in recordings for one in _measure(recording, images)])
+    found = _worst([one for path in paths for one in _measure_all(path, images)])
     Console(width=120).print(_table(found, ", ".join(path.stem for path in paths)))
     return int(any(one.faults for one in found))
+
+
+def _measure_all(path: Path, images: Path | None) -> list[Difference]:
+    """Measure a recording of any kind, by its .json."""
+    if kind_of(checkpoints.read_json(path.with_suffix(".json"))) is not None:
+        return _measure_decoder(DecoderRecording.load(path))
+    return [one for recording in Recording.load(path).variants() for one in _measure(recording, images)]
+
+
+def _measure_decoder(recording: DecoderRecording) -> list[Difference]:
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = Path(folder) / "bundle"
+        with show_progress(Console(stderr=True), BuildOptions().steps) as progress:
+            build(f"{checkpoints.PREFIX}{recording.recorded.path}", bundle, progress, BuildOptions())
+        with Captioner.load(bundle, "cpu") as captioner:
+            found = compare_decoding(recording, captioner, bundle, Path(folder))
+    return [replace(one, task=f"{recording.kind}: {one.task}") for one in found]
 
 
 def _measure(recording: Recording, images: Path | None) -> list[Difference]:
@@ -297,21 +270,6 @@ def _table(found: Sequence[Difference], recordings: str) -> Table:
         numbers = (_format(getattr(one, name)) for name in ("pixels", "tokens", "vectors", "projected"))
         table.add_row(one.task, *numbers, same + ties, _format(one.scores))
     return table
-
-
-def relative_difference(
-    found: torch.Tensor | None, recorded: npt.NDArray[np.float32] | None, stride: int = 1
-) -> float | None:
-    """Return the largest difference, relative to the largest value of its row; None where either is not there.
-
-    Args:
-        stride: of the rows of ``found`` that were recorded.
-    """
-    if found is None or recorded is None:
-        return None
-    want = recorded.reshape(-1, recorded.shape[-1])
-    got = found[::stride].numpy().reshape(want.shape)
-    return float((np.abs(got - want).max(axis=1) / np.abs(want).max(axis=1)).max())
 
 
 def _worst_score(found: Sequence[float], recorded: Sequence[float] | None, others: Collection[int]) -> float | None:

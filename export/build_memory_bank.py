@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -42,14 +43,37 @@ from runtime.system.user_dirs import is_private
 _NAME = "coco_captions"
 _BANK = "bank.h5"
 _BLOCK_ROWS = 2**14
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def read_captions(path: Path) -> list[str]:
     """Read captions from a text file, one a line, or from JSON: COCO captions or a list of texts.
 
+    They have no spaces around them, and none is empty.
+
     Raises:
         CheckpointError: the file cannot be read, has another layout, or holds no caption.
     """
+    captions = [caption.strip() for caption in _texts(path) if caption.strip()]
+    if not captions:
+        raise CheckpointError(f"{path}: expected at least one caption, got none")
+    return captions
+
+
+def read_texts(path: Path) -> list[str]:
+    """Read captions as they are in JSON, with the spaces around them and empty ones; of a text file as `read_captions`.
+
+    Raises:
+        CheckpointError: as `read_captions`.
+    """
+    texts = _texts(path) if path.suffix == ".json" else read_captions(path)
+    if not texts:
+        raise CheckpointError(f"{path}: expected at least one caption, got none")
+    return texts
+
+
+def _texts(path: Path) -> list[str]:
+    """Return the texts of a list in JSON, of COCO captions, or of a text file's lines."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         found = json.loads(text) if path.suffix == ".json" else text.split("\n")
@@ -63,10 +87,10 @@ def read_captions(path: Path) -> list[str]:
         raise CheckpointError(
             f'{path}: expected a list of texts, or COCO captions {{"annotations": [{{"caption": ...}}]}}'
         )
-    captions = [caption.strip() for caption in found if caption.strip()]
-    if not captions:
-        raise CheckpointError(f"{path}: expected at least one caption, got none")
-    return captions
+    for number, caption in enumerate(found):
+        if _SURROGATE.search(caption):
+            raise CheckpointError(f"{path}: caption {number} has half a character (a lone surrogate): {caption!r}")
+    return found
 
 
 def build_bank(

@@ -16,7 +16,7 @@ from typing import Any
 
 from export.checkpoint import Checkpoint, CheckpointError
 from export.readers.families import find_architecture
-from export.readers.recorded_decoders import kind_of, read_recorded_decoder
+from export.readers.recorded_decoders import RecordedDecoder, kind_of, read_recorded_decoder
 from export.readers.seeded import make_checkpoint, parse
 
 PREFIX = "recording:"
@@ -85,7 +85,8 @@ def read_recording(name: str) -> Checkpoint:
     path, *options = name.removeprefix(PREFIX).split(",")
     contents = read_json(Path(path))
     if kind_of(contents) is not None:
-        return read_recorded_decoder(contents, name)
+        tag = next((option.removeprefix("variant=") for option in options if option.startswith("variant=")), "")
+        return read_recorded_decoder(RecordedDecoder(Path(path), contents, tag), name)
     tags = [option.removeprefix("variant=") for option in options if option.startswith("variant=")]
     settings = read_settings(Path(path))
     found = variants(settings, path)

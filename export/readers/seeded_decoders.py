@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from export.models.mapping import PUBLISHED_LAYERS
 from export.readers.layouts import in_each_block, linear_shapes, norm_shapes
 from export.readers.seeded_weights import normal
 
@@ -17,6 +18,8 @@ Shapes = dict[str, tuple[int, ...]]
 Array = npt.NDArray[np.float32]
 
 GPT2_VOCABULARY, GPT2_POSITIONS = 50257, 1024
+GPT2_WIDTH, GPT2_LAYERS = 768, 12
+"""Of GPT-2 small."""
 _FULL_STOP, _SPACED_FULL_STOP = 13, 764
 EOS_GAINS = {_FULL_STOP: 2.15, _SPACED_FULL_STOP: 2.15}
 """Factors of the rows of tokens that end captions, so that captions end."""
@@ -54,7 +57,7 @@ def mlp_mapping_shapes(vector_width: int, width: int, soft_tokens: int) -> Shape
 
 
 def transformer_mapping_shapes(
-    vector_width: int, width: int, soft_tokens: int, carrier_tokens: int, num_layers: int
+    vector_width: int, width: int, soft_tokens: int, carrier_tokens: int, num_layers: int = PUBLISHED_LAYERS
 ) -> Shapes:
     """Return the shapes of a mapping network that is a transformer."""
     block = {
@@ -106,8 +109,8 @@ def seeded_prompted_state(
     prefix: str,
     mapping_prefix: str,
     mapping: Shapes,
-    width: int = 768,
-    num_layers: int = 12,
+    width: int = GPT2_WIDTH,
+    num_layers: int = GPT2_LAYERS,
     gains: Mapping[int, float] = EOS_GAINS,
 ) -> dict[str, Tensor]:
     """Return the made-up weights of a decoder with a prompt, by its published names.
@@ -161,3 +164,10 @@ def seeded_entities(salt: str, names: Sequence[str], width: int) -> Tensor:
     return torch.from_numpy(
         rows * (1 + np.float32(0.3) * np.abs(normal(f"{salt}viecap_entity_norms", (len(names), 1))))
     )
+
+
+def seeded_talk2dino(salt: str, text_width: int, width: int) -> tuple[Tensor, Tensor]:
+    """Return made-up weight and bias of Talk2DINO's first layer, (D, C) and (D,)."""
+    matrix = normal(f"{salt}talk2dino/linear_layer.weight", (width, text_width))
+    bias = normal(f"{salt}talk2dino/linear_layer.bias", (width,))
+    return torch.from_numpy(matrix / np.float32(math.sqrt(text_width))), torch.from_numpy(np.float32(0.02) * bias)

@@ -217,7 +217,7 @@ class ConceptsConfig(Part):
     """The scene graph of each caption of the bank, as tables."""
     pieces: FileName
     """The prompt's pieces: entities and attributes."""
-    num_captions: Annotated[int, Field(gt=0, le=1024)]
+    num_captions: Annotated[int, Field(gt=0, le=32)]
     """The number of captions that are looked up for a region."""
 
 

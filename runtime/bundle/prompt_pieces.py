@@ -96,7 +96,7 @@ class PromptPieces:
         """Return the contents of the file that `read` takes.
 
         Raises:
-            ValueError: a piece has no id, or more than `MAX_PIECE_IDS`.
+            ValueError: a piece has more than `MAX_PIECE_IDS`, and one for the comma.
         """
         stored = _StoredPieces(head=self.head, nothing=self.nothing, tail=self.tail, pieces=self.pieces)
         return stored.model_dump_json().encode()
@@ -109,11 +109,15 @@ class PromptPieces:
         """Return the piece of a name."""
         return Piece(*self.pieces[index])
 
+    def of(self, name: int, attribute: int | None = None) -> Piece:
+        """Return the piece of a name, with an attribute in front or without."""
+        return self[name] if attribute is None else self[name].after(self[attribute])
+
     @property
     def largest_id(self) -> int:
-        """The largest token id of all."""
+        """The largest token id of all; -1 where there is none."""
         texts = (self.head, self.nothing, self.tail, *(ids for piece in self.pieces for ids in piece))
-        return max(map(max, texts))
+        return max(max(ids, default=-1) for ids in texts)
 
     def join(self, pieces: Sequence[Piece]) -> list[int]:
         """Return the ids of a prompt that names some things, with commas between them, or nothing."""
@@ -124,7 +128,7 @@ class PromptPieces:
 
 
 _TokenId = Annotated[int, Field(ge=0, lt=2**31)]
-_StoredIds: TypeAlias = Annotated[tuple[_TokenId, ...], Field(min_length=1, max_length=MAX_PIECE_IDS + 1)]
+_StoredIds: TypeAlias = Annotated[tuple[_TokenId, ...], Field(max_length=MAX_PIECE_IDS + 1)]
 
 
 class _StoredPieces(BaseModel):

@@ -20,6 +20,7 @@ from runtime.bundle import Bundle, EntitiesConfig, PromptConfig
 from runtime.bundle.graph_io import ALL_LOG_PROBS, ATTENTION_MASK, POSITION_IDS, PROMPT_IDS, SOFT_PROMPT, VECTORS
 from runtime.decoding.base import CaptionBank, DecodedCaption
 from runtime.decoding.batches import TokenSequences, decode_in_batches
+from runtime.decoding.concept_prompts import ConceptPrompts
 from runtime.decoding.entities import EntityPrompts
 from runtime.decoding.greedy import GreedyDecoder
 from runtime.decoding.kv_cache import KvCache
@@ -46,6 +47,7 @@ class PromptedDecoder:
     """Decodes greedily, by beam search or by sampling; engines that not all need are opened when first asked for.
 
     Attributes:
+        prompts: makes the prompts of vectors and reads them.
         greedy: decodes vectors to tokens.
         tokenizer: turns tokens into text.
     """
@@ -56,16 +58,16 @@ class PromptedDecoder:
         self.tokenizer = CaptionTokenizer(
             bundle.file(bundle.manifest.tokenizer), config.eos_token_ids, config.keeps_eos, config.text_end
         )
-        self._prompts = PromptReader(bundle, backend, bank)
+        self.prompts = PromptReader(bundle, backend, bank)
         self._beam_engine = LazyEngine(lambda: backend.open(bundle.engine("beam_decoder")))
-        self.greedy = GreedyDecoder(backend.open(bundle.engine("decoder")), self._config, self._prompts.begin)
+        self.greedy = GreedyDecoder(backend.open(bundle.engine("decoder")), self._config, self.prompts.begin)
 
     def __call__(
         self, vectors: Tensor, options: DecodingOptions, progress: ProgressCallback | None = None
     ) -> list[DecodedCaption]:
         is_padded = options.prompt_padding == "reference"
-        begin = partial(self._prompts.begin, pad_to=self._prompts.longest(vectors)) if is_padded else None
-        found = self._search(vectors, options, begin or self._prompts.begin, progress)
+        begin = partial(self.prompts.begin, pad_to=self.prompts.longest(vectors)) if is_padded else None
+        found = self._search(vectors, options, begin or self.prompts.begin, progress)
         if options.score == "natural":
             scores = [math.exp(log_prob) for log_prob in found.log_probs]
         else:
@@ -75,13 +77,18 @@ class PromptedDecoder:
             for score, ids in zip(scores, found.ids, strict=True)
         ]
 
+    @property
+    def beam_engine(self) -> Engine:
+        """The step that gives the log-probability of every token, opened when first asked for."""
+        return self._beam_engine.get()
+
     def reports(self) -> Mapping[str, EngineReport]:
-        return {"mapping": self._prompts.mapping.report(), "prefill": self._prompts.prefill.report()} | {
+        return {"mapping": self.prompts.mapping.report(), "prefill": self.prompts.prefill.report()} | {
             "decoder": self.greedy.report()
         }
 
     def close(self) -> None:
-        self._prompts.close()
+        self.prompts.close()
         self.greedy.close()
         self._beam_engine.close()
 
@@ -95,7 +102,7 @@ class PromptedDecoder:
         config, beams = self._config, options.beams
         if beams == 1 and options.top_p is None:
             return self.greedy.decode(vectors, progress=progress, begin=begin)
-        engine = self._beam_engine.get()
+        engine = self.beam_engine
 
         def search(batch: Tensor) -> tuple[Tensor, Tensor]:
             state = begin(batch, beams)
@@ -109,7 +116,7 @@ class PromptedDecoder:
     def _reference_scores(self, ids: Sequence[Sequence[int]]) -> list[float]:
         """Return the published scores of captions, whose texts are tokenized again."""
         tokens = [self.tokenizer.ids(self.tokenizer.full_text(one)) for one in ids]
-        found = perplexities(self._beam_engine.get(), self._config, tokens, self._device)
+        found = perplexities(self.beam_engine, self._config, tokens, self._device)
         if self._config.reference_score == "perplexity":
             return found
         return [1.0 if math.isnan(one) else 1 / one for one in found]
@@ -138,9 +145,8 @@ class PromptReader:
             pad_to: the number of tokens that words are filled up to, as the published system does in a batch.
         """
         config, device = self._config, vectors.device
-        used = F.normalize(vectors, dim=-1) if self._prompt.unit_vectors else vectors
-        soft = self.mapping.run({VECTORS: used.contiguous()})[SOFT_PROMPT]
-        words = self._words_of(vectors)
+        soft = self.soft_prompt(vectors)
+        words = self.words(vectors)
         prompts = [self._arranged(one + [_REFERENCE_PADDING] * (pad_to - len(one))) for one in words]
         ids, mask = (one.to(device) for one in _left_padded(prompts))
         position_ids = (mask.cumsum(dim=1) - 1).clamp(min=0)
@@ -152,17 +158,23 @@ class PromptReader:
         cache.append(outputs)
         return PromptState(outputs[ALL_LOG_PROBS], cache, mask)
 
+    def soft_prompt(self, vectors: Tensor) -> Tensor:
+        """Return the soft tokens (R, S, E) of vectors (R, D)."""
+        used = F.normalize(vectors, dim=-1) if self._prompt.unit_vectors else vectors
+        return self.mapping.run({VECTORS: used.contiguous()})[SOFT_PROMPT]
+
+    def words(self, vectors: Tensor) -> list[list[int]]:
+        """Return the token ids of the words in the prompt of each of the vectors (R, D)."""
+        return [[] for _ in vectors] if self._words is None else self._words(F.normalize(vectors, dim=-1))
+
     def longest(self, vectors: Tensor) -> int:
         """Return the most tokens that the words of one of the vectors (R, D) have."""
-        return max(map(len, self._words_of(vectors)), default=0)
+        return max(map(len, self.words(vectors)), default=0)
 
     def close(self) -> None:
         """Release what the engines hold."""
         self.mapping.close()
         self.prefill.close()
-
-    def _words_of(self, vectors: Tensor) -> list[list[int]]:
-        return [[] for _ in vectors] if self._words is None else self._words(F.normalize(vectors, dim=-1))
 
     def _arranged(self, words: list[int]) -> list[int]:
         """Return the ids of a whole prompt, those above the vocabulary for its soft tokens."""
@@ -177,15 +189,15 @@ class PromptReader:
 
 
 def _load_words(
-    bundle: Bundle,
-    prompt: PromptConfig,
-    bank: CaptionBank | None,  # noqa: ARG001
-    device: torch.device,
+    bundle: Bundle, prompt: PromptConfig, bank: CaptionBank | None, device: torch.device
 ) -> HardPrompts | None:
     if prompt.hard is None:
         return None
-    assert isinstance(prompt.hard, EntitiesConfig)
-    return EntityPrompts(bundle, prompt.hard, device)
+    if isinstance(prompt.hard, EntitiesConfig):
+        return EntityPrompts(bundle, prompt.hard, device)
+    assert bank is not None  # the manifest has one
+    soft = 0 if prompt.order == "hard_only" else prompt.soft_tokens
+    return ConceptPrompts(bundle, prompt.hard, bank, prompt.max_tokens - soft)
 
 
 def _left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from benchmarks import eager
-from benchmarks.parity import ALLOWED, NEAR_TIE, compare, compare_decoder, relative_difference
+from benchmarks.difference import ALLOWED, NEAR_TIE, relative_difference
+from benchmarks.parity import compare, compare_decoder
 from benchmarks.reference_recording import RECORDINGS, Recording, tasks
 from export.checkpoint import CheckpointError
 from export.models.vit import VitBlock

@@ -169,6 +169,7 @@ def test_captions_come_from_text_and_from_json(name: str, text: str, tmp_path: P
         ("gone.txt", None, "no such file"),
         ("captions.json", "{", "cannot be read as captions"),
         ("captions.json", '{"annotations": [{"id": 1}]}', "expected a list of texts, or COCO captions"),
+        ("captions.json", '["a", "\\ud83d"]', "caption 1 has half a character"),
         ("captions.json", "3", "expected a list of texts"),
         ("captions.json", "{}", "expected at least one caption"),
         ("captions.txt", "\n", "expected at least one caption"),

@@ -122,6 +122,7 @@ OPERATORS: Mapping[tuple[str, str], AdmittedOperator] = {
     ("", "Relu"): AdmittedOperator(rules.same_shape, _each("f32")),
     ("", "Sigmoid"): AdmittedOperator(rules.same_shape, _each(*_FLOATS)),
     ("", "Sub"): AdmittedOperator(rules.elementwise, _each("f32", inputs=2)),
+    ("", "Tanh"): AdmittedOperator(rules.same_shape, _each(*_FLOATS)),
     ("", "Where"): AdmittedOperator(rules.elementwise, ("bool f32 f32 -> f32",)),
     # along an axis
     ("", "ArgMax"): AdmittedOperator(
