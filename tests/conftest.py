@@ -12,6 +12,7 @@ from PIL import Image
 
 from export import build_engines
 from runtime import Captioner
+from tests.exported_forms import export_prompted_bundle
 from tests.tensorrt_double.verdicts import keep_verdicts
 from tests.traced_graphs import trace_once
 
@@ -72,6 +73,14 @@ def verdicts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_once(tmp_path_factory, "demo", "demo")
+
+
+@pytest.fixture(scope="session")
+def prompted_bundle(tmp_path_factory: pytest.TempPathFactory, demo_bundle: Path) -> Path:
+    """A bundle of the demo's backbone and a small decoder with prompts, its weights random."""
+    folder = shared_folder(tmp_path_factory) / "bundles" / "prompted"
+    with FileLock(folder.with_suffix(".lock")):
+        return folder if folder.exists() else export_prompted_bundle(demo_bundle, folder)
 
 
 @pytest.fixture(scope="session")

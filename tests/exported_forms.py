@@ -9,33 +9,38 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from export.graphs.exporter import export_graph
 from export.graphs.specs import backbone_spec, decoder_specs, reencoder_spec
+from export.graphs.tracing import OPSET
 from export.models.base import BackboneModel, BundleNumbers, DecoderModel
 from export.models.clip import ClipBackbone, ClipConfig
 from export.models.decap_decoder import DecapConfig, DecapStep
 from export.models.dinotxt import DinotxtBackbone, VisionHead, VisionHeadConfig
 from export.models.dinov2 import Dinov2Backbone, Dinov2Config
 from export.models.dinov3 import Dinov3Backbone, Dinov3Config
-from export.models.gpt2 import Gpt2
-from export.models.mapping import MappingConfig, MappingNetwork, TransformerMapping
+from export.models.gpt2 import Conv1D, Gpt2
+from export.models.mapping import MappingConfig, MappingNetwork, MlpMapping, TransformerMapping
 from export.models.prompted_decoder import CaptionRules, Gpt2Config, PromptedModel
 from export.models.proxyclip import ProxyclipBackbone, ProxyclipConfig
 from export.models.regionclip import RegionClipBackbone, RegionClipConfig
 from export.models.siglip2 import Siglip2Backbone, Siglip2Config
+from export.prompts import EntityPromptSource
 from runtime.backends.base import Device
 from runtime.bundle import (
     MANIFEST,
     Bundle,
     EngineName,
     EnginePrecision,
+    EngineRecord,
     Manifest,
     PromptOrder,
     record_files,
     write_manifest,
 )
+from runtime.bundle.prompt_pieces import PromptPieces
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -63,6 +68,16 @@ BACKBONES: Mapping[str, Callable[[], BackboneModel]] = {
 }
 """A small backbone of every kind."""
 DECODER = DecapConfig(64, embed_dim=64, num_layers=2, vocab_size=101, text_vocab_size=90, max_new_tokens=40)
+DEMO_WIDTH = 192
+_SMALL_MAPPING = MappingConfig(DEMO_WIDTH, 64, soft_tokens=8, carrier_tokens=3, num_layers=2, num_heads=2)
+ENTITIES = EntityPromptSource(
+    F.normalize(torch.randn(6, DEMO_WIDTH, generator=torch.Generator().manual_seed(0)), dim=-1),
+    PromptPieces((5,), (6,), (7, 8), tuple(((index,), (index, 9)) for index in range(10, 16))),
+    temperature=0.1,
+    top_k=3,
+    threshold=0.2,
+)
+"""Entities for the prompts of a small decoder; a prompt names up to three of them."""
 FORMS: tuple[tuple[EnginePrecision, Device], ...] = (
     *(("fp32", "cpu"), ("fp16", "cpu"), ("bf16", "cpu"), ("int8", "cpu")),
     *(("fp32", "cuda"), ("fp16", "cuda"), ("bf16", "cuda"), ("int8", "cuda"), ("fp8", "cuda")),
@@ -140,7 +155,14 @@ def _export_form(
     yield from _export_decoder(folder, decoder, manifest, other, device)
     of_prompted = folder.with_name(f"{folder.name}-prompted")
     of_prompted.mkdir()
-    yield from export_prompted(of_prompted, prompted_model(), other, device, backbone)
+    with_prompts = export_prompted(of_prompted, prompted_model(), other, device)
+    yield from with_prompts
+    if device == "cpu":
+        perceptron = prompted_model(MlpMapping(_SMALL_MAPPING))
+        spec, of_perceptron = decoder_specs(perceptron)["mapping"], folder.with_name(f"{folder.name}-perceptron")
+        of_perceptron.mkdir()
+        export_graph(spec, of_perceptron, other, device)
+        yield ExportedGraph(of_perceptron / spec.io.file, "mapping", with_prompts[0].manifest)
 
 
 def export_prompted(
@@ -148,17 +170,37 @@ def export_prompted(
     decoder: PromptedModel,
     precision: EnginePrecision,
     device: Device,
-    backbone: BackboneModel | None = None,
     batch_sizes: tuple[int, ...] = (1, 16),
 ) -> list[ExportedGraph]:
-    """Export a decoder with prompts, for a backbone or one whose numbers do not matter."""
-    numbers = BundleNumbers("test", (89,), max_images=8, batch_sizes=batch_sizes, precision=precision)
-    of_backbone = (backbone or BACKBONES["registers"]()).manifest_entry("small", numbers)
+    """Export a decoder with prompts, for a backbone whose other numbers do not matter."""
+    hard = None if decoder.rules.order == "soft_only" else ENTITIES.write(folder)
+    numbers = BundleNumbers("test", (89, 23), 8, batch_sizes, precision, hard_prompt=hard)
+    of_backbone = BACKBONES["registers"]().manifest_entry("small", numbers)
     manifest = Manifest.model_construct(
         backbone=of_backbone.model_copy(update={"output_dim": decoder.prefix_width}),
         decoder=decoder.manifest_entry(numbers),
     )
     return [*_export_decoder(folder, decoder, manifest, precision, device)]
+
+
+def export_prompted_bundle(demo: Path, folder: Path, device: Device = "cpu") -> Path:
+    """Return a bundle in float32 of the demo's backbone and a small decoder whose prompts name entities."""
+    shutil.copytree(demo, folder)
+    for name in (MANIFEST, "decoder.onnx", "decoder.onnx.data", "beam_decoder.onnx"):
+        (folder / name).unlink()
+    graphs = {one.engine: one for one in export_prompted(folder, prompted_model(), "fp32", device, (1, 4, 16))}
+    manifest = Bundle(demo).manifest
+    decoder = graphs["decoder"].manifest.decoder.model_copy(update={"text_space": manifest.backbone.text_space})
+    engines: dict[EngineName, EngineRecord] = {
+        name: one for name, one in manifest.engines.items() if name in ("backbone", "reencoder")
+    }
+    engines |= {
+        name: EngineRecord(file=one.path.name, precision="fp32", opset=OPSET, max_error=0)
+        for name, one in graphs.items()
+    }
+    changed = {"decoder": decoder, "engines": engines, "memory": None, "files": record_files(folder)}
+    write_manifest(folder, manifest.model_copy(update=changed))
+    return folder
 
 
 def _export_decoder(
@@ -170,14 +212,20 @@ def _export_decoder(
         yield ExportedGraph(folder / spec.io.file, name, manifest)
 
 
-def prompted_model(mapping: MappingNetwork | None = None, order: PromptOrder = "soft_only") -> PromptedModel:
+def prompted_model(mapping: MappingNetwork | None = None, order: PromptOrder = "soft_first") -> PromptedModel:
     """Return a small decoder with prompts, its weights random."""
-    rules = CaptionRules(order, max_hard_tokens=5, max_new_tokens=20, unit_vectors=True)
-    small = MappingConfig(64, 64, soft_tokens=8, carrier_tokens=3, num_layers=2, num_heads=2)
-    mapping = mapping or TransformerMapping(small)
+    rules = CaptionRules(order, max_hard_tokens=ENTITIES.max_tokens, max_new_tokens=20, unit_vectors=True)
+    mapping = mapping or TransformerMapping(_SMALL_MAPPING)
     positions = rules.max_prompt_tokens(mapping.config.soft_tokens) + rules.max_new_tokens - 1
     gpt = Gpt2(64, num_layers=2, num_heads=2, vocab_size=101, positions=positions)
-    return randomized(PromptedModel("clipcap", mapping, gpt, Gpt2Config(64, 2, 2, 101, positions), rules))
+    model = randomized(PromptedModel("viecap", mapping, gpt, Gpt2Config(64, 2, 2, 101, positions), rules))
+    with torch.no_grad():  # so that captions depend on their prompts
+        for module in model.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.weight += 1
+            elif isinstance(module, (Conv1D, nn.Linear, nn.Embedding)):
+                module.weight *= 4
+    return model
 
 
 def randomized(module: ModuleT) -> ModuleT:
