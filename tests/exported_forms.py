@@ -222,9 +222,9 @@ def prompted_model(mapping: MappingNetwork | None = None, order: PromptOrder = "
     with torch.no_grad():  # so that captions depend on their prompts
         for module in model.modules():
             if isinstance(module, nn.LayerNorm):
-                module.weight += 1
+                module.weight.add_(1)
             elif isinstance(module, (Conv1D, nn.Linear, nn.Embedding)):
-                module.weight *= 4
+                module.weight.mul_(4)
     return model
 
 
