@@ -91,7 +91,7 @@ def read_container_pickle(path: Path) -> Any:
     return _load(path, {("builtins", "set"): make_set, ("__builtin__", "set"): make_set})  # the latter of Python 2
 
 
-class _Unpickler(pickle.Unpickler):
+class _DataUnpickler(pickle.Unpickler):
     """An unpickler that finds nothing but a few names."""
 
     def __init__(self, data: bytes, path: Path, known: _Globals) -> None:
@@ -113,7 +113,7 @@ def _load(path: Path, known: _Globals) -> Any:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
     try:
         _check_operations(io.BytesIO(data), path, _OPERATIONS, {".".join(name) for name in known}.__contains__)
-        return _Unpickler(data, path, known).load()
+        return _DataUnpickler(data, path, known).load()
     except CheckpointError:
         raise
     except Exception as error:  # a file that is no pickle can raise any
