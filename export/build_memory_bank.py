@@ -1,7 +1,8 @@
 """Build a memory bank of captions: `patchcaption build-memory-bank captions.json --space clip-b16 --out bank.h5`.
 
 Captions -> the text space's tower -> HDF5 in the published layout (published-system.md, sections 5 and 15). Finished
-rows lie beside the bank until it is complete, so the same command resumes an interrupted one.
+rows lie beside the bank until it is complete, so the same command resumes an interrupted one. With --entities the bank
+is a vocabulary of names, for decoders that are told of entities (`export.readers.entity_vocabulary`).
 
 Shapes: M captions, m of them in a batch, D width of the tower's embeddings.
 """
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, get_args
 
 if not __package__:  # run by its path: the packages of this clone, whatever is installed
     sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -30,10 +31,12 @@ from rich.progress import Progress
 
 from export.checkpoint import CheckpointError
 from export.command_line import run_command
+from export.readers.entity_vocabulary import VOCABULARIES, entity_names, read_entity_names
 from export.readers.memory_hdf5 import CAPTIONS, EMBEDDINGS, TEXT_SPACE
-from export.text_spaces import TEXT_SPACES
+from export.text_spaces import TEXT_SPACES, text_space
 from export.text_towers import open_text_tower
 from export.text_towers.base import TextTower
+from export.text_towers.entities import EntityTexts, entity_tower
 from runtime.errors import PatchcaptionError
 from runtime.system.files import follow_links, lock
 from runtime.system.outputs import Output, check_distinct
@@ -91,6 +94,21 @@ def _texts(path: Path) -> list[str]:
         if _SURROGATE.search(caption):
             raise CheckpointError(f"{path}: caption {number} has half a character (a lone surrogate): {caption!r}")
     return found
+
+
+def read_names(path: Path) -> list[str]:
+    """Read names of entities from a published list, by its file's name, or as captions are read.
+
+    Returns:
+        each name once, lower-cased and stripped, sorted.
+
+    Raises:
+        CheckpointError: the file cannot be read, has another layout, or holds no name.
+    """
+    layouts = (layout for layout in VOCABULARIES.values() if layout.list_file == path.name)
+    layout = next(layouts, None)
+    names = entity_names(read_captions(path), path) if layout is None else read_entity_names(path, layout)
+    return sorted(set(names))
 
 
 def build_bank(
@@ -213,6 +231,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--text-tower", metavar="TOWER", help="a folder, file or repository (default: the space's published one)"
     )
     parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="a tokenizer.json, if it is not the tower's own")
+    parser.add_argument(
+        "--entities",
+        choices=get_args(EntityTexts),
+        help="the captions are names of entities: embed each in the mean of seven templates, or in one plain text",
+    )
     parser.add_argument("--batch-size", type=int, default=256, help="captions at once (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="where the tower runs: cpu (default), cuda")
 
@@ -226,15 +249,18 @@ def _run(options: argparse.Namespace) -> None:
         raise CheckpointError(f"{options.out}: expected a file, which HDF5 can go back in")
     optional = [path for path in (options.talk2dino, options.tokenizer, options.text_tower) if path]
     check_distinct({"--out": output}, [options.captions, *map(Path, optional)])
-    captions = read_captions(options.captions)
+    captions = (read_names if options.entities else read_captions)(options.captions)
     tower = open_text_tower(options.space, options.text_tower, options.talk2dino, options.tokenizer, options.device)
+    if options.entities:
+        tower = entity_tower(tower, options.entities, text_space(tower.text_space, tower.width).first_column)
+    what = "entities" if options.entities else "captions"
     console = Console(stderr=True)
     for note in tower.notes:
         console.print(f"note: {note}", markup=False, highlight=False)
     with Progress(console=console) as progress:
-        task = progress.add_task("captions", total=len(captions))
+        task = progress.add_task(what, total=len(captions))
         build_bank(captions, tower, options.out, options.batch_size, lambda done: progress.update(task, completed=done))
-    show(f"{options.out}: {len(captions)} captions, width {tower.width}, text space {tower.text_space}")
+    show(f"{options.out}: {len(captions)} {what}, width {tower.width}, text space {tower.text_space}")
 
 
 if __name__ == "__main__":
