@@ -69,7 +69,7 @@ BACKBONES: Mapping[str, Callable[[], BackboneModel]] = {
 """A small backbone of every kind."""
 DECODER = DecapConfig(64, embed_dim=64, num_layers=2, vocab_size=101, text_vocab_size=90, max_new_tokens=40)
 DEMO_WIDTH = 192
-_SMALL_MAPPING = MappingConfig(DEMO_WIDTH, 64, soft_tokens=8, carrier_tokens=3, num_layers=2, num_heads=2)
+SMALL_MAPPING = MappingConfig(DEMO_WIDTH, 64, soft_tokens=8, carrier_tokens=3, num_layers=2, num_heads=2)
 ENTITIES = EntityPromptSource(
     F.normalize(torch.randn(6, DEMO_WIDTH, generator=torch.Generator().manual_seed(0)), dim=-1),
     PromptPieces((5,), (6,), (7, 8), tuple(((index,), (index, 9)) for index in range(10, 16))),
@@ -158,7 +158,7 @@ def _export_form(
     with_prompts = export_prompted(of_prompted, prompted_model(), other, device)
     yield from with_prompts
     if device == "cpu":
-        perceptron = prompted_model(MlpMapping(_SMALL_MAPPING))
+        perceptron = prompted_model(MlpMapping(SMALL_MAPPING))
         spec, of_perceptron = decoder_specs(perceptron)["mapping"], folder.with_name(f"{folder.name}-perceptron")
         of_perceptron.mkdir()
         export_graph(spec, of_perceptron, other, device)
@@ -215,7 +215,7 @@ def _export_decoder(
 def prompted_model(mapping: MappingNetwork | None = None, order: PromptOrder = "soft_first") -> PromptedModel:
     """Return a small decoder with prompts, its weights random."""
     rules = CaptionRules(order, max_hard_tokens=ENTITIES.max_tokens, max_new_tokens=20, unit_vectors=True)
-    mapping = mapping or TransformerMapping(_SMALL_MAPPING)
+    mapping = mapping or TransformerMapping(SMALL_MAPPING)
     positions = rules.max_prompt_tokens(mapping.config.soft_tokens) + rules.max_new_tokens - 1
     gpt = Gpt2(64, num_layers=2, num_heads=2, vocab_size=101, positions=positions)
     model = randomized(PromptedModel("viecap", mapping, gpt, Gpt2Config(64, 2, 2, 101, positions), rules))

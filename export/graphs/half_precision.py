@@ -21,7 +21,7 @@ import onnx_ir
 from onnx_ir import DataType
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from runtime.bundle.graph_io import is_cache
+from runtime.bundle.graph_io import SOFT_PROMPT, is_cache
 
 HalfPrecision: TypeAlias = Literal["fp16", "bf16"]
 
@@ -36,7 +36,7 @@ float32."""
 
 _FLOATS = (DataType.FLOAT, DataType.FLOAT16, DataType.BFLOAT16)
 _MATMUL_OPS = frozenset({"MatMul", "Gemm", "Conv"})
-_ELEMENTWISE_OPS = frozenset({"Gelu", "Sigmoid", "Add", "Mul"})
+_ELEMENTWISE_OPS = frozenset({"Gelu", "Sigmoid", "Tanh", "Add", "Mul"})
 """Operators in half precision where all their inputs are."""
 _LAYOUT_OPS = frozenset(
     {"Transpose", "Reshape", "Slice", "Split", "Squeeze", "Unsqueeze", "Concat", "Gather", "Expand"}
@@ -279,8 +279,11 @@ def _is_channel_scale(node: onnx_ir.Node) -> bool:
 
 
 def _becomes_output(value: onnx_ir.Value, cache: Collection[onnx_ir.Value]) -> bool:
-    """Return whether a tensor leaves the graph as it is and not for the cache: attention logits, region vectors."""
+    """Return whether a tensor leaves the graph as it is: attention logits, region vectors.
+
+    Entries of the cache and soft tokens do not count: what reads them does so in half precision.
+    """
     if value.is_graph_output():
-        return value not in cache
+        return value not in cache and value.name != SOFT_PROMPT
     moves = [use.node for use in value.uses() if use.node.op_type in _LAYOUT_OPS]
     return any(_becomes_output(output, cache) for move in moves for output in move.outputs)

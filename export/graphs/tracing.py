@@ -33,7 +33,20 @@ def trace(spec: GraphSpec) -> onnx_ir.Model:
         )
     assert program is not None  # only the old exporter returns nothing
     _strip_metadata(program.model)
+    _say_what_zeros_mean(program.model.graph)
     return program.model
+
+
+def _say_what_zeros_mean(graph: onnx_ir.Graph) -> None:
+    """Make every reshape to a constant shape without zeros say what all others do: that a zero would be a zero.
+
+    The exporter leaves that out of the one that it makes of two.
+    """
+    for node in graph:
+        if node.op_type == "Reshape" and "allowzero" not in node.attributes:
+            shape = node.inputs[1].const_value if node.inputs[1] is not None else None
+            if shape is not None and (shape.numpy() != 0).all():
+                node.attributes["allowzero"] = onnx_ir.AttrInt64("allowzero", 1)
 
 
 def _strip_metadata(model: onnx_ir.Model) -> None:

@@ -70,8 +70,7 @@ class Gpt2Attention(nn.Module):
         thirds = self.c_attn(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         query, key, value = thirds.unbind(0)
         attended = _attend(query * query.shape[-1] ** -0.5, key, value, is_attended)
-        rows = attended.transpose(1, 2).reshape(-1, x.shape[-1])  # one reshape: of two the exporter makes another kind
-        return self.c_proj(rows).unflatten(0, x.shape[:-1]), key, value
+        return self.c_proj(attended.transpose(1, 2).flatten(2)), key, value
 
 
 def _attend_in_place(

@@ -16,10 +16,10 @@ from PIL import Image
 
 from export.graphs.exporter import export_graph
 from export.graphs.qdq import EightBits
-from export.graphs.specs import backbone_spec
+from export.graphs.specs import backbone_spec, decoder_specs
 from export.lint import lint
 from export.models.gpt2 import Gpt2
-from export.models.mapping import MappingConfig, TransformerMapping
+from export.models.mapping import MappingConfig, MlpMapping, TransformerMapping
 from export.models.prompted_decoder import CaptionRules, Gpt2Config, PromptedModel
 from export.plans.profiles import engine_profiles, profiles_of
 from export.plans.report import PlanReport, build_report
@@ -27,10 +27,10 @@ from export.readers import read_checkpoint
 from export.readers.seeded import parse
 from runtime.backends.tensorrt.rtx import DEFAULT_CAPABILITIES
 from runtime.bundle import Bundle, EngineName, EnginePrecision, ShapeRange
-from runtime.bundle.graph_io import PIXEL_VALUES
+from runtime.bundle.graph_io import PIXEL_VALUES, VECTORS
 from runtime.image import Fit, prepare
 from tests.conftest import build_once
-from tests.exported_forms import BACKBONES, ExportedGraph, export_prompted, prompted_model, randomized
+from tests.exported_forms import BACKBONES, SMALL_MAPPING, ExportedGraph, export_prompted, prompted_model, randomized
 
 GRAPHS: tuple[EngineName, ...] = ("backbone", "reencoder", "decoder", "beam_decoder")
 HALVES: tuple[EnginePrecision, ...] = ("fp16", "bf16")
@@ -201,6 +201,15 @@ def test_turing_takes_decoders_with_prompts_in_float16(
     for graph in graphs if precision == "fp16" else ():
         profiles = engine_profiles(graph.engine, graph.manifest)[-1:]
         assert build_report(graph.path, profiles, ("7.5",)).fused_attentions == 2
+
+
+def test_turing_takes_mappings_without_attention_in_float16(tmp_path: Path) -> None:
+    """Their last product makes the soft tokens, which are read in half precision again."""
+    spec = decoder_specs(prompted_model(MlpMapping(SMALL_MAPPING)))["mapping"]
+    export_graph(spec, tmp_path, "fp16", "cuda")
+    shape = (4, SMALL_MAPPING.vector_width)
+    profile = {VECTORS: ShapeRange(min=shape, opt=shape, max=shape)}
+    assert len(build_report(tmp_path / spec.io.file, [profile], ("7.5",)).conversions) <= 2, "at both doors"
 
 
 @pytest.mark.slow

@@ -200,7 +200,7 @@ OPERATORS: Mapping[tuple[str, str], AdmittedOperator] = {
         rules.gather_elements, ("f32 i64 -> f32", "f16 i64 -> f16"), {"axis": _one_of(1)}
     ),
     ("", "Reshape"): AdmittedOperator(
-        rules.reshape, tuple(f"{one} i64 -> {one}" for one in _FLOATS), {"allowzero": _one_of(1, optional=True)}
+        rules.reshape, tuple(f"{one} i64 -> {one}" for one in _FLOATS), {"allowzero": _one_of(1)}
     ),
     ("", "Shape"): AdmittedOperator(
         rules.shape_of, _each("f32", "u8", "i64", "bool", made="i64"), {"start": _WHOLE_NUMBER, "end": _WHOLE_NUMBER}
