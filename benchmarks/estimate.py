@@ -91,8 +91,19 @@ def stage_works(
     return {
         "backbone": backbone_work(backbone, weight_bytes),
         "projection": projection_work(width, regions, rows, bank_bytes),
-        "decoding": decoding_work(manifest.decoder, width, regions, TYPICAL_TOKENS, weight_bytes),
+        "decoding": decoding_work(
+            manifest.decoder, width, regions, TYPICAL_TOKENS, weight_bytes, _mapping_weights(manifest)
+        ),
     }
+
+
+def _mapping_weights(manifest: Manifest) -> int:
+    """Return the number of the mapping's weights by the size of their file; 0 for a decoder without a prompt."""
+    mapping = manifest.engines.get("mapping")
+    if mapping is None:
+        return 0
+    number_bytes = {"fp16": 2, "bf16": 2, "int8": 1}.get(mapping.precision, 4)
+    return manifest.files[f"{mapping.file}.data"].bytes // number_bytes
 
 
 def _table(

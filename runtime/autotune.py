@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import torch
 
 from runtime.backends import BACKENDS, Backend, BackendName, open_backend
-from runtime.bundle import Bundle
+from runtime.bundle import Bundle, ConceptsConfig
 from runtime.bundle.graph_io import PIXEL_VALUES
-from runtime.decoding.greedy import GreedyDecoder
+from runtime.decoding import CaptionBank, load_decoder
 from runtime.errors import BackendError
+from runtime.memory import load_bank
 from runtime.options import Precision
 
 BATCH_SIZES = (1, 16)
@@ -34,7 +35,7 @@ class BackendTiming:
     Attributes:
         name: the backend in full, with its version.
         backbone: for one image.
-        decoding: for captions of 12 tokens, by how many of them at once.
+        decoding: for captions of 12 tokens and their prompts, by how many of them at once.
     """
 
     name: str
@@ -87,7 +88,8 @@ def measure(
         BackendError: a backend cannot open or run them.
     """
     with ExitStack() as stack:
-        stages = {name: stack.enter_context(_open_stages(bundle, backend)) for name, backend in backends.items()}
+        bank = _bank_of_prompts(bundle, next(iter(backends.values())).device)
+        stages = {name: stack.enter_context(_open_stages(bundle, backend, bank)) for name, backend in backends.items()}
         best = {name: dict.fromkeys(of_backend, float("inf")) for name, of_backend in stages.items()}
         for of_backend in stages.values():  # the first run of all is slower
             for run in of_backend.values():
@@ -106,8 +108,16 @@ def measure(
     }
 
 
+def _bank_of_prompts(bundle: Bundle, device: torch.device) -> CaptionBank | None:
+    """Return the memory bank of a bundle whose prompts are made of its captions; else None, as it would not be read."""
+    prompt = bundle.manifest.decoder.prompt
+    return load_bank(bundle, device) if prompt and isinstance(prompt.hard, ConceptsConfig) else None
+
+
 @contextmanager
-def _open_stages(bundle: Bundle, backend: Backend) -> Iterator[dict[int, Callable[[], object]]]:
+def _open_stages(
+    bundle: Bundle, backend: Backend, bank: CaptionBank | None
+) -> Iterator[dict[int, Callable[[], object]]]:
     """Yield what is timed on a backend: the backbone (0), and decoding by batch size; close the engines then."""
     manifest = bundle.manifest
     size, width = manifest.backbone.preprocessing.image_size, manifest.backbone.output_dim
@@ -117,11 +127,11 @@ def _open_stages(bundle: Bundle, backend: Backend) -> Iterator[dict[int, Callabl
 
     with (
         closing(backend.open(bundle.engine("backbone"))) as backbone,
-        closing(GreedyDecoder(backend.open(bundle.engine("decoder")), manifest.decoder)) as decoder,
+        closing(load_decoder(bundle, backend, bank)) as decoder,
     ):
 
         def decode(rows: int) -> Callable[[], object]:
-            return lambda: decoder.decode(vectors[:rows].contiguous(), ignore_eos=True, max_new_tokens=_TOKENS)
+            return lambda: decoder.greedy.decode(vectors[:rows].contiguous(), ignore_eos=True, max_new_tokens=_TOKENS)
 
         inputs = {PIXEL_VALUES: pixels.to(backend.device)}
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from export import build_engines
 from runtime import Captioner
+from runtime.backends.base import Device
 from tests.exported_forms import export_prompted_bundle
 from tests.tensorrt_double.verdicts import keep_verdicts
 from tests.traced_graphs import trace_once
@@ -78,9 +79,19 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def prompted_bundle(tmp_path_factory: pytest.TempPathFactory, demo_bundle: Path) -> Path:
     """A bundle of the demo's backbone and a small decoder with prompts, its weights random."""
-    folder = shared_folder(tmp_path_factory) / "bundles" / "prompted"
+    return _export_prompted_once(tmp_path_factory, demo_bundle, "cpu")
+
+
+@pytest.fixture(scope="session")
+def prompted_gpu_bundle(tmp_path_factory: pytest.TempPathFactory, demo_bundle: Path) -> Path:
+    """The same with the decoder's graphs in the form for GPUs."""
+    return _export_prompted_once(tmp_path_factory, demo_bundle, "cuda")
+
+
+def _export_prompted_once(tmp_path_factory: pytest.TempPathFactory, demo: Path, device: Device) -> Path:
+    folder = shared_folder(tmp_path_factory) / "bundles" / f"prompted-{device}"
     with FileLock(folder.with_suffix(".lock")):
-        return folder if folder.exists() else export_prompted_bundle(demo_bundle, folder)
+        return folder if folder.exists() else export_prompted_bundle(demo, folder, device)
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "captioner": FOUNDATION
     | {"bundle", "image", "features", "backends", "encoder", "results", "pipeline", "serving", "video"},
     "output": FOUNDATION | {"image", "regions", "memory", "results", "video"},
-    "autotune": FOUNDATION | {"bundle", "backends", "decoding"},
+    "autotune": FOUNDATION | {"bundle", "backends", "memory", "decoding"},
     "doctor": FOUNDATION | {"bundle", "image", "regions", "features", "backends", "memory", "results", "captioner"},
     "cli": FOUNDATION
     | {"bundle", "image", "regions", "backends", "results", "video", "captioner", "output", "autotune", "doctor"},

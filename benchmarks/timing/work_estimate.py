@@ -67,17 +67,40 @@ def projection_work(width: int, regions: int, memory_rows: int, memory_bytes: in
 
 
 def decoding_work(
-    decoder: DecoderConfig, width: int, regions: int, steps: int, weight_bytes: int = _FLOAT32_BYTES
+    decoder: DecoderConfig,
+    width: int,
+    regions: int,
+    steps: int,
+    weight_bytes: int = _FLOAT32_BYTES,
+    mapping_weights: int = 0,
 ) -> WorkEstimate:
-    """Estimate ``steps`` decoding steps of all regions.
+    """Estimate the decoding of captions of ``steps`` tokens for all regions.
 
     Each step reads every matrix once, 12 E^2 weights a layer and V E of the vocabulary, and takes each region through
-    them; the first reads the (D, E) projection too. Step s attends to s + 1 positions, s of them from the KV cache.
+    them; DeCap's first reads the (D, E) projection too. Step s attends to s + 1 positions, s of them from the KV cache.
+
+    Of a decoder with a prompt the mapping's weights are read once, and each region goes through each of them at least
+    once. The prompt, its words left out, goes through the layers in one run, which gives the first token; each step
+    attends to it too.
+
+    Args:
+        mapping_weights: the number of the mapping's weights; 0 for a decoder without a prompt.
     """
     e = decoder.embed_dim
-    matrices = decoder.num_layers * 12 * e**2 + decoder.vocab_size * e
-    attended, from_cache = steps * (steps + 1) // 2, steps * (steps - 1) // 2
-    products = steps * matrices + width * e + decoder.num_layers * 2 * e * attended
+    layers, vocabulary = decoder.num_layers * 12 * e**2, decoder.vocab_size * e
+    before = mapping_weights if decoder.prompt else width * e
+    prompt = _least_prompt(decoder)
+    alone = steps - 1 if prompt else steps  # the steps but for that of the prompt's run
+    from_cache = alone * prompt + alone * (alone - 1) // 2
+    attended = prompt * (prompt + 1) // 2 + from_cache + alone
+    products = before + (prompt + alone) * layers + steps * vocabulary + decoder.num_layers * 2 * e * attended
     cache_bytes = NUMBER_FORMATS[decoder.cache_precision].bytes * regions * decoder.num_layers * 2 * e * from_cache
-    read_bytes = weight_bytes * (steps * matrices + width * e) + cache_bytes
+    read_bytes = weight_bytes * (before + steps * (layers + vocabulary)) + cache_bytes
     return WorkEstimate(2 * regions * products, read_bytes, weight_bytes < _FLOAT32_BYTES)
+
+
+def _least_prompt(decoder: DecoderConfig) -> int:
+    """Return the fewest tokens of a prompt: its soft ones; 0 for a decoder without a prompt."""
+    if decoder.prompt is None:
+        return 0
+    return 1 if decoder.prompt.order == "hard_only" else decoder.prompt.soft_tokens

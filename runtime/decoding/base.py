@@ -9,6 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from runtime.backends import EngineReport
+from runtime.decoding.greedy import GreedyDecoder
 from runtime.options import DecodingOptions, ProgressCallback
 
 
@@ -40,7 +41,13 @@ class CaptionBank(Protocol):
 
 
 class CaptionDecoder(Protocol):
-    """Decodes vectors in text space; each kind of decoder knows its own prompt, engines, search and tokenizer."""
+    """Decodes vectors in text space; each kind of decoder knows its own prompt, engines, search and tokenizer.
+
+    Attributes:
+        greedy: decodes vectors to tokens, its prompts included.
+    """
+
+    greedy: GreedyDecoder
 
     def __call__(
         self, vectors: Tensor, options: DecodingOptions, progress: ProgressCallback | None = None

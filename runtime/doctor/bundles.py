@@ -106,7 +106,7 @@ class _BackendOutputs:
     def _capture(self, subject: str) -> Finding:
         reasons = [reason for of_engine in self._captured.values() for reason in of_engine if reason]
         if not reasons:
-            counts = ", ".join(f"{len(of_engine)} of the {name}" for name, of_engine in self._captured.items())
+            counts = ", ".join(f"{len(ones)} of the {name}" for name, ones in self._captured.items() if ones)
             return Finding(f"{subject}: graph capture", "pass", f"CUDA graphs: {counts}")
         return Finding(f"{subject}: graph capture", "fail", reasons[0], "it runs without; report it with --json")
 

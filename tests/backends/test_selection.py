@@ -21,6 +21,7 @@ from runtime.backends.selection import Selection, measurements_file, save_measur
 from runtime.bundle import MANIFEST, Bundle, DecoderConfig, EngineFiles
 from runtime.bundle.graph_io import present_names
 from runtime.cli.main import main
+from tests.doubles import RecordingBackend
 
 UNMEASURED = Selection("cpu", "by order: not measured here")
 MEASURED = Selection("openvino", "measured on this machine")
@@ -208,6 +209,16 @@ def test_each_backend_is_timed_by_its_best_run_after_the_first(
         assert timings[name].decoding == {1: pytest.approx(captions), 16: pytest.approx(captions)}
         assert timings[name].total == pytest.approx(backbone + 2 * captions)
     assert not any(fake.open_engines for fake in fakes.values()), "engines were left open"
+
+
+def test_prompts_are_timed_with_the_captions_after_them(prompted_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autotune, "_SECONDS", 0.0)
+    backend, bundle = RecordingBackend(), Bundle(prompted_bundle)
+    timing = autotune.measure(bundle, {"cpu": backend})["cpu"]
+    assert set(timing.decoding) == {1, 16}
+    runs = {name: len(engine.runs) for name, engine in backend.engines.items()}
+    assert runs["mapping"] == runs["prefill"] == 2 * runs["backbone"], "once for each number of captions"
+    assert runs["decoder"] == (12 - 1) * runs["prefill"], "the first token comes of the prompt"
 
 
 def test_tune_saves_the_faster_backend_and_says_so(

@@ -34,7 +34,7 @@ from runtime.cli.main import main
 from runtime.decoding.gpu_greedy import DeviceGreedyDecoder
 from runtime.decoding.greedy import GreedyDecoder
 from runtime.doctor.backends import SMALL_GRAPH
-from runtime.options import DescribeKeywords
+from runtime.options import DecodeKeywords, DescribeKeywords
 from tests.conftest import build_once, without_home
 from tests.cuda_double import CUDA, Allocations, CudaDouble
 from tests.doubles import RecordingEngine
@@ -241,6 +241,28 @@ def test_a_bundle_that_was_built_elsewhere_gets_its_plans_where_they_run(
     assert build_plans.main([str(folder), "--out", str(tmp_path / "other")]) == 0
     assert double.state.count("build_serialized_network") == before, "nothing that plans depend on has changed"
     assert Bundle(tmp_path / "other").manifest.plans == built.manifest.plans
+
+
+def test_a_bundle_with_prompts_gets_a_plan_of_each_graph_and_gives_the_captions_of_the_cpu(
+    install: Install, prompted_bundle: Path, prompted_gpu_bundle: Path, tmp_path: Path
+) -> None:
+    install()
+    folder = tmp_path / "bundle"
+    assert build_plans.main([str(prompted_gpu_bundle), "--out", str(folder)]) == 0
+    plans = {plan.graph: plan for plan in Bundle(folder).manifest.plans}
+    assert set(plans) == {*GRAPHS, "mapping.onnx", "prefill.onnx"}
+    most = Bundle(folder).manifest.decoder.prompt
+    assert most is not None
+    assert [one["prompt_ids"].max for one in plans["prefill.onnx"].profiles] == [
+        (rows, most.max_tokens) for rows in (1, 4, 16)
+    ]
+    vectors = torch.randn(21, 192, generator=torch.Generator().manual_seed(0))
+    with Captioner.load(folder) as captioner, Captioner.load(prompted_bundle) as plain:
+        kinds: list[DecodeKeywords] = [{}, {"beams": 3}]
+        for options in kinds:
+            got, expected = (one.decode(vectors, **options) for one in (captioner, plain))
+            assert [caption.ids for caption in got] == [caption.ids for caption in expected]
+            assert [caption.score for caption in got] == pytest.approx([one.score for one in expected], rel=1e-3)
 
 
 def test_a_bundle_for_another_device_is_exported_without_tensorrt(

@@ -39,3 +39,21 @@ def test_the_command_prints_a_row_a_board_and_number_of_regions(
     assert estimate.main([str(demo_bundle), "--regions", "0"]) == 1
     assert estimate.main(["nowhere"]) == 1
     assert capsys.readouterr().err.count("error: ") == 2
+
+
+def test_decoders_with_prompts_are_estimated_with_their_mapping(
+    prompted_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = Bundle(prompted_bundle, verify=False).manifest
+    assert estimate.main([str(prompted_bundle), "--regions", "16"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) > len(estimate.BOARDS)
+    stored = manifest.files["mapping.onnx.data"].bytes
+    with_less = {
+        **manifest.files,
+        "mapping.onnx.data": manifest.files["mapping.onnx.data"].model_copy(update={"bytes": 0}),
+    }
+    works = [
+        estimate.stage_works(one, 16, "fp16", "fp16")["decoding"]
+        for one in (manifest, manifest.model_copy(update={"files": with_less}))
+    ]
+    assert works[0].bytes - works[1].bytes == 2 * (stored // 4), "of float32, estimated for float16"

@@ -34,7 +34,7 @@ from benchmarks.timing.stages import (
 from benchmarks.timing.work_estimate import WorkEstimate, backbone_work, decoding_work, pooling_work, projection_work
 from export.readers import read_checkpoint
 from runtime import Captioner, Fit, PatchcaptionError
-from runtime.bundle import BackboneConfig, Bundle, DecoderConfig, Preprocessing, TokenLayout, sha256_of
+from runtime.bundle import BackboneConfig, Bundle, DecoderConfig, Preprocessing, PromptConfig, TokenLayout, sha256_of
 from runtime.bundle.graph_io import INPUT_IDS
 from tests.conftest import ROOT, SAMPLE
 from tests.doubles import RecordingBackend, captioner_of
@@ -137,6 +137,16 @@ def test_the_work_of_decoding_reads_the_weights_at_each_step() -> None:
     assert found.bytes == 4 * (3 * 232 + 32) + 4 * 3 * (3 * 2 * 4)
     half = decoding_work(TINY_DECODER, width=8, regions=3, steps=3, weight_bytes=2)
     assert half == WorkEstimate(found.flop, 2 * 728 + 4 * 72, reduced_precision=True)
+
+
+def test_the_work_of_decoding_after_a_prompt_reads_the_prompt_in_one_run() -> None:
+    # Five soft tokens go through the layer and attend to 1 + 2 + ... 5; two steps attend to 6 and 7, 5 and 6 of them
+    # from the cache; each of three tokens is one of the vocabulary.
+    prompt = PromptConfig(soft_tokens=5, order="soft_only", max_tokens=5, unit_vectors=True)
+    decoder = TINY_DECODER.model_copy(update={"kind": "clipcap", "prompt": prompt})
+    found = decoding_work(decoder, width=8, regions=3, steps=3, mapping_weights=100)
+    assert found.flop == 2 * 3 * (100 + (5 + 2) * 192 + 3 * 40 + 2 * 4 * (15 + 6 + 7))
+    assert found.bytes == 4 * (100 + 3 * 232) + 4 * 3 * 2 * 4 * (5 + 6)
 
 
 @pytest.mark.parametrize(

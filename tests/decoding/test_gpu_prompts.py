@@ -18,15 +18,13 @@ from runtime.decoding.prompted import PromptedDecoder
 from runtime.options import DecodeKeywords
 from tests.cuda_double import CUDA, Allocations, CudaDouble
 from tests.doubles import RecordingBackend, captioner_of, with_manifest
-from tests.exported_forms import export_prompted_bundle
 
 DEVICE = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def gpu_bundle(tmp_path_factory: pytest.TempPathFactory, demo_bundle: Path) -> Bundle:
-    """The same decoder in the form for GPUs."""
-    return Bundle(export_prompted_bundle(demo_bundle, tmp_path_factory.mktemp("gpu") / "bundle", "cuda"))
+def gpu_bundle(prompted_gpu_bundle: Path) -> Bundle:
+    return Bundle(prompted_gpu_bundle)
 
 
 @pytest.fixture(scope="module")
@@ -179,3 +177,16 @@ def test_steps_come_after_the_prompts_and_what_prompts_left_is_read_on_the_steps
     assert cuda.log[:6] == [*around, *around, "prompts are read on outside", "own waits for outside"]
     assert cuda.log[6] == "outside waits for own", "what prompts left is released after the steps"
     assert {allocations.stream_of(tensor) for tensor in made.values()} == {"outside"}
+
+
+def test_a_backend_that_binds_is_warm_when_it_is_loaded_and_reports_every_open_engine(
+    gpu_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recording = RecordingBackend(OrtGpuBackend(CPU, DEVICE))
+    monkeypatch.setattr("runtime.captioner.open_backend", lambda *_: recording)
+    with Captioner.load(gpu_bundle.folder, verify=False) as captioner:
+        assert len(recording.engines["mapping"].runs) == len(recording.engines["prefill"].runs) == 1
+        assert [shapes["input_ids"][0] for shapes in recording.engines["decoder"].bindings] == [1]
+        assert list(captioner.runs_on()) == ["backbone", "mapping", "prefill", "decoder"]
+        reasons = ["not on a CUDA device"]
+        assert captioner.captured() == {"backbone": reasons, "mapping": [], "prefill": [], "decoder": reasons}
