@@ -274,13 +274,16 @@ def _pooled(known: KnownTensors, node: onnx_ir.Node) -> Inferred:
 
 
 def _convolved(known: KnownTensors, node: onnx_ir.Node) -> Inferred:
-    """Compare the image's channels with the filter's, which ONNX does not."""
+    """Compare the image's channels and the shape that is given of the filter with the filter, which ONNX does not."""
     image, weights = known.shape(input_of(node, 0)), known.shape(input_of(node, 1))
     if image is None or weights is None or len(weights) < 2 or len(image) != len(weights):
         return _infer_by_onnx(known, node, 20)
     channels, groups = weights[1], int_attribute(node, "group", 1)
     if isinstance(channels, int) and _differ(image[1], channels * groups):
         return [None], f"has an image of {image[1]} channels; expected {channels * groups}"
+    kernel = node.attributes["kernel_shape"].as_ints() if "kernel_shape" in node.attributes else weights[2:]
+    if any(_differ(given, width) for given, width in zip(kernel, weights[2:], strict=False)):
+        return [None], f"says that its filter is {tuple(kernel)}; expected {weights[2:]}"
     return _filtered(known, node, weights[2:])
 
 

@@ -492,6 +492,9 @@ def _shape_cases() -> Iterator[tuple[str, onnx.ModelProto]]:
     yield "Where that does not fit", one("Where", *"cxw", tensors={"c": (BOOL, (7,))}, weights=weight(8))
     yield "Concat that does not fit", one("Concat", *"xw", weights=weight(1, 3, 7), axis=0)
     yield "Conv of too few channels", one("Conv", *"xw", tensors=_X4, weights=weight(4, 3, 2, 2))
+    for kernel in ([2, 2], [2, 3], [3, 2]):
+        said = one("Conv", *"xw", tensors=_X4, weights=weight(4, 4, 2, 2), kernel_shape=kernel)
+        yield f"Conv that says its filter is {kernel}", said
     yield "Conv wider than its image", one("Conv", *"xw", tensors=_X4, weights=weight(4, 4, 9, 9))
     yield "LayerNormalization that does not fit", one("LayerNormalization", *"xw", weights=weight(7))
     nodes = node("LayerNormalization", "wx", "n"), node("MatMul", "nv")

@@ -31,9 +31,15 @@ from runtime.errors import BackendError
 from tests.conftest import build_once
 from tests.export.graph_mutations import MUTATIONS, has_odd_parameter, mutated
 from tests.export.lint_corpus import RESTRICTIONS, SAMPLES, dtype_graphs, one
+from tests.exported_forms import export_prompted, prompted_model
 
 EXAMPLES = int(os.environ.get("PATCHCAPTION_LINT_EXAMPLES", "100"))
-GRAPHS = ("backbone", "reencoder", "decoder", "beam_decoder")
+GRAPHS = [
+    f"{name} {precision}"
+    for precision in ("fp32", "fp16", "bf16")
+    for name in ("backbone", "reencoder", "decoder", "beam_decoder")
+]
+AFTER_PROMPTS = [f"{name} after prompts" for name in ("mapping", "prefill", "decoder")]
 PARSER_VERSION, JETPACK_6 = (11, 0), (10, 3)
 
 
@@ -45,13 +51,16 @@ def parser() -> Iterator[ParserProcess]:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, onnx.ModelProto]:
-    """The graphs of the demo as they are exported for TensorRT, by name and precision."""
+    """Graphs as they are exported for TensorRT: of the demo by name and precision, and of a decoder with prompts."""
     found = {}
-    for precision in ("fp32", "fp16", "bf16"):
+    for graph in GRAPHS:
+        name, precision = graph.split()
         options = ("--backend", "tensorrt", "--without-plans", "--precision", precision)
         folder = build_once(tmp_path_factory, "demo", f"demo-graphs-{precision}", *options)
-        found.update({f"{name} {precision}": onnx.load(folder / f"{name}.onnx") for name in GRAPHS})
-    return found
+        found[graph] = onnx.load(folder / f"{name}.onnx")
+    prompted = export_prompted(tmp_path_factory.mktemp("prompted"), prompted_model(), "fp16", "cuda")
+    paths = {f"{graph.engine} after prompts": graph.path for graph in prompted}
+    return found | {graph: onnx.load(paths[graph]) for graph in AFTER_PROMPTS}
 
 
 def disagreement(parser: ParserProcess, path: Path, model: onnx.ModelProto) -> str | None:
@@ -114,7 +123,7 @@ def test_linter_and_parser_agree_on_exported_graphs_with_one_change(
 @pytest.mark.slow
 @settings(max_examples=EXAMPLES, deadline=None, derandomize=True)
 @given(
-    name=st.sampled_from([f"{name} {precision}" for name in GRAPHS for precision in ("fp32", "fp16", "bf16")]),
+    name=st.sampled_from([*GRAPHS, *AFTER_PROMPTS]),
     mutation=st.sampled_from(sorted(MUTATIONS)),
     seed=st.integers(0, 1 << 32),
 )
