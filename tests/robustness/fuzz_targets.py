@@ -102,6 +102,19 @@ _MANIFEST: dict[str, Any] = {
     "files": dict.fromkeys(("backbone.onnx", "backbone.plan", "captions.jsonl"), _EMPTY_FILE),
 }
 
+_PROMPT: dict[str, Any] = {
+    **{"soft_tokens": 2, "order": "soft_first", "max_tokens": 9, "unit_vectors": True},
+    "hard": {
+        **{"source": "entities", "embeddings": "backbone.plan", "pieces": "captions.jsonl", "num_entities": 4},
+        **{"temperature": 0.1, "top_k": 3, "threshold": 0.2},
+    },
+}
+_PROMPTED_MANIFEST: dict[str, Any] = {
+    **_MANIFEST,
+    "decoder": {**_MANIFEST["decoder"], "kind": "viecap", "text_end": ".", "prompt": _PROMPT},
+    "engines": {**_MANIFEST["engines"], **dict.fromkeys(("mapping", "prefill"), _MANIFEST["engines"]["decoder"])},
+}
+
 
 def check_weights(region: Region) -> None:
     """Lay a region on an image, where it must be refused or have finite weights."""
@@ -127,7 +140,7 @@ def open_manifest(text: bytes) -> Bundle:
 
 
 def _altered_manifest(provider: atheris.FuzzedDataProvider) -> dict[str, Any]:
-    altered = json.loads(json.dumps(_MANIFEST))
+    altered = json.loads(json.dumps(provider.PickValueInList([_MANIFEST, _PROMPTED_MANIFEST])))
     for _ in range(provider.ConsumeIntInRange(0, 3)):
         part: Any = altered
         while True:
@@ -221,8 +234,9 @@ def write_seeds(target: str, folder: Path) -> None:
     """Write valid inputs, which the fuzzer begins with."""
     image = io.BytesIO()
     Image.new("1", (64, 48), 1).save(image, "PNG")
-    manifest_text = json.dumps(_MANIFEST).encode()
-    open_manifest(manifest_text)  # which is valid
+    manifests = [json.dumps(one).encode() for one in (_MANIFEST, _PROMPTED_MANIFEST)]
+    for text in manifests:
+        open_manifest(text)  # which is valid
     kinds: list[Region] = [
         Box(1, 2, 30, 40),
         BoxSet([(1, 2, 3, 4)]),
@@ -237,7 +251,7 @@ def write_seeds(target: str, folder: Path) -> None:
         AttentionHead(1),
     ]
     valid = {
-        "manifest": [manifest_text],
+        "manifest": manifests,
         "graph": [small_graph()],
         "mask": [image.getvalue()],
         "polygon": [b"0,0 50,0 25,40", b"-5,-5 70,1e1 3.5,nan"],

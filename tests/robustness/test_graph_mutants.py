@@ -13,7 +13,7 @@ from filelock import FileLock
 from tests.conftest import ROOT, shared_folder
 from tests.exported_forms import export_small_bundle
 
-COUNT = 5000
+COUNT = 2500
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,17 @@ def small_bundle(tmp_path_factory: pytest.TempPathFactory, demo_bundle: Path) ->
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["backbone", "reencoder", "decoder", "beam_decoder"])
 def test_changed_graphs_are_refused_or_run(small_bundle: Path, engine: str) -> None:
-    command = [sys.executable, "-m", "tests.robustness.graph_mutants", str(small_bundle), engine, str(COUNT)]
+    require_refused_or_run(small_bundle, engine)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["mapping", "prefill", "decoder", "beam_decoder"])
+def test_changed_graphs_of_decoders_with_prompts_are_too(prompted_bundle: Path, engine: str) -> None:
+    require_refused_or_run(prompted_bundle, engine)
+
+
+def require_refused_or_run(bundle: Path, engine: str) -> None:
+    command = [sys.executable, "-m", "tests.robustness.graph_mutants", str(bundle), engine, str(COUNT)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     last = done.stdout.splitlines()[-1:]
     assert done.returncode == 0, f"mutant {last}: exit code {done.returncode}\n{done.stderr[-3000:]}"
