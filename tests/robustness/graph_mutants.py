@@ -245,7 +245,8 @@ class MutantRunner:
                 with contextlib.closing(backend.open(EngineFiles(self._path, contract=self._declared))) as engine:
                     check_outputs(self._contract, engine.run(self._inputs))
             except BundleError as error:
-                assert re.search(r": output [\w.]+: missing", str(error)), error
+                if not re.search(r": output [\w.]+: missing", str(error)):
+                    raise
                 self.counts.refused_opened += 1
             except BackendError as error:
                 self.counts.refused_later += 1
