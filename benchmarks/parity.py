@@ -28,6 +28,7 @@ from rich.table import Table
 from benchmarks.decoder_recording import DecoderRecording, compare_decoding
 from benchmarks.difference import NEAR_TIE, Difference, relative_difference
 from benchmarks.reference_recording import MODES, RECORDINGS, CutTask, Recording, Task, tasks
+from benchmarks.vocabulary_recording import compare_vocabulary, is_vocabulary
 from export.bundle_builder import BuildOptions, build
 from export.command_line import run_command, show_progress
 from export.readers import recording as checkpoints
@@ -185,20 +186,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Compare bundles with recordings of the published system.")
     parser.add_argument("recordings", type=Path, nargs="*", help="NAME.npz (default: all of benchmarks/recordings)")
     parser.add_argument("--images", type=Path, help="folder of the recordings' photographs; else their tokens are used")
+    parser.add_argument("--checkpoint-dir", type=Path, metavar="FOLDER", help="where a vocabulary's files may be")
     options = parser.parse_args(arguments)
     paths = options.recordings or sorted(RECORDINGS.glob("*.npz"))
-    return run_command(partial(_run, paths, options.images), errors=(PatchcaptionError, OSError))
+    return run_command(
+        partial(_run, paths, options.images, options.checkpoint_dir), errors=(PatchcaptionError, OSError)
+    )
 
 
-def _run(paths: Sequence[Path], images: Path | None) -> int:
-    found = _worst([one for path in paths for one in _measure_all(path, images)])
+def _run(paths: Sequence[Path], images: Path | None, files: Path | None) -> int:
+    found = _worst([one for path in paths for one in _measure_all(path, images, files)])
     Console(width=120).print(_table(found, ", ".join(path.stem for path in paths)))
     return int(any(one.faults for one in found))
 
 
-def _measure_all(path: Path, images: Path | None) -> list[Difference]:
+def _measure_all(path: Path, images: Path | None, files: Path | None) -> list[Difference]:
     """Measure a recording of any kind, by its .json."""
-    if kind_of(checkpoints.read_json(path.with_suffix(".json"))) is not None:
+    contents = checkpoints.read_json(path.with_suffix(".json"))
+    if is_vocabulary(contents):
+        return [compare_vocabulary(contents, path.stem, files)]
+    if kind_of(contents) is not None:
         return _measure_decoder(DecoderRecording.load(path))
     return [one for recording in Recording.load(path).variants() for one in _measure(recording, images)]
 

@@ -100,6 +100,18 @@ def demo(demo_bundle: Path) -> Iterator[Captioner]:
         yield captioner
 
 
+@pytest.fixture(scope="session")
+def viecap_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo with its second decoder, whose prompts name entities."""
+    return build_once(tmp_path_factory, "demo-viecap", "demo-viecap")
+
+
+@pytest.fixture(scope="session")
+def viecap(viecap_bundle: Path) -> Iterator[Captioner]:
+    with Captioner.load(viecap_bundle) as captioner:
+        yield captioner
+
+
 @pytest.fixture
 def sample_image() -> Image.Image:
     with Image.open(SAMPLE / "scene.jpg") as image:

@@ -20,7 +20,7 @@ from runtime.bundle.concept_arrays import IntegerLists
 PUBLISHED_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 MIN_COSINE = 0.55
 """Entities are similar above it."""
-_FLAG, _WHAT = "--name-encoder", "the encoder of entities' names"
+_FLAG, _WHAT = "viecap.meacap.wte_model_path", "the encoder of entities' names"
 _MAX_TOKENS = 256
 _BATCH_SIZE = 256
 _BLOCK_ROWS = 1024

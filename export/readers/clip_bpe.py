@@ -65,6 +65,16 @@ def find_merges() -> Path | None:
     return None
 
 
+def placeholder_clip_bpe() -> Tokenizer:
+    """Return a stand-in of as many tokens, for weights that say nothing anyway: token 17 reads "<17>"."""
+    names = [f"<{number}></w>" for number in range(VOCABULARY - 2)]
+    vocabulary = {name: number for number, name in enumerate([*names, START_TOKEN, END_TOKEN])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=END_TOKEN))
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens([START_TOKEN, END_TOKEN])
+    return tokenizer
+
+
 def _tokenizer(merges: list[tuple[str, str]]) -> Tokenizer:
     letters = _byte_letters()
     pieces = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(merge) for merge in merges)]

@@ -20,7 +20,7 @@ class ClipcapSettings(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    weight_path: str | None = None
+    weight_path: str = "clipcap.pt"
     hf_repo_id: str | None = None
     prefix_length: Annotated[int, Field(gt=0)] = 10
     clip_length: Annotated[int, Field(gt=0)] = 10

@@ -1,18 +1,13 @@
-"""The backbone families and decoder kinds that readers know, one line each.
+"""The backbone families that readers know, one line each.
 
-To add one: its model (`export/models/`), its reader (here), a line in `BACKBONE_FAMILIES` or `DECODER_READERS`.
+To add one: its model (`export/models/`), its reader (here), a line in `BACKBONE_FAMILIES`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
-
 from export.checkpoint import CheckpointError
-from export.models import DecoderModel
 from export.readers import clip, dinotxt, dinov2, dinov3, proxyclip, regionclip, siglip2
 from export.readers.backbone_family import AnyFamily, Architecture, StateDict
-from export.readers.decap import read_decap
 
 BACKBONE_FAMILIES: tuple[AnyFamily, ...] = (
     dinov2.FAMILY,
@@ -24,9 +19,6 @@ BACKBONE_FAMILIES: tuple[AnyFamily, ...] = (
     proxyclip.FAMILY,
 )
 """The last that recognizes weights reads them: those whose names contain others' come after these."""
-
-DECODER_READERS: Mapping[str, Callable[[Path, int], DecoderModel]] = {"decap": read_decap}
-"""The readers of decoders by kind: each makes a model of (file, size of the vocabulary that has text)."""
 
 
 def find_architecture(name: str) -> tuple[AnyFamily, Architecture] | None:

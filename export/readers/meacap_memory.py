@@ -68,6 +68,7 @@ def read_meacap_memory(captions_file: Path, embeddings_file: Path, width: int, t
         normalize=False,
         text_space=text_space,
         unit_rows=True,
+        projects=False,
     )
 
 

@@ -5,21 +5,27 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from tokenizers import Tokenizer
 
 from export.checkpoint import Checkpoint, CheckpointError, MemorySource
 from export.models import DecoderModel
-from export.readers.clip_bpe import MERGES_FILE, read_clip_bpe, read_tokenizer
 from export.readers.configured_backbone import PUBLISHED, ConfiguredBackbone, configured_backbone, whole_number
-from export.readers.families import BACKBONE_FAMILIES, DECODER_READERS
+from export.readers.configured_decoder import (
+    Configuration,
+    ConfiguredDecoder,
+    DecodedVectors,
+    configured_decoder,
+)
+from export.readers.families import BACKBONE_FAMILIES
 from export.readers.hub import ANYTHING, FileRequest, find_local, resolve_files
 from export.readers.memory_hdf5 import read_memory_bank
 from export.readers.talk2dino import read_talk2dino
+from export.text_spaces import TextSpace
 
 CONFIG_FILE = "config.yaml"
 
@@ -33,8 +39,6 @@ _BANKS = {
 """The name of a bank in its file and its datasets, by `projection_type`."""
 
 _SUPPORTED = {
-    "decap_weights",
-    "decoder_config",
     "prefix_size",
     "support_memory_size",
     "dino_model",
@@ -58,7 +62,6 @@ _OTHER_SYSTEMS = (
     "use_open_clip",
     "online_texts",
     "viecap",
-    "meacap",
     "clipcap",
     "ifcap",
     "diffusion_bridge",
@@ -96,41 +99,44 @@ def read_patchioner(config_file: Path, origin: Origin) -> Checkpoint:
     """Read the checkpoint that a configuration describes.
 
     `dino_weights` (the backbone's file, or a list of its files), `tokenizer` (a tokenizer.json; without it CLIP's
-    vocabulary), `text_space` (the identity of the space that decoder and bank share) and `published` (whether a
-    published row that rests on a fault is to be reproduced) are this project's own keys. Without `dino_weights` the
-    backbone is looked for by its published names.
+    vocabulary, or GPT-2's for decoders with prompts), `text_space` (the identity of the space that decoder and bank
+    share) and `published` (whether a published row that rests on a fault is to be reproduced) are this project's own
+    keys. Without `dino_weights` the backbone is looked for by its published names.
 
     Raises:
         CheckpointError: files are missing or do not fit, or a setting asks for what is not supported.
     """
     settings = _read_settings(config_file)
     configured = configured_backbone(settings, str(config_file))
-    notes = _check_settings(settings, configured, config_file)
     folders = (config_file.parent, *origin.folders)
     repository = origin.repository or settings.get("hf_repo_id")
+    asked_for = configured_decoder(Configuration(settings, config_file, folders, origin.source, repository))
+    notes = _check_settings(settings, configured, asked_for, config_file)
     size = configured.image_size
     resize = whole_number(settings, "resize_dim", size, config_file)
-    requests = [_decoder_request(settings, repository, config_file), *configured.requests()]
     memory_size = whole_number(settings, "support_memory_size", 0, config_file, at_least=0)
-    banks = _bank_requests(configured, memory_size, repository, config_file) if memory_size else []
-    decoder_file, *paths = resolve_files([*requests, *banks], (*folders, _torch_hub_folder()), origin.source)
-    bank_file = paths.pop() if banks else None
-    tokenizer = _tokenizer(settings, folders, origin.source)
-    backbone = configured.read(paths)
-    width = backbone.output_dim
-    decoder = DECODER_READERS["decap"](decoder_file, tokenizer.get_vocab_size())
-    _check_width(decoder, decoder_file, width, whole_number(settings, "prefix_size", width, config_file))
-    space = _text_space(configured, folders, config_file)
+    has_bank = asked_for.uses_bank and memory_size > 0
+    requests = [asked_for.requests(), configured.requests()]
+    requests += [_bank_requests(configured, memory_size, repository, config_file)] if has_bank else []
+    found = iter(resolve_files(list(chain(*requests)), (*folders, _torch_hub_folder()), origin.source))
+    decoder_files, backbone_files, *banks = ([next(found) for _ in part] for part in requests)
+    backbone = configured.read(backbone_files)
+    width, space = backbone.output_dim, _text_space(configured, folders, config_file)
+    rules = replace(configured.space_called(space, width), width=width)
+    parts = asked_for.read(decoder_files, DecodedVectors(width, space, rules))
+    _check_width(parts.decoder, decoder_files[0], width, _prefix_size(settings, asked_for, width, config_file))
     return Checkpoint(
         source=origin.source,
         backbone_name=configured.name,
         text_space=space,
         backbone=backbone,
-        decoder=decoder,
-        memory=None if bank_file is None else _read_bank(bank_file, configured, space, width),
-        tokenizer=tokenizer,
+        decoder=parts.decoder,
+        memory=_read_bank(banks[0][0], configured, rules) if has_bank else parts.memory,
+        tokenizer=parts.tokenizer,
+        end_tokens=parts.end_tokens,
+        prompts=parts.prompts,
         resize_short_side=None if resize == size else resize,
-        notes=(*notes, *backbone.notes),
+        notes=(*notes, *backbone.notes, *parts.notes),
     )
 
 
@@ -146,14 +152,17 @@ def _read_settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _check_settings(settings: dict[str, Any], configured: ConfiguredBackbone, path: Path) -> tuple[str, ...]:
+def _check_settings(
+    settings: dict[str, Any], configured: ConfiguredBackbone, asked_for: ConfiguredDecoder, path: Path
+) -> tuple[str, ...]:
     """Refuse settings of other systems; return notes on settings that have no effect here."""
-    known = {key for family in BACKBONE_FAMILIES for key in family.settings}
+    known = {key for family in BACKBONE_FAMILIES for key in family.settings} | asked_for.keys
     for key, value in settings.items():
         if value and key not in known and str(key).startswith(_OTHER_SYSTEMS):
             families = ", ".join(family.name for family in BACKBONE_FAMILIES)
             raise CheckpointError(
-                f"{path}: {key}: not supported; expected a DeCap decoder with a backbone of the families {families}"
+                f"{path}: {key}: not supported; expected a decoder of DeCap, ViECap, MeaCap or ClipCap with a backbone "
+                f"of the families {families}"
             )
     decoder = settings.get("decoder_config") or {}
     language_model = decoder.get("decoder_family", _GPT2) if isinstance(decoder, dict) else decoder
@@ -163,7 +172,7 @@ def _check_settings(settings: dict[str, Any], configured: ConfiguredBackbone, pa
         if not isinstance(settings.get(key, False), bool):
             raise CheckpointError(f"{path}: {key}: expected true or false, got {settings[key]!r}")
     own = configured.family.settings if configured.family else frozenset()
-    supported = _SUPPORTED | _WITHOUT_EFFECT | own
+    supported = _SUPPORTED | _WITHOUT_EFFECT | own | asked_for.keys
     ignored = [str(key) for key, value in settings.items() if value and key not in supported]
     return (f"settings without effect: {', '.join(ignored)}",) if ignored else ()
 
@@ -198,15 +207,14 @@ def _text_space(configured: ConfiguredBackbone, folders: Sequence[Path], path: P
     return configured.text_space or f"t2d-{re.sub('[^A-Za-z0-9._-]', '-', configured.name)}"
 
 
-def _read_bank(path: Path, configured: ConfiguredBackbone, name: str, width: int) -> MemorySource:
-    """Open a bank of vectors of some width, by the rules of its space and of ``normalize``."""
-    space = replace(configured.space_called(name, width), width=width)
-    return read_memory_bank(path, space, bool(configured.settings.get("normalize", True)))
+def _read_bank(path: Path, configured: ConfiguredBackbone, rules: TextSpace) -> MemorySource:
+    """Open a bank by the rules of its space and of ``normalize``."""
+    return read_memory_bank(path, rules, bool(configured.settings.get("normalize", True)))
 
 
-def _decoder_request(settings: dict[str, Any], repository: str | None, path: Path) -> FileRequest:
-    name = str(_setting(settings, "decap_weights", path))
-    return FileRequest("decap_weights, the decoder", (name,), ((repository, Path(name).name),) if repository else ())
+def _prefix_size(settings: dict[str, Any], asked_for: ConfiguredDecoder, width: int, path: Path) -> int:
+    """Return the width of the vectors that a configuration gives its decoder; of inverted ones, before that."""
+    return width if "talk2dino_config" in asked_for.keys else whole_number(settings, "prefix_size", width, path)
 
 
 def _bank_requests(
@@ -245,19 +253,6 @@ def _captions_of(projection_type: str, path: Path) -> str:
     return _BANKS[kinds[0]]
 
 
-def _tokenizer(settings: dict[str, Any], folders: Sequence[Path], source: str) -> Tokenizer:
-    if "tokenizer" not in settings:
-        return read_clip_bpe(find_local((MERGES_FILE,), folders))
-    (path,) = resolve_files([FileRequest("tokenizer", (str(settings["tokenizer"]),))], folders, source)
-    return read_tokenizer(path)
-
-
 def _torch_hub_folder() -> Path:
     """Return the folder of torch.hub's downloads, among which DINOv2's files may be."""
     return Path(torch.hub.get_dir()) / "checkpoints"
-
-
-def _setting(settings: dict[str, Any], key: str, path: Path) -> Any:
-    if key not in settings:
-        raise CheckpointError(f"{path}: {key} is missing")
-    return settings[key]

@@ -13,27 +13,20 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import numpy.typing as npt
 import torch
-from tokenizers import Tokenizer, decoders, models
 from torch import Tensor
 
-from export.checkpoint import END_TOKEN, CaptionedRows, Checkpoint, CheckpointError, MemorySource
+from export.checkpoint import CaptionedRows, Checkpoint, CheckpointError, MemorySource
 from export.readers.backbone_family import AnyFamily, Architecture, BackboneRequest, FamilyOptions
-from export.readers.clip_bpe import START_TOKEN, VOCABULARY, find_merges, read_clip_bpe
-from export.readers.decap import decoder_from_state
 from export.readers.families import architecture_names, find_architecture
-from export.readers.seeded_decoders import seeded_decap_state
+from export.readers.made_up_decoders import MADE_UP_DECODERS
 from export.readers.seeded_weights import normal
 from export.text_spaces import TextSpace
 
 PREFIX = "seeded:"
 TEXT_SPACE = "seeded"
+DECAP = "decap"
 
 _BLOCK_ROWS = 2**14
-
-_WITHOUT_VOCABULARY = (
-    'captions will read "<17> <4>": CLIP\'s vocabulary is not installed (pip install --no-deps open_clip_torch); '
-    "ids and scores are the same"
-)
 
 _TOKENS = ("cls_token", "register_tokens", "storage_tokens", "mask_token", "class_embedding", "probe")
 """The last part of the names of learned tokens."""
@@ -48,12 +41,14 @@ class SeededOptions:
         memory: rows of the memory bank; 0 for none.
         size: side of the backbone's input in pixels; None for the architecture's own.
         depth: the number of blocks; None for all.
+        decoder: its kind, "decap", "viecap", "meacap" or "clipcap"; a bank is for the first and the third.
     """
 
     salt: str = ""
     memory: int = 2000
     size: int | None = None
     depth: int | None = None
+    decoder: str = DECAP
 
 
 @dataclass(frozen=True)
@@ -92,22 +87,25 @@ def make_checkpoint(seeded: SeededName, source: str, space: TextSpace | None = N
         source: what it is called.
         space: how its memory bank is used; None for as the backbone's space says.
     """
-    architecture, options, merges = seeded.architecture, seeded.options, find_merges()
+    architecture, options = seeded.architecture, seeded.options
     backbone = seeded.family.from_state(
         seeded_state(seeded),
         BackboneRequest(seeded.image_size, source, architecture, seeded.family_options),
     )
-    decoder_state = seeded_decap_state(options.salt, architecture.output_dim, VOCABULARY)
+    parts = MADE_UP_DECODERS[options.decoder](options.salt, architecture.output_dim, options.memory, source)
     space = space or seeded.family.space_of(architecture, seeded.family_options)
+    has_bank = options.decoder == DECAP and options.memory > 0
     return Checkpoint(
         source=source,
         backbone_name=seeded.name,
         text_space=TEXT_SPACE,
         backbone=backbone,
-        decoder=decoder_from_state(decoder_state, VOCABULARY, source),
-        memory=_memory(options, space, source) if options.memory else None,
-        tokenizer=_placeholder_tokenizer() if merges is None else read_clip_bpe(merges),
-        notes=(*backbone.notes, *((_WITHOUT_VOCABULARY,) if merges is None else ())),
+        decoder=parts.decoder,
+        memory=_memory(options, space, source) if has_bank else parts.memory,
+        tokenizer=parts.tokenizer,
+        end_tokens=parts.end_tokens,
+        prompts=parts.prompts,
+        notes=(*backbone.notes, *parts.notes),
     )
 
 
@@ -166,12 +164,14 @@ def parse(name: str) -> SeededName:
         if not equals:
             expected = ", ".join(f"{key}=" for key in (*_COMMON, *family.options.model_fields))
             raise CheckpointError(f"{name}: expected {expected}, got {pair!r}")
-        if key in _COMMON and key != "salt" and not value.isdecimal():
+        if key in _COMMON and key not in _TEXTS and not value.isdecimal():
             raise CheckpointError(f"{name}: {key}: expected a whole number, got {value!r}")
+        if key == "decoder" and value not in MADE_UP_DECODERS:
+            raise CheckpointError(f"{name}: decoder: expected {', '.join(MADE_UP_DECODERS)}, got {value!r}")
         values[key] = value
     common = {key: values.pop(key) for key in _COMMON if key in values}
-    numbers = {key: int(value) for key, value in common.items() if key != "salt"}
-    options = SeededOptions(common.get("salt", ""), **numbers)
+    numbers = {key: int(value) for key, value in common.items() if key not in _TEXTS}
+    options = SeededOptions(common.get("salt", ""), decoder=common.get("decoder", DECAP), **numbers)
     if options.depth is not None:
         architecture = replace(architecture, depth=options.depth)
     known_name = family.find(wanted)
@@ -181,6 +181,8 @@ def parse(name: str) -> SeededName:
 
 _COMMON = tuple(field.name for field in fields(SeededOptions))
 """The names of the options for any family."""
+_TEXTS = ("salt", "decoder")
+"""Those that are no numbers."""
 
 
 def _memory(options: SeededOptions, space: TextSpace, source: str) -> MemorySource:
@@ -196,16 +198,3 @@ def _memory(options: SeededOptions, space: TextSpace, source: str) -> MemorySour
             yield embeddings, [f"memory caption {start + number}" for number in range(len(embeddings))]
 
     return MemorySource(source, space.width, blocks, normalize=space.unit_output, unit_rows=space.unit_rows)
-
-
-def _placeholder_tokenizer() -> Tokenizer:
-    """Return a stand-in where CLIP's vocabulary is not installed: token 17 reads "<17>".
-
-    Random weights say nothing anyway; the checkpoint's notes say that it was used.
-    """
-    names = [f"<{number}></w>" for number in range(VOCABULARY - 2)]
-    vocabulary = {name: number for number, name in enumerate([*names, START_TOKEN, END_TOKEN])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=END_TOKEN))
-    tokenizer.decoder = decoders.Fuse()
-    tokenizer.add_special_tokens([START_TOKEN, END_TOKEN])
-    return tokenizer

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from export.checkpoint import CheckpointError
+from export.concepts.similarity import PUBLISHED_ENCODER
 from export.models.prompted_decoder import CaptionRules
 from runtime.bundle import PromptOrder
 
@@ -23,7 +24,8 @@ class MeacapSettings(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     memory_id: str = "coco"
-    memory_caption_num: Annotated[int, Field(gt=0)] = 5
+    memory_caption_num: Annotated[int, Field(gt=0, le=32)] = 5
+    wte_model_path: str = PUBLISHED_ENCODER
     hf_repo_id: str | None = None
 
 

@@ -15,7 +15,13 @@ from PIL import Image
 
 from runtime.captioner import Captioner
 from runtime.cli import exits
-from runtime.cli.captioner_arguments import add_beams_flag, add_bundle_flag, add_captioner_flags, load_captioner
+from runtime.cli.captioner_arguments import (
+    add_bundle_flag,
+    add_captioner_flags,
+    add_decoding_flags,
+    decoding_keywords,
+    load_captioner,
+)
 from runtime.cli.image_arguments import ImageArguments
 from runtime.cli.reasons import Reasons
 from runtime.cli.region_arguments import add_region_flags, argument_type, regions_or_whole_image
@@ -55,7 +61,7 @@ def add_caption(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="also the N nearest captions of the memory",
     )
-    add_beams_flag(parser)
+    add_decoding_flags(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object a caption, with ids, score and region")
     parser.add_argument(
         "--save",
@@ -126,7 +132,7 @@ def _captions(
             regions_or_whole_image(options, path.name),
             mode=options.mode,
             n_best=options.n_best,
-            beams=options.beams,
+            **decoding_keywords(options),
             on_bad=options.on_bad,
         )
     except RegionError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from runtime.backends import BACKEND_NAMES, PRECISIONS
@@ -10,7 +11,7 @@ from runtime.captioner import Captioner
 from runtime.cli.region_arguments import argument_type
 from runtime.errors import PatchcaptionError
 from runtime.image import Fit
-from runtime.options import DecodingOptions
+from runtime.options import DecodeKeywords, DecodingOptions, split_options
 
 
 def add_bundle_flag(parser: argparse.ArgumentParser, help: str, required: bool = False) -> None:
@@ -27,23 +28,57 @@ def add_captioner_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_beams_flag(parser: argparse.ArgumentParser) -> None:
-    """Add ``--beams N``."""
+def add_decoding_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `decoding_keywords`."""
     parser.add_argument(
         "--beams",
-        type=argument_type(_beams),
+        type=argument_type(_whole_number("beams")),
         default=DecodingOptions.beams,
         metavar="N",
         help="beam search with N beams (default: %(default)s, none)",
     )
+    parser.add_argument(
+        "--top-p",
+        type=argument_type(_top_p),
+        metavar="P",
+        help="draw tokens from the likeliest that have the probability P together, instead of taking the likeliest",
+    )
+    parser.add_argument(
+        "--seed",
+        type=argument_type(_whole_number("seed")),
+        default=DecodingOptions.seed,
+        metavar="N",
+        help="of --top-p: other seeds draw other captions (default: %(default)s)",
+    )
 
 
-def _beams(text: str) -> int:
+def decoding_keywords(options: argparse.Namespace) -> DecodeKeywords:
+    """Return what the flags of `add_decoding_flags` say, as keyword arguments of `Captioner`."""
+    return {"beams": options.beams, "top_p": options.top_p, "seed": options.seed}
+
+
+def _whole_number(option: str) -> Callable[[str], int]:
+    """Return the parser of an option of `DecodingOptions` that is a whole number."""
+
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            raise PatchcaptionError(f"expected a whole number, got {text!r}") from None
+        (checked,) = split_options({option: number}, DecodingOptions)
+        return int(getattr(checked, option))
+
+    return parse
+
+
+def _top_p(text: str) -> float:
     try:
-        beams = int(text)
+        number = float(text)
     except ValueError:
-        raise PatchcaptionError(f"expected a whole number, got {text!r}") from None
-    return DecodingOptions(beams=beams).beams
+        raise PatchcaptionError(f"expected a number, got {text!r}") from None
+    checked = DecodingOptions(top_p=number).top_p
+    assert checked is not None
+    return checked
 
 
 def load_captioner(options: argparse.Namespace) -> Captioner:

@@ -6,7 +6,7 @@ import argparse
 import re
 from typing import get_args
 
-from runtime.cli.captioner_arguments import add_beams_flag, add_bundle_flag, add_captioner_flags
+from runtime.cli.captioner_arguments import add_bundle_flag, add_captioner_flags, add_decoding_flags
 from runtime.cli.region_arguments import add_region_flags
 from runtime.options import OnBad, Policy, StreamOptions
 from runtime.system.outputs import Output
@@ -26,7 +26,7 @@ def add_video_arguments(parser: argparse.ArgumentParser) -> None:
     add_region_flags(parser)
     _add_output_flags(parser)
     _add_stream_flags(parser)
-    add_beams_flag(parser)
+    add_decoding_flags(parser)
     add_captioner_flags(parser)
 
 

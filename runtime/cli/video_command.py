@@ -9,7 +9,7 @@ from typing import Any
 
 from runtime.captioner import Captioner
 from runtime.cli import exits
-from runtime.cli.captioner_arguments import load_captioner
+from runtime.cli.captioner_arguments import decoding_keywords, load_captioner
 from runtime.cli.output_arguments import check_outputs
 from runtime.cli.region_arguments import regions_or_whole_image
 from runtime.cli.video_arguments import add_video_arguments
@@ -112,7 +112,7 @@ class _Run:
             policy=options.policy,
             every=options.every,
             reuse=options.reuse or None,
-            beams=options.beams,
+            **decoding_keywords(options),
             on_bad=options.on_bad,
             timeout_s=options.timeout,
             reconnect_s=options.reconnect,

@@ -40,15 +40,22 @@ class EntityPrompts:
         ]
 
     def detect(self, unit_vectors: Tensor) -> list[list[int]]:
-        """Return the entities of each of the unit vectors (R, D), the likeliest first.
-
-        They are the top ones of a softmax over all, without those below the threshold.
-        """
+        """Return the entities of each of the unit vectors (R, D), the likeliest first."""
         config = self._config
-        probs = torch.softmax(unit_vectors @ self._embeddings.T / config.temperature, dim=-1)
-        top = probs.topk(min(config.top_k, probs.shape[1]), dim=-1)
-        found = zip(top.values.tolist(), top.indices.tolist(), strict=True)
-        return [
-            [index for prob, index in zip(probs_of, indices, strict=True) if prob >= config.threshold]
-            for probs_of, indices in found
-        ]
+        probs = entity_probs(unit_vectors, self._embeddings, config.temperature)
+        return likely_entities(probs, config.top_k, config.threshold)
+
+
+def entity_probs(unit_vectors: Tensor, embeddings: Tensor, temperature: float) -> Tensor:
+    """Return the probability of each entity (R, K): a softmax of the cosines of unit vectors (R, D) and rows (K, D)."""
+    return torch.softmax(unit_vectors @ embeddings.T / temperature, dim=-1)
+
+
+def likely_entities(probs: Tensor, top_k: int, threshold: float) -> list[list[int]]:
+    """Return the top entities by probability (R, K), the likeliest first, without those below the threshold."""
+    top = probs.topk(min(top_k, probs.shape[1]), dim=-1)
+    found = zip(top.values.tolist(), top.indices.tolist(), strict=True)
+    return [
+        [index for prob, index in zip(probs_of, indices, strict=True) if prob >= threshold]
+        for probs_of, indices in found
+    ]

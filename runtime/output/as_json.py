@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 
 from runtime.errors import RegionError
@@ -29,8 +30,8 @@ def frame_as_json(described: FrameCaptions) -> dict[str, object]:
 def caption_as_json(caption: Caption) -> dict[str, object]:
     """Return a caption and its region as JSON values.
 
-    ``detection`` is there if the region was given with an id, a class or a confidence, ``nearest`` if captions of the
-    memory were asked for, ``error`` if there is no caption.
+    ``score`` is null where there is none. ``detection`` is there if the region was given with an id, a class or a
+    confidence, ``nearest`` if captions of the memory were asked for, ``error`` if there is no caption.
 
     Example:
         >>> caption_as_json(Caption("a red triangle", 0.5, (7, 8, 9), Point(350, 330)))
@@ -38,7 +39,7 @@ def caption_as_json(caption: Caption) -> dict[str, object]:
     """
     values: dict[str, object] = {
         "text": caption.text,
-        "score": caption.score,
+        "score": None if math.isnan(caption.score) else caption.score,
         "ids": list(caption.ids),
         "region": region_as_json(caption.region),
     }

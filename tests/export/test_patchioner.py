@@ -259,7 +259,7 @@ def test_the_attention_of_the_last_block_is_reordered_as_configured(
     [
         (
             {"viecap": {"meacap": True}},
-            "config.yaml: viecap: not supported; expected a DeCap decoder with a backbone of the families dinov2, clip",
+            "config.yaml: viecap: meacap: Input should be a valid dictionary",
         ),
         ({"linear_talk2dino": True}, "linear_talk2dino: not supported"),
         ({"aggregation_config": {"depth": 2}}, "aggregation_config: not supported"),

@@ -21,7 +21,7 @@ from export.checkpoint import Checkpoint, CheckpointError
 from export.models import BackboneModel
 from export.models.clip import ClipBackbone
 from export.models.dinov2 import Dinov2Backbone, Dinov2Config
-from export.readers import clip, configured_backbone, patchioner, read_checkpoint
+from export.readers import clip, configured_backbone, configured_decoder, patchioner, read_checkpoint
 from export.readers.backbone_family import (
     Architecture,
     BackboneFamily,
@@ -85,7 +85,7 @@ def small_towers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name, architecture in list(clip.ARCHITECTURES.items()):
         small = replace(architecture, width=64, depth=1, trained_size=2 * architecture.patch_size)
         monkeypatch.setitem(clip.ARCHITECTURES, name, small)
-    monkeypatch.setattr(patchioner, "read_clip_bpe", cached_clip_bpe)
+    monkeypatch.setattr(configured_decoder, "read_clip_bpe", cached_clip_bpe)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
 
 

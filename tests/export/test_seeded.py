@@ -28,7 +28,7 @@ def test_options_follow_the_architecture() -> None:
     ("name", "message"),
     [
         ("seeded:resnet50", "expected an architecture of .*dinov2_vits14.*, got 'resnet50'"),
-        ("seeded:clip_vitb16,224", "expected salt=, memory=, size=, depth=, invite=, published=, got '224'"),
+        ("seeded:clip_vitb16,224", "expected salt=, memory=, size=, depth=, decoder=, invite=, published=, got '224'"),
         ("seeded:clip_vitb16,size=big", "size: expected a whole number, got 'big'"),
         ("seeded:clip_vitb16,periods=float32", "periods: clip has no such option"),
     ],
@@ -68,7 +68,7 @@ def test_seeded_weights_are_those_that_the_recordings_were_made_with(
 
 @pytest.mark.slow
 def test_seeded_checkpoints_need_no_vocabulary_and_say_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("export.readers.seeded.find_merges", lambda: None)
+    monkeypatch.setattr("export.readers.made_up_decoders.find_merges", lambda: None)
     checkpoint = read_checkpoint("seeded:dinov2_vits14,size=28,memory=3")
     assert "CLIP's vocabulary is not installed" in checkpoint.notes[0]
     checkpoint.tokenizer.save(str(tmp_path / "tokenizer.json"))
