@@ -133,15 +133,17 @@ class BuildProgress:
 
     def __init__(self, bars: Progress, steps: int) -> None:
         self._bars = bars
-        self._whole = bars.add_task("", total=steps, completed=-1)
+        self._whole, self._begun, self._steps = bars.add_task("", total=steps, completed=-1), 0, steps
         self._phases: dict[str, TaskID] = {}
 
     def step(self, description: str) -> None:
-        """Begin the next step."""
+        """Begin the next step, which may be one more than was expected: decoders with prompts have more graphs."""
+        self._begun += 1
+        self._steps = max(self._steps, self._begun)
         for task in self._phases.values():
             self._bars.remove_task(task)
         self._phases.clear()
-        self._bars.update(self._whole, advance=1, description=description)
+        self._bars.update(self._whole, advance=1, total=self._steps, description=description)
         self._bars.refresh()
 
     def phase(self, name: str, done: int, total: int) -> None:

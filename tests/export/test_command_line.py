@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import re
 import sys
 from dataclasses import dataclass
 from importlib import metadata
@@ -94,6 +95,16 @@ def test_a_build_shows_its_steps_and_what_tensorrt_does_within_them() -> None:
     assert "0/11" in printed
     assert "Building" in printed
     assert "note: a [word]" in printed
+
+
+def test_a_build_of_more_steps_than_expected_never_shows_more_done_than_there_are() -> None:
+    out = io.StringIO()
+    with show_progress(Console(file=out, force_terminal=True, width=80), 2) as progress:
+        for number in range(4):
+            progress.step(f"graph {number}")
+    shown = re.findall(r"(\d+)/(\d+)", Text.from_ansi(out.getvalue()).plain)
+    assert ("3", "4") in shown
+    assert all(int(done) < int(steps) for done, steps in shown)
 
 
 def test_a_count_below_one_is_refused() -> None:
