@@ -16,7 +16,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --gen
 ALL_MACHINES := ((platform_machine == 'aarch64' and sys_platform == 'linux') or (platform_machine == 'x86_64' and \
 	sys_platform == 'linux'))
 
-.PHONY: demo native wheel test lint docs train-demo locks clean
+.PHONY: demo demo-viecap native wheel test lint docs train-demo locks clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python export/build_engines.py demo --out engines/demo
@@ -24,6 +24,14 @@ demo: $(VENV)/.demo
 	xargs -a export/demo/sample/regions.txt $(BIN)/python -m patchcaption caption export/demo/sample/scene.jpg \
 		--bundle engines/demo --save out/demo.png
 	@echo "the image with its captions: out/demo.png"
+
+# The demo's second decoder, which is told what things a region shows, and writes sentences: the same sample in its words.
+demo-viecap: $(VENV)/.demo
+	$(BIN)/python export/build_engines.py demo-viecap
+	@mkdir -p out
+	xargs -a export/demo/sample/regions.txt $(BIN)/python -m patchcaption caption export/demo/sample/scene.jpg \
+		--bundle engines/demo-viecap --save out/demo-viecap.png
+	@echo "the image with its captions: out/demo-viecap.png"
 
 # The native kernels, runtime/memory/libpatchcaption.so; optional, with torch as the fallback. NATIVE_OPTIONS go to CMake.
 native:
@@ -55,11 +63,14 @@ docs: engines/demo/manifest.json $(VENV)/.test
 engines/demo/manifest.json:
 	$(MAKE) demo
 
-# Takes under an hour on two cores; less if torch finds a GPU.
+# Takes under an hour and a quarter on two cores; less if torch finds a GPU.
 train-demo: $(VENV)/.test
 	$(BIN)/python -m export.demo.train --out export/demo/checkpoint
 	$(BIN)/python export/build_engines.py demo --out engines/demo
 	$(BIN)/python benchmarks/quality.py engines/demo --json export/demo/checkpoint/scores.json
+	$(BIN)/python -m export.demo.train_entity_decoder --checkpoint export/demo/checkpoint
+	$(BIN)/python export/build_engines.py demo-viecap
+	$(BIN)/python benchmarks/quality.py engines/demo-viecap --json export/demo/checkpoint/scores_entities.json
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

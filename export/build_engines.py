@@ -38,8 +38,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "build_engines.py")
     options = parser.parse_args(arguments)
     if options.out is None:
         name = options.checkpoint
-        if name != "demo" and not is_repository(name) and not is_backbone(name):
-            parser.error("--out is needed for any checkpoint but demo and those of the hub")
+        if name not in ("demo", "demo-viecap") and not is_repository(name) and not is_backbone(name):
+            parser.error("--out is needed for any checkpoint but demo, demo-viecap and those of the hub")
         options.out = Path("engines") / options.checkpoint.split("/")[-1]
     return run_command(partial(_build, options), interrupted=f"interrupted: {options.out} is as it was")
 
@@ -50,10 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "checkpoint",
         nargs="?",
         default="demo",
-        help="demo (default); seeded:ARCHITECTURE[,size=518][,memory=2000][,salt=] with made-up weights, for example "
+        help="demo (default); demo-viecap, the same with a second decoder; "
+        "seeded:ARCHITECTURE[,size=518][,memory=2000][,salt=] with made-up weights, for example "
         "seeded:dinov2_vitb14_reg,size=224; the path of a Patch-ioner .yaml; or OWNER/NAME on the Hugging Face hub",
     )
-    parser.add_argument("--out", type=Path, help="the bundle's folder (default: engines/NAME for demo and the hub)")
+    parser.add_argument(
+        "--out", type=Path, help="the bundle's folder (default: engines/NAME for demo, demo-viecap and the hub)"
+    )
     parser.add_argument(
         "--checkpoint-dir", type=Path, metavar="FOLDER", help="where to look for checkpoint files before downloading"
     )

@@ -2,7 +2,8 @@
 
 For boxes, masks and traces over one object: the share of captions that name its colour and shape, and of those that get
 every attribute right and nothing else. For sets of two boxes: the share that name both objects. For backgrounds and
-whole images, which have one right caption each: the share of exactly that.
+whole images, which have one right caption each: the share of exactly that. A caption may be the phrase of the demo's
+first decoder or the sentence of its second.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from rich.progress import track
 
 from export.demo import scenes
 from export.demo.scenes import Look, Scene
+from export.demo.sentences import sentence_of
 from runtime import Captioner, Mask, Region, WholeImage
 
 _SCENES_AT_ONCE = 16
@@ -70,7 +72,8 @@ def evaluation_cases(scene: Scene, seed: int) -> Iterator[EvaluationCase]:
 
 def names_objects(text: str, looks: Sequence[Look]) -> bool:
     """Return whether a caption names exactly these objects by colour and shape."""
-    found = sorted((look.get("colour", ""), look.get("shape", "")) for look in scenes.named_looks(text))
+    phrase = text.removesuffix(".")
+    found = sorted((look.get("colour", ""), look.get("shape", "")) for look in scenes.named_looks(phrase))
     return found == sorted((look.colour, look.shape) for look in looks)
 
 
@@ -79,7 +82,7 @@ def score_scenes(captioner: Captioner, first_seed: int, count: int) -> dict[str,
     named: dict[str, list[bool]] = defaultdict(list)
     exact: dict[str, list[bool]] = defaultdict(list)
     for case, text in _caption_cases(captioner, range(first_seed, first_seed + count)):
-        exact[case.kind].append(text == case.caption)
+        exact[case.kind].append(text in (case.caption, sentence_of(case.caption)))
         if case.looks:
             named[case.kind].append(names_objects(text, case.looks))
     return {

@@ -11,5 +11,10 @@ BACKBONE_CONFIG = Dinov2Config(
 TEXT_WIDTH = 128
 DECODER_WIDTH = 128
 DECODER_LAYERS = 4
+ENTITY_DECODER_WIDTH = 128
+ENTITY_DECODER_LAYERS = 3
+MAPPING_LAYERS = 2
+SOFT_TOKENS = 4
+"""Those of the second decoder's prompts, and as many that carry the vector through the mapping network."""
 MEMORY_TEMPERATURE = 0.01
 """Temperature of the softmax over the memory bank (published-system.md, section 5)."""

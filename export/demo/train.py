@@ -49,14 +49,14 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     plan = TrainingPlan(seed=options.seed)
     with (options.out / files.LOG_FILE).open("w") as log_file:
-        log = _log_to(log_file)
+        log = log_to(log_file)
         if options.start_from:
             plan = replace(plan, phases=plan.phases[-1:])
             _copy_earlier_log(options.start_from, log)
         train(plan, options.out, options.start_from, log)
 
 
-def _log_to(file: TextIO) -> TrainingLog:
+def log_to(file: TextIO) -> TrainingLog:
     """Return a log that writes each entry to the file and to the terminal, as one line of JSON."""
 
     def log(**entry: Any) -> None:

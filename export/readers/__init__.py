@@ -23,6 +23,8 @@ from export.readers.patchioner import CONFIG_FILE, Origin, read_patchioner
 from export.readers.seeded import PREFIX, read_seeded
 
 DEMO_CONFIG = Path(__file__).parent.parent / "demo" / "checkpoint" / CONFIG_FILE
+DEMO_VIECAP_CONFIG = DEMO_CONFIG.with_name("viecap.yaml")
+"""The demo's backbone with its second decoder, which is told of entities."""
 
 _PUBLISHED_FILES = (
     "the decoder (.pt), the memory bank (coco_captions_text_embeddings-B16-ViT-B.16-591753.h5 for example, if it has "
@@ -113,6 +115,11 @@ CHECKPOINT_READERS: tuple[CheckpointReader, ...] = (
         lambda name, _: read_seeded(name),
     ),
     CheckpointReader(
+        "demo-viecap",
+        lambda name: name == "demo-viecap",
+        lambda name, folders: read_patchioner(DEMO_VIECAP_CONFIG, Origin(name, folders)),
+    ),
+    CheckpointReader(
         f"{recording.PREFIX}PATH/NAME.json",
         lambda name: name.startswith(recording.PREFIX),
         lambda name, _: recording.read_recording(name),
@@ -131,8 +138,8 @@ def read_checkpoint(name: str, folder: Path | None = None) -> Checkpoint:
     """Read the checkpoint of a name.
 
     Args:
-        name: "demo", "seeded:ARCHITECTURE[,option=value...]", the path of a Patch-ioner YAML, or a repository of the
-            Hugging Face hub.
+        name: "demo", "demo-viecap", "seeded:ARCHITECTURE[,option=value...]", the path of a Patch-ioner YAML, or a
+            repository of the Hugging Face hub.
         folder: where files that a configuration names are looked for too, before any is downloaded.
 
     Raises:

@@ -1,7 +1,7 @@
 """Vocabularies of entities: the names that an entity-prompted decoder may be told of, and their embeddings.
 
 The published ones are a list and a pickle of embeddings, whose rows are those of the sorted names. One's own is a bank
-(.h5) that `patchcaption build-memory-bank NAMES --entities ensemble` makes.
+(.h5) that `patchcaption build-memory-bank NAMES --entities ensemble` makes. See published-system.md, section 18.
 
 Shapes: K entities, D width.
 """

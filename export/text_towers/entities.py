@@ -1,4 +1,4 @@
-"""Embeds names of entities, each put into photographs' captions, by any text tower (published-system.md, section 15).
+"""Embeds names of entities, each put into photographs' captions, by any text tower (published-system.md, section 18).
 
 Shapes: m names, n templates, L tokens of the longest text, D width of the embeddings.
 """

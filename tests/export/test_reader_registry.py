@@ -113,6 +113,7 @@ def test_a_state_dict_of_no_family_is_refused(names: list[str]) -> None:
     ("name", "expects"),
     [
         ("demo", "demo"),
+        ("demo-viecap", "demo-viecap"),
         ("seeded:dinov2_vits14_reg", "seeded:ARCHITECTURE"),
         ("seeded:dinov2_vits14_reg,size=224,salt=a/b.yaml", "seeded:ARCHITECTURE"),
         ("config.yaml", "the path of a Patch-ioner .yaml"),

@@ -25,7 +25,9 @@ def test_the_wheel_has_two_packages_the_kernels_and_the_demo_checkpoint(site: Pa
     (entry_points,) = site.glob("*.dist-info/entry_points.txt")
     assert "patchcaption = patchcaption.__main__:main" in entry_points.read_text()
     checkpoint = site / "patchcaption" / "_tools" / "export" / "demo" / "checkpoint"
-    assert {path.name for path in checkpoint.iterdir()} >= {"config.yaml", "decoder.pt", "memory.h5", "tokenizer.json"}
+    names = {path.name for path in checkpoint.iterdir()}
+    assert names >= {"config.yaml", "decoder.pt", "memory.h5", "tokenizer.json"}
+    assert names >= {"viecap.yaml", "entity_decoder.pt", "entities.h5", "entity_tokenizer.json"}
 
 
 def test_the_wheel_serves_every_python_and_has_no_paths_of_this_machine(wheel: Path, site: Path) -> None:
