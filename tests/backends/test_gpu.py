@@ -90,6 +90,21 @@ def equal_share(ours: list[Caption], theirs: list[Caption]) -> float:
     return float(np.mean([one.text == other.text for one, other in zip(ours, theirs, strict=True)]))
 
 
+@pytest.mark.parametrize("backend", ["ort-cuda", "tensorrt"])
+def test_captions_after_prompts_are_those_of_the_cpu_and_their_steps_are_captured(
+    tmp_path_factory: pytest.TempPathFactory, viecap: Captioner, scene: Image.Image, precision: str, backend: str
+) -> None:
+    require_backend(backend)
+    options = ("--backend", backend, "--precision", precision, "--max-regions", "64", "--max-images", "2")
+    folder = build_once(tmp_path_factory, "demo-viecap", f"demo-viecap-{backend}-{precision}", *options)
+    vectors = viecap.project(viecap.vectors(viecap.encode(scene), REGIONS))
+    with Captioner.load(folder, backend) as captioner:
+        for count in (1, 5, len(REGIONS)):
+            got, expected = captioner.decode(vectors[:count].cuda()), viecap.decode(vectors[:count])
+            assert equal_share(got, expected) >= MIN_EQUAL_SHARE
+        assert set(captioner.captured()["decoder"]) == {""}
+
+
 def test_tokens_and_captions_are_those_of_the_cpu(
     captioner: Captioner, demo: Captioner, scene: Image.Image, precision: str
 ) -> None:
