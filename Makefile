@@ -24,6 +24,7 @@ demo: $(VENV)/.demo
 	xargs -a export/demo/sample/regions.txt $(BIN)/python -m patchcaption caption export/demo/sample/scene.jpg \
 		--bundle engines/demo --save out/demo.png
 	@echo "the image with its captions: out/demo.png"
+	@$(MAKE) --no-print-directory demo-viecap
 
 # The demo's second decoder, which is told what things a region shows, and writes sentences: the same sample in its words.
 demo-viecap: $(VENV)/.demo

@@ -38,14 +38,16 @@ def decoder(viecap: Captioner) -> PromptedDecoder:
 
 @pytest.fixture(scope="module")
 def vectors(published: EagerViecap) -> Tensor:
-    """Vectors near no entity, near one, and near two, so that prompts differ in length."""
+    """Four vectors of noise, four near one entity, two as near to two, so that prompts differ in length."""
     generator = torch.Generator().manual_seed(3)
     embeddings = published.embeddings
-    noise = torch.randn(12, embeddings.shape[1], generator=generator)
-    near = torch.zeros_like(noise)
-    near[4:8] = embeddings[:4]
-    near[8:] = embeddings[:4] + 0.999 * embeddings[1:5]
-    return 3 * near + 0.5 * noise / noise.norm(dim=1, keepdim=True)
+    noise = torch.randn(8, embeddings.shape[1], generator=generator)
+    noise = 0.5 * noise / noise.norm(dim=1, keepdim=True)
+    noise[4:] += 3 * embeddings[:4]
+    cosines = torch.full((2, len(embeddings)), -0.5)
+    for row, pair in enumerate(([0, 6], [2, 7])):
+        cosines[row, pair] = 1.0
+    return torch.cat([noise, cosines @ torch.linalg.pinv(embeddings).T])
 
 
 def test_prompts_differ_in_length(decoder: PromptedDecoder, vectors: Tensor) -> None:
