@@ -267,8 +267,8 @@ class Batching(Closeable):
         pooling, decoding = split_options(options, PoolingOptions, DecodingOptions)
         if decoding.prompt_padding != "none":
             raise OptionError(
-                f'prompt_padding="{decoding.prompt_padding}": captions would depend on what other callers ask for at the '
-                "same time; use Captioner.describe"
+                f'prompt_padding="{decoding.prompt_padding}": captions would depend on what other callers ask for '
+                "at the same time; use Captioner.describe"
             )
         vectors, errors = self._pipeline.pool(features, batch, pooling, on_bad)
         answer: Future[list[Caption]] = Future()
