@@ -120,7 +120,7 @@ def _compare_soft(recording: DecoderRecording, decoder: PromptedDecoder) -> Iter
         if name in arrays:
             want = torch.from_numpy(arrays[name])
             shift = (want - logits[:, ::97]).mean(dim=1, keepdim=True)  # of logits and their log-probabilities
-            yield Difference("first logits", scores=float((want - logits[:, ::97] - shift).abs().max()))
+            yield Difference("first logits", vectors=relative_difference(logits[:, ::97] + shift, arrays[name]))
 
 
 def _compare_retrieval(recording: DecoderRecording, captioner: Captioner) -> Difference:
@@ -239,7 +239,8 @@ def _compare_nucleus(recording: DecoderRecording, decoder: PromptedDecoder, mani
             if abs(size - arrays[f"{key}.nucleus_size"][row, step]) > 1 + _CLOSE * size:
                 wrong.add(row)
             worst.append(abs(prob - arrays[f"{key}.prob_in_nucleus"][row, step]))
-            worst.append(abs(float(log_probs[index, token]) - arrays[f"{key}.logprob"][row, step]))
+            log_prob = arrays[f"{key}.logprob"][row, step]
+            worst.append(abs(float(log_probs[index, token]) - log_prob) / max(1.0, abs(log_prob)))
         return chosen
 
     state = decoder.prompts.begin(recording.vectors)

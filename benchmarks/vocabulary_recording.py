@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from benchmarks.difference import Difference
 from export.readers.entity_vocabulary import VOCABULARIES, ConfiguredVocabulary, EntityVocabulary
 from export.readers.hub import resolve_files
+from export.readers.restricted_pickle import read_tensor_pickle
 from export.text_spaces import text_space
 from runtime.decoding.entities import entity_probs, likely_entities
 
@@ -24,7 +25,6 @@ _FACTORS = (1.0, 0.995, 0.99)
 _THRESHOLDS = {"chosen": None, "chosen_at_02": 0.2}
 """The thresholds of what was chosen; None for the recording's own."""
 _ALLOWED = 1e-4
-_WIDTH = 768
 
 
 def is_vocabulary(contents: Mapping[str, Any]) -> bool:
@@ -58,4 +58,4 @@ def _read(file: str, name: str, folder: Path | None) -> EntityVocabulary:
     published = next(key for key, layout in VOCABULARIES.items() if file.startswith(layout.embeddings))
     configured = ConfiguredVocabulary(published, file, single_words=VOCABULARIES[published].has_single_words)
     paths = resolve_files(configured.requests(), (folder or Path(),), name)
-    return configured.read(paths, text_space(None, _WIDTH))
+    return configured.read(paths, text_space(None, read_tensor_pickle(paths[1]).shape[1]))

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from torch import Tensor
 
 from export.checkpoint import CheckpointError, load_weights
 from export.models.decap_decoder import PUBLISHED_STEPS, DecapConfig, DecapStep
+from export.readers.gpt2_weights import WPE, WTE, read_gpt2_state
+from export.readers.layouts import depth_of
 from export.readers.weight_files import read_pickle, weight
 
-_HEAD = "decoder.lm_head.weight"
-_MASK_BUFFERS = re.compile(r"\.attn\.(masked_)?bias$")  # attention masks that old versions of GPT-2 stored
-_WTE, _WPE = "decoder.transformer.wte.weight", "decoder.transformer.wpe.weight"
+_GPT = "decoder."
 
 
 def read_decap(path: Path, text_vocab_size: int) -> DecapStep:
@@ -27,21 +26,20 @@ def decoder_from_state(state: dict[str, Tensor], text_vocab_size: int, source: s
     Raises:
         CheckpointError: a weight is missing, unknown or wrongly shaped.
     """
-    kept = {name: value for name, value in state.items() if not _MASK_BUFFERS.search(name)}
-    embedding = weight(kept, _WTE, source)
-    head = kept.pop(_HEAD, embedding)
-    if head.shape != embedding.shape or not head.equal(embedding):
-        raise CheckpointError(f"{source}: {_HEAD}: expected the values of {_WTE}, to which it is tied")
+    gpt = read_gpt2_state(state, _GPT, source)
+    embedding, positions = gpt[WTE], weight(gpt, WPE, f"{source}: {_GPT}*")
     if embedding.shape[0] < text_vocab_size:
         raise CheckpointError(
-            f"{source}: {_WTE}: expected at least {text_vocab_size} rows, the tokenizer's tokens, got {len(embedding)}"
+            f"{source}: {_GPT}{WTE}: expected at least {text_vocab_size} rows, the tokenizer's tokens, got "
+            f"{len(embedding)}"
         )
-    positions = weight(kept, _WPE, source)
-    kept[_WPE] = positions[:PUBLISHED_STEPS]
+    gpt[WPE] = positions[:PUBLISHED_STEPS]
+    others = {name: value for name, value in state.items() if not name.startswith(_GPT)}
+    kept = {**{f"{_GPT}{name}": value for name, value in gpt.items()}, **others}
     config = DecapConfig(
         prefix_width=weight(kept, "clip_project.model.0.weight", source).shape[1],
         embed_dim=embedding.shape[1],
-        num_layers=len({name.split(".")[3] for name in kept if name.startswith("decoder.transformer.h.")}),
+        num_layers=depth_of(gpt, "transformer.h"),
         vocab_size=embedding.shape[0],
         text_vocab_size=text_vocab_size,
         max_new_tokens=min(PUBLISHED_STEPS, len(positions)),

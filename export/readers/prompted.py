@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -16,13 +15,12 @@ from export.models.prompted_decoder import (
     Gpt2Config,
     PromptedModel,
 )
+from export.readers.gpt2_weights import WPE, WTE, read_gpt2_state
 from export.readers.layouts import depth_of
 from export.readers.weight_files import weight
 from runtime.bundle import DecoderKind
 
-_GPT, _HEAD = "gpt.", "lm_head.weight"
-_WTE, _WPE = "transformer.wte.weight", "transformer.wpe.weight"
-_MASK_BUFFERS = re.compile(r"\.attn\.(masked_)?bias$")  # attention masks that old versions of GPT-2 stored
+_GPT = "gpt."
 
 StateDict = Mapping[str, Tensor]
 
@@ -38,15 +36,13 @@ def prompted_from_state(
     Raises:
         CheckpointError: a weight is missing, unknown or wrongly shaped, or GPT-2 has too few positions.
     """
-    parts = {_GPT: dict[str, Tensor](), mapping_prefix: dict[str, Tensor]()}
-    for name, value in state.items():
-        prefix = next((one for one in parts if name.startswith(one)), None)
-        if prefix is None:
-            raise CheckpointError(f"{source}: {name} is not a weight of this architecture")
-        parts[prefix][name.removeprefix(prefix)] = value
-    language_model = {name: value for name, value in parts[_GPT].items() if not _MASK_BUFFERS.search(name)}
-    width = weight(language_model, _WTE, source).shape[1]
-    mapping = _read_mapping(parts[mapping_prefix], width, f"{source}: {mapping_prefix}*")
+    unknown = next((name for name in state if not name.startswith((_GPT, mapping_prefix))), None)
+    if unknown is not None:
+        raise CheckpointError(f"{source}: {unknown} is not a weight of this architecture")
+    language_model = read_gpt2_state(state, _GPT, source)
+    width = language_model[WTE].shape[1]
+    named = {name.removeprefix(mapping_prefix): one for name, one in state.items() if name.startswith(mapping_prefix)}
+    mapping = _read_mapping(named, width, f"{source}: {mapping_prefix}*")
     gpt, config = _read_gpt2(language_model, mapping, rules, f"{source}: {_GPT}*")
     return PromptedModel(kind, mapping, gpt, config, rules).eval()
 
@@ -72,22 +68,19 @@ def _read_mapping(state: dict[str, Tensor], width: int, source: str) -> MappingN
 def _read_gpt2(
     state: dict[str, Tensor], mapping: MappingNetwork, rules: CaptionRules, source: str
 ) -> tuple[Gpt2, Gpt2Config]:
-    embedding, positions = weight(state, _WTE, source), weight(state, _WPE, source)
-    head = state.pop(_HEAD, embedding)
-    if head.shape != embedding.shape or not head.equal(embedding):
-        raise CheckpointError(f"{source}: {_HEAD}: expected the values of {_WTE}, to which it is tied")
+    embedding, positions = state[WTE], weight(state, WPE, source)
     width = embedding.shape[1]
     if width % PUBLISHED_HEAD_WIDTH:
         raise CheckpointError(
-            f"{source}: {_WTE}: expected a width in heads of {PUBLISHED_HEAD_WIDTH}, got {width} columns"
+            f"{source}: {WTE}: expected a width in heads of {PUBLISHED_HEAD_WIDTH}, got {width} columns"
         )
     used = rules.max_prompt_tokens(mapping.config.soft_tokens) + rules.max_new_tokens - 1
     if used > len(positions):
         raise CheckpointError(
-            f"{source}: {_WPE}: expected at least {used} positions, those of the longest prompt and "
+            f"{source}: {WPE}: expected at least {used} positions, those of the longest prompt and "
             f"{rules.max_new_tokens} tokens, got {len(positions)}"
         )
-    state[_WPE] = positions[:used]
+    state[WPE] = positions[:used]
     config = Gpt2Config(
         embed_dim=width,
         num_layers=depth_of(state, "transformer.h"),

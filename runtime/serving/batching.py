@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, cast, overload
 
 import torch
 
-from runtime.errors import PatchcaptionError, RegionError
+from runtime.errors import OptionError, PatchcaptionError, RegionError
 from runtime.features import FeatureMap, RegionVectors, Space
 from runtime.image import ImageSource
 from runtime.options import (
@@ -265,6 +265,11 @@ class Batching(Closeable):
     def _submit(self, features: FeatureMap, batch: RegionBatch, options: DescribeKeywords, on_bad: OnBad) -> _Submitted:
         """Return the captions to come. Errors of regions and options are raised here, and affect no other caller."""
         pooling, decoding = split_options(options, PoolingOptions, DecodingOptions)
+        if decoding.prompt_padding != "none":
+            raise OptionError(
+                f'prompt_padding="{decoding.prompt_padding}": captions would depend on what other callers ask for '
+                "at the same time; use Captioner.describe"
+            )
         vectors, errors = self._pipeline.pool(features, batch, pooling, on_bad)
         answer: Future[list[Caption]] = Future()
         with self._changed:

@@ -326,3 +326,8 @@ def test_a_cancelled_coroutine_does_not_affect_others(demo: Captioner, features:
 
     with demo.batching(max_wait_ms=LONG_MS) as batching:
         assert texts(asyncio.run(cancel_one(batching))) == texts(demo.describe(features, REGIONS[1]))
+
+
+def test_captions_that_depend_on_their_batch_are_refused(demo: Captioner, features: FeatureMap) -> None:
+    with demo.batching() as batching, pytest.raises(OptionError, match='prompt_padding="reference": captions would'):
+        batching.describe(features, [WholeImage()], prompt_padding="reference")
