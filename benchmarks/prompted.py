@@ -10,7 +10,6 @@ give.
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
 import sys
 import tempfile
@@ -58,14 +57,13 @@ class DecodingTimes:
         whole: until the captions end by themselves.
         usual: captions of `_TOKENS` tokens; as the whole for the published algorithm, which takes all steps anyway.
         cache_share: of the time of the steps, what goes to copying the KV cache; None where that is not known.
-        peak_gib: of the process since its beginning.
+        same: how many captions have the tokens of the published algorithm.
     """
 
     whole: float
     usual: float
     cache_share: float | None
     same: int
-    peak_gib: float
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -130,14 +128,12 @@ def _measure(eager: EagerViecap, captioners: Mapping[str, Captioner], vectors: T
         groups = vectors.split(GROUP)
         found = [one for group in groups for one in captioner.decode(group, prompt_padding="reference")]
         same[name] = sum(list(one.ids) == ids for one, ids in zip(found, wanted, strict=True))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return {
         name: DecodingTimes(
             statistics.median(of["whole"]),
             statistics.median(of.get("usual", of["whole"])),
             _cache_share(captioners[name], vectors, of) if name in captioners else None,
             same[name],
-            peak,
         )
         for name, of in runs.items()
     }

@@ -51,7 +51,7 @@ class DecapDecoder:
         engine = self._beam_engine.get()
         if options.top_p is None:
             return beam_search(engine, config, vectors, options.beams, options.length_penalty, progress)
-        choose = NucleusSampler(options.top_p, options.temperature, options.seed, config.max_new_tokens)
+        choose = NucleusSampler.of(options, config.max_new_tokens)
 
         def sample(batch: Tensor) -> tuple[Tensor, Tensor]:
             return decode_chosen(engine, config, VectorState(config, batch), len(batch), choose)

@@ -108,7 +108,7 @@ class PromptedDecoder:
             state = begin(batch, beams)
             if options.top_p is None:
                 return mean_beam_search(engine, config, state, len(batch), beams, options.length_penalty).best
-            choose = NucleusSampler(options.top_p, options.temperature, options.seed, config.max_new_tokens)
+            choose = NucleusSampler.of(options, config.max_new_tokens)
             return decode_chosen(engine, config, state, len(batch), choose)
 
         return decode_in_batches(search, vectors, config, beams, progress)

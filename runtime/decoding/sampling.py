@@ -18,6 +18,7 @@ from runtime.bundle import DecoderConfig
 from runtime.bundle.graph_io import ALL_LOG_PROBS
 from runtime.decoding.batches import is_end
 from runtime.decoding.state import DecodingState
+from runtime.options import DecodingOptions
 
 ChooseTokens: TypeAlias = Callable[[Tensor, Tensor, int], Tensor]
 """Chooses the next tokens (r,) of log-probabilities (r, V): of which captions (r,) of the batch, at which step."""
@@ -36,6 +37,12 @@ class NucleusSampler:
     def __init__(self, top_p: float, temperature: float, seed: int, steps: int) -> None:
         self._top_p, self._temperature = top_p, temperature
         self._draws = torch.rand(steps, generator=torch.Generator().manual_seed(seed)).tolist()
+
+    @classmethod
+    def of(cls, options: DecodingOptions, steps: int) -> NucleusSampler:
+        """Return the sampler that some options ask for, for captions of at most so many tokens."""
+        assert options.top_p is not None  # who draws nothing has no sampler
+        return cls(options.top_p, options.temperature, options.seed, steps)
 
     def __call__(self, log_probs: Tensor, captions: Tensor, step: int) -> Tensor:  # noqa: ARG002  # as ChooseTokens
         tokens, probs = nucleus(log_probs, self._top_p, self._temperature)

@@ -95,7 +95,7 @@ def test_names_are_embedded_by_the_mean_of_their_tokens_at_unit_length(encoder_f
 
 
 def test_an_encoder_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=f"--name-encoder {tmp_path}: cannot be loaded"):
+    with pytest.raises(CheckpointError, match=f"viecap.meacap.wte_model_path {tmp_path}: cannot be loaded"):
         load_name_encoder(str(tmp_path), "cpu")
 
 
