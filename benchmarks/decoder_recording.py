@@ -19,7 +19,7 @@ from benchmarks.difference import NEAR_TIE, Difference, relative_difference
 from export.readers import viecap
 from export.readers.recorded_decoders import RecordedDecoder, concept_prompts, entity_prompts, kind_of
 from runtime import Captioner
-from runtime.bundle import MANIFEST, Manifest, PromptConfig, record_files, write_manifest
+from runtime.bundle import MANIFEST, Manifest, record_files, write_manifest
 from runtime.decoding.mean_beam_search import mean_beam_search
 from runtime.decoding.prompted import PromptedDecoder
 from runtime.decoding.sampling import decode_chosen, nucleus
@@ -299,19 +299,13 @@ def _with_prompts(bundle: Path, variant: RecordedDecoder, folder: Path) -> Path:
     assert prompt is not None
     words = entity_prompts if manifest.decoder.kind == "viecap" else concept_prompts
     source, order = words(variant, str(variant.path)), viecap.read_settings(variant.settings, str(variant.path)).order
-    for name in _prompt_files(prompt):
+    for name in prompt.files:
         (folder / name).unlink()  # not through the link
     hard = source.write(folder)
     changed = prompt.model_copy(update={"order": order, "hard": None if order == "soft_only" else hard})
     update = {"decoder": manifest.decoder.model_copy(update={"prompt": changed}), "files": record_files(folder)}
     write_manifest(folder, Manifest.model_validate(dict(manifest) | update))
     return folder
-
-
-def _prompt_files(prompt: PromptConfig) -> list[str]:
-    assert prompt.hard is not None
-    named = prompt.hard.model_dump()
-    return [value for key, value in named.items() if key in ("embeddings", "pieces", "graphs", "names")]
 
 
 def _steps_until_stop(contents: Mapping[str, Any], tokens: Array, row: int) -> int:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from export.checkpoint import CheckpointError
 from export.models.prompted_decoder import CaptionRules
+from export.readers.settings import check_settings
 
 END_TOKENS = (".",)
 MAPPING_PREFIX = "clip_project."
@@ -49,9 +49,4 @@ def read_settings(settings: Mapping[str, Any], source: str) -> ClipcapSettings:
     Raises:
         CheckpointError: a value is not of its kind.
     """
-    try:
-        return ClipcapSettings.model_validate(settings)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise CheckpointError(f"{source}: clipcap: {where}: {first['msg']}, got {first['input']!r}") from None
+    return check_settings(ClipcapSettings, settings, f"{source}: clipcap")

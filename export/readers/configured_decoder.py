@@ -180,15 +180,14 @@ class _Prompted:
 
     def __init__(self, configuration: Configuration) -> None:
         self._configuration = configuration
-
-    def _tokenizer_requests(self) -> list[FileRequest]:
-        named = self._configuration.settings.get("tokenizer")
-        if named is not None:
-            return [FileRequest("tokenizer", (str(named),))]
-        return gpt2_requests(self._configuration.folders)
+        named = configuration.settings.get("tokenizer")
+        self._has_own_tokenizer = named is not None
+        self._tokenizer_requests = (
+            gpt2_requests(configuration.folders) if named is None else [FileRequest("tokenizer", (str(named),))]
+        )
 
     def _read_tokenizer(self, files: Sequence[Path]) -> Tokenizer:
-        return read_gpt2_bpe(files) if "tokenizer" not in self._configuration.settings else read_tokenizer(files[0])
+        return read_tokenizer(files[0]) if self._has_own_tokenizer else read_gpt2_bpe(files)
 
     def _end_tokens(self, tokenizer: Tokenizer, tokens: Sequence[str]) -> tuple[str, ...]:
         known = tuple(token for token in tokens if tokenizer.token_to_id(token) is not None)
@@ -218,12 +217,12 @@ class _Viecap(_Prompted):
     def requests(self) -> list[FileRequest]:
         return [
             _weights_request(self._configuration, self._settings),
-            *self._tokenizer_requests(),
+            *self._tokenizer_requests,
             *([] if self._vocabulary is None else self._vocabulary.requests()),
         ]
 
     def read(self, files: Sequence[Path], vectors: DecodedVectors) -> DecoderParts:
-        count = len(self._tokenizer_requests())
+        count = len(self._tokenizer_requests)
         weights, tokenizer = files[0], self._read_tokenizer(files[1 : 1 + count])
         prompts = self._read_prompts(files[1 + count :], tokenizer, vectors)
         rules = self._settings.rules(0 if prompts is None else prompts.max_tokens)
@@ -268,7 +267,7 @@ class _Meacap(_Prompted):
                 (memory.wte_model_path, Path(memory.wte_model_path).name),
                 ((memory.wte_model_path, "config.json"),),
             ),
-            *self._tokenizer_requests(),
+            *self._tokenizer_requests,
         ]
 
     def read(self, files: Sequence[Path], vectors: DecodedVectors) -> DecoderParts:
@@ -295,7 +294,7 @@ class _Clipcap(_Prompted):
         self._settings = clipcap.read_settings(configuration.settings["clipcap"], str(configuration.file))
 
     def requests(self) -> list[FileRequest]:
-        return [_weights_request(self._configuration, self._settings), *self._tokenizer_requests()]
+        return [_weights_request(self._configuration, self._settings), *self._tokenizer_requests]
 
     def read(self, files: Sequence[Path], vectors: DecodedVectors) -> DecoderParts:  # noqa: ARG002  # as all
         weights, tokenizer = files[0], self._read_tokenizer(files[1:])

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,6 +15,7 @@ from export.checkpoint import MemorySource
 from export.concepts.prompt_source import ConceptPromptSource
 from export.concepts.scene_graphs import parse_graph
 from export.concepts.table import make_table
+from export.models.prompted_decoder import CaptionRules, PromptedModel
 from export.prompts import EntityPromptSource, make_pieces
 from export.readers import clipcap, viecap
 from export.readers.clip_bpe import VOCABULARY, find_merges, placeholder_clip_bpe, read_clip_bpe
@@ -29,9 +29,10 @@ from export.readers.seeded_decoders import (
     seeded_decap_state,
     seeded_entities,
     seeded_prompted_state,
+    seeded_scene_memory,
     transformer_mapping_shapes,
 )
-from export.readers.seeded_weights import normal
+from runtime.bundle import DecoderKind
 
 _SOFT_TOKENS = 10
 _ENTITIES = 80
@@ -59,10 +60,7 @@ def _viecap(salt: str, width: int, memory_rows: int, source: str) -> DecoderPart
     embeddings = F.normalize(seeded_entities(salt, names, width), dim=-1)
     pieces = make_pieces(tokenizer, names)
     prompts = EntityPromptSource(embeddings, pieces, settings.temperature, settings.top_k, settings.threshold)
-    shapes = transformer_mapping_shapes(width, GPT2_WIDTH, _SOFT_TOKENS, _SOFT_TOKENS)
-    state = seeded_prompted_state(f"{salt}viecap/", viecap.MAPPING_PREFIX, shapes)
-    rules = settings.rules(prompts.max_tokens)
-    decoder = prompted_from_state(state, "viecap", viecap.MAPPING_PREFIX, rules, source)
+    decoder = _worded("viecap", salt, width, settings.rules(prompts.max_tokens), source)
     return DecoderParts(decoder, tokenizer, viecap.END_TOKENS, prompts)
 
 
@@ -73,19 +71,21 @@ def _meacap(salt: str, width: int, memory_rows: int, source: str) -> DecoderPart
         [parse_graph(f"( thing{one} , is , red ) , ( thing{one} , near , wall )") for one in scenes], _one_hot
     )
     prompts = ConceptPromptSource(arrays, make_pieces(tokenizer, arrays.names), num_captions=5)
-    shapes = transformer_mapping_shapes(width, GPT2_WIDTH, _SOFT_TOKENS, _SOFT_TOKENS)
-    state = seeded_prompted_state(f"{salt}viecap/", viecap.MAPPING_PREFIX, shapes)
-    rules = settings.rules(prompts.max_tokens)
-    decoder = prompted_from_state(state, "meacap", viecap.MAPPING_PREFIX, rules, source)
+    decoder = _worded("meacap", salt, width, settings.rules(prompts.max_tokens), source)
     captions = [f"A red thing{one} near a wall." for one in scenes]
     memory = _scene_memory(salt, scenes, captions, width, source)
     return DecoderParts(decoder, tokenizer, viecap.END_TOKENS, prompts, memory)
 
 
+def _worded(kind: DecoderKind, salt: str, width: int, rules: CaptionRules, source: str) -> PromptedModel:
+    """Return a decoder whose prompts have words; ViECap and MeaCap have the same weights."""
+    shapes = transformer_mapping_shapes(width, GPT2_WIDTH, _SOFT_TOKENS, _SOFT_TOKENS)
+    state = seeded_prompted_state(f"{salt}viecap/", viecap.MAPPING_PREFIX, shapes)
+    return prompted_from_state(state, kind, viecap.MAPPING_PREFIX, rules, source)
+
+
 def _scene_memory(salt: str, scenes: Sequence[int], captions: Sequence[str], width: int, source: str) -> MemorySource:
-    rows = normal(f"{salt}meacap_scenes", (max(scenes) + 1, width))[list(scenes)]
-    rows = rows + np.float32(0.8) * normal(f"{salt}meacap_memory", (len(scenes), width))
-    blocks = [(torch.from_numpy(rows), list(captions))]
+    blocks = [(seeded_scene_memory(salt, scenes, max(scenes) + 1, width), list(captions))]
     return MemorySource(source, width, lambda: iter(blocks), normalize=False, unit_rows=True, projects=False)
 
 

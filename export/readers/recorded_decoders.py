@@ -37,10 +37,11 @@ from export.readers.seeded_decoders import (
     seeded_decap_state,
     seeded_entities,
     seeded_prompted_state,
+    seeded_scene_memory,
     seeded_talk2dino,
     transformer_mapping_shapes,
 )
-from export.readers.seeded_weights import normal
+from runtime.bundle import DecoderKind
 
 Settings = Mapping[str, Any]
 
@@ -145,7 +146,7 @@ def concept_prompts(recorded: RecordedDecoder, name: str) -> ConceptPromptSource
 
 
 def _with_words(
-    recorded: RecordedDecoder, prompts: EntityPromptSource | ConceptPromptSource, kind: str, name: str
+    recorded: RecordedDecoder, prompts: EntityPromptSource | ConceptPromptSource, kind: DecoderKind, name: str
 ) -> Checkpoint:
     """Return the checkpoint of a decoder with prompts in words; ViECap and MeaCap have the same weights."""
     wanted, contents = viecap.read_settings(recorded.settings, name), recorded.contents
@@ -155,20 +156,18 @@ def _with_words(
     gains = dict(zip((_FULL_STOP, _SPACED_FULL_STOP), contents["eos_gain"], strict=True))
     state = seeded_prompted_state(f"{recorded.salt}viecap/", viecap.MAPPING_PREFIX, shapes, gains=gains)
     rules = wanted.rules(prompts.max_tokens)
-    decoder = prompted_from_state(state, "viecap" if kind == "viecap" else "meacap", viecap.MAPPING_PREFIX, rules, name)
+    decoder = prompted_from_state(state, kind, viecap.MAPPING_PREFIX, rules, name)
     return replace(_with_decoder(recorded, decoder, name), prompts=prompts, end_tokens=viecap.END_TOKENS)
 
 
 def _meacap_memory(recorded: RecordedDecoder, name: str) -> MemorySource:
-    contents, salt, width = recorded.contents, recorded.salt, recorded.width
+    contents, width = recorded.contents, recorded.width
     captions = list(contents["memory_captions"])
-    scenes = normal(f"{salt}meacap_scenes", (contents["n_scenes"], width))
-    rows = scenes[contents["memory_scene"]] + np.float32(0.8) * normal(f"{salt}meacap_memory", (len(captions), width))
-    rows *= 1 + np.float32(0.3) * np.abs(normal(f"{salt}meacap_memory_norms", (len(captions), 1)))
+    rows = seeded_scene_memory(recorded.salt, contents["memory_scene"], contents["n_scenes"], width)
     return MemorySource(
         name,
         width,
-        lambda: iter([(torch.from_numpy(rows), captions)]),
+        lambda: iter([(rows, captions)]),
         normalize=False,
         unit_rows=True,
         projects=False,

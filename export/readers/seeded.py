@@ -19,7 +19,7 @@ from export.checkpoint import CaptionedRows, Checkpoint, CheckpointError, Memory
 from export.readers.backbone_family import AnyFamily, Architecture, BackboneRequest, FamilyOptions
 from export.readers.families import architecture_names, find_architecture
 from export.readers.made_up_decoders import MADE_UP_DECODERS
-from export.readers.seeded_weights import normal
+from export.readers.seeded_weights import normal, uneven
 from export.text_spaces import TextSpace
 
 PREFIX = "seeded:"
@@ -187,8 +187,7 @@ _TEXTS = ("salt", "decoder")
 
 def _memory(options: SeededOptions, space: TextSpace, source: str) -> MemorySource:
     width = space.first_column + space.width
-    rows = normal(f"{options.salt}memory", (options.memory, width))
-    rows *= 1 + np.float32(0.3) * np.abs(normal(f"{options.salt}memory_norms", (options.memory, 1)))
+    rows = uneven(normal(f"{options.salt}memory", (options.memory, width)), f"{options.salt}memory_norms")
     rows[7::50] = 0
     rows = np.ascontiguousarray(rows[:, space.first_column :])
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from export.models.mapping import PUBLISHED_LAYERS
 from export.readers.layouts import in_each_block, linear_shapes, norm_shapes
-from export.readers.seeded_weights import normal
+from export.readers.seeded_weights import normal, uneven
 
 Shapes = dict[str, tuple[int, ...]]
 Array = npt.NDArray[np.float32]
@@ -161,9 +161,7 @@ def _mapping_weight(name: str, x: Array) -> Array:
 def seeded_entities(salt: str, names: Sequence[str], width: int) -> Tensor:
     """Return made-up embeddings of some entities, not of unit length (K, D)."""
     rows = normal(f"{salt}viecap_entities", (len(names), width))
-    return torch.from_numpy(
-        rows * (1 + np.float32(0.3) * np.abs(normal(f"{salt}viecap_entity_norms", (len(names), 1))))
-    )
+    return torch.from_numpy(uneven(rows, f"{salt}viecap_entity_norms"))
 
 
 def seeded_talk2dino(salt: str, text_width: int, width: int) -> tuple[Tensor, Tensor]:
@@ -171,3 +169,14 @@ def seeded_talk2dino(salt: str, text_width: int, width: int) -> tuple[Tensor, Te
     matrix = normal(f"{salt}talk2dino/linear_layer.weight", (width, text_width))
     bias = normal(f"{salt}talk2dino/linear_layer.bias", (width,))
     return torch.from_numpy(matrix / np.float32(math.sqrt(text_width))), torch.from_numpy(np.float32(0.02) * bias)
+
+
+def seeded_scene_memory(salt: str, scenes: Sequence[int], num_scenes: int, width: int) -> Tensor:
+    """Return made-up embeddings (M, D) of captions of some scenes, near those of the same scene.
+
+    Args:
+        scenes: that of each caption (M), from 0.
+    """
+    rows = normal(f"{salt}meacap_scenes", (num_scenes, width))[list(scenes)]
+    rows = rows + np.float32(0.8) * normal(f"{salt}meacap_memory", (len(scenes), width))
+    return torch.from_numpy(uneven(rows, f"{salt}meacap_memory_norms"))

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from export.checkpoint import CheckpointError
 from export.concepts.similarity import PUBLISHED_ENCODER
 from export.models.prompted_decoder import CaptionRules
+from export.readers.settings import check_settings
 from runtime.bundle import PromptOrder
 
 MAX_NEW_TOKENS = 64
@@ -73,9 +73,4 @@ def read_settings(settings: Mapping[str, Any], source: str) -> ViecapSettings:
     Raises:
         CheckpointError: a value is not of its kind.
     """
-    try:
-        return ViecapSettings.model_validate(settings)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise CheckpointError(f"{source}: viecap: {where}: {first['msg']}, got {first['input']!r}") from None
+    return check_settings(ViecapSettings, settings, f"{source}: viecap")

@@ -234,6 +234,13 @@ class PromptConfig(Part):
     hard: Annotated[EntitiesConfig | ConceptsConfig, Field(discriminator="source")] | None = None
     """What its hard part is made of; None for a prompt of soft tokens alone."""
 
+    @property
+    def files(self) -> list[str]:
+        """The files that its hard part is made of."""
+        if self.hard is None:
+            return []
+        return [self.hard.pieces, self.hard.embeddings if isinstance(self.hard, EntitiesConfig) else self.hard.graphs]
+
     @model_validator(mode="after")
     def _check_hard(self) -> PromptConfig:
         if (self.hard is None) != (self.order == "soft_only"):
@@ -372,7 +379,7 @@ class Manifest(Part):
         used += [plan.file for plan in self.plans]
         used += [self.memory.embeddings, self.memory.captions] if self.memory else []
         used += [self.memory.residual] if self.memory and self.memory.residual else []
-        used += _prompt_files(self.decoder.prompt.hard if self.decoder.prompt else None)
+        used += self.decoder.prompt.files if self.decoder.prompt else []
         for name in used:
             if name not in self.files:
                 raise ValueError(f"files: {name} is used but not listed")
@@ -404,9 +411,3 @@ class Manifest(Part):
             got = ", ".join(f"{name} {space!r}" for name, space in spaces.items())
             raise ValueError(f"text_space: expected one for backbone, decoder and memory bank, got {got}")
         return self
-
-
-def _prompt_files(hard: EntitiesConfig | ConceptsConfig | None) -> list[str]:
-    if hard is None:
-        return []
-    return [hard.pieces, hard.embeddings if isinstance(hard, EntitiesConfig) else hard.graphs]

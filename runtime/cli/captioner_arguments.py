@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from runtime.backends import BACKEND_NAMES, PRECISIONS
 from runtime.captioner import Captioner
@@ -32,20 +33,20 @@ def add_decoding_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `decoding_keywords`."""
     parser.add_argument(
         "--beams",
-        type=argument_type(_whole_number("beams")),
+        type=argument_type(_option("beams", int)),
         default=DecodingOptions.beams,
         metavar="N",
         help="beam search with N beams (default: %(default)s, none)",
     )
     parser.add_argument(
         "--top-p",
-        type=argument_type(_top_p),
+        type=argument_type(_option("top_p", float)),
         metavar="P",
         help="draw tokens from the likeliest that have the probability P together, instead of taking the likeliest",
     )
     parser.add_argument(
         "--seed",
-        type=argument_type(_whole_number("seed")),
+        type=argument_type(_option("seed", int)),
         default=DecodingOptions.seed,
         metavar="N",
         help="of --top-p: other seeds draw other captions (default: %(default)s)",
@@ -57,28 +58,19 @@ def decoding_keywords(options: argparse.Namespace) -> DecodeKeywords:
     return {"beams": options.beams, "top_p": options.top_p, "seed": options.seed}
 
 
-def _whole_number(option: str) -> Callable[[str], int]:
-    """Return the parser of an option of `DecodingOptions` that is a whole number."""
+def _option(name: str, number: type[int] | type[float]) -> Callable[[str], Any]:
+    """Return the parser of an option of `DecodingOptions` that is a number."""
 
-    def parse(text: str) -> int:
+    def parse(text: str) -> Any:
         try:
-            number = int(text)
+            value = number(text)
         except ValueError:
-            raise PatchcaptionError(f"expected a whole number, got {text!r}") from None
-        (checked,) = split_options({option: number}, DecodingOptions)
-        return int(getattr(checked, option))
+            kind = "a whole number" if number is int else "a number"
+            raise PatchcaptionError(f"expected {kind}, got {text!r}") from None
+        (checked,) = split_options({name: value}, DecodingOptions)
+        return getattr(checked, name)
 
     return parse
-
-
-def _top_p(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        raise PatchcaptionError(f"expected a number, got {text!r}") from None
-    checked = DecodingOptions(top_p=number).top_p
-    assert checked is not None
-    return checked
 
 
 def load_captioner(options: argparse.Namespace) -> Captioner:

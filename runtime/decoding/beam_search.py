@@ -19,9 +19,8 @@ from torch import Tensor
 
 from runtime.backends import Engine
 from runtime.bundle import DecoderConfig
-from runtime.bundle.graph_io import ALL_LOG_PROBS
 from runtime.decoding.batches import TokenSequences, decode_in_batches, is_end
-from runtime.decoding.state import VectorState
+from runtime.decoding.state import VectorState, next_log_probs
 from runtime.errors import PatchcaptionError
 from runtime.options import ProgressCallback
 
@@ -68,9 +67,8 @@ def _search_batch(
     ids = torch.full((regions, 1, config.max_new_tokens), config.eos_token_id, device=device)  # of the beams (R, B, P)
     for step in range(config.max_new_tokens):
         first_rows = sums.shape[1] * torch.arange(len(sums), device=device)[:, None]
-        outputs = engine.run(state.inputs(ids[:, :, step - 1].flatten()))  # not read at step 0
-        state.append(outputs)
-        log_probs = outputs[ALL_LOG_PROBS].unflatten(0, (-1, sums.shape[1]))
+        last_tokens = ids[:, :, step - 1].flatten()  # not read at step 0
+        log_probs = next_log_probs(engine, state, last_tokens, step).unflatten(0, (-1, sums.shape[1]))
         sums, parents, tokens = top_continuations(log_probs, sums, 2 * beams)
         ids = _gather_beams(ids, parents)
         ids[:, :, step] = tokens

@@ -20,14 +20,18 @@ class KvCache:
 
     Captions leave and change rows in place, so the cache never takes more memory than it began with.
 
+    Args:
+        rows: those in use at first.
+        room: how many rows each of them may become.
+
     Attributes:
         positions: P.
         length: the positions that are filled.
     """
 
-    def __init__(self, config: DecoderConfig, rows: int, device: torch.device) -> None:
+    def __init__(self, config: DecoderConfig, rows: int, device: torch.device, room: int = 1) -> None:
         self.positions = config.cache_positions
-        shape = (rows, config.num_heads, self.positions, config.head_dim)
+        shape = (rows * room, config.num_heads, self.positions, config.head_dim)
         dtype = NUMBER_FORMATS[config.cache_precision].torch
         # Entry by entry: in one piece it would be so large that the system takes it back and zeroes it page by page.
         self._past = {name: torch.zeros(shape, dtype=dtype, device=device) for name in past_names(config.num_layers)}

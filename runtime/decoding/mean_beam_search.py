@@ -18,10 +18,9 @@ from torch import Tensor
 
 from runtime.backends import Engine
 from runtime.bundle import DecoderConfig
-from runtime.bundle.graph_io import ALL_LOG_PROBS
 from runtime.decoding.batches import is_end
 from runtime.decoding.beam_search import top_continuations
-from runtime.decoding.state import DecodingState
+from runtime.decoding.state import DecodingState, next_log_probs
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,12 +54,7 @@ def mean_beam_search(
     """
     search = _Search(config, state, regions, beams, length_penalty)
     for step in range(config.max_new_tokens):
-        if step == 0 and state.first_log_probs is not None:
-            log_probs = state.first_log_probs
-        else:
-            outputs = engine.run(state.inputs(search.last_tokens(step)))
-            state.append(outputs)
-            log_probs = outputs[ALL_LOG_PROBS]
+        log_probs = next_log_probs(engine, state, search.last_tokens(step), step)
         search.advance(log_probs.unflatten(0, (-1, search.sums.shape[1])), step)
         if not len(search.indices):
             break

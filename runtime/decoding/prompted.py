@@ -153,8 +153,7 @@ class PromptReader:
         outputs = self.prefill.run(
             {SOFT_PROMPT: soft, PROMPT_IDS: ids, POSITION_IDS: position_ids, ATTENTION_MASK: mask}
         )
-        cache = KvCache(config, len(vectors) * captions_per_vector, device)
-        cache.select_rows(torch.arange(len(vectors), device=device))
+        cache = KvCache(config, len(vectors), device, captions_per_vector)
         cache.append(outputs)
         return PromptState(outputs[ALL_LOG_PROBS], cache, mask)
 

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from runtime.backends import Engine
 from runtime.bundle import DecoderConfig
-from runtime.bundle.graph_io import ALL_LOG_PROBS
 from runtime.decoding.batches import is_end
-from runtime.decoding.state import DecodingState
+from runtime.decoding.state import DecodingState, next_log_probs
 from runtime.options import DecodingOptions
 
 ChooseTokens: TypeAlias = Callable[[Tensor, Tensor, int], Tensor]
@@ -80,11 +79,7 @@ def decode_chosen(
     captions = torch.arange(rows, device=device)  # those that have not ended
     tokens = torch.zeros(rows, dtype=torch.int64, device=device)
     for step in range(steps):
-        log_probs = state.first_log_probs if step == 0 else None
-        if log_probs is None:
-            outputs = engine.run(state.inputs(tokens))
-            state.append(outputs)
-            log_probs = outputs[ALL_LOG_PROBS]
+        log_probs = next_log_probs(engine, state, tokens, step)
         tokens = choose(log_probs, captions, step)
         ids[captions, step] = tokens
         sums[captions] += log_probs.gather(1, tokens[:, None])[:, 0]

@@ -12,8 +12,9 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from runtime.backends import Engine
 from runtime.bundle import DecoderConfig
-from runtime.bundle.graph_io import ATTENTION_MASK, INPUT_IDS, POSITION, POSITION_IDS, VECTORS
+from runtime.bundle.graph_io import ALL_LOG_PROBS, ATTENTION_MASK, INPUT_IDS, POSITION, POSITION_IDS, VECTORS
 from runtime.decoding.kv_cache import KvCache
 
 
@@ -48,6 +49,20 @@ BeginDecoding: TypeAlias = Callable[[Tensor, int], DecodingState]
 """Begins the captions of vectors (R, D), with room for so many captions of each."""
 
 
+def next_log_probs(engine: Engine, state: DecodingState, tokens: Tensor, step: int) -> Tensor:
+    """Return the log-probabilities of every token (R, V) after ``tokens`` (R,), which are not read before the first.
+
+    Args:
+        engine: the bundle's beam decoder.
+        step: the number of tokens that the captions have.
+    """
+    if step == 0 and state.first_log_probs is not None:
+        return state.first_log_probs
+    outputs = engine.run(state.inputs(tokens))
+    state.append(outputs)
+    return outputs[ALL_LOG_PROBS]
+
+
 class VectorState:
     """Captions whose first position is the vector itself, which the first step reads."""
 
@@ -55,9 +70,7 @@ class VectorState:
 
     def __init__(self, config: DecoderConfig, vectors: Tensor, captions_per_vector: int = 1) -> None:
         self._vectors = vectors
-        self.cache = KvCache(config, len(vectors) * captions_per_vector, vectors.device)
-        if captions_per_vector > 1:
-            self.cache.select_rows(torch.arange(len(vectors), device=vectors.device))
+        self.cache = KvCache(config, len(vectors), vectors.device, captions_per_vector)
 
     @property
     def device(self) -> torch.device:

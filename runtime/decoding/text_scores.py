@@ -12,9 +12,8 @@ import torch
 
 from runtime.backends import Engine
 from runtime.bundle import DecoderConfig
-from runtime.bundle.graph_io import ALL_LOG_PROBS
 from runtime.decoding.kv_cache import KvCache
-from runtime.decoding.state import PromptState
+from runtime.decoding.state import PromptState, next_log_probs
 
 
 def perplexities(
@@ -50,9 +49,8 @@ def _log_probs(
     sums = torch.zeros(len(texts), dtype=torch.float64, device=device)
     rows = torch.arange(len(texts), device=device)  # the texts that go on
     for step in range(longest - 1):
-        outputs = engine.run(state.inputs(ids[rows, step]))
-        state.append(outputs)
-        sums[rows] += outputs[ALL_LOG_PROBS].gather(1, ids[rows, step + 1][:, None])[:, 0].double()
+        log_probs = next_log_probs(engine, state, ids[rows, step], step)
+        sums[rows] += log_probs.gather(1, ids[rows, step + 1][:, None])[:, 0].double()
         active = torch.nonzero(lengths[rows] > step + 2)[:, 0]
         if 0 < len(active) < len(rows):
             rows = rows[active]

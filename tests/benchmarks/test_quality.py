@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,16 +24,9 @@ from export.readers import DEMO_CONFIG
 from runtime import Box, Captioner, FeatureMap
 from runtime.bundle import sha256_of
 from tests.benchmarks.test_caption_metrics import needs_java
-from tests.conftest import build_once
 
 CIRCLE = Look("red", "circle", "striped", "small")
 SQUARE = Look("orange", "square", "solid", "large")
-
-
-@pytest.fixture(scope="module")
-def second_demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Captioner]:
-    with Captioner.load(build_once(tmp_path_factory, "demo-viecap", "demo-viecap")) as captioner:
-        yield captioner
 
 
 def test_captions_say_what_a_scene_shows() -> None:
@@ -114,8 +106,8 @@ def test_the_demo_reaches_its_scores_on_held_out_scenes(demo: Captioner) -> None
 
 
 @pytest.mark.slow
-def test_the_demos_second_decoder_reaches_its_scores(second_demo: Captioner) -> None:
-    scores = score_scenes(second_demo, scenes.HELD_OUT_SEED, count=24)
+def test_the_demos_second_decoder_reaches_its_scores(viecap: Captioner) -> None:
+    scores = score_scenes(viecap, scenes.HELD_OUT_SEED, count=24)
     for kind in ("box", "mask", "trace"):
         assert scores[kind].exact >= 0.9, kind
     named = scores["two boxes"].named
@@ -124,9 +116,9 @@ def test_the_demos_second_decoder_reaches_its_scores(second_demo: Captioner) -> 
 
 
 @pytest.mark.slow
-def test_the_two_demos_say_the_same_in_other_words(demo: Captioner, second_demo: Captioner) -> None:
+def test_the_two_demos_say_the_same_in_other_words(demo: Captioner, viecap: Captioner) -> None:
     region = Box(276, 174, 507, 399)
-    texts = [one.caption(sample.FOLDER / "scene.jpg", [region])[0].text for one in (demo, second_demo)]
+    texts = [one.caption(sample.FOLDER / "scene.jpg", [region])[0].text for one in (demo, viecap)]
     assert texts == ["a large striped red triangle", "There is a large red striped triangle."]
     assert texts[1] == sentence_of(texts[0])
 
