@@ -19,7 +19,7 @@ from benchmarks.scoring.ground_truth import (
     read_sets,
     read_traces,
 )
-from benchmarks.scoring.image_files import find_images
+from benchmarks.scoring.image_files import ImageFiles, find_images, missing_images
 from benchmarks.scoring.region_forms import RegionForm
 from runtime import Box, BoxSet, Trace, WholeImage
 
@@ -220,7 +220,7 @@ def annotated(image_id: str, file_name: str | None = None) -> AnnotatedImage:
 def test_an_image_is_found_by_its_name_or_id(tmp_path: Path, image: AnnotatedImage, file: str) -> None:
     for name in (file, "4.jpg", "000000000142.jpg", "42.txt"):
         (tmp_path / name).touch()
-    assert find_images([image], [tmp_path]) == {image.id: tmp_path / file}
+    assert find_images([image], [tmp_path]) == ImageFiles({image.id: tmp_path / file}, {})
 
 
 def test_the_name_goes_before_the_id_and_the_first_folder_before_the_next(tmp_path: Path) -> None:
@@ -229,17 +229,22 @@ def test_the_name_goes_before_the_id_and_the_first_folder_before_the_next(tmp_pa
         file.parent.mkdir(exist_ok=True)
         file.touch()
     found = find_images([annotated("1"), annotated("2", "named.jpg")], [first, second])
-    assert found == {"1": first / "1.jpg", "2": second / "named.jpg"}
+    assert found.found == {"1": first / "1.jpg", "2": second / "named.jpg"}
 
 
 def test_missing_images_are_counted_and_the_first_named(tmp_path: Path) -> None:
     (tmp_path / "3.jpg").touch()
-    with pytest.raises(GroundTruthError) as refused:
-        find_images([annotated(str(number)) for number in range(1, 7)], [tmp_path])
-    assert str(refused.value) == (
+    files = find_images([annotated(str(number)) for number in range(1, 7)], [tmp_path])
+    assert files.found == {"3": tmp_path / "3.jpg"}
+    assert missing_images(files.missing, 6, [tmp_path]) == (
         f"{tmp_path}: 5 of 6 images are missing: expected 1 or 000000000001, 2 or 000000000002, 4 or 000000000004, ... "
         "with one of .jpg, .jpeg, .png"
     )
+
+
+def test_a_folder_without_any_of_the_images_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(GroundTruthError, match="2 of 2 images are missing: expected 1 or 000000000001, 2 or"):
+        find_images([annotated("1"), annotated("2")], [tmp_path])
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
