@@ -31,6 +31,8 @@ from rich.table import Table
 from benchmarks.scoring.annotation_kinds import KINDS, recognize_kind
 from benchmarks.scoring.demo_scenes import score_scenes
 from benchmarks.scoring.evaluation import CaptionedImages, Evaluation, caption_images
+from benchmarks.scoring.image_text import ImageTextScorer
+from benchmarks.scoring.image_text_models import CLIP_WEIGHTS, PAC_FILE, ImageTextModel, load_image_text_model
 from benchmarks.scoring.metrics import CaptionMetrics
 from benchmarks.scoring.published_rows import PUBLISHED_POOLS, PUBLISHED_VARIANCE
 from benchmarks.scoring.region_forms import POOLS, RegionForm
@@ -97,7 +99,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "boxes, count for traces, gaussian for whole images)",
     )
     truth.add_argument("--variance", type=float, help="of --pool gaussian (default, published: 1)")
-    truth.add_argument("--spice", action="store_true", help="SPICE too; it downloads CoreNLP the first time")
+    metrics = parser.add_argument_group("metrics, beside those of texts and boxes")
+    metrics.add_argument("--spice", action="store_true", help="SPICE; it downloads CoreNLP the first time")
+    metrics.add_argument("--corenlp", type=Path, metavar="FOLDER", help="where CoreNLP 3.6.0 is, instead of a download")
+    metrics.add_argument(
+        "--clip", metavar="WEIGHTS", help=f"CLIP-S, by these weights: {CLIP_WEIGHTS} of the hub, a file"
+    )
+    metrics.add_argument("--pac", metavar="WEIGHTS", help=f"PAC-S and RefPAC-S, by these weights: {PAC_FILE}")
+    metrics.add_argument("--device", default="cpu", help="where CLIP runs: cpu (default), cuda")
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -141,11 +150,13 @@ def _score_scenes(options: argparse.Namespace) -> Table:
 def _score_ground_truth(options: argparse.Namespace) -> int:
     """Score a bundle against a file of ground truth; return 1 if images of it have no captions."""
     evaluation = _evaluation(options)
-    metrics = CaptionMetrics(options.spice)
+    metrics = CaptionMetrics(options.spice, options.corenlp)
     metrics.check()
     with caption_images(evaluation, options.json, _note) as captioned:
         start = time.perf_counter()
-        report = ScoreReport.of(evaluation, captioned, score_captions(captioned, metrics))
+        report = ScoreReport.of(
+            evaluation, captioned, score_captions(captioned, metrics, is_dense=evaluation.kind == "dense")
+        )
         seconds = f"{captioned.seconds:.0f} s for the captions, {time.perf_counter() - start:.0f} s for the metrics"
         if options.json:
             _write(options.json, report.json())
@@ -168,7 +179,19 @@ def _evaluation(options: argparse.Namespace) -> Evaluation:
         form=_region_form(options, kind),
         fit=options.fit,
         limit=options.limit,
+        scorer=_scorer(options),
     )
+
+
+def _scorer(options: argparse.Namespace) -> ImageTextScorer | None:
+    """Return what scores captions by the images, if its weights are given."""
+    models: dict[str, ImageTextModel] = {}
+    for name in ("clip", "pac"):
+        if weights := getattr(options, name):
+            models[name] = load_image_text_model(weights, f"--{name}", options.device)
+            for text in models[name].notes:
+                _note(text)
+    return ImageTextScorer(models.get("clip"), models.get("pac")) if models else None
 
 
 def _region_form(options: argparse.Namespace, kind: str) -> RegionForm:

@@ -16,6 +16,7 @@ from rich.progress import track
 
 from benchmarks.scoring.ground_truth import READERS, AnnotatedImage
 from benchmarks.scoring.image_files import find_images, missing_images
+from benchmarks.scoring.image_text import ImageTextScorer
 from benchmarks.scoring.prediction_log import EvaluationLogError, Job, PredictionLog, open_log
 from benchmarks.scoring.predictions import BadImage, PredictedImage, predict
 from benchmarks.scoring.region_forms import RegionForm
@@ -39,6 +40,7 @@ class Evaluation:
         folders: those of the images.
         form: its pool and variance are set.
         limit: the number of images, the first of the file; None for all.
+        scorer: scores how well captions and images fit; None leaves that out.
     """
 
     bundle_dir: Path
@@ -48,6 +50,7 @@ class Evaluation:
     form: RegionForm
     fit: Literal["stretch", "crop"]
     limit: int | None = None
+    scorer: ImageTextScorer | None = None
 
     @property
     def score(self) -> Score:
@@ -68,6 +71,7 @@ class Evaluation:
             "--variance": self.form.variance,
             "--fit": self.fit,
             "--limit": self.limit,
+            "CLIP": self.scorer and {name: model.identity for name, model in self.scorer.models.items()},
             "version of patchcaption": package_version("patchcaption"),
         }
 
@@ -123,7 +127,7 @@ def caption_images(evaluation: Evaluation, output: Output | None, note: Note) ->
                 note(f"{log.path}: an earlier run has left {len(log)} of {len(images)} images; going on from there")
             start = time.perf_counter()
             bad = {image: f"no file {names}" for image, names in files.missing.items()}
-            bad |= _caption_rest(captioner, images, files.found, log, evaluation.score)
+            bad |= _caption_rest(captioner, images, files.found, log, evaluation)
             captioned = CaptionedImages(
                 log,
                 tuple(image.id for image in images),
@@ -145,7 +149,7 @@ def _caption_rest(
     images: Sequence[AnnotatedImage],
     files: Mapping[str, Path],
     log: PredictionLog,
-    score: Score,
+    evaluation: Evaluation,
 ) -> dict[str, str]:
     """Caption the images that the log does not have, and return why some have no captions.
 
@@ -158,7 +162,7 @@ def _caption_rest(
         batch = [image for image in images[start : start + _IMAGES_AT_ONCE] if image.id in files]
         if all(image.id in log for image in batch):
             continue
-        for result in predict(captioner, batch, files, score):
+        for result in predict(captioner, batch, files, evaluation.score, evaluation.scorer):
             if isinstance(result, BadImage):
                 bad[result.id] = result.reason
             elif result.id not in log:

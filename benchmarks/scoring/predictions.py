@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from PIL import Image
 
 from benchmarks.scoring.ground_truth import AnnotatedImage, Item
-from runtime import Caption, Captioner, ImageError
+from benchmarks.scoring.image_text import ImageTextSample, ImageTextScorer
+from benchmarks.scoring.metrics import clean_caption
+from runtime import Box, Caption, Captioner, ImageError, Region
 from runtime.image import open_image
 from runtime.options import Score
+from runtime.regions import PublishedBox
 
 
 @dataclass(frozen=True)
@@ -23,11 +26,21 @@ class Prediction:
         caption: empty where the model does not see the region, and where the image cannot be read.
         score: how sure the decoder is of the caption, more being surer; None where there is no caption.
         references: the captions that it is compared with.
+        box: the region's corners x1, y1, x2, y2 in image pixels; None where it is no box.
+        image_text: how well caption and image fit, by the names of `image_text.METRICS`; none without its models, and
+            where the image cannot be read.
     """
 
     caption: str
     score: float | None
     references: tuple[str, ...]
+    box: tuple[float, float, float, float] | None = None
+    image_text: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def missing(cls, item: Item) -> Prediction:
+        """Return what stands in the place of the caption of an item that has none."""
+        return cls("", None, item.references, _corners(item.region))
 
 
 @dataclass(frozen=True)
@@ -40,7 +53,7 @@ class PredictedImage:
     @classmethod
     def without_captions(cls, image: AnnotatedImage) -> PredictedImage:
         """Return what stands in the place of the captions of an image that cannot be read."""
-        return cls(image.id, tuple(Prediction("", None, item.references) for item in image.items))
+        return cls(image.id, tuple(map(Prediction.missing, image.items)))
 
 
 @dataclass(frozen=True)
@@ -52,7 +65,11 @@ class BadImage:
 
 
 def predict(
-    captioner: Captioner, images: Sequence[AnnotatedImage], files: Mapping[str, Path], score: Score = "natural"
+    captioner: Captioner,
+    images: Sequence[AnnotatedImage],
+    files: Mapping[str, Path],
+    score: Score = "natural",
+    scorer: ImageTextScorer | None = None,
 ) -> Iterator[PredictedImage | BadImage]:
     """Caption every item of a few images, in one pass of the backbone.
 
@@ -62,12 +79,18 @@ def predict(
     Args:
         files: the file of each image, by image id.
         score: as in `DecodingOptions`.
+        scorer: scores how well captions and images fit; None leaves that out.
     """
     opened = [_open(files[image.id]) for image in images]
     good = [(image, picture) for image, picture in zip(images, opened, strict=True) if isinstance(picture, Image.Image)]
     described = iter(_describe(captioner, good, score))
     for image, picture in zip(images, opened, strict=True):
-        yield next(described) if isinstance(picture, Image.Image) else BadImage(image.id, str(picture))
+        if not isinstance(picture, Image.Image):
+            yield BadImage(image.id, str(picture))
+        elif scorer is None:
+            yield next(described)
+        else:
+            yield _with_image_text(next(described), image, picture, scorer)
 
 
 def _open(file: Path) -> Image.Image | ImageError:
@@ -98,8 +121,29 @@ def _describe(
 def _prediction(item: Item, caption: Caption, is_inverse: bool) -> Prediction:
     """Return the prediction of an item; an inverse score is a perplexity, of which less is surer."""
     if caption.error is not None:
-        return Prediction("", None, item.references)
-    return Prediction(caption.text, _surer(caption.score) if is_inverse else caption.score, item.references)
+        return Prediction.missing(item)
+    score = _surer(caption.score) if is_inverse else caption.score
+    return Prediction(caption.text, score, item.references, _corners(item.region))
+
+
+def _with_image_text(
+    predicted: PredictedImage, image: AnnotatedImage, picture: Image.Image, scorer: ImageTextScorer
+) -> PredictedImage:
+    samples = [
+        ImageTextSample(picture, item.region, clean_caption(prediction.caption), prediction.references)
+        for item, prediction in zip(image.items, predicted.items, strict=True)
+    ]
+    values = zip(predicted.items, scorer.add(samples), strict=True)
+    return replace(predicted, items=tuple(replace(prediction, image_text=own) for prediction, own in values))
+
+
+def _corners(region: Region) -> tuple[float, float, float, float] | None:
+    match region:
+        case Box():
+            return region.x1, region.y1, region.x2, region.y2
+        case PublishedBox():
+            return region.x, region.y, region.x + region.width, region.y + region.height
+    return None
 
 
 def _surer(perplexity: float) -> float:

@@ -33,7 +33,7 @@ class PublishedDataSet:
     Attributes:
         kind: as `benchmarks.scoring.annotation_kinds` has them.
         file: its name, where the paper gives it.
-        images, captions: how many the paper says there are; None where it does not say.
+        images, captions: how many the paper says there are, captions of people; None where it does not say.
         has_rows: whether there are rows of it here.
     """
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any
 
+from benchmarks.scoring.dense_map import DenseMap
 from benchmarks.scoring.evaluation import CaptionedImages, Evaluation
 from benchmarks.scoring.metric_score import MetricScore
 from benchmarks.scoring.published_rows import SOURCE, PublishedDataSet, PublishedRow, find_data_set, find_row
@@ -44,7 +45,8 @@ class ScoreReport:
     def of(cls, evaluation: Evaluation, captioned: CaptionedImages, scores: EvaluationScores) -> ScoreReport:
         """Return the report of scores, with the paper's row if there is one."""
         kind = evaluation.kind
-        data_set = find_data_set(kind, evaluation.truth.name, scores.images, scores.captions)
+        captions = scores.references if kind == "captions" else scores.captions  # one a region, but five an image
+        data_set = find_data_set(kind, evaluation.truth.name, scores.images, captions)
         row = find_row(kind, data_set, captioned.manifest, evaluation.form)
         return cls(evaluation, captioned, scores, row, data_set)
 
@@ -92,6 +94,9 @@ class ScoreReport:
                 "folders": [str(folder) for folder in evaluation.folders],
             },
             "options": {**asdict(evaluation.form), "fit": evaluation.fit, "limit": evaluation.limit},
+            "clip": {name: model.identity for name, model in evaluation.scorer.models.items()}
+            if evaluation.scorer
+            else {},
             "backend": self.captioned.backend,
             "versions": {"python": platform.python_version()} | versions,
             "images": scores.images,
@@ -99,6 +104,7 @@ class ScoreReport:
             "unseen": scores.empty,
             "bad_images": dict(self.captioned.reasons),
             "scores": {name: asdict(score) for name, score in scores.metrics.items()},
+            "dense": scores.dense and _dense_record(scores.dense),
             "published": self._published_record(),
         }
 
@@ -137,6 +143,16 @@ class ScoreReport:
         if self.data_set is None:
             return "its row is of other data, so the two do not compare"
         return "the rows compare if this is the paper's file, of which only name and counts are known"
+
+
+def _dense_record(dense: DenseMap) -> dict[str, Any]:
+    by_both = dense.by_iou_and_meteor.items()
+    return {
+        "detections": dense.detections,
+        "merged_boxes": dense.truth_count,
+        "mAP": [{"iou": iou, "meteor": meteor, "ap": value} for (iou, meteor), value in by_both],
+        "detmAP": [{"iou": iou, "ap": value} for iou, value in dense.by_iou.items()],
+    }
 
 
 def _with_std(score: MetricScore | None) -> str:

@@ -1,15 +1,15 @@
-"""The scores of an evaluation's captions."""
+"""The scores of an evaluation's captions, each made in a pass over its log."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from benchmarks.scoring.dense_map import DenseMap, MatchedImage, dense_map, match_image, merge_truth
+from benchmarks.scoring.image_text import summarize
 from benchmarks.scoring.metric_score import MetricScore
-from benchmarks.scoring.metrics import CaptionMetrics
+from benchmarks.scoring.metrics import CaptionMetrics, clean_caption, meteor_scores
 from benchmarks.scoring.predictions import PredictedImage
-
-_MARKERS = ("<|startoftext|>", "<|endoftext|>")
 
 
 @dataclass(frozen=True)
@@ -18,36 +18,67 @@ class EvaluationScores:
 
     Attributes:
         images, captions: how many were scored.
+        references: how many captions of people they were compared with.
         empty: captions without words: of regions that the model does not see, and of images that cannot be read.
         metrics: the scores by the names of metrics.
+        dense: mAP by its thresholds; None for regions other than boxes.
     """
 
     images: int
     captions: int
+    references: int
     empty: int
     metrics: Mapping[str, MetricScore]
+    dense: DenseMap | None
 
 
-def score_captions(images: Iterable[PredictedImage], metrics: CaptionMetrics) -> EvaluationScores:
-    """Score captions against their references; of the images, only texts stay in memory.
+def score_captions(images: Iterable[PredictedImage], metrics: CaptionMetrics, *, is_dense: bool) -> EvaluationScores:
+    """Score captions; of the images only texts and numbers are in memory.
+
+    Args:
+        images: can be iterated more than once.
+        is_dense: whether regions are boxes by themselves, which have a mAP.
 
     Raises:
-        MetricsError: a metric cannot be computed.
+        PatchcaptionError: a metric cannot be computed.
     """
+    dense = dense_map(map(_matched, images), meteor_scores) if is_dense else None
+    of_boxes = {} if dense is None else {"mAP": MetricScore(dense.value), "detmAP": MetricScore(dense.detection)}
+    found = of_boxes | _text_scores(images, metrics) | _image_text_scores(images)
+    counts = [
+        (1, len(image.items), sum(len(item.references) for item in image.items), _count_empty(image))
+        for image in images
+    ]
+    return EvaluationScores(*map(sum, zip(*counts, strict=True)), found, dense)
+
+
+def _count_empty(image: PredictedImage) -> int:
+    return sum(item.score is None for item in image.items)
+
+
+def _text_scores(images: Iterable[PredictedImage], metrics: CaptionMetrics) -> dict[str, MetricScore]:
     candidates: dict[str, str] = {}
     references: dict[str, tuple[str, ...]] = {}
-    count = empty = 0
     for image in images:
-        count += 1
         for number, item in enumerate(image.items):
             name = f"{image.id}/{number}"
-            candidates[name], references[name] = cleaned(item.caption), item.references
-            empty += item.score is None
-    return EvaluationScores(count, len(candidates), empty, metrics.score(candidates, references))
+            candidates[name], references[name] = item.caption, item.references
+    return metrics.score(candidates, references)
 
 
-def cleaned(caption: str) -> str:
-    """Return a caption as the paper scores it: without markers, and without spaces and full stops at its ends."""
-    for marker in _MARKERS:
-        caption = caption.replace(marker, "")
-    return caption.strip(" .")
+def _image_text_scores(images: Iterable[PredictedImage]) -> dict[str, MetricScore]:
+    """Return the scores of images and captions; captions of images that cannot be read have 0."""
+    values = (item.image_text for image in images for item in image.items)
+    zeros = dict.fromkeys(next(filter(None, values), {}), 0.0)
+    return summarize(item.image_text or zeros for image in images for item in image.items)
+
+
+def _matched(image: PredictedImage) -> MatchedImage:
+    """Return an image's boxes as what was annotated and, where they have captions, as what was found."""
+    boxed = [(item, item.box) for item in image.items if item.box is not None]
+    annotated = [(box, text) for item, box in boxed for text in item.references]
+    truth = merge_truth([box for box, _ in annotated], [text for _, text in annotated])
+    found = [(box, clean_caption(item.caption), item.score) for item, box in boxed if item.score is not None]
+    return match_image(
+        [box for box, _, _ in found], [text for _, text, _ in found], [score for _, _, score in found], truth
+    )

@@ -8,24 +8,28 @@ many runs were ended.
 
 from __future__ import annotations
 
-import io
 import os
 import random
 import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
+from unittest.mock import patch
 
 from benchmarks import quality
 from benchmarks.scoring import prediction_log
 from benchmarks.scoring.metric_score import MetricScore
 from benchmarks.scoring.metrics import CaptionMetrics
+from runtime.system.outputs import write_whole
 
 _MOST_BYTES = 4000
 """That a run writes before it is ended."""
 
 
-def exact_share(_: CaptionMetrics, said: Mapping[str, str], wanted: Mapping[str, tuple[str, ...]]) -> object:
+def exact_share(
+    _: CaptionMetrics, said: Mapping[str, str], wanted: Mapping[str, tuple[str, ...]]
+) -> dict[str, MetricScore]:
     """Stand in for the metrics: the share of captions that are among their references."""
     return {"exact": MetricScore.of_samples([float(text in wanted[item]) for item, text in said.items()])}
 
@@ -48,12 +52,13 @@ def main() -> None:
 
 
 def _evaluate(bundle: str, scenes: Path, out: str, allowed_bytes: int | None) -> int:
-    CaptionMetrics.check = lambda _: None  # type: ignore[method-assign]
-    CaptionMetrics.score = exact_share  # type: ignore[method-assign, assignment]
-    if allowed_bytes is not None:
-        prediction_log.write_whole = _Writer(allowed_bytes).write  # type: ignore[attr-defined]
+    writer = write_whole if allowed_bytes is None else _Writer(allowed_bytes).write
     truth, images = scenes / "traces.json", scenes / "images"
-    return quality.main([bundle, "--annotations", str(truth), "--images", str(images), "--json", out])
+    with (
+        patch.multiple(CaptionMetrics, check=lambda _: None, score=exact_share),
+        patch.object(prediction_log, "write_whole", writer),
+    ):
+        return quality.main([bundle, "--annotations", str(truth), "--images", str(images), "--json", out])
 
 
 class _Writer:
@@ -62,7 +67,7 @@ class _Writer:
     def __init__(self, allowed_bytes: int) -> None:
         self.left = allowed_bytes
 
-    def write(self, file: io.FileIO, data: bytes) -> None:
+    def write(self, file: BinaryIO, data: bytes) -> None:
         file.write(data[: self.left])
         if len(data) > self.left:
             os.kill(os.getpid(), signal.SIGKILL)
