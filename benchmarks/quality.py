@@ -45,6 +45,8 @@ from runtime.system.files import write_atomically
 from runtime.system.outputs import Output, check_distinct, write_whole
 from runtime.system.standard_streams import show
 
+_OF_GROUND_TRUTH = ("images", "kind", "limit", "pool", "variance", "markdown", "spice", "corenlp", "clip", "pac")
+"""Options that demo scenes do not have."""
 _MAX_NAMED = 3
 """Bad images that an error names."""
 
@@ -53,17 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(description="Score a bundle's captions, on demo scenes or against ground truth.")
     add_arguments(parser)
-    return run_command(
-        partial(_run, parser.parse_args(arguments)), interrupted="interrupted; the same command goes on from here"
-    )
-
-
-def _run(options: argparse.Namespace) -> int:
-    _check(options)
-    if options.annotations is None:
-        show_result(_score_scenes(options))
-        return 0
-    return _score_ground_truth(options)
+    options = parser.parse_args(arguments)
+    if options.annotations:
+        interrupted = "interrupted; the same command goes on from here"
+        return run_command(partial(_score_ground_truth, options), interrupted=interrupted)
+    return run_command(partial(_score_scenes, options))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +69,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--markdown", type=Output, metavar="OUT", help="also write the table to this file")
     parser.add_argument("--scenes", type=int, help="how many held-out demo scenes, without --images (default: 300)")
     truth = parser.add_argument_group("ground truth")
-    truth.add_argument("--annotations", type=Path, metavar="FILE", help="captions, boxes, sets of boxes or traces")
+    truth.add_argument(
+        "--annotations",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="captions, boxes, sets of boxes or traces; given several times, its parts",
+    )
     truth.add_argument(
         "--images",
         type=Path,
@@ -115,11 +118,11 @@ def _check(options: argparse.Namespace) -> None:
     Raises:
         PatchcaptionError: they do not.
     """
-    if options.annotations is not None and not options.images:
+    if options.annotations and not options.images:
         raise PatchcaptionError("expected --images with --annotations")
-    for name in ("images", "kind"):
-        if getattr(options, name) and options.annotations is None:
-            raise PatchcaptionError(f"expected --annotations with --{name}")
+    for name in _OF_GROUND_TRUTH if not options.annotations else ("scenes",):
+        if getattr(options, name):
+            raise PatchcaptionError(f"expected {'no ' if options.annotations else ''}--annotations with --{name}")
     for name in ("limit", "scenes"):
         count = getattr(options, name)
         if count is not None and count < 1:
@@ -127,10 +130,11 @@ def _check(options: argparse.Namespace) -> None:
     outputs = {"--json": options.json, "--markdown": options.markdown}
     for output in filter(None, outputs.values()):
         output.check()
-    check_distinct(outputs, [options.annotations] if options.annotations else [])
+    check_distinct(outputs, options.annotations)
 
 
-def _score_scenes(options: argparse.Namespace) -> Table:
+def _score_scenes(options: argparse.Namespace) -> None:
+    _check(options)
     count = options.scenes or 300
     with Captioner.load(options.bundle) as captioner:
         scores = score_scenes(captioner, HELD_OUT_SEED, count)
@@ -144,11 +148,12 @@ def _score_scenes(options: argparse.Namespace) -> Table:
         record: dict[str, Any] = {"scenes": count, "first_seed": HELD_OUT_SEED}
         record["scores"] = {kind: asdict(score) for kind, score in scores.items()}
         options.json.write(json.dumps(record, indent=2, ensure_ascii=False).encode() + b"\n")
-    return table
+    show_result(table)
 
 
 def _score_ground_truth(options: argparse.Namespace) -> int:
     """Score a bundle against a file of ground truth; return 1 if images of it have no captions."""
+    _check(options)
     evaluation = _evaluation(options)
     metrics = CaptionMetrics(options.spice, options.corenlp)
     metrics.check()
@@ -174,7 +179,7 @@ def _evaluation(options: argparse.Namespace) -> Evaluation:
     return Evaluation(
         bundle_dir=options.bundle,
         kind=kind,
-        truth=options.annotations,
+        truth=tuple(options.annotations),
         folders=tuple(options.images),
         form=_region_form(options, kind),
         fit=options.fit,
@@ -243,11 +248,16 @@ def _write(output: Output, pieces: Iterable[str]) -> None:
     if not output.is_file:
         with output.growing(_note) as file, output.errors():
             for piece in pieces:
-                write_whole(file, piece.encode())
+                write_whole(file, _encoded(piece))
         return
     with output.errors(), write_atomically(Path(str(output))) as part, part.open("wb") as file:
         for piece in pieces:
-            file.write(piece.encode())
+            file.write(_encoded(piece))
+
+
+def _encoded(text: str) -> bytes:
+    """Return text in UTF-8; what a file's name has that is none stands as the escape that it is in JSON."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 if __name__ == "__main__":

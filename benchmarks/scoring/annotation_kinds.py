@@ -13,25 +13,41 @@ has as many images and captions as one of the paper's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.scoring.annotation_files import GroundTruthError, _parse
+from benchmarks.scoring.annotation_files import GroundTruthError, parse_json
 from benchmarks.scoring.ground_truth import READERS
 from benchmarks.scoring.published_rows import find_data_set
 
 KINDS = tuple(READERS)
 
 
-def recognize_kind(path: Path) -> str:
-    """Return the kind of ground truth in a file.
+_IMAGE_KEYS = {
+    ("captions", "traces"): "traces",
+    ("sentences", "split"): "captions",  # Karpathy's
+    ("regions", "id"): "dense",  # Visual Genome's
+}
+"""What an image has in layouts in which it has more than captions, and the kind of ground truth that it then is."""
+
+
+def recognize_kind(paths: Sequence[Path]) -> str:
+    """Return the kind of ground truth in a file, or in the files that are its parts.
 
     Raises:
-        GroundTruthError: the file is no JSON or in none of the layouts of `annotation_files`, or its boxes may be meant
-            as "dense" or as "sets".
+        GroundTruthError: a file is no JSON or in none of the layouts of `annotation_files`, its boxes may be meant as
+            "dense" or as "sets", or the parts are of several kinds.
     """
-    raw = _parse(path)
+    kinds = {path: _kind_of_file(path) for path in paths}
+    first, *others = set(kinds.values())
+    if others:
+        raise GroundTruthError(", ".join(f"{path}: {kind}" for path, kind in kinds.items()) + ": expected one kind")
+    return first
+
+
+def _kind_of_file(path: Path) -> str:
+    raw = parse_json(path)
     kinds = {_kind_of(entry) for entry in _entries(raw)}
     kind = kinds.pop() if len(kinds) == 1 else None
     if kind is None:
@@ -50,20 +66,30 @@ def recognize_kind(path: Path) -> str:
 
 
 def _entries(raw: Any) -> Iterator[Any]:
-    """Yield the annotations of a file in COCO's layout, else what stands under each image that has anything."""
+    """Yield the annotations of a file in COCO's layout, the images of others that have anything."""
     if isinstance(raw, dict) and "annotations" in raw:
-        yield from raw["annotations"] if isinstance(raw["annotations"], list) else ()
+        yield from _listed(raw["annotations"])
+    elif isinstance(raw, dict) and isinstance(raw.get("images"), list):
+        yield from raw["images"]
     elif isinstance(raw, dict):
-        yield from (entry for entry in raw.values() if entry)
+        yield from filter(None, raw.values())
+    else:
+        yield from _listed(raw)
+
+
+def _listed(entries: Any) -> list[Any]:
+    return entries if isinstance(entries, list) else []
 
 
 def _kind_of(entry: Any) -> str | None:
+    """Return the kind of an annotation or of what an image has; None if it is in no layout."""
     if isinstance(entry, list):
         return "captions"
     if not isinstance(entry, dict):
         return None
     if isinstance(entry.get("caption"), str):
         return "dense" if "bbox" in entry else "captions"
-    if "traces" in entry:
-        return "traces"
+    kind = next((kind for keys, kind in _IMAGE_KEYS.items() if set(keys) <= entry.keys()), None)
+    if kind is not None:
+        return kind
     return "boxes" if all(isinstance(boxes, list) for boxes in entry.values()) else None

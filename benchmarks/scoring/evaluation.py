@@ -14,7 +14,7 @@ from typing import Literal
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks.scoring.ground_truth import READERS, AnnotatedImage
+from benchmarks.scoring.ground_truth import AnnotatedImage, read_parts
 from benchmarks.scoring.image_files import find_images, missing_images
 from benchmarks.scoring.image_text import ImageTextScorer
 from benchmarks.scoring.prediction_log import EvaluationLogError, Job, PredictionLog, open_log
@@ -36,7 +36,7 @@ class Evaluation:
 
     Attributes:
         kind: "captions", "dense", "sets" or "traces".
-        truth: the file of ground truth.
+        truth: the file of ground truth, or its parts.
         folders: those of the images.
         form: its pool and variance are set.
         limit: the number of images, the first of the file; None for all.
@@ -45,7 +45,7 @@ class Evaluation:
 
     bundle_dir: Path
     kind: str
-    truth: Path
+    truth: tuple[Path, ...]
     folders: tuple[Path, ...]
     form: RegionForm
     fit: Literal["stretch", "crop"]
@@ -62,7 +62,7 @@ class Evaluation:
         return {
             "bundle": sha256_of(self.bundle_dir / MANIFEST),
             "backend": backend,
-            "ground truth": sha256_of(self.truth),
+            "ground truth": [sha256_of(path) for path in self.truth],
             "folder of images": [str(folder.resolve()) for folder in self.folders],
             "--kind": self.kind,
             "--form": self.form.form,
@@ -116,7 +116,7 @@ def caption_images(evaluation: Evaluation, output: Output | None, note: Note) ->
     Raises:
         PatchcaptionError: the ground truth, the bundle or the log cannot be used.
     """
-    images = READERS[evaluation.kind](evaluation.truth, evaluation.form)[: evaluation.limit]
+    images = read_parts(evaluation.kind, evaluation.truth, evaluation.form)[: evaluation.limit]
     files = find_images(images, evaluation.folders)
     if files.missing:
         note(missing_images(files.missing, len(images), evaluation.folders))

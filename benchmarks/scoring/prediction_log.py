@@ -100,7 +100,7 @@ def _lock_if_possible(descriptor: int) -> bool:
 
 def _read_or_begin(file: io.FileIO, path: Path, job: Job) -> Places:
     """Return where each image is that is done; cut off a torn end, and write the first line of a new log."""
-    first_line = json.dumps({_JOB: job}, ensure_ascii=False).encode() + b"\n"
+    first_line = json.dumps({_JOB: job}).encode() + b"\n"
     lines = _whole_lines(file)
     header = next(lines, None)
     if header is None:

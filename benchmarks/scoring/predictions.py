@@ -9,13 +9,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from benchmarks.scoring.ground_truth import AnnotatedImage, Item
+from benchmarks.scoring.ground_truth import AnnotatedImage, BoxAnnotation, Item
 from benchmarks.scoring.image_text import ImageTextSample, ImageTextScorer
 from benchmarks.scoring.metrics import clean_caption
-from runtime import Box, Caption, Captioner, ImageError, Region
+from runtime import Caption, Captioner, ImageError
 from runtime.image import open_image
 from runtime.options import Score
-from runtime.regions import PublishedBox
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,6 @@ class Prediction:
         caption: empty where the model does not see the region, and where the image cannot be read.
         score: how sure the decoder is of the caption, more being surer; None where there is no caption.
         references: the captions that it is compared with.
-        box: the region's corners x1, y1, x2, y2 in image pixels; None where it is no box.
         image_text: how well caption and image fit, by the names of `image_text.METRICS`; none without its models, and
             where the image cannot be read.
     """
@@ -34,26 +32,30 @@ class Prediction:
     caption: str
     score: float | None
     references: tuple[str, ...]
-    box: tuple[float, float, float, float] | None = None
     image_text: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def missing(cls, item: Item) -> Prediction:
         """Return what stands in the place of the caption of an item that has none."""
-        return cls("", None, item.references, _corners(item.region))
+        return cls("", None, item.references)
 
 
 @dataclass(frozen=True)
 class PredictedImage:
-    """The captions of an image's items, in their order, by the image's id."""
+    """The captions of an image's items, in their order, by the image's id.
+
+    Attributes:
+        annotations: of dense captions, every annotated box.
+    """
 
     id: str
     items: tuple[Prediction, ...]
+    annotations: tuple[BoxAnnotation, ...] = ()
 
     @classmethod
     def without_captions(cls, image: AnnotatedImage) -> PredictedImage:
         """Return what stands in the place of the captions of an image that cannot be read."""
-        return cls(image.id, tuple(map(Prediction.missing, image.items)))
+        return cls(image.id, tuple(map(Prediction.missing, image.items)), image.annotations)
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,7 @@ def _describe(
         PredictedImage(
             image.id,
             tuple(_prediction(item, caption, is_inverse) for item, caption in zip(image.items, own, strict=True)),
+            image.annotations,
         )
         for (image, _), own in zip(opened, captions, strict=True)
     ]
@@ -123,7 +126,7 @@ def _prediction(item: Item, caption: Caption, is_inverse: bool) -> Prediction:
     if caption.error is not None:
         return Prediction.missing(item)
     score = _surer(caption.score) if is_inverse else caption.score
-    return Prediction(caption.text, score, item.references, _corners(item.region))
+    return Prediction(caption.text, score, item.references)
 
 
 def _with_image_text(
@@ -135,15 +138,6 @@ def _with_image_text(
     ]
     values = zip(predicted.items, scorer.add(samples), strict=True)
     return replace(predicted, items=tuple(replace(prediction, image_text=own) for prediction, own in values))
-
-
-def _corners(region: Region) -> tuple[float, float, float, float] | None:
-    match region:
-        case Box():
-            return region.x1, region.y1, region.x2, region.y2
-        case PublishedBox():
-            return region.x, region.y, region.x + region.width, region.y + region.height
-    return None
 
 
 def _surer(perplexity: float) -> float:

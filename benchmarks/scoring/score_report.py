@@ -46,7 +46,7 @@ class ScoreReport:
         """Return the report of scores, with the paper's row if there is one."""
         kind = evaluation.kind
         captions = scores.references if kind == "captions" else scores.captions  # one a region, but five an image
-        data_set = find_data_set(kind, evaluation.truth.name, scores.images, captions)
+        data_set = find_data_set(kind, evaluation.truth[0].name, scores.images, captions)
         row = find_row(kind, data_set, captioned.manifest, evaluation.form)
         return cls(evaluation, captioned, scores, row, data_set)
 
@@ -89,8 +89,7 @@ class ScoreReport:
             },
             "ground_truth": {
                 "kind": evaluation.kind,
-                "file": str(evaluation.truth),
-                "sha256": sha256_of(evaluation.truth),
+                "files": {str(path): sha256_of(path) for path in evaluation.truth},
                 "folders": [str(folder) for folder in evaluation.folders],
             },
             "options": {**asdict(evaluation.form), "fit": evaluation.fit, "limit": evaluation.limit},
@@ -131,7 +130,8 @@ class ScoreReport:
         yield f"published (paper): {self._comparison()}"
         evaluation, manifest = self.evaluation, self.captioned.manifest
         yield f"bundle: {manifest.backbone.name}, {manifest.decoder.kind}, on {self.captioned.backend}"
-        yield f"ground truth: {evaluation.truth}, regions in the {evaluation.form.form} form, fit={evaluation.fit}"
+        files = ", ".join(map(str, evaluation.truth))
+        yield f"ground truth: {files}, regions in the {evaluation.form.form} form, fit={evaluation.fit}"
         if self.scores.empty:
             yield f"empty: {self.scores.empty} regions have no caption and score 0"
         if reasons := self.captioned.reasons:

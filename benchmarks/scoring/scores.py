@@ -45,15 +45,14 @@ def score_captions(images: Iterable[PredictedImage], metrics: CaptionMetrics, *,
     dense = dense_map(map(_matched, images), meteor_scores) if is_dense else None
     of_boxes = {} if dense is None else {"mAP": MetricScore(dense.value), "detmAP": MetricScore(dense.detection)}
     found = of_boxes | _text_scores(images, metrics) | _image_text_scores(images)
-    counts = [
-        (1, len(image.items), sum(len(item.references) for item in image.items), _count_empty(image))
-        for image in images
-    ]
-    return EvaluationScores(*map(sum, zip(*counts, strict=True)), found, dense)
-
-
-def _count_empty(image: PredictedImage) -> int:
-    return sum(item.score is None for item in image.items)
+    return EvaluationScores(
+        images=sum(1 for _ in images),
+        captions=sum(len(image.items) for image in images),
+        references=sum(len(item.references) for image in images for item in image.items),
+        empty=sum(item.score is None for image in images for item in image.items),
+        metrics=found,
+        dense=dense,
+    )
 
 
 def _text_scores(images: Iterable[PredictedImage], metrics: CaptionMetrics) -> dict[str, MetricScore]:
@@ -74,11 +73,11 @@ def _image_text_scores(images: Iterable[PredictedImage]) -> dict[str, MetricScor
 
 
 def _matched(image: PredictedImage) -> MatchedImage:
-    """Return an image's boxes as what was annotated and, where they have captions, as what was found."""
-    boxed = [(item, item.box) for item in image.items if item.box is not None]
-    annotated = [(box, text) for item, box in boxed for text in item.references]
-    truth = merge_truth([box for box, _ in annotated], [text for _, text in annotated])
-    found = [(box, clean_caption(item.caption), item.score) for item, box in boxed if item.score is not None]
+    """Return an image's annotated boxes, each with its caption by people and, where there is one, the model's."""
+    annotations = image.annotations
+    truth = merge_truth([one.box for one in annotations], [one.caption for one in annotations])
+    captioned = ((one.box, image.items[one.item]) for one in annotations)
+    found = [(box, clean_caption(item.caption), item.score) for box, item in captioned if item.score is not None]
     return match_image(
         [box for box, _, _ in found], [text for _, text, _ in found], [score for _, _, score in found], truth
     )

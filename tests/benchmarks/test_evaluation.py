@@ -6,14 +6,21 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 from benchmarks import quality
 from benchmarks.densecap_recording import f1_scores
 from benchmarks.scoring import prediction_log, scores
+from benchmarks.scoring.ground_truth import BoxAnnotation
+from benchmarks.scoring.image_text import METRICS
+from benchmarks.scoring.image_text_models import ImageTextModel
 from benchmarks.scoring.metrics import CaptionMetrics
 from benchmarks.scoring.prediction_log import EvaluationLogError, open_log
 from benchmarks.scoring.predictions import PredictedImage, Prediction
@@ -23,9 +30,10 @@ from tests.benchmarks.killed_evaluation import exact_share
 from tests.conftest import ROOT
 
 JOB = {"bundle": "a1", "ground truth": "b2", "--pool": "mean", "--limit": None}
+BOXES = (BoxAnnotation((1.0, 2.0, 3.5, 4.0), "hat", 0), BoxAnnotation((1.0, 2.0, 3.0, 4.0), "hat\nhood", 0))
 IMAGES = [
     PredictedImage("1", (Prediction("a cat — 猫", 0.5, ("a cat", "a tom")), Prediction("", None, ("a\u2028dog",)))),
-    PredictedImage("x/2", (Prediction("a hat", 0.25, ("hat",), (1.0, 2.0, 3.5, 4.0), {"CLIP-S": 0.75}),)),
+    PredictedImage("x/2", (Prediction("a hat", 0.25, ("hat",), {"CLIP-S": 0.75}),), BOXES),
     PredictedImage("3", (Prediction('a "mat"\n', 1e-9, ("a mat",)),)),
 ]
 
@@ -237,3 +245,40 @@ def test_the_record_goes_to_stdout_and_the_row_then_to_stderr(
     assert record["scores"]["detmAP"]["value"] == 1
     assert len(record["dense"]["mAP"]) == 30
     assert "| scores x 100" in printed.err
+
+
+@pytest.mark.usefixtures("cache")
+def test_image_text_scores_are_those_of_a_whole_run_after_an_interruption(
+    demo_bundle: Path, annotated_scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[tuple[str, str]] = []
+
+    def load(weights: str, flag: str, _: str) -> ImageTextModel:
+        loaded.append((weights, flag))
+        return ImageTextModel(16, lambda pixels: pixels[:, :, 0].flatten(1).float() + 1, words, f"{weights} abc")
+
+    monkeypatch.setattr(quality, "load_image_text_model", load)
+    (annotated_scenes / "images" / "000000000004.png").rename(tmp_path / "missing.png")
+    arguments = ["--clip", "ViT-B-32.pt", "--pac", "pac.pth", "--json"]
+    records = []
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(prediction_log, "write_whole", FullDisk(9000).write)
+            assert run(demo_bundle, annotated_scenes, *arguments, tmp_path / "one.json") == 1
+        for name in ("one.json", "other.json"):
+            assert run(demo_bundle, annotated_scenes, *arguments, tmp_path / name) == 1  # for the missing image
+            records.append(json.loads((tmp_path / name).read_text()))
+    finally:
+        (tmp_path / "missing.png").rename(annotated_scenes / "images" / "000000000004.png")
+    assert loaded[:2] == [("ViT-B-32.pt", "--clip"), ("pac.pth", "--pac")]
+    assert records[0] == records[1]
+    assert list(records[0]["scores"])[-len(METRICS) :] == list(METRICS)
+    values = [one["image_text"].get("CLIP-S", 0.0) for one in records[0]["captions"]]
+    assert {one["image"] for one in records[0]["captions"] if not one["image_text"]} == {"4"}
+    assert records[0]["scores"]["CLIP-S"]["value"] == pytest.approx(np.mean(values))
+    assert records[0]["clip"] == {"CLIP-S": "ViT-B-32.pt abc", "PAC-S": "pac.pth abc"}
+
+
+def words(texts: Sequence[str]) -> Tensor:
+    """Return an embedding (B, 48) of texts by their letters, for images of side 16 of which a column is seen."""
+    return torch.stack([torch.bincount(torch.tensor([ord(one) % 48 for one in text]), minlength=48) for text in texts])

@@ -104,7 +104,7 @@ def test_a_file_of_the_paper_without_rows_has_none(manifest: Manifest) -> None:
 def report(manifest: Manifest, images: int, captions: int, **reasons: str) -> str:
     """Return the Markdown of made scores."""
     form = RegionForm("published", pool="mean")
-    evaluation = Evaluation(Path("engines/mine"), "sets", Path("sets.json"), (Path("photos"),), form, "stretch")
+    evaluation = Evaluation(Path("engines/mine"), "sets", (Path("sets.json"),), (Path("photos"),), form, "stretch")
     captioned = SimpleNamespace(manifest=manifest, backend="onnxruntime", reasons=reasons)
     scores = {"BLEU-4": MetricScore(0.12345, 0.5), "CIDEr": MetricScore(1.0914, 0.98765)}
     found = EvaluationScores(images, captions, captions, len(reasons), scores, None)
@@ -150,6 +150,8 @@ BOXES = {"a cat": [[1, 2, 3, 4]]}
     [
         ({"annotations": [{"image_id": 1, "caption": "a cat"}], "images": []}, "captions"),
         ({"1": ["a cat"], "2": []}, "captions"),
+        ({"images": [{"filename": "1.jpg", "split": "val", "sentences": [{"raw": "a cat"}]}]}, "captions"),
+        ([{"id": 1, "regions": [{"x": 1, "y": 2, "width": 3, "height": 4, "phrase": "a cat"}]}], "dense"),
         ({"annotations": [{"image_id": 1, "caption": "a cat", "bbox": [1, 2, 3, 4]}]}, "dense"),
         ({"1": {"captions": ["a cat"], "traces": [[{"x": 0, "y": 0, "t": 0}]]}}, "traces"),
         (
@@ -163,7 +165,7 @@ BOXES = {"a cat": [[1, 2, 3, 4]]}
 )
 def test_a_file_says_its_kind(tmp_path: Path, content: Any, kind: str) -> None:
     (tmp_path / "truth.json").write_text(json.dumps(content))
-    assert recognize_kind(tmp_path / "truth.json") == kind
+    assert recognize_kind([tmp_path / "truth.json"]) == kind
 
 
 @pytest.mark.parametrize(
@@ -180,4 +182,14 @@ def test_a_file_says_its_kind(tmp_path: Path, content: Any, kind: str) -> None:
 def test_a_file_of_which_the_kind_must_be_said_is_refused(tmp_path: Path, content: Any, reason: str) -> None:
     (tmp_path / "truth.json").write_text(json.dumps(content))
     with pytest.raises(GroundTruthError, match=reason):
-        recognize_kind(tmp_path / "truth.json")
+        recognize_kind([tmp_path / "truth.json"])
+
+
+def test_parts_are_of_one_kind(tmp_path: Path) -> None:
+    one, other = tmp_path / "one.json", tmp_path / "other.json"
+    one.write_text('{"1": ["a cat"]}')
+    other.write_text('{"2": ["a dog"]}')
+    assert recognize_kind([one, other]) == "captions"
+    other.write_text('{"2": {"captions": [], "traces": []}}')
+    with pytest.raises(GroundTruthError, match=r"one\.json: captions, .*other\.json: traces: expected one kind"):
+        recognize_kind([one, other])
