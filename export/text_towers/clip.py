@@ -13,13 +13,14 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 
 from export.models.vit import Activation
+from export.readers.backbone_family import StateDict
 from export.readers.clip_bpe import pad_tokens, read_clip_bpe, read_tokenizer
 from export.readers.layouts import OPENAI_BLOCK, Layout
 from export.readers.pretrained import identify
-from export.readers.weight_files import weight
-from export.text_towers.base import TOKENIZER_FILE, TextTower, TowerRequest, embed_on, move_to
+from export.readers.weight_files import read_weights, weight
+from export.text_towers.base import TOKENIZER_FILE, TextTower, TowerRequest, embed_on, find_file, move_to
 from export.text_towers.pretrained import load_pretrained
-from export.text_towers.transformer import TextTransformer, read_state, text_transformer_from_state
+from export.text_towers.transformer import TextTransformer, text_state, text_transformer_from_state
 
 CONTEXT = 77
 """The most tokens of a text, start and end included; longer texts are cut."""
@@ -76,9 +77,19 @@ def _load_folder(request: TowerRequest) -> TextTower:
 
 
 def _load_file(request: TowerRequest, activation: Activation) -> TextTower:
-    state, source = read_state(request, _OPENAI)
-    state["head.weight"] = weight(state, "head.weight", source).T  # stored as (W, D)
-    return with_clip_tokens(text_transformer_from_state(state, activation, source), request)
+    path = find_file(request)
+    return with_clip_tokens(clip_text_transformer(read_weights(path), activation, str(path)), request)
+
+
+def clip_text_transformer(state: StateDict, activation: Activation, source: str) -> TextTransformer:
+    """Return the text tower of a state dict by OpenAI's names, which may hold the whole of CLIP.
+
+    Raises:
+        CheckpointError: it is of another layout, or a weight is missing, unknown or wrongly shaped.
+    """
+    ours = text_state(state, _OPENAI, source)
+    ours["head.weight"] = weight(ours, "head.weight", source).T  # stored as (W, D)
+    return text_transformer_from_state(ours, activation, source)
 
 
 def with_clip_tokens(tower: TextTransformer, request: TowerRequest) -> TextTower:

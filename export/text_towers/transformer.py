@@ -75,13 +75,21 @@ def read_state(request: TowerRequest, layout: Layout) -> tuple[StateDict, str]:
         CheckpointError: there is no such file, or it is of another layout.
     """
     path = find_file(request)
-    state, source = read_weights(path), str(path)
+    return text_state(read_weights(path), layout, str(path)), str(path)
+
+
+def text_state(state: StateDict, layout: Layout, source: str) -> StateDict:
+    """Return the weights of the text tower in a state dict, which may hold more, by our names.
+
+    Raises:
+        CheckpointError: it is of another layout.
+    """
     if layout.prefix_in(state) is None:
         raise CheckpointError(
             f"{source}: expected the weights of a text tower, {layout.marker} among them; transformers' are read from "
             "their folder"
         )
-    return to_our_names(state, layout, source), source
+    return to_our_names(state, layout, source)
 
 
 def text_transformer_from_state(state: StateDict, activation: Activation, source: str) -> TextTransformer:
