@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -35,7 +34,7 @@ from export.text_spaces import TEXT_SPACES, text_space
 from export.text_towers import open_text_tower
 from export.text_towers.base import TextTower
 from export.text_towers.entities import EntityTexts, entity_tower
-from export.unfinished_work import claimed, work_dir_of
+from export.unfinished_work import claimed, remove_work, work_dir_of
 from runtime.errors import PatchcaptionError
 from runtime.system.files import follow_links
 from runtime.system.outputs import Output, check_distinct
@@ -77,10 +76,10 @@ def build_bank(
     """
     out = follow_links(out)
     work_dir = work_dir_of(out)
-    with claimed(work_dir, _fingerprint(captions, tower, batch_size), _JOB):
+    with claimed(work_dir, bank_fingerprint(captions, tower, batch_size), _JOB):
         _build_in(work_dir, captions, tower, batch_size, on_progress)
         (work_dir / _BANK).replace(out)
-        shutil.rmtree(work_dir)
+        remove_work(work_dir)
 
 
 def _build_in(
@@ -107,7 +106,8 @@ def _build_in(
     _write_bank(work_dir / _BANK, stored, captions, tower.text_space)
 
 
-def _fingerprint(captions: Sequence[str], tower: TextTower, batch_size: int) -> str:
+def bank_fingerprint(captions: Sequence[str], tower: TextTower, batch_size: int) -> str:
+    """Return what tells the bank of captions from any other."""
     digest = hashlib.sha256()
     for caption in captions:
         digest.update(caption.encode() + b"\n")

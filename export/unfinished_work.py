@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import TextIO
 from export.checkpoint import CheckpointError
 from runtime.system.files import lock
 from runtime.system.user_dirs import is_private
+
+_MARK = "job.txt"
 
 
 def work_dir_of(out: Path) -> Path:
@@ -29,7 +32,7 @@ def claimed(work_dir: Path, fingerprint: str, job: str) -> Iterator[None]:
         CheckpointError: it was begun by another job, another run is at work there, or others can write there.
         OSError: it cannot be made.
     """
-    mark = work_dir / "job.txt"
+    mark = work_dir / _MARK
     work_dir.mkdir(mode=0o700, exist_ok=True)  # its name is known, so that the work can be resumed
     if not is_private(work_dir, work_dir):
         raise CheckpointError(f"{work_dir}: another user can write there, and this command writes there; remove it")
@@ -38,6 +41,14 @@ def claimed(work_dir: Path, fingerprint: str, job: str) -> Iterator[None]:
             raise CheckpointError(f"{work_dir}: another run is at work there; wait for its end")
         _check_job(file, work_dir, fingerprint, job)
         yield
+
+
+def remove_work(work_dir: Path) -> None:
+    """Remove the folder when the job is done; what says which job it was goes last."""
+    for path in work_dir.iterdir():
+        if path.name != _MARK:
+            path.unlink()
+    shutil.rmtree(work_dir)
 
 
 def lock_if_possible(descriptor: int) -> bool:
@@ -52,6 +63,9 @@ def _check_job(file: TextIO, work_dir: Path, fingerprint: str, job: str) -> None
     """Write down what the job is, or compare it with what an earlier run has written."""
     file.seek(0)
     begun = file.read()
+    if not fingerprint.startswith(begun) and all(path.name == _MARK for path in work_dir.iterdir()):
+        file.truncate(0)  # of a job that was done, and its removal interrupted
+        begun = ""
     if not fingerprint.startswith(begun):
         raise CheckpointError(f"{work_dir}: it was begun with {job}; finish it with those, or remove it")
     file.write(fingerprint[len(begun) :])  # all of it; or the rest, of a run that was killed while it wrote
