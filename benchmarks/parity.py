@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.decoder_recording import DecoderRecording, compare_decoding
+from benchmarks.densecap_recording import compare_dense_evaluation, is_dense_evaluation
 from benchmarks.difference import NEAR_TIE, Difference, relative_difference
 from benchmarks.reference_recording import MODES, RECORDINGS, CutTask, Recording, Task, tasks
 from benchmarks.vocabulary_recording import compare_vocabulary, is_vocabulary
@@ -205,6 +206,8 @@ def _measure_all(path: Path, images: Path | None, files: Path | None) -> list[Di
     contents = checkpoints.read_json(path.with_suffix(".json"))
     if is_vocabulary(contents):
         return [compare_vocabulary(contents, path.stem, files)]
+    if is_dense_evaluation(contents):
+        return list(compare_dense_evaluation(contents))
     if kind_of(contents) is not None:
         return _measure_decoder(DecoderRecording.load(path))
     return [one for recording in Recording.load(path).variants() for one in _measure(recording, images)]

@@ -131,7 +131,7 @@ def _score_ground_truth(options: argparse.Namespace, kind: str) -> Table:
     start = time.perf_counter()
     candidates = {prediction.item: prediction.caption for prediction in predictions.captions}
     references = {prediction.item: prediction.references for prediction in predictions.captions}
-    scores = metrics.score(candidates, references)
+    scores = {name: one.value for name, one in metrics.score(candidates, references).items()}
     if options.json:
         _write(options.json, evaluation.to_record(chosen, predictions, scores))
     return evaluation.score_table(chosen, predictions, scores, metrics_seconds=time.perf_counter() - start)

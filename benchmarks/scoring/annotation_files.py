@@ -2,23 +2,28 @@
 
 | ground truth | file |
 |---|---|
-| captions of images | COCO captions, or {image id: [caption, ...]} |
-| boxes by themselves | {image id: {caption: [box, ...]}}, or COCO annotations with a "bbox" each |
+| captions of images | COCO captions |
+| | Karpathy's dataset_coco.json, of which the test split is read |
+| | {image id: [caption, ...]} |
+| boxes by themselves | COCO annotations with a "bbox" each, as ControlCap's of Visual Genome |
+| | Visual Genome's own region_descriptions.json |
+| | {image id: {caption: [box, ...]}} |
 | sets of boxes | {image id: {caption: [box, ...]}} |
 | traces | {image id: {"captions": [...], "traces": [...]}}, the k-th trace of the k-th caption |
 
-A box is four numbers in image pixels. A trace is a list of points {"x", "y", "t"} in 0..1 of the image, or a list of
-such lists.
+A box is four numbers in image pixels; four of -1 fill a list of boxes up and are none. A trace is a list of points
+{"x", "y", "t"} in 0..1 of the image, or a list of such lists.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeAlias, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, Field, FiniteFloat, TypeAdapter, ValidationError
 
@@ -28,6 +33,12 @@ T = TypeVar("T")
 
 BoxNumbers: TypeAlias = tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
 BoxesOfCaption: TypeAlias = tuple[tuple[BoxNumbers, ...], str]
+BoxFormat: TypeAlias = Literal["xyxy", "xywh"]
+
+KARPATHY_SPLIT = "test"
+"""The split that is read of a file that has several."""
+
+_PADDING = [-1, -1, -1, -1]
 
 
 class GroundTruthError(PatchcaptionError, ValueError):
@@ -36,11 +47,16 @@ class GroundTruthError(PatchcaptionError, ValueError):
 
 @dataclass(frozen=True)
 class AnnotationFile(Generic[T]):
-    """The annotations of a file by image id, in the file's order, and the file names that it gives to images."""
+    """The annotations of a file by image id, in the file's order, and the file names that it gives to images.
+
+    Attributes:
+        box_format: that of its boxes, where the kind of file says it.
+    """
 
     path: Path
     by_image: Mapping[str, T]
     file_names: Mapping[str, str | None] = field(default_factory=dict)
+    box_format: BoxFormat | None = None
 
 
 class TracePoint(BaseModel):
@@ -54,6 +70,11 @@ def _join_segments(trace: Any) -> Any:
     """Return the points of a trace, which may be written in segments."""
     is_segmented = isinstance(trace, list) and trace and all(isinstance(part, list) for part in trace)
     return list(chain.from_iterable(trace)) if is_segmented else trace
+
+
+def _without_padding(boxes: Any) -> Any:
+    """Return the boxes of a caption without those that fill a list up to the longest."""
+    return [box for box in boxes if box != _PADDING] if isinstance(boxes, list) else boxes
 
 
 class Traces(BaseModel):
@@ -70,6 +91,8 @@ def load_captions(path: Path) -> AnnotationFile[list[str]]:
         GroundTruthError: names the file, the entry, what was expected and what it is; so do the functions below.
     """
     raw = _parse(path)
+    if _is_karpathy(raw):
+        return _load_karpathy_split(path, raw)
     if not _is_coco(raw):
         by_image = _validate(path, _CAPTIONS, raw)
         return AnnotationFile(path, by_image)
@@ -85,6 +108,8 @@ def load_boxes(path: Path) -> AnnotationFile[list[BoxesOfCaption]]:
     """Load the boxes of each image, one at a time, with the caption of each."""
     raw = _parse(path)
     boxes: dict[str, list[BoxesOfCaption]]
+    if isinstance(raw, list):
+        return _load_region_descriptions(path, raw)
     if not _is_coco(raw):
         boxes = {
             image: [((box,), caption) for caption, own in by_caption.items() for box in own]
@@ -118,6 +143,65 @@ def load_traces(path: Path) -> AnnotationFile[Traces]:
     return AnnotationFile(path, by_image)
 
 
+def _load_karpathy_split(path: Path, raw: Any) -> AnnotationFile[list[str]]:
+    images = _validate(path, _KARPATHY, raw).images
+    chosen = [image for image in images if image.split == KARPATHY_SPLIT]
+    if not chosen:
+        splits = ", ".join(sorted({image.split for image in images})) or "no images"
+        raise GroundTruthError(f"{path}: images: expected some of the split {KARPATHY_SPLIT}, got {splits}")
+    captions = {image.id: [sentence.raw for sentence in image.sentences] for image in chosen}
+    _check_unique(path, "images", [image.id for image in chosen])
+    return AnnotationFile(path, captions, {image.id: image.filename for image in chosen})
+
+
+def _load_region_descriptions(path: Path, raw: Any) -> AnnotationFile[list[BoxesOfCaption]]:
+    images = _validate(path, _REGION_DESCRIPTIONS, raw)
+    _check_unique(path, "images", [str(image.id) for image in images])
+    boxes: dict[str, list[BoxesOfCaption]] = {
+        str(image.id): [(((one.x, one.y, one.width, one.height),), one.phrase) for one in image.regions]
+        for image in images
+    }
+    return AnnotationFile(path, boxes, box_format="xywh")
+
+
+def _check_unique(path: Path, name: str, ids: list[str]) -> None:
+    repeated = next((image for image, count in Counter(ids).items() if count > 1), None)
+    if repeated is not None:
+        raise GroundTruthError(f"{path}: {name}: expected each image once, got {repeated} again")
+
+
+class _KarpathySentence(BaseModel):
+    raw: str
+
+
+class _KarpathyImage(BaseModel):
+    filename: str
+    split: str
+    sentences: list[_KarpathySentence]
+    cocoid: int | None = None
+
+    @property
+    def id(self) -> str:
+        return Path(self.filename).stem if self.cocoid is None else str(self.cocoid)
+
+
+class _Karpathy(BaseModel):
+    images: list[_KarpathyImage]
+
+
+class _DescribedRegion(BaseModel):
+    x: FiniteFloat
+    y: FiniteFloat
+    width: FiniteFloat
+    height: FiniteFloat
+    phrase: str
+
+
+class _DescribedImage(BaseModel):
+    id: int | str
+    regions: list[_DescribedRegion]
+
+
 class _CocoImage(BaseModel):
     id: int | str
     file_name: str | None = None
@@ -147,7 +231,11 @@ class _Coco(BaseModel, Generic[_Annotation]):
 _CAPTIONS = TypeAdapter(dict[str, list[str]])
 _COCO_CAPTIONS = TypeAdapter(_Coco[_CocoCaption])
 _COCO_BOXES = TypeAdapter(_Coco[_CocoBox])
-_BOXES = TypeAdapter(dict[str, dict[str, Annotated[list[BoxNumbers], Field(min_length=1)]]])
+_KARPATHY = TypeAdapter(_Karpathy)
+_REGION_DESCRIPTIONS = TypeAdapter(list[_DescribedImage])
+_BOXES = TypeAdapter(
+    dict[str, dict[str, Annotated[list[BoxNumbers], Field(min_length=1), BeforeValidator(_without_padding)]]]
+)
 _TRACES = TypeAdapter(dict[str, Traces])
 
 
@@ -173,6 +261,12 @@ def _validate(path: Path, adapter: TypeAdapter[T], raw: Any) -> T:
 
 def _is_coco(raw: Any) -> bool:
     return isinstance(raw, dict) and "annotations" in raw
+
+
+def _is_karpathy(raw: Any) -> bool:
+    """Return whether a file holds images with sentences, as Karpathy's; COCO's have annotations beside the images."""
+    images = raw.get("images") if isinstance(raw, dict) and not _is_coco(raw) else None
+    return isinstance(images, list) and all(isinstance(image, dict) for image in images)
 
 
 def _group_by_image(path: Path, coco: _Coco[_Annotation]) -> dict[str, list[_Annotation]]:

@@ -1,14 +1,15 @@
 """Ground truth: regions of images, and the captions that people gave them.
 
 The formats are those of `annotation_files`. A caption of several lines is several references; captions of the same
-boxes are references of one item.
+boxes are references of one item. Dense captioning mAP counts boxes by themselves, each time that one is annotated:
+`AnnotatedImage.annotations`.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -40,12 +41,26 @@ class Item:
 
 
 @dataclass(frozen=True)
+class BoxAnnotation:
+    """A box, x1, y1, x2, y2 in image pixels, its caption as it was written, and the number of the item for that box."""
+
+    box: BoxNumbers
+    caption: str
+    item: int
+
+
+@dataclass(frozen=True)
 class AnnotatedImage:
-    """An image by its id, the items on it (at least one), and the name of its file where the ground truth gives it."""
+    """An image by its id, the items on it (at least one), and the name of its file where the ground truth gives it.
+
+    Attributes:
+        annotations: of dense captions, every annotated box in the file's order.
+    """
 
     id: str
     items: tuple[Item, ...]
     file_name: str | None = None
+    annotations: tuple[BoxAnnotation, ...] = ()
 
 
 Reader: TypeAlias = Callable[[Path, RegionForm], list[AnnotatedImage]]
@@ -67,11 +82,16 @@ def read_captions(path: Path, form: RegionForm) -> list[AnnotatedImage]:
 
 def read_dense(path: Path, form: RegionForm) -> list[AnnotatedImage]:
     """Read boxes, each with captions of its own."""
+    file = load_boxes(path)
+    own_form = replace(form, box_format=file.box_format or form.box_format)
 
     def items(location: str, boxes: list[BoxesOfCaption]) -> list[Item]:
-        return _box_items(location, boxes, form, lambda one: form.box(one[0]))
+        return _box_items(location, boxes, own_form, lambda one: own_form.box(one[0]))
 
-    return _annotated_images(load_boxes(path), items)
+    return [
+        replace(image, annotations=_box_annotations(file.by_image[image.id], own_form))
+        for image in _annotated_images(file, items)
+    ]
 
 
 def read_sets(path: Path, form: RegionForm) -> list[AnnotatedImage]:
@@ -102,6 +122,32 @@ READERS: Mapping[str, Reader] = {
 }
 
 
+def read_parts(kind: str, paths: Sequence[Path], form: RegionForm) -> list[AnnotatedImage]:
+    """Read a ground truth that comes in several files, of one kind of `READERS`; an image may be in several of them.
+
+    Raises:
+        GroundTruthError: as when reading one, or the files give an image different names.
+    """
+    merged: dict[str, AnnotatedImage] = {}
+    for path in paths:
+        for image in READERS[kind](path, form):
+            before = merged.get(image.id)
+            merged[image.id] = image if before is None else _join_image(path, before, image)
+    return list(merged.values())
+
+
+def _join_image(path: Path, before: AnnotatedImage, image: AnnotatedImage) -> AnnotatedImage:
+    names = {one.file_name for one in (before, image) if one.file_name}
+    if len(names) > 1:
+        raise GroundTruthError(
+            f"{path}: {image.id}: expected the file name {before.file_name}, as in another part, got {image.file_name}"
+        )
+    annotations = (replace(one, item=len(before.items) + one.item) for one in image.annotations)
+    return AnnotatedImage(
+        image.id, (*before.items, *image.items), next(iter(names), None), (*before.annotations, *annotations)
+    )
+
+
 def _annotated_images(file: AnnotationFile[T], items: Callable[[str, T], Iterable[Item]]) -> list[AnnotatedImage]:
     """Return the images that have any items."""
     made = ((image, tuple(items(f"{file.path}: {image}", own))) for image, own in file.by_image.items())
@@ -126,6 +172,15 @@ def _box_items(
             hint = f"; boxes are read as {form.box_format}"
             regions[same] = _region(f"{location}: {caption}", partial(region, boxes), hint)
     return [Item(regions[same], tuple(own)) for same, own in references.items()]
+
+
+def _box_annotations(captioned: Iterable[BoxesOfCaption], form: RegionForm) -> tuple[BoxAnnotation, ...]:
+    """Return each box with the number of its item, as `_box_items` counts them."""
+    numbers: dict[tuple[BoxNumbers, ...], int] = {}
+    return tuple(
+        BoxAnnotation(form.corners(boxes[0]), caption, numbers.setdefault(boxes, len(numbers)))
+        for boxes, caption in captioned
+    )
 
 
 def _region(location: str, make: Callable[[], Region], hint: str = "") -> Region:

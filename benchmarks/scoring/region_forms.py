@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from benchmarks.scoring.annotation_files import BoxNumbers
+from benchmarks.scoring.annotation_files import BoxFormat, BoxNumbers
 from runtime import Box, BoxSet, Region, Trace, WholeImage
 
 POOLS = {
@@ -31,7 +31,7 @@ class RegionForm:
     """
 
     form: Literal["exact", "published"] = "exact"
-    box_format: Literal["xyxy", "xywh"] = "xyxy"
+    box_format: BoxFormat = "xyxy"
     pool: str | None = None
     variance: float | None = None
 
@@ -47,7 +47,7 @@ class RegionForm:
         """
         if self.form == "published":
             return Box.published(*self._xywh(numbers), frame="image", **self._options("pool", "variance"))
-        return Box(*self._corners(numbers), **self._options("pool", "variance"))
+        return Box(*self.corners(numbers), **self._options("pool", "variance"))
 
     def box_set(self, boxes: Sequence[BoxNumbers]) -> Region:
         """Return a set of boxes under one caption."""
@@ -55,7 +55,7 @@ class RegionForm:
             return BoxSet.published(
                 [self._xywh(box) for box in boxes], frame="image", **self._options("pool", "variance")
             )
-        return BoxSet([Box(*self._corners(box), **self._options("pool", "variance")) for box in boxes])
+        return BoxSet([Box(*self.corners(box), **self._options("pool", "variance")) for box in boxes])
 
     def trace(self, points: Sequence[tuple[float, float]]) -> Region:
         """Return a trace of points (x, y) in 0..1 of the image, which the published form takes as 0..1 of the crop."""
@@ -67,7 +67,8 @@ class RegionForm:
         width, height = (third, fourth) if self.box_format == "xywh" else (third - x, fourth - y)
         return x, y, width or 1.0, height or 1.0
 
-    def _corners(self, numbers: BoxNumbers) -> BoxNumbers:
+    def corners(self, numbers: BoxNumbers) -> BoxNumbers:
+        """Return x1, y1, x2, y2 of a box; one without width or height is made one pixel wide or high, as published."""
         x, y, third, fourth = numbers
         right, bottom = (third, fourth) if self.box_format == "xyxy" else (x + third, y + fourth)
         return x, y, right if right != x else x + 1, bottom if bottom != y else y + 1

