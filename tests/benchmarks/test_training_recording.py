@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -55,7 +56,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "first_logits_97": run.first_logits[:2, :, ::97].numpy(),
         "after.wte_rows_0_320_49406": run.weights["decoder.transformer.wte.weight"][[0, 320, 49406]].numpy(),
     }
-    monkeypatch.setattr(training_recording.np, "load", lambda _: arrays)
+    monkeypatch.setattr(np, "load", lambda _: arrays)
     return contents
 
 
