@@ -11,15 +11,11 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
-import re
-import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO, get_args
+from typing import Any, get_args
 
 if not __package__:  # run by its path: the packages of this clone, whatever is installed
     sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -29,6 +25,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
+from export.caption_file import CAPTIONS_HELP, read_captions
 from export.checkpoint import CheckpointError
 from export.command_line import run_command
 from export.readers.entity_vocabulary import VOCABULARIES, entity_names, read_entity_names
@@ -37,63 +34,16 @@ from export.text_spaces import TEXT_SPACES, text_space
 from export.text_towers import open_text_tower
 from export.text_towers.base import TextTower
 from export.text_towers.entities import EntityTexts, entity_tower
+from export.unfinished_work import claimed, remove_work, work_dir_of
 from runtime.errors import PatchcaptionError
-from runtime.system.files import follow_links, lock
+from runtime.system.files import follow_links
 from runtime.system.outputs import Output, check_distinct
 from runtime.system.standard_streams import show
-from runtime.system.user_dirs import is_private
 
 _NAME = "coco_captions"
 _BANK = "bank.h5"
 _BLOCK_ROWS = 2**14
-_SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-def read_captions(path: Path) -> list[str]:
-    """Read captions from a text file, one a line, or from JSON: COCO captions or a list of texts.
-
-    They have no spaces around them, and none is empty.
-
-    Raises:
-        CheckpointError: the file cannot be read, has another layout, or holds no caption.
-    """
-    captions = [caption.strip() for caption in _texts(path) if caption.strip()]
-    if not captions:
-        raise CheckpointError(f"{path}: expected at least one caption, got none")
-    return captions
-
-
-def read_texts(path: Path) -> list[str]:
-    """Read captions as they are in JSON, with the spaces around them and empty ones; of a text file as `read_captions`.
-
-    Raises:
-        CheckpointError: as `read_captions`.
-    """
-    texts = _texts(path) if path.suffix == ".json" else read_captions(path)
-    if not texts:
-        raise CheckpointError(f"{path}: expected at least one caption, got none")
-    return texts
-
-
-def _texts(path: Path) -> list[str]:
-    """Return the texts of a list in JSON, of COCO captions, or of a text file's lines."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        found = json.loads(text) if path.suffix == ".json" else text.split("\n")
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read as captions: {error}") from None
-    if isinstance(found, dict):
-        found = [entry.get("caption") if isinstance(entry, dict) else None for entry in found.get("annotations") or []]
-    if not isinstance(found, list) or not all(isinstance(caption, str) for caption in found):
-        raise CheckpointError(
-            f'{path}: expected a list of texts, or COCO captions {{"annotations": [{{"caption": ...}}]}}'
-        )
-    for number, caption in enumerate(found):
-        if _SURROGATE.search(caption):
-            raise CheckpointError(f"{path}: caption {number} has half a character (a lone surrogate): {caption!r}")
-    return found
+_JOB = "other captions, another text tower, projection, space or batch size"
 
 
 def read_names(path: Path) -> list[str]:
@@ -125,11 +75,11 @@ def build_bank(
         OSError: the disk is full or cannot be written to.
     """
     out = follow_links(out)
-    work_dir = out.with_name(f".{out.name}.part")
-    with _claimed(work_dir, _fingerprint(captions, tower, batch_size)):
+    work_dir = work_dir_of(out)
+    with claimed(work_dir, bank_fingerprint(captions, tower, batch_size), _JOB):
         _build_in(work_dir, captions, tower, batch_size, on_progress)
         (work_dir / _BANK).replace(out)
-        shutil.rmtree(work_dir)
+        remove_work(work_dir)
 
 
 def _build_in(
@@ -156,42 +106,8 @@ def _build_in(
     _write_bank(work_dir / _BANK, stored, captions, tower.text_space)
 
 
-@contextmanager
-def _claimed(work_dir: Path, fingerprint: str) -> Iterator[None]:
-    """Make the folder of unfinished work, or take over that of an interrupted run of the same job; keep others out."""
-    mark = work_dir / "job.txt"
-    work_dir.mkdir(mode=0o700, exist_ok=True)  # its name is known, so that the work can be resumed
-    if not is_private(work_dir, work_dir):
-        raise CheckpointError(f"{work_dir}: another user can write there, and this command writes there; remove it")
-    with mark.open("a+", encoding="utf-8") as file:
-        if not _lock_if_possible(file.fileno()):
-            raise CheckpointError(f"{work_dir}: another run is at work there; wait for its end")
-        _check_job(file, work_dir, fingerprint)
-        yield
-
-
-def _lock_if_possible(descriptor: int) -> bool:
-    try:
-        return lock(descriptor)
-    except OSError:  # the file system has no locks
-        return True
-
-
-def _check_job(file: TextIO, work_dir: Path, fingerprint: str) -> None:
-    """Write down what the job is, or compare it with what an earlier run has written."""
-    file.seek(0)
-    begun = file.read()
-    if not begun:
-        file.write(fingerprint)
-        file.flush()
-    elif begun != fingerprint:
-        raise CheckpointError(
-            f"{work_dir}: it was begun with other captions, another text tower, projection, space or batch size; "
-            "finish it with those, or remove it"
-        )
-
-
-def _fingerprint(captions: Sequence[str], tower: TextTower, batch_size: int) -> str:
+def bank_fingerprint(captions: Sequence[str], tower: TextTower, batch_size: int) -> str:
+    """Return what tells the bank of captions from any other."""
     digest = hashlib.sha256()
     for caption in captions:
         digest.update(caption.encode() + b"\n")
@@ -221,7 +137,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "build_memory_bank.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the captions, the models that embed them, and the bank."""
-    parser.add_argument("captions", type=Path, help="a text file, one caption a line; COCO captions; or a list in JSON")
+    parser.add_argument("captions", type=Path, help=CAPTIONS_HELP)
     parser.add_argument("--out", type=Path, required=True, metavar="BANK", help="the bank to make (.h5)")
     parser.add_argument("--space", metavar="NAME", help=f"the decoder's text space: {', '.join(TEXT_SPACES)}")
     parser.add_argument(

@@ -18,7 +18,7 @@ if not __package__:  # run by its path: the packages of this clone, whatever is 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from export.build_memory_bank import read_texts
+from export.caption_file import CAPTIONS_HELP, read_texts
 from export.checkpoint import CheckpointError
 from export.command_line import positive_int, run_command
 from export.concepts.graph_file import GRAPHS_FILE
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "parse_captions.py"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the captions, the model that parses them, and the file of graphs."""
-    parser.add_argument("captions", type=Path, help="a text file, one caption a line; COCO captions; or a list in JSON")
+    parser.add_argument("captions", type=Path, help=CAPTIONS_HELP)
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help=f"the graphs, JSON lines; builds look for {GRAPHS_FILE}"
     )

@@ -1,6 +1,6 @@
 """Dense captioning mAP: detections with captions against captioned boxes, by overlap and METEOR together.
 
-The rules are those of the published evaluation:
+The rules are those of the published evaluation (published-system.md, section 23):
 
 1. The annotated boxes of an image are merged (`merge_truth`): several annotators' boxes of one thing are one, with all
    their texts.

@@ -27,10 +27,10 @@ from export.readers.backbone_family import BackboneRequest, StateDict
 from export.readers.clip import ClipOptions, from_state
 from export.readers.clip_bpe import pad_tokens
 from export.readers.hub import is_repository
+from export.readers.pretrained import identify, load_model
 from export.readers.weight_files import read_weights
-from export.text_towers.base import TowerRequest, identify, move_to
+from export.text_towers.base import TowerRequest, move_to
 from export.text_towers.clip import CONTEXT, clip_text_transformer, clip_tokenizer
-from export.text_towers.pretrained import load_model
 from export.text_towers.transformer import TextTransformer
 from runtime.image import Fit, prepare
 

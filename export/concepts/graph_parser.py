@@ -10,8 +10,7 @@ import torch
 
 from export.checkpoint import CheckpointError
 from export.concepts.scene_graphs import format_graph
-from export.text_towers.base import identify
-from export.text_towers.pretrained import load_model, load_pretrained_tokenizer
+from export.readers.pretrained import identify, load_model, load_pretrained_tokenizer
 
 PUBLISHED_PARSER = "lizhuang144/flan-t5-base-VG-factual-sg"
 _FLAG, _WHAT = "--parser", "the scene graph parser"

@@ -15,7 +15,8 @@ from pathlib import Path
 from export.checkpoint import CheckpointError
 from export.concepts.graph_file import CAPTION, GRAPH, PARSER, graph_line, parse_line, parser_line
 from export.concepts.graph_parser import GraphParser
-from runtime.system.files import follow_links, lock
+from export.unfinished_work import lock_if_possible
+from runtime.system.files import follow_links
 from runtime.system.outputs import write_whole
 
 
@@ -58,16 +59,9 @@ def _claimed(out: Path) -> Iterator[io.FileIO]:
     """Open a file to append to, and keep others out."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     with io.FileIO(os.open(follow_links(out), flags, 0o666), "r+") as file:
-        if not _lock_if_possible(file.fileno()):
+        if not lock_if_possible(file.fileno()):
             raise CheckpointError(f"{out}: another run is at work there; wait for its end")
         yield file
-
-
-def _lock_if_possible(descriptor: int) -> bool:
-    try:
-        return lock(descriptor)
-    except OSError:  # the file system has no locks
-        return True
 
 
 def _written_captions(file: io.FileIO, identity: str, out: Path) -> set[str]:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from export.checkpoint import CheckpointError
-from export.text_towers.pretrained import load_model, load_pretrained_tokenizer
+from export.readers.pretrained import load_model, load_pretrained_tokenizer
 from runtime.bundle.concept_arrays import IntegerLists
 
 PUBLISHED_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"

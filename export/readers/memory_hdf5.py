@@ -20,6 +20,16 @@ TEXT_SPACE = "text_space"
 _BLOCK_BYTES = 2**25
 
 
+def read_bank_space(path: Path) -> tuple[str | None, int]:
+    """Return the name of the text space that a bank records, None for published files, and the width of its rows.
+
+    Raises:
+        CheckpointError: as `read_memory_bank`.
+    """
+    with _open(path) as file:
+        return _recorded_space(file), int(file[_name(file, path)].shape[-1])
+
+
 def read_memory_bank(path: Path, space: TextSpace, normalize: bool | None = None) -> MemorySource:
     """Open the bank in an HDF5 file, with embeddings (M, D) as float32; rows are read when they are asked for.
 
@@ -45,15 +55,13 @@ def read_memory_bank(path: Path, space: TextSpace, normalize: bool | None = None
                 f"{path}: expected as many captions as embeddings, {embeddings.shape[0]}, got {captions.shape}"
             )
         source = f"{path}: {embeddings.name[1:]}"
-        text_space = file.attrs.get(TEXT_SPACE)
-    if isinstance(text_space, bytes):  # as other programs than h5py store texts
-        text_space = text_space.decode("utf-8", "replace")
+        text_space = _recorded_space(file)
     return MemorySource(
         source,
         space.width,
         lambda: _blocks(path, space.first_column),
         space.unit_output if normalize is None else normalize,
-        None if text_space is None else str(text_space),
+        text_space,
         unit_rows=space.unit_rows,
     )
 
@@ -71,6 +79,13 @@ def _blocks(path: Path, first_column: int) -> Iterator[CaptionedRows]:
             except OSError as error:
                 raise CheckpointError(f"{path}: rows from {start} on cannot be read: {error}") from None
             yield torch.from_numpy(block), texts
+
+
+def _recorded_space(file: h5py.File) -> str | None:
+    name = file.attrs.get(TEXT_SPACE)
+    if isinstance(name, bytes):  # as other programs than h5py store texts
+        name = name.decode("utf-8", "replace")
+    return None if name is None else str(name)
 
 
 def _open(path: Path) -> h5py.File:

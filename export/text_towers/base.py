@@ -5,14 +5,12 @@ Shapes: m captions, L tokens of the longest, D width of the embeddings.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from export.checkpoint import CheckpointError
@@ -94,14 +92,6 @@ def move_to(device: str, module: ModuleT) -> ModuleT:
         return module.to(device)
     except (RuntimeError, AssertionError) as error:
         raise CheckpointError(f"--device {device}: {str(error).splitlines()[0]}") from None
-
-
-def identify(weights: str, module: nn.Module, tokenizer: Tokenizer) -> str:
-    """Return the identity of a tower: the name and a digest of its weights, and the size of its vocabulary."""
-    digest = hashlib.sha256()
-    for name, value in module.state_dict().items():
-        digest.update(name.encode() + value.cpu().contiguous().numpy().data)
-    return f"{weights} {digest.hexdigest()}, {tokenizer.get_vocab_size()} tokens"
 
 
 def find_file(request: TowerRequest) -> Path:

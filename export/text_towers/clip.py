@@ -16,8 +16,9 @@ from export.models.vit import Activation
 from export.readers.backbone_family import StateDict
 from export.readers.clip_bpe import pad_tokens, read_clip_bpe, read_tokenizer
 from export.readers.layouts import OPENAI_BLOCK, Layout
+from export.readers.pretrained import identify
 from export.readers.weight_files import read_weights, weight
-from export.text_towers.base import TOKENIZER_FILE, TextTower, TowerRequest, embed_on, find_file, identify, move_to
+from export.text_towers.base import TOKENIZER_FILE, TextTower, TowerRequest, embed_on, find_file, move_to
 from export.text_towers.pretrained import load_pretrained
 from export.text_towers.transformer import TextTransformer, text_state, text_transformer_from_state
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from export.readers.clip_bpe import read_tokenizer, token_id
 from export.readers.hub import FileRequest, resolve_files
-from export.text_towers.base import TOKENIZER_FILE, TextTower, TowerRequest, embed_on, identify
+from export.readers.pretrained import identify
+from export.text_towers.base import TOKENIZER_FILE, TextTower, TowerRequest, embed_on
 from export.text_towers.pretrained import load_pretrained
 
 END_TOKEN = "<eos>"

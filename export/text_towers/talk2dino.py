@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from export.checkpoint import CheckpointError
 from export.readers.talk2dino import read_talk2dino
+from export.text_spaces import TALK2DINO_PREFIX, TEXT_SPACES
 from export.text_towers.base import TextTower, TowerRequest
 from export.text_towers.clip import load_clip
 
@@ -13,12 +14,16 @@ from export.text_towers.clip import load_clip
 def load_talk2dino(request: TowerRequest) -> TextTower:
     """Load a tower of CLIP and a projection of its embeddings, whose file says which space that is into.
 
+    Where several published projections are for one backbone, "t2d-" and the backbone's name asks for any of them.
+
     Raises:
         CheckpointError: one of them cannot be read, they do not fit, or the space is another.
     """
     assert request.projection is not None  # what has a projection is loaded with one
     talk2dino = read_talk2dino(request.projection)
-    if request.text_space not in (None, talk2dino.text_space):
+    published = TEXT_SPACES.get(talk2dino.text_space)
+    of_backbone = f"{TALK2DINO_PREFIX}{published.backbone}" if published and published.backbone else None
+    if request.text_space not in (None, talk2dino.text_space, of_backbone):
         raise CheckpointError(
             f"{request.projection}: expected a projection into the text space {request.text_space}, got one into "
             f"{talk2dino.text_space}: {talk2dino.identity}"

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import parity
 from benchmarks.densecap_recording import compare_dense_evaluation, f1_scores, is_dense_evaluation
 from benchmarks.reference_recording import RECORDINGS
 from benchmarks.scoring.dense_map import (
@@ -36,7 +37,9 @@ def exact(captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[
     return [float(caption in own) for caption, own in zip(captions, references, strict=True)]
 
 
-def test_the_recorded_case_is_reproduced() -> None:
+def test_the_recorded_case_is_reproduced(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parity.main([str(RECORDINGS / "densecap_eval_main.json")]) == 0
+    assert "137 / 137" in capsys.readouterr().out
     assert is_dense_evaluation(RECORDED)
     found = list(compare_dense_evaluation(RECORDED))
     assert [fault for one in found for fault in one.faults] == []
@@ -195,7 +198,7 @@ def test_it_is_the_evaluation_written_plainly(boxes: list[tuple[list[Box], list[
 
 
 def plain_average_precisions(cases: list[tuple[list[Box], list[str], list[int], list[Box], list[str]]]) -> Any:
-    """The rules of the specification, one detection at a time."""
+    """The published rules, one detection at a time."""
     records, positives = [], 0
     for boxes, captions, scores, truth, texts in cases:
         remaining, merged = list(range(len(truth))), []

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from export import build_memory_bank as memory_bank
-from export.build_memory_bank import read_captions
+from export.caption_file import read_captions
 from export.checkpoint import CheckpointError
 from export.demo import scenes
 from export.readers import DEMO_CONFIG, read_checkpoint
@@ -168,9 +168,9 @@ def test_captions_come_from_text_and_from_json(name: str, text: str, tmp_path: P
     [
         ("gone.txt", None, "no such file"),
         ("captions.json", "{", "cannot be read as captions"),
-        ("captions.json", '{"annotations": [{"id": 1}]}', "expected a list of texts, or COCO captions"),
-        ("captions.json", '["a", "\\ud83d"]', "caption 1 has half a character"),
-        ("captions.json", "3", "expected a list of texts"),
+        ("captions.json", '{"annotations": [{"id": 1}]}', "expected at least one caption, got none; annotation 0"),
+        ("captions.json", '["a", "\\ud83d"]', "caption 1: it is not UTF-8, or has half a character"),
+        ("captions.json", "3", "expected a text file"),
         ("captions.json", "{}", "expected at least one caption"),
         ("captions.txt", "\n", "expected at least one caption"),
     ],

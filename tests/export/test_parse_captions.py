@@ -210,7 +210,7 @@ def test_mistakes_are_one_line_before_the_work(
     (tmp_path / "empty").mkdir()
     cases = [
         (run(tmp_path / "gone.txt", out, parser_folder), "gone.txt: no such file"),
-        (run(tmp_path / "bad.json", out, parser_folder), "bad.json: caption 0 has half a character"),
+        (run(tmp_path / "bad.json", out, parser_folder), "bad.json: caption 0: it is not UTF-8"),
         (run(captions, tmp_path / "nowhere" / "out.jsonl", parser_folder), "nowhere does not exist"),
         (run(captions, captions, parser_folder), "is read, and would be overwritten"),
         (run(captions, out, tmp_path / "empty"), "--parser"),

@@ -1,0 +1,310 @@
+"""Train a decoder on captions alone: `patchcaption train captions.json --space clip-b32 --out decoder.pt`.
+
+Captions -> the text space's tower -> a memory bank of their embeddings -> DeCap's decoder, which learns to say each
+caption from its embedding (published-system.md, section 24). What is not finished lies in a folder beside the decoder,
+with which the same command goes on. Several processes: `torchrun --nproc-per-node 2 export/train_decoder.py ...`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+if not __package__:  # run by its path: the packages of this clone, whatever is installed
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from tokenizers import Tokenizer
+
+from export.build_memory_bank import bank_fingerprint, build_bank
+from export.caption_file import CAPTIONS_HELP, CaptionFile, read_caption_file, summary
+from export.checkpoint import CheckpointError, MemorySource
+from export.command_line import from_namespace, positive_int, run_command
+from export.readers.clip_bpe import read_clip_bpe, read_tokenizer
+from export.readers.memory_hdf5 import read_bank_space, read_memory_bank
+from export.text_spaces import TEXT_SPACES, text_space
+from export.text_towers import open_text_tower
+from export.training.configuration import backbone_settings, configuration
+from export.training.data import CaptionTokens
+from export.training.losses import LossHistory
+from export.training.processes import Processes, launched
+from export.training.run import DecoderKind, TrainedDecoder, TrainingPlan, train
+from export.training.state import SavedState, save_whole
+from export.training.trainer import Precision
+from export.unfinished_work import claimed, remove_work, work_dir_of
+from runtime.bundle import sha256_of
+from runtime.errors import PatchcaptionError
+from runtime.system.files import follow_links
+from runtime.system.outputs import Output, check_distinct
+from runtime.system.standard_streams import show
+
+_JOB = "other captions, another text tower, another bank or other settings"
+_EMBEDDED_AT_ONCE = 256
+_STEPS_BETWEEN_REPORTS = 10
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The files that a training writes.
+
+    Attributes:
+        decoder: the weights, in the published layout.
+        losses, curve: a line for each epoch (CSV), and a picture (PNG).
+        bank: the memory bank that a DeCap decoder wants; None where there is one, or none is wanted.
+        config: the configuration that builds the decoder behind a backbone; None where none is named.
+    """
+
+    decoder: Path
+    losses: Path
+    curve: Path
+    bank: Path | None
+    config: Path | None
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> Outputs:
+        """Return the outputs that the options ask for: all beside the decoder, under its name."""
+        out = follow_links(options.out)
+        makes_bank = options.kind == "decap" and options.bank is None
+        return cls(
+            decoder=out,
+            losses=out.with_suffix(".csv"),
+            curve=out.with_suffix(".png"),
+            bank=out.with_suffix(".h5") if makes_bank else None,
+            config=out.with_suffix(".yaml") if options.backbone else None,
+        )
+
+    def check(self, options: argparse.Namespace) -> None:
+        """Raise before the work if one of them cannot be written, or would be written over what is read.
+
+        Raises:
+            PatchcaptionError: names the file.
+        """
+        if self.decoder.suffix not in (".pt", ".pth"):
+            raise CheckpointError(f"--out {options.out}: expected a file that ends in .pt")
+        made = {"--out": self.decoder, "the losses": self.losses, "the curve": self.curve}
+        made |= {"the memory bank": self.bank} if self.bank else {}
+        made |= {"the configuration": self.config} if self.config else {}
+        outputs = {what: Output(path) for what, path in made.items()}
+        for output in outputs.values():
+            output.check()
+            if not output.is_file:
+                raise CheckpointError(f"{output}: expected a file")
+        named = (getattr(options, name) for name in ("captions", "bank", "talk2dino", "text_tower", "tokenizer"))
+        check_distinct(outputs, [Path(name) for name in (*named, options.start_from, options.backbone) if name])
+
+
+class Progression:
+    """Shows a training on the terminal: embedding, then steps, with the time left."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._embedding = progress.add_task("captions", visible=False, loss="")
+        self._steps = progress.add_task("steps", visible=False, loss="")
+
+    def embedded(self, done: int, captions: int) -> None:
+        """Take the number of captions that have an embedding, of all of them."""
+        self._progress.update(self._embedding, completed=done, total=captions, visible=done < captions)
+
+    def step(self, done: int, steps: int, history: LossHistory) -> None:
+        """Take the number of steps that are done, of all of them."""
+        self._progress.update(self._steps, completed=done, total=steps, visible=True)
+        if done % _STEPS_BETWEEN_REPORTS == 0 or done == steps:
+            self._progress.update(self._steps, loss=f"loss {history.recent_loss():.3f}")
+
+    def note(self, text: str) -> None:
+        """Print a line for the user above the bars."""
+        self._progress.console.print(f"note: {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def main(arguments: Sequence[str] | None = None, prog: str = "train_decoder.py") -> int:
+    """Run the command; return its exit code."""
+    parser = argparse.ArgumentParser(prog=prog, description="Train a decoder on captions alone.")
+    add_arguments(parser)
+    body = partial(_run, parser.parse_args(arguments))
+    return run_command(
+        body, interrupted="interrupted; the same command goes on from here", errors=(PatchcaptionError, OSError)
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the captions, what embeds them, the outputs, and an option for each field of `TrainingPlan`."""
+    parser.add_argument("captions", type=Path, nargs="?", help=CAPTIONS_HELP)
+    parser.add_argument("--out", type=Path, required=True, metavar="DECODER", help="the decoder to make (.pt)")
+    parser.add_argument(
+        "--backbone",
+        metavar="NAME",
+        help="an architecture, or a .yaml that has one: OUT.yaml then builds both",
+    )
+    texts = parser.add_argument_group("text tower")
+    texts.add_argument("--space", metavar="NAME", help=f"the backbone's text space: {', '.join(TEXT_SPACES)}")
+    texts.add_argument("--talk2dino", type=Path, metavar="FILE", help="the projection (.pth), for a space of Talk2DINO")
+    texts.add_argument("--text-tower", metavar="TOWER", help="a folder, file or repository (default: the space's own)")
+    texts.add_argument("--tower-tokenizer", type=Path, metavar="FILE", help="its tokenizer.json, if not its own")
+    texts.add_argument("--bank", type=Path, metavar="FILE", help="a memory bank (.h5) in their place")
+    parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="the decoder's tokenizer.json (default: CLIP's)")
+    parser.add_argument(
+        "--on-bad",
+        choices=("skip", "refuse"),
+        default="skip",
+        help="of captions that are none, such as empty ones and those over 77 tokens (default: %(default)s)",
+    )
+    _add_plan(parser)
+    parser.add_argument("--device", default="cpu", help="where tower and decoder run: cpu (default), cuda")
+    parser.add_argument(
+        "--save-seconds", type=float, default=300, help="time between two saved states (default: %(default)s)"
+    )
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    plan = TrainingPlan
+    add = parser.add_argument_group("training").add_argument
+    add("--kind", choices=get_args(DecoderKind), default=plan.kind, help="default: %(default)s")
+    add("--noise", type=float, default=plan.noise, help="of capdec, a component's deviation (default: %(default)s)")
+    add("--through-memory", action="store_true", help="of decap: learn from noisy embeddings, projected onto the bank")
+    add("--epochs", type=positive_int, default=plan.epochs, help="default: %(default)s")
+    add("--steps", type=positive_int, help="in the place of whole epochs")
+    add("--batch-size", type=positive_int, default=plan.batch_size, help="over all processes (default: %(default)s)")
+    add("--rate", type=float, default=plan.rate, help="the highest learning rate (default: %(default)s)")
+    add("--warmup-steps", type=int, default=plan.warmup_steps, help="default: %(default)s")
+    add("--weight-decay", type=float, default=plan.weight_decay, help="default: %(default)s")
+    add("--label-smoothing", type=float, default=plan.label_smoothing, help="default: %(default)s")
+    add("--clip-norm", type=float, metavar="NORM", help="the longest gradient (default: any)")
+    add("--precision", choices=get_args(Precision), default=plan.precision, help="of products (default: %(default)s)")
+    add("--tokens", type=positive_int, default=plan.tokens, help="learned of a caption (default: %(default)s)")
+    add("--without-start-token", dest="start_token", action="store_false", help="captions then take a step less")
+    add("--width", type=positive_int, default=plan.width, help="of the decoder (default: %(default)s)")
+    add("--layers", type=positive_int, default=plan.layers, help="default: %(default)s")
+    add("--positions", type=positive_int, default=plan.positions, help="default: %(default)s")
+    add("--dropout", type=float, default=plan.dropout, help="default: %(default)s")
+    add("--start-from", type=Path, metavar="DECODER", help="a decoder to train further; its sizes are kept")
+    add("--held-out", type=int, default=plan.held_out, metavar="N", help="captions to score with, not to learn")
+    add("--seed", type=int, default=plan.seed, help="default: %(default)s")
+
+
+def _run(options: argparse.Namespace) -> None:
+    plan, outputs = from_namespace(TrainingPlan, options), Outputs.of(options)
+    if (options.captions is None) == (options.bank is None):
+        raise CheckpointError("expected a file of captions, or --bank with a memory bank that holds them")
+    outputs.check(options)
+    backbone = backbone_settings(options.backbone) if options.backbone else {}
+    tokenizer = read_tokenizer(options.tokenizer) if options.tokenizer else read_clip_bpe()
+    tokenizer.no_truncation()
+    with launched(options.device) as processes:
+        plan.check(processes)
+        with _show_progress(processes) as shown, ExitStack() as held:
+            work_dir = work_dir_of(outputs.decoder)
+            saved = SavedState(work_dir, options.save_seconds, shown.note)
+            if processes.is_first:
+                held.enter_context(_prepared(options, plan, tokenizer, work_dir, shown))
+                saved.remove_parts()
+            processes.wait()
+            bank = _open_bank(options, work_dir)
+            trained = train(plan, bank, tokenizer, processes, saved, shown)
+            if processes.is_first:
+                _write(trained, outputs, options, backbone, bank, work_dir)
+                remove_work(work_dir)
+            processes.wait()
+    if processes.is_first:
+        show(f"{outputs.decoder}: {_result(trained)}")
+
+
+@contextmanager
+def _show_progress(processes: Processes) -> Iterator[Progression]:
+    console = Console(stderr=True, quiet=not processes.is_first)
+    times = (TimeElapsedColumn(), TextColumn("elapsed,"), TimeRemainingColumn(), TextColumn("left"))
+    columns = (
+        TextColumn("{task.description}"),
+        MofNCompleteColumn(),
+        BarColumn(),
+        *times,
+        TextColumn("{task.fields[loss]}"),
+    )
+    with Progress(*columns, console=console) as progress:
+        yield Progression(progress)
+
+
+@contextmanager
+def _prepared(
+    options: argparse.Namespace, plan: TrainingPlan, tokenizer: Tokenizer, work_dir: Path, shown: Progression
+) -> Iterator[None]:
+    """Claim the folder of unfinished work, with the captions' embeddings in it, if no bank is given."""
+    settings = f"{plan.fingerprint()}, {sha256_of(options.tokenizer) if options.tokenizer else 'CLIP'}"
+    if options.bank is not None:
+        with claimed(work_dir, f"{settings}, {sha256_of(options.bank)}", _JOB):
+            yield
+        return
+    captions = _captions(options, CaptionTokens(tokenizer, plan.tokens, plan.start_token), shown)
+    tower = open_text_tower(
+        options.space, options.text_tower, options.talk2dino, options.tower_tokenizer, options.device
+    )
+    for note in tower.notes:
+        shown.note(note)
+    with claimed(work_dir, f"{settings}, {bank_fingerprint(captions, tower, _EMBEDDED_AT_ONCE)}", _JOB):
+        bank = work_dir / "bank.h5"
+        if not bank.exists():
+            build_bank(captions, tower, bank, _EMBEDDED_AT_ONCE, lambda done: shown.embedded(done, len(captions)))
+        yield
+
+
+def _captions(options: argparse.Namespace, tokens: CaptionTokens, shown: Progression) -> Sequence[str]:
+    """Return the captions of the file; what is none of it is told, or refused."""
+    file: CaptionFile = tokens.check(read_caption_file(options.captions))
+    if not file.captions:
+        raise CheckpointError(f"{options.captions}: expected captions of tokens that the decoder has, got none")
+    lines = list(summary(file.bad))
+    if lines and options.on_bad == "refuse":
+        raise CheckpointError(f"{options.captions}: {lines[0]}; --on-bad skip leaves them out")
+    for line in lines:
+        shown.note(f"{options.captions}: {line}: left out")
+    return file.captions
+
+
+def _open_bank(options: argparse.Namespace, work_dir: Path) -> MemorySource:
+    path = options.bank or work_dir / "bank.h5"
+    recorded, width = read_bank_space(path)
+    name = recorded or options.space
+    if name is None:
+        raise CheckpointError(f"{path}: it does not say which text space it is of; name it by --space")
+    rules = TEXT_SPACES.get(name) or text_space(name, width)
+    return read_memory_bank(path, rules)
+
+
+def _write(
+    trained: TrainedDecoder,
+    outputs: Outputs,
+    options: argparse.Namespace,
+    backbone: Mapping[str, Any],
+    bank: MemorySource,
+    work_dir: Path,
+) -> None:
+    """Write the results, the decoder last: where it is, all else is."""
+    Output(outputs.losses).write(trained.history.to_csv())
+    Output(outputs.curve).write(trained.history.to_png())
+    if outputs.bank is not None and (work_dir / "bank.h5").exists():
+        (work_dir / "bank.h5").replace(outputs.bank)
+    bank_file = outputs.bank or (options.bank if options.kind == "decap" else None)
+    if outputs.config is not None:
+        settings = configuration(backbone, outputs.decoder, bank, bank_file, options.tokenizer)
+        Output(outputs.config).write(settings)
+    save_whole(outputs.decoder, trained.state_dict())
+
+
+def _result(trained: TrainedDecoder) -> str:
+    score = trained.history.last_held_out()
+    if score is None:
+        return f"loss {trained.history.recent_loss():.3f}"
+    return (
+        f"loss {trained.history.recent_loss():.3f}; held out: loss {score.loss:.3f}, {score.accuracy:.1%} of tokens, "
+        f"{score.captions:.1%} of captions word for word"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

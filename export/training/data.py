@@ -1,0 +1,109 @@
+"""What a decoder is trained on: embeddings of captions, and the tokens that it learns to say of each.
+
+Shapes: M captions, L tokens of a caption, D width of the embeddings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from export.caption_file import BadCaption, CaptionFile
+from export.checkpoint import END_TOKEN, MemorySource
+from export.readers.clip_bpe import START_TOKEN, token_id
+from export.training.objective import IGNORED
+
+MAX_TOKENS = 77
+"""The most tokens of a caption, start and end included: text towers read no more."""
+
+_BATCH = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingData:
+    """Captions as a decoder learns them.
+
+    Attributes:
+        embeddings: of the text tower, as a bank stores them (M, D).
+        token_ids: what the decoder says (M, L) int64; what follows the end is 0.
+        targets: the same, `IGNORED` after the end.
+    """
+
+    embeddings: Tensor
+    token_ids: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+    def unit(self, rows: Tensor) -> Tensor:
+        """Return the embeddings (m, D) of some rows, of length 1."""
+        return F.normalize(self.embeddings[rows], dim=-1)
+
+    def split(self, held_out: int, seed: int) -> tuple[TrainingData, TrainingData]:
+        """Return the data without some captions, which are chosen by the seed, and those."""
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        first, last = order[: len(self) - held_out].sort().values, order[len(self) - held_out :].sort().values
+        return self._take(first), self._take(last)
+
+    def _take(self, rows: Tensor) -> TrainingData:
+        return TrainingData(self.embeddings[rows], self.token_ids[rows], self.targets[rows])
+
+
+@dataclass(frozen=True, eq=False)
+class CaptionTokens:
+    """Makes the tokens that a decoder says of captions.
+
+    Attributes:
+        length: L; longer captions are cut, and have no end then.
+        has_start: whether the first of them is the start token, as published. Without it captions take a step less.
+    """
+
+    tokenizer: Tokenizer
+    length: int
+    has_start: bool = True
+
+    def of(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Return token ids and targets (M, L) of captions."""
+        token_ids = torch.zeros(len(captions), self.length, dtype=torch.int64)
+        targets = torch.full_like(token_ids, IGNORED)
+        for row, own in enumerate(self._encoded(captions)):
+            kept = torch.tensor(own[0 if self.has_start else 1 :][: self.length])
+            token_ids[row, : len(kept)] = targets[row, : len(kept)] = kept
+        return token_ids, targets
+
+    def check(self, file: CaptionFile) -> CaptionFile:
+        """Return a file's captions without those that have no tokens, or too many; they become bad ones."""
+        captions, bad = list[str](), list(file.bad)
+        for number, (caption, own) in enumerate(zip(file.captions, self._encoded(file.captions), strict=True)):
+            if 2 < len(own) <= MAX_TOKENS:
+                captions.append(caption)
+                continue
+            reason = f"it has {len(own)} tokens, more than {MAX_TOKENS}" if len(own) > 2 else "none of it is a token"
+            bad.append(BadCaption(f"caption {number} ({caption[:40]!r})", reason))
+        return CaptionFile(tuple(captions), tuple(bad))
+
+    def _encoded(self, captions: Sequence[str]) -> Iterator[list[int]]:
+        """Yield the token ids of each caption, start and end included, whether the tokenizer adds them or not."""
+        start, end = (token_id(self.tokenizer, token) for token in (START_TOKEN, END_TOKEN))
+        for first in range(0, len(captions), _BATCH):
+            batch = self.tokenizer.encode_batch(list(captions[first : first + _BATCH]), add_special_tokens=False)
+            yield from ([start, *encoding.ids, end] for encoding in batch)
+
+
+def make_data(bank: MemorySource, tokens: CaptionTokens) -> TrainingData:
+    """Return what is learned from a bank of captions; it is held in memory, 4 bytes a number.
+
+    Raises:
+        CheckpointError: the bank cannot be read, or an embedding is not finite.
+    """
+    rows, captions = [], list[str]()
+    for embeddings, own in bank.rows():
+        rows.append(embeddings)
+        captions += own
+    return TrainingData(torch.cat(rows), *tokens.of(captions))

@@ -1,0 +1,82 @@
+"""The processes of a training, as torch's own launch starts them: `torchrun --nproc-per-node 4 SCRIPT ...`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+from torch import Tensor, distributed
+
+from export.checkpoint import CheckpointError
+
+_PATIENCE = timedelta(days=7)
+"""How long the others wait for the first process, which makes the embeddings; a launcher ends all if one ends."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of a training.
+
+    Attributes:
+        rank: its number, from 0.
+        count: how many there are.
+        device: where it computes.
+    """
+
+    rank: int
+    count: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is the one that writes and reports."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the sum of what all processes have."""
+        if self.count > 1:
+            distributed.all_reduce(values)
+        return values
+
+    def wait(self) -> None:
+        """Wait until all processes are here."""
+        if self.count > 1:
+            distributed.barrier()
+
+
+@contextmanager
+def launched(device: str) -> Iterator[Processes]:
+    """Join the processes of a launch; one that was not launched is alone.
+
+    Args:
+        device: "cpu", or "cuda" for a GPU to each process.
+
+    Raises:
+        CheckpointError: there is no such device.
+    """
+    count, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    own = _device(device, int(os.environ.get("LOCAL_RANK", "0")) if count > 1 else None)
+    if count == 1:
+        yield Processes(0, 1, own)
+        return
+    distributed.init_process_group("nccl" if own.type == "cuda" else "gloo", timeout=_PATIENCE)
+    try:
+        yield Processes(rank, count, own)
+    finally:
+        distributed.destroy_process_group()
+
+
+def _device(name: str, local_rank: int | None) -> torch.device:
+    try:
+        device = torch.device(name)
+        if device.type == "cuda":
+            device = torch.device("cuda", device.index if local_rank is None else local_rank)
+            torch.cuda.set_device(device)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise CheckpointError(f"--device {name}: {str(error).splitlines()[0]}") from None
+    return device

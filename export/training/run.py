@@ -1,0 +1,225 @@
+"""One training from a bank of captions to a decoder, alone or as one of several processes."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeAlias
+
+import torch
+from tokenizers import Tokenizer
+
+from export.checkpoint import CheckpointError, MemorySource
+from export.readers.clip_bpe import VOCABULARY
+from export.training.batches import HELD_OUT, INITIAL, CaptionBatches, seed_of
+from export.training.data import CaptionTokens, TrainingData, make_data
+from export.training.decoder import DecoderSize, TrainableDecap, load_decoder
+from export.training.held_out import score_held_out
+from export.training.losses import LossHistory
+from export.training.noise import GaussianNoise, Noise, ProjectedNoise, no_noise
+from export.training.processes import Processes
+from export.training.state import SavedState
+from export.training.trainer import Optimization, Precision, StepResult, Trainer
+from runtime.bundle import sha256_of
+
+DecoderKind: TypeAlias = Literal["decap", "capdec"]
+PUBLISHED_VOCABULARY = 50257
+"""The rows that published decoders have for CLIP's 49,408 tokens: GPT-2's vocabulary."""
+
+
+class Monitor(Protocol):
+    """Is told how a training goes."""
+
+    def step(self, done: int, steps: int, history: LossHistory) -> None:
+        """Take the number of steps that are done, of all of them."""
+
+    def note(self, text: str) -> None:
+        """Take what the user should know."""
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What is trained, and how; the defaults are the published numbers.
+
+    Attributes:
+        kind: "decap" learns from the embeddings, for vectors that are projected onto a memory bank; "capdec" from
+            noisy ones, for vectors as they are.
+        noise: of CapDec, the standard deviation of each component.
+        through_memory: whether DeCap's embeddings get noise and are projected onto the bank (`ProjectedNoise`).
+        epochs: passes over all captions.
+        steps: to take in the place of whole epochs.
+        batch_size: captions of a step, over all processes.
+        tokens: that are learned of a caption, from its start on.
+        start_token: whether captions begin with the start token, as published.
+        width, layers, positions: sizes of the decoder.
+        start_from: a decoder to train further.
+        held_out: captions that are not learned, but scored after each epoch.
+    """
+
+    kind: DecoderKind = "decap"
+    noise: float = 0.08
+    through_memory: bool = False
+    epochs: int = 10
+    steps: int | None = None
+    batch_size: int = 64
+    rate: float = 1e-5
+    warmup_steps: int = 1000
+    weight_decay: float = 0.01
+    label_smoothing: float = 0.1
+    clip_norm: float | None = None
+    precision: Precision = "fp32"
+    tokens: int = 20
+    start_token: bool = True
+    width: int = 768
+    layers: int = 4
+    positions: int = 1024
+    dropout: float = 0.1
+    start_from: Path | None = None
+    held_out: int = 0
+    seed: int = 0
+
+    def fingerprint(self) -> str:
+        """Return what tells this plan from any other, the contents of files included."""
+        settings = asdict(self)
+        settings["start_from"] = self.start_from and sha256_of(self.start_from)
+        return hashlib.sha256(repr(sorted(settings.items())).encode()).hexdigest()
+
+    def optimization(self, steps_per_epoch: int) -> Optimization:
+        """Return the numbers of the optimizer."""
+        return Optimization(
+            self.steps or self.epochs * steps_per_epoch,
+            self.rate,
+            self.warmup_steps,
+            self.weight_decay,
+            self.label_smoothing,
+            self.clip_norm,
+            self.precision,
+        )
+
+    def check(self, processes: Processes) -> None:
+        """Raise if numbers do not go together.
+
+        Raises:
+            CheckpointError: names the option.
+        """
+        if self.positions <= self.tokens:
+            raise CheckpointError(f"--positions: expected more than --tokens, {self.tokens}, got {self.positions}")
+        if self.batch_size < processes.count:
+            raise CheckpointError(
+                f"--batch-size: expected at least one caption for each of {processes.count} processes, got "
+                f"{self.batch_size}"
+            )
+        if self.precision == "fp16" and processes.device.type == "cpu":
+            raise CheckpointError("--precision fp16: is for GPUs; on a CPU expected fp32 or bf16")
+        if self.through_memory and self.kind == "capdec":
+            raise CheckpointError("--through-memory: CapDec has no memory bank; leave it out, or take --kind decap")
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedDecoder:
+    """What a training ends with."""
+
+    model: TrainableDecap
+    history: LossHistory
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the weights by their published names, on the CPU, the tied ones as one."""
+        state = {name: value.detach().cpu() for name, value in self.model.state_dict().items()}
+        return state | {"decoder.lm_head.weight": state["decoder.transformer.wte.weight"]}
+
+
+def train(
+    plan: TrainingPlan,
+    bank: MemorySource,
+    tokenizer: Tokenizer,
+    processes: Processes,
+    saved: SavedState,
+    monitor: Monitor,
+) -> TrainedDecoder:
+    """Train a decoder on a bank of captions, or go on with it; all processes end with the same weights.
+
+    Raises:
+        CheckpointError: there are fewer captions than a batch takes, or the bank or an earlier decoder cannot be used.
+    """
+    _be_repeatable(processes.device)
+    data = make_data(bank, CaptionTokens(tokenizer, plan.tokens, plan.start_token))
+    learned, held_out = _split(plan, data)
+    noise = _noise(plan, bank, learned, processes.device)
+    batches = CaptionBatches(learned, plan.batch_size, noise, plan.seed, processes.device)
+    optimization = plan.optimization(batches.per_epoch)
+    trainer = Trainer(_model(plan, bank.width, tokenizer), batches.draw, optimization, processes, plan.seed)
+    history = LossHistory(batches.per_epoch)
+    state = saved.load()
+    if state is not None:
+        trainer.load_state_dict(state["trainer"])
+        history.load_state_dict(state["history"])
+
+    def state_dict() -> Mapping[str, Any]:
+        return {"trainer": trainer.state_dict(), "history": history.state_dict()}
+
+    while trainer.next_step < optimization.steps:
+        history.add(_step(trainer))
+        is_end = trainer.next_step % batches.per_epoch == 0 or trainer.next_step == optimization.steps
+        if processes.is_first:
+            if is_end and len(held_out):
+                history.add_held_out(score_held_out(trainer.model, held_out, noise, plan.seed))
+            monitor.step(trainer.next_step, optimization.steps, history)
+            saved.save_if_due(state_dict)
+    return TrainedDecoder(trainer.model.eval(), history)
+
+
+def _step(trainer: Trainer) -> StepResult:
+    result = trainer.step()
+    if not math.isfinite(result.loss):
+        raise CheckpointError(
+            f"step {trainer.next_step}: the loss is {result.loss}; expected a number: lower --rate, or take more "
+            "--warmup-steps or --clip-norm 1"
+        )
+    return result
+
+
+def _split(plan: TrainingPlan, data: TrainingData) -> tuple[TrainingData, TrainingData]:
+    learned, held_out = data.split(min(plan.held_out, len(data)), seed_of(plan.seed, HELD_OUT))
+    if len(learned) < plan.batch_size:
+        raise CheckpointError(
+            f"expected at least {plan.batch_size} captions to learn, those of a batch, got {len(learned)}; take a "
+            "smaller --batch-size"
+        )
+    return learned, held_out
+
+
+def _noise(plan: TrainingPlan, bank: MemorySource, learned: TrainingData, device: torch.device) -> Noise:
+    if plan.kind == "capdec":
+        return GaussianNoise(plan.noise)
+    if plan.through_memory:
+        return ProjectedNoise(learned.embeddings.to(device), bank.temperature, bank.normalize)
+    return no_noise
+
+
+def _model(plan: TrainingPlan, prefix_width: int, tokenizer: Tokenizer) -> TrainableDecap:
+    """Return the decoder before the first step."""
+    torch.manual_seed(seed_of(plan.seed, INITIAL))
+    tokens = tokenizer.get_vocab_size()
+    if plan.start_from is None:
+        vocab_size = PUBLISHED_VOCABULARY if tokens == VOCABULARY else tokens
+        size = DecoderSize(prefix_width, vocab_size, plan.width, plan.layers, plan.positions, plan.dropout)
+        return TrainableDecap(size)
+    model = load_decoder(plan.start_from, plan.dropout)
+    size = model.size
+    if size.prefix_width != prefix_width or size.vocab_size < tokens or size.positions <= plan.tokens:
+        raise CheckpointError(
+            f"{plan.start_from}: expected a decoder of vectors of width {prefix_width}, {tokens} tokens and more than "
+            f"{plan.tokens} positions, got {size.prefix_width}, {size.vocab_size} and {size.positions}"
+        )
+    return model
+
+
+def _be_repeatable(device: torch.device) -> None:
+    """Make a GPU add up in the same order each time, where it can; CPUs do."""
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS asks for
+        torch.use_deterministic_algorithms(True, warn_only=True)
