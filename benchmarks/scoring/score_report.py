@@ -123,8 +123,7 @@ class ScoreReport:
         return f"{self.evaluation.bundle_dir}, {form.pool}{variance}"
 
     def _data(self) -> str:
-        counts = f"{self.scores.images} images, {self.scores.captions} {REGIONS[self.evaluation.kind]}"
-        return f"{self.data_set.name}: {counts}" if self.data_set else counts
+        return f"{self.scores.images} images, {self.scores.captions} {REGIONS[self.evaluation.kind]}"
 
     def _notes(self) -> Iterator[str]:
         yield f"published (paper): {self._comparison()}"

@@ -116,7 +116,7 @@ def test_the_row_stands_beside_the_papers_own(manifest: Manifest) -> None:
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
     assert rows[0] == ["scores x 100", "data", "BLEU-4", "CIDEr", "RefPAC-S (text to text)"]
     assert rows[2:] == [
-        ["engines/mine, mean", "COCO Entities: 3569 images, 6617 sets of boxes", "12.3 ± 50.0", "109.1 ± 98.8", "–"],
+        ["engines/mine, mean", "3569 images, 6617 sets of boxes", "12.3 ± 50.0", "109.1 ± 98.8", "–"],
         [
             "published (paper): Patch-ioner, DINOv2 ViT-B/14 with Talk2DINO",
             "COCO Entities",

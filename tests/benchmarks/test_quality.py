@@ -25,7 +25,6 @@ from export.readers import DEMO_CONFIG
 from runtime import Box, Captioner, FeatureMap
 from runtime.bundle import sha256_of
 from tests.benchmarks.killed_evaluation import exact_share
-from tests.benchmarks.test_caption_metrics import needs_java
 
 CIRCLE = Look("red", "circle", "striped", "small")
 SQUARE = Look("orange", "square", "solid", "large")
@@ -215,28 +214,6 @@ def test_the_demo_is_scored_against_every_kind_of_ground_truth(
     assert (record["images"], record["items"], record["unseen"], record["bad_images"]) == (10, len(wanted), 0, {})
     assert (record["dense"] is not None) == ("mAP" in record["scores"]) == (kind == "dense")
     assert list(tmp_path.iterdir()) == [out]  # and no log
-
-
-@needs_java
-def test_the_command_scores_with_the_real_metrics(
-    demo_bundle: Path,
-    annotated_scenes: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert run(demo_bundle, annotated_scenes, "traces", "--limit", "4", "--markdown", tmp_path / "row.md") == 0
-    printed = capfd.readouterr()
-    head, _, row = ([cell.strip() for cell in line.split("|")[1:-1]] for line in printed.out.splitlines()[:3])
-    texts = ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr"]
-    assert head == ["scores x 100", "data", *texts]
-    assert row[:2] == [f"{demo_bundle}, count", "4 images, 15 traces"]
-    values = dict(zip(texts, (float(cell.split(" ± ")[0]) for cell in row[2:]), strict=True))
-    assert values["BLEU-1"] > 90
-    assert values["CIDEr"] > 800
-    assert not printed.err.strip()  # of what Java and the library print, nothing
-    assert printed.out.startswith((tmp_path / "row.md").read_text())
 
 
 @pytest.mark.usefixtures("stub_metrics")
