@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -116,37 +117,38 @@ def caption_images(evaluation: Evaluation, output: Output | None, note: Note) ->
     Raises:
         PatchcaptionError: the ground truth, the bundle or the log cannot be used.
     """
-    images = read_parts(evaluation.kind, evaluation.truth, evaluation.form)[: evaluation.limit]
-    files = find_images(images, evaluation.folders)
-    if files.missing:
-        note(missing_images(files.missing, len(images), evaluation.folders))
-    with Captioner.load(evaluation.bundle_dir, fit=evaluation.fit) as captioner:
+    with (
+        read_parts(evaluation.kind, evaluation.truth, evaluation.form) as images,
+        Captioner.load(evaluation.bundle_dir, fit=evaluation.fit) as captioner,
+    ):
+        ids = tuple(islice(images, evaluation.limit))
+        files = find_images((images[image] for image in ids), evaluation.folders)
+        if files.missing:
+            note(missing_images(files.missing, len(ids), evaluation.folders))
         job = evaluation.job(captioner.backend.name)
         with open_log(_log_file(output, job), job) as log:
             if len(log):
-                note(f"{log.path}: an earlier run has left {len(log)} of {len(images)} images; going on from there")
+                note(f"{log.path}: an earlier run has left {len(log)} of {len(ids)} images; going on from there")
             start = time.perf_counter()
             bad = {image: f"no file {names}" for image, names in files.missing.items()}
-            bad |= _caption_rest(captioner, images, files.found, log, evaluation)
-            captioned = CaptionedImages(
-                log,
-                tuple(image.id for image in images),
-                {image.id: PredictedImage.without_captions(image) for image in images if image.id in bad},
-                bad,
-                captioner.manifest,
-                captioner.backend.name,
-                time.perf_counter() - start,
+            bad |= _caption_rest(captioner, images, ids, files.found, log, evaluation)
+            yield CaptionedImages(
+                log=log,
+                ids=ids,
+                bad={image: PredictedImage.without_captions(images[image]) for image in ids if image in bad},
+                reasons=bad,
+                manifest=captioner.manifest,
+                backend=captioner.backend.name,
+                seconds=time.perf_counter() - start,
             )
-            del images
-            captioner.close()
-            yield captioned
             if not bad:
                 log.remove()
 
 
 def _caption_rest(
     captioner: Captioner,
-    images: Sequence[AnnotatedImage],
+    images: Mapping[str, AnnotatedImage],
+    ids: Sequence[str],
     files: Mapping[str, Path],
     log: PredictionLog,
     evaluation: Evaluation,
@@ -157,12 +159,13 @@ def _caption_rest(
     is done again.
     """
     bad: dict[str, str] = {}
-    starts = range(0, len(images), _IMAGES_AT_ONCE)
+    starts = range(0, len(ids), _IMAGES_AT_ONCE)
     for start in track(starts, "captioning", console=Console(stderr=True), transient=True):
-        batch = [image for image in images[start : start + _IMAGES_AT_ONCE] if image.id in files]
-        if all(image.id in log for image in batch):
+        batch = [image for image in ids[start : start + _IMAGES_AT_ONCE] if image in files]
+        if all(image in log for image in batch):
             continue
-        for result in predict(captioner, batch, files, evaluation.score, evaluation.scorer):
+        annotated = [images[image] for image in batch]
+        for result in predict(captioner, annotated, files, evaluation.score, evaluation.scorer):
             if isinstance(result, BadImage):
                 bad[result.id] = result.reason
             elif result.id not in log:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +31,7 @@ class ImageFiles:
     missing: Mapping[str, str]
 
 
-def find_images(images: Sequence[AnnotatedImage], folders: Sequence[Path]) -> ImageFiles:
+def find_images(images: Iterable[AnnotatedImage], folders: Sequence[Path]) -> ImageFiles:
     """Return the file of each image.
 
     A file is looked for by the name that the ground truth gives it, then by the image's id, by the id padded to 12
@@ -51,7 +51,7 @@ def find_images(images: Sequence[AnnotatedImage], folders: Sequence[Path]) -> Im
         else:
             found[image.id] = file
     if not found:
-        raise GroundTruthError(missing_images(missing, len(images), folders))
+        raise GroundTruthError(missing_images(missing, len(missing), folders))
     return ImageFiles(found, missing)
 
 

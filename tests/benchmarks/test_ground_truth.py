@@ -152,11 +152,11 @@ def test_a_ground_truth_may_come_in_several_files(tmp_path: Path) -> None:
     first, second = tmp_path / "1.json", tmp_path / "2.json"
     first.write_text(json.dumps({"7": {"a cat": [[1, 2, 11, 22]]}, "8": {"a hat": [[1, 2, 3, 4]]}}))
     second.write_text(json.dumps({"9": {"a bat": [[1, 2, 3, 4]]}, "7": {"a dog": [[5, 5, 9, 9], [1, 1, 2, 2]]}}))
-    images = read_parts("dense", [first, second], EXACT)
+    images = list(read_parts("dense", [first, second], EXACT).values())
     assert [image.id for image in images] == ["7", "8", "9"]
     assert [item.references[0] for item in images[0].items] == ["a cat", "a dog", "a dog"]
     assert [(one.caption, one.item) for one in images[0].annotations] == [("a cat", 0), ("a dog", 1), ("a dog", 2)]
-    assert read_parts("dense", [first], EXACT) == read_dense(first, EXACT)
+    assert list(read_parts("dense", [first], EXACT).values()) == read_dense(first, EXACT)
 
 
 def test_files_that_name_an_image_differently_are_refused(tmp_path: Path) -> None:
@@ -284,14 +284,14 @@ def test_the_published_form_makes_published_sets_and_traces() -> None:
 def test_a_malformed_file_is_refused_by_name_and_entry(write: Any, kind: str, content: Any, expected: str) -> None:
     file = write(content)
     with pytest.raises(GroundTruthError, match=re.escape(expected)) as refused:
-        READERS[kind](file, EXACT)
+        list(READERS[kind](file, EXACT))
     assert str(refused.value).startswith(f"{file}: ")
 
 
 @pytest.mark.parametrize("kind", READERS)
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path, kind: str) -> None:
     with pytest.raises(GroundTruthError, match=r"nothing\.json: no such file"):
-        READERS[kind](tmp_path / "nothing.json", EXACT)
+        list(READERS[kind](tmp_path / "nothing.json", EXACT))
 
 
 def annotated(image_id: str, file_name: str | None = None) -> AnnotatedImage:
