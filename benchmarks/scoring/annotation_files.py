@@ -137,7 +137,11 @@ def load_sets(path: Path) -> AnnotationFile[list[BoxesOfCaption]]:
 
 def load_traces(path: Path) -> Iterator[tuple[str, Traces]]:
     """Yield the traces of each image, as many as captions, after its id; of one image at a time, as points are many."""
+    seen = set[str]()
     for image, raw in parse_members(path):
+        if image in seen:
+            raise GroundTruthError(f"{path}: {image}: expected each image once, got it again")
+        seen.add(image)
         own = _validate(f"{path}: {image}", _TRACES, raw)
         expected, got = len(own.captions), len(own.traces)
         if got != expected:

@@ -6,7 +6,7 @@ import os
 import pickle
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Generic, TypeVar
 
 from runtime import PatchcaptionError
@@ -58,7 +58,8 @@ class DiskMapping(Mapping[str, T], Generic[T]):
 
     def close(self) -> None:
         """Remove the file."""
-        self._file.close()
+        with suppress(OSError):  # for what a full disk has not taken
+            self._file.close()
 
 
 @contextmanager

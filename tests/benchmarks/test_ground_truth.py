@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.scoring.annotation_files import GroundTruthError
+from benchmarks.scoring.annotation_files import GroundTruthError, parse_members
+from benchmarks.scoring.disk_mapping import DiskMapping
 from benchmarks.scoring.ground_truth import (
     READERS,
     AnnotatedImage,
@@ -23,7 +25,7 @@ from benchmarks.scoring.ground_truth import (
 )
 from benchmarks.scoring.image_files import ImageFiles, find_images, missing_images
 from benchmarks.scoring.region_forms import RegionForm
-from runtime import Box, BoxSet, Trace, WholeImage
+from runtime import Box, BoxSet, PatchcaptionError, Trace, WholeImage
 
 EXACT = RegionForm()
 
@@ -344,3 +346,63 @@ def test_a_folder_without_any_of_the_images_is_refused(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(GroundTruthError, match="expected a folder of images, got nothing there"):
         find_images([annotated("1")], [tmp_path / "nowhere"])
+
+
+MEMBERS = ['"1": {"a": [1, 2]}', '"x\\u00e9\\"": [ ]', ' "" : null ', '"2":-1.5e3', '"1": 7']
+
+
+@pytest.mark.parametrize("count", range(len(MEMBERS) + 1))
+@pytest.mark.parametrize("form", ["{{{}}}", " \n{{ {} \t}}\r\n"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_members_are_those_that_json_has(tmp_path: Path, count: int, form: str, encoding: str) -> None:
+    text = form.format(",".join(MEMBERS[:count]))
+    (tmp_path / "truth.json").write_text(text, encoding=encoding)
+    found = list(parse_members(tmp_path / "truth.json"))
+    assert len(found) == count
+    assert dict(found) == json.loads(text)
+
+
+def test_what_is_no_json_has_no_members(tmp_path: Path) -> None:
+    path = tmp_path / "truth.json"
+    whole = "{" + ",".join(MEMBERS) + "}"
+    broken = [whole[:end] for end in range(len(whole))]
+    broken += [whole + "}", whole[:-1] + ",}", "{,}", "{1: 2}", '{"a" 1}', '{"a": 1 "b": 2}', '{"a": }', "[" * 100_000]
+    for text in broken:
+        path.write_text(text)
+        with pytest.raises(GroundTruthError, match=r"truth\.json: expected JSON"):
+            list(parse_members(path))
+    path.write_bytes(b'{"a": "\xff"}')
+    with pytest.raises(GroundTruthError, match=r"truth\.json: expected JSON"):
+        list(parse_members(path))
+    path.write_text("[]")
+    with pytest.raises(GroundTruthError, match=r"truth\.json: Input should be a valid dictionary"):
+        list(parse_members(path))
+
+
+def test_an_image_with_traces_stands_there_once(write: Any) -> None:
+    traces = '{"captions": ["a"], "traces": [[{"x": 0.5, "y": 0.5}]]}'
+    with pytest.raises(GroundTruthError, match="7: expected each image once, got it again"):
+        list(read_traces(write(f'{{"7": {traces}, "8": {traces}, "7": {traces}}}'), EXACT))
+
+
+def test_values_on_the_disk_are_those_that_were_put_there() -> None:
+    with DiskMapping[AnnotatedImage]() as images:
+        for number in (3, 1, 2):
+            images[str(number)] = annotated(str(number))
+        images["1"] = annotated("1", "one.jpg")
+        assert list(images) == ["3", "1", "2"]
+        assert dict(images) == {"3": annotated("3"), "1": annotated("1", "one.jpg"), "2": annotated("2")}
+        with pytest.raises(KeyError):
+            images["4"]
+
+
+def test_a_full_disk_for_the_ground_truth_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with DiskMapping[AnnotatedImage]() as images:
+        monkeypatch.setattr(images, "_file", FullFile())
+        with pytest.raises(PatchcaptionError, match="cannot be written: No space left on device; TMPDIR names another"):
+            images["1"] = annotated("1")
+
+
+class FullFile(io.BytesIO):
+    def write(self, _: object) -> int:
+        raise OSError(28, "No space left on device")
