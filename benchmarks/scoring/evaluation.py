@@ -58,6 +58,11 @@ class Evaluation:
         """Which score of a caption ranks it: the published one where ranks count and the form is the published one."""
         return "reference" if self.kind == "dense" and self.form.form == "published" else "natural"
 
+    @property
+    def clip(self) -> dict[str, str]:
+        """The weights that score how well captions and images fit, by metric."""
+        return {metric: model.identity for metric, model in self.scorer.models.items()} if self.scorer else {}
+
     def job(self, backend: str) -> Job:
         """Return all that the captions depend on."""
         return {
@@ -72,7 +77,7 @@ class Evaluation:
             "--variance": self.form.variance,
             "--fit": self.fit,
             "--limit": self.limit,
-            "CLIP": self.scorer and {name: model.identity for name, model in self.scorer.models.items()},
+            "CLIP": self.clip,
             "version of patchcaption": package_version("patchcaption"),
         }
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import platform
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any
 
+from benchmarks.scoring.annotation_files import BoxNumbers
 from benchmarks.scoring.dense_map import DenseMap
 from benchmarks.scoring.evaluation import CaptionedImages, Evaluation
 from benchmarks.scoring.metric_score import MetricScore
+from benchmarks.scoring.predictions import PredictedImage
 from benchmarks.scoring.published_rows import SOURCE, PublishedDataSet, PublishedRow, find_data_set, find_row
 from benchmarks.scoring.scores import EvaluationScores
 from runtime.bundle import MANIFEST, sha256_of
@@ -69,8 +72,7 @@ class ScoreReport:
         yield head.removesuffix("\n}") + ',\n  "captions": ['
         separator = "\n    "
         for image in self.captioned:
-            for number, item in enumerate(image.items):
-                line = {"image": image.id, "number": number, **asdict(item)}
+            for line in _caption_records(image):
                 yield separator + json.dumps(line, ensure_ascii=False)
                 separator = ",\n    "
         yield "\n  ]\n}\n"
@@ -93,9 +95,7 @@ class ScoreReport:
                 "folders": [str(folder) for folder in evaluation.folders],
             },
             "options": {**asdict(evaluation.form), "fit": evaluation.fit, "limit": evaluation.limit},
-            "clip": {name: model.identity for name, model in evaluation.scorer.models.items()}
-            if evaluation.scorer
-            else {},
+            "clip": evaluation.clip,
             "backend": self.captioned.backend,
             "versions": {"python": platform.python_version()} | versions,
             "images": scores.images,
@@ -118,9 +118,11 @@ class ScoreReport:
         }
 
     def _title(self) -> str:
+        return f"{self.evaluation.bundle_dir}, {self._pool()}"
+
+    def _pool(self) -> str:
         form = self.evaluation.form
-        variance = f" {form.variance:g}" if form.variance is not None else ""
-        return f"{self.evaluation.bundle_dir}, {form.pool}{variance}"
+        return f"{form.pool}" if form.variance is None else f"{form.pool} {form.variance:g}"
 
     def _data(self) -> str:
         return f"{self.scores.images} images, {self.scores.captions} {REGIONS[self.evaluation.kind]}"
@@ -138,10 +140,21 @@ class ScoreReport:
 
     def _comparison(self) -> str:
         if self.row is None:
-            return f"no row is known for {self.captioned.manifest.backbone.name} on {REGIONS[self.evaluation.kind]}"
+            backbone, pool = self.captioned.manifest.backbone, self._pool()
+            side, regions = backbone.preprocessing.image_size, REGIONS[self.evaluation.kind]
+            return f"no row is known for {backbone.name} @{side} with this decoder, on {regions} pooled by {pool}"
         if self.data_set is None:
             return "its row is of other data, so the two do not compare"
         return "the rows compare if this is the paper's file, of which only name and counts are known"
+
+
+def _caption_records(image: PredictedImage) -> Iterator[dict[str, Any]]:
+    boxes: dict[int, list[BoxNumbers]] = defaultdict(list)
+    for one in image.annotations:
+        boxes[one.item].append(one.box)
+    for number, item in enumerate(image.items):
+        record = {"image": image.id, "number": number, **asdict(item)}
+        yield record | {"boxes": boxes[number]} if boxes else record
 
 
 def _dense_record(dense: DenseMap) -> dict[str, Any]:

@@ -244,6 +244,9 @@ def test_the_record_goes_to_stdout_and_the_row_then_to_stderr(
     record = json.loads(printed.out)
     assert record["scores"]["detmAP"]["value"] == 1
     assert len(record["dense"]["mAP"]) == 30
+    truth = json.loads((annotated_scenes / "dense.json").read_text())
+    boxes = [box for image in list(truth.values())[:2] for own in image.values() for box in own]
+    assert [box for one in record["captions"] for box in one["boxes"]] == boxes
     assert "| scores x 100" in printed.err
 
 

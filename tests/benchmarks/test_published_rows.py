@@ -138,7 +138,8 @@ def test_rows_of_other_data_say_so(manifest: Manifest) -> None:
 def test_a_bundle_without_a_row_is_told_so_in_a_line(manifest: Manifest) -> None:
     text = report(manifest, 3569, 6617, a="no file a")
     assert text.count("\n| ") == 1
-    assert "- published (paper): no row is known for dinov2_vitdemo14_reg on sets of boxes\n" in text
+    line = "no row is known for dinov2_vitdemo14_reg @224 with this decoder, on sets of boxes pooled by mean"
+    assert f"- published (paper): {line}\n" in text
     assert "- bad images: 1 are missing or cannot be read" in text
 
 
