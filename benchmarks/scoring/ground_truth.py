@@ -1,14 +1,14 @@
 """Ground truth: regions of images, and the captions that people gave them.
 
 The formats are those of `annotation_files`. A caption of several lines is several references; captions of the same
-boxes are references of one item. Dense captioning mAP counts boxes by themselves, each time that one is annotated:
-`AnnotatedImage.annotations`.
+boxes are references of one item, but in the published form, which scores each against its own. Dense captioning mAP
+counts boxes by themselves, each time that one is annotated: `AnnotatedImage.annotations`.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -177,10 +177,10 @@ def _box_items(
     form: RegionForm,
     region: Callable[[tuple[BoxNumbers, ...]], Region],
 ) -> list[Item]:
-    references: dict[tuple[BoxNumbers, ...], list[str]] = defaultdict(list)
-    regions: dict[tuple[BoxNumbers, ...], Region] = {}
-    for boxes, caption in captioned:
-        same = tuple(sorted(boxes))
+    references: dict[Hashable, list[str]] = defaultdict(list)
+    regions: dict[Hashable, Region] = {}
+    for number, (boxes, caption) in enumerate(captioned):
+        same = _item_key(boxes, number, form)
         references[same] += _references(location, caption)
         if same not in regions:
             hint = f"; boxes are read as {form.box_format}"
@@ -190,11 +190,16 @@ def _box_items(
 
 def _box_annotations(captioned: Iterable[BoxesOfCaption], form: RegionForm) -> tuple[BoxAnnotation, ...]:
     """Return each box with the number of its item, as `_box_items` counts them."""
-    numbers: dict[tuple[BoxNumbers, ...], int] = {}
+    numbers: dict[Hashable, int] = {}
     return tuple(
-        BoxAnnotation(form.corners(boxes[0]), caption, numbers.setdefault(boxes, len(numbers)))
-        for boxes, caption in captioned
+        BoxAnnotation(form.corners(boxes[0]), caption, numbers.setdefault(_item_key(boxes, number, form), len(numbers)))
+        for number, (boxes, caption) in enumerate(captioned)
     )
+
+
+def _item_key(boxes: tuple[BoxNumbers, ...], number: int, form: RegionForm) -> Hashable:
+    """Return what captions of one item have in common."""
+    return number if form.form == "published" else tuple(sorted(boxes))
 
 
 def _region(location: str, make: Callable[[], Region], hint: str = "") -> Region:

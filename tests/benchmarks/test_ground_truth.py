@@ -104,12 +104,12 @@ def test_dense_takes_coco_annotations_with_boxes(write: Any) -> None:
 
 def test_every_annotated_box_has_its_caption_and_corners_whatever_the_form(write: Any) -> None:
     file = write({"7": {"a cat\na tom": [[10, 20, 30, 50], [10, 20, 10, 50]], "a dog": [[10, 20, 30, 50]]}})
-    for form in (RegionForm(), RegionForm("published")):
+    for form, item in ((RegionForm(), 0), (RegionForm("published"), 2)):
         (image,) = read_dense(file, form)
         assert [(one.caption, one.box, one.item) for one in image.annotations] == [
             ("a cat\na tom", (10, 20, 30, 50), 0),
             ("a cat\na tom", (10, 20, 11, 50), 1),
-            ("a dog", (10, 20, 30, 50), 0),
+            ("a dog", (10, 20, 30, 50), item),
         ]
         assert image.items[0].references == ("a cat", "a tom", "a dog")
     (image,) = read_dense(file, RegionForm(box_format="xywh"))
@@ -184,6 +184,15 @@ def test_captions_of_the_same_boxes_in_any_order_are_references_of_one_set(write
     one, other = [1, 2, 11, 22], [30, 2, 41, 22]
     (image,) = read_sets(write({"7": {"two cats": [one, other], "cats": [other, one]}}), EXACT)
     assert [item.references for item in image.items] == [("two cats", "cats")]
+
+
+def test_the_published_form_scores_captions_of_the_same_boxes_by_themselves(write: Any) -> None:
+    one, other = [1, 2, 11, 22], [30, 2, 41, 22]
+    (image,) = read_sets(write({"7": {"two cats": [one, other], "cats": [other, one]}}), RegionForm("published"))
+    assert [item.references for item in image.items] == [("two cats",), ("cats",)]
+    (image,) = read_dense(write({"7": {"a cat": [one, other], "a tom": [one]}}), RegionForm("published"))
+    assert [item.references for item in image.items] == [("a cat",), ("a cat",), ("a tom",)]
+    assert [(one.caption, one.item) for one in image.annotations] == [("a cat", 0), ("a cat", 1), ("a tom", 2)]
 
 
 def test_the_lines_of_a_caption_are_references_by_themselves(write: Any) -> None:
