@@ -29,6 +29,7 @@ from benchmarks.decoder_recording import DecoderRecording, compare_decoding
 from benchmarks.densecap_recording import compare_dense_evaluation, is_dense_evaluation
 from benchmarks.difference import NEAR_TIE, Difference, relative_difference
 from benchmarks.reference_recording import MODES, RECORDINGS, CutTask, Recording, Task, tasks
+from benchmarks.training_recording import compare_training, is_training
 from benchmarks.vocabulary_recording import compare_vocabulary, is_vocabulary
 from export.bundle_builder import BuildOptions, build
 from export.command_line import run_command, show_progress
@@ -206,6 +207,8 @@ def _measure_all(path: Path, images: Path | None, files: Path | None) -> list[Di
     contents = checkpoints.read_json(path.with_suffix(".json"))
     if is_vocabulary(contents):
         return [compare_vocabulary(contents, path.stem, files)]
+    if is_training(contents):
+        return list(compare_training(contents, path))
     if is_dense_evaluation(contents):
         return list(compare_dense_evaluation(contents))
     if kind_of(contents) is not None:

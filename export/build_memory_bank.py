@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -72,7 +74,8 @@ def build_bank(
 
     Raises:
         CheckpointError: an interrupted run left rows of other captions, another tower or projection.
-        OSError: the disk is full or cannot be written to.
+        PatchcaptionError: the disk is full or cannot be written to.
+        OSError: the folder of unfinished work cannot be made.
     """
     out = follow_links(out)
     work_dir = work_dir_of(out)
@@ -92,7 +95,7 @@ def _build_in(
     """Write the bank in the folder of unfinished work, from the rows that are there on."""
     rows_file = work_dir / "embeddings.f32"
     row_bytes = 4 * tower.width
-    with rows_file.open("ab") as rows:
+    with Output(rows_file).errors(), rows_file.open("ab") as rows:
         done = rows_file.stat().st_size // (row_bytes * batch_size) * batch_size
         done = min(done, len(captions))
         rows.truncate(done * row_bytes)  # the last batch may have been cut short
@@ -115,7 +118,7 @@ def bank_fingerprint(captions: Sequence[str], tower: TextTower, batch_size: int)
 
 
 def _write_bank(path: Path, embeddings: np.ndarray[Any, Any], captions: Sequence[str], text_space: str) -> None:
-    with h5py.File(path, "w") as file:
+    with _write_errors(path), h5py.File(path, "w") as file:
         file.attrs[TEXT_SPACE] = text_space
         rows = file.create_dataset(f"{_NAME}{EMBEDDINGS}", embeddings.shape, np.float32)
         texts = file.create_dataset(f"{_NAME}{CAPTIONS}", (len(captions),), h5py.string_dtype("utf-8"))
@@ -123,6 +126,17 @@ def _write_bank(path: Path, embeddings: np.ndarray[Any, Any], captions: Sequence
             block = slice(start, start + _BLOCK_ROWS)
             rows[block] = embeddings[block]
             texts[block] = captions[block]
+
+
+@contextmanager
+def _write_errors(path: Path) -> Iterator[None]:
+    """Turn what HDF5 makes of a failure to write into one line."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # the latter if the file cannot be closed
+        number = getattr(error, "errno", None)
+        reason = os.strerror(number) if number else " ".join(str(error).split())
+        raise CheckpointError(f"{path}: cannot be written: {reason}") from None
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "build_memory_bank.py") -> int:

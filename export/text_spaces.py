@@ -80,6 +80,12 @@ def text_space(name: str | None, width: int) -> TextSpace:
     return TEXT_SPACES.get(name or "") or TextSpace(TALK2DINO, width, unit_rows=False, unit_output=True)
 
 
+def is_name_of(name: str, space: str) -> bool:
+    """Return whether a name asks for a space: its own, or "t2d-" and the backbone that it is one of several for."""
+    known = TEXT_SPACES.get(space)
+    return name == space or bool(known and known.backbone and name == f"{TALK2DINO_PREFIX}{known.backbone}")
+
+
 def have_same_vectors(first: str, second: str) -> bool:
     """Return whether the same backbone's vectors lie in two spaces, as far as they are published."""
     known = [TEXT_SPACES.get(name) for name in (first, second)]

@@ -8,44 +8,46 @@ with which the same command goes on. Several processes: `torchrun --nproc-per-no
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import IO, Any, cast, get_args
 
 if not __package__:  # run by its path: the packages of this clone, whatever is installed
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from tokenizers import Tokenizer
 
 from export.build_memory_bank import bank_fingerprint, build_bank
-from export.caption_file import CAPTIONS_HELP, CaptionFile, read_caption_file, summary
+from export.caption_file import CAPTIONS_HELP, BadCaption, read_caption_file, summary
 from export.checkpoint import CheckpointError, MemorySource
 from export.command_line import from_namespace, positive_int, run_command
 from export.readers.clip_bpe import read_clip_bpe, read_tokenizer
 from export.readers.memory_hdf5 import read_bank_space, read_memory_bank
-from export.text_spaces import TEXT_SPACES, text_space
+from export.text_spaces import TEXT_SPACES, is_name_of, text_space
 from export.text_towers import open_text_tower
 from export.training.configuration import backbone_settings, configuration
-from export.training.data import CaptionTokens
-from export.training.losses import LossHistory
+from export.training.data import CaptionTokens, without_bad_captions
+from export.training.losses import LossHistory, check_drawing
+from export.training.plan import DecoderKind, TrainingPlan
 from export.training.processes import Processes, launched
-from export.training.run import DecoderKind, TrainedDecoder, TrainingPlan, train
+from export.training.run import TrainedDecoder, train
 from export.training.state import SavedState, save_whole
 from export.training.trainer import Precision
 from export.unfinished_work import claimed, remove_work, work_dir_of
 from runtime.bundle import sha256_of
 from runtime.errors import PatchcaptionError
-from runtime.system.files import follow_links
+from runtime.system.files import follow_links, move_into_place, temporary_beside
 from runtime.system.outputs import Output, check_distinct
 from runtime.system.standard_streams import show
 
 _JOB = "other captions, another text tower, another bank or other settings"
+_BANK = "bank.h5"
 _EMBEDDED_AT_ONCE = 256
 _STEPS_BETWEEN_REPORTS = 10
 
@@ -70,7 +72,8 @@ class Outputs:
     @classmethod
     def of(cls, options: argparse.Namespace) -> Outputs:
         """Return the outputs that the options ask for: all beside the decoder, under its name."""
-        out = follow_links(options.out)
+        with Output(options.out).errors():
+            out = follow_links(options.out)
         makes_bank = options.kind == "decap" and options.bank is None
         return cls(
             decoder=out,
@@ -84,7 +87,7 @@ class Outputs:
         """Raise before the work if one of them cannot be written, or would be written over what is read.
 
         Raises:
-            PatchcaptionError: names the file.
+            PatchcaptionError: names the file, or what the picture of the losses is drawn with is missing.
         """
         if self.decoder.suffix not in (".pt", ".pth"):
             raise CheckpointError(f"--out {options.out}: expected a file that ends in .pt")
@@ -97,6 +100,7 @@ class Outputs:
             if not output.is_file:
                 raise CheckpointError(f"{output}: expected a file")
         named = (getattr(options, name) for name in ("captions", "bank", "talk2dino", "text_tower", "tokenizer"))
+        check_drawing()
         check_distinct(outputs, [Path(name) for name in (*named, options.start_from, options.backbone) if name])
 
 
@@ -121,6 +125,22 @@ class Progression:
     def note(self, text: str) -> None:
         """Print a line for the user above the bars."""
         self._progress.console.print(f"note: {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+class _Stderr:
+    """Stderr for what nothing depends on: if its disk is full or its terminal has gone, training goes on."""
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            sys.stderr.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "train_decoder.py") -> int:
@@ -190,22 +210,23 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     plan, outputs = from_namespace(TrainingPlan, options), Outputs.of(options)
-    if (options.captions is None) == (options.bank is None):
-        raise CheckpointError("expected a file of captions, or --bank with a memory bank that holds them")
+    _check_sources(options)
     outputs.check(options)
     backbone = backbone_settings(options.backbone) if options.backbone else {}
     tokenizer = read_tokenizer(options.tokenizer) if options.tokenizer else read_clip_bpe()
     tokenizer.no_truncation()
+    tokens = CaptionTokens(tokenizer, plan.tokens, plan.start_token)
     with launched(options.device) as processes:
         plan.check(processes)
         with _show_progress(processes) as shown, ExitStack() as held:
             work_dir = work_dir_of(outputs.decoder)
             saved = SavedState(work_dir, options.save_seconds, shown.note)
+            given = _given_bank(options, tokens, shown) if options.bank else None
             if processes.is_first:
-                held.enter_context(_prepared(options, plan, tokenizer, work_dir, shown))
+                held.enter_context(_prepared(options, plan, tokens, work_dir, shown))
                 saved.remove_parts()
             processes.wait()
-            bank = _open_bank(options, work_dir)
+            bank = given or _open_bank(work_dir / _BANK, options.space)
             trained = train(plan, bank, tokenizer, processes, saved, shown)
             if processes.is_first:
                 _write(trained, outputs, options, backbone, bank, work_dir)
@@ -215,9 +236,28 @@ def _run(options: argparse.Namespace) -> None:
         show(f"{outputs.decoder}: {_result(trained)}")
 
 
+def _check_sources(options: argparse.Namespace) -> None:
+    """Raise if it is not said what to learn from, or said twice.
+
+    Raises:
+        CheckpointError: names the option.
+    """
+    if (options.captions is None) == (options.bank is None):
+        raise CheckpointError("expected a file of captions, or --bank with a memory bank that holds them")
+    unused = [
+        name
+        for name in ("--talk2dino", "--text-tower", "--tower-tokenizer")
+        if options.bank and getattr(options, name[2:].replace("-", "_"))
+    ]
+    if unused:
+        raise CheckpointError(f"{unused[0]}: --bank {options.bank} holds embeddings already; leave one of them out")
+    if not options.save_seconds >= 0:
+        raise CheckpointError(f"--save-seconds: expected a number of at least 0, got {options.save_seconds}")
+
+
 @contextmanager
 def _show_progress(processes: Processes) -> Iterator[Progression]:
-    console = Console(stderr=True, quiet=not processes.is_first)
+    console = Console(file=cast(IO[str], _Stderr()), quiet=not processes.is_first)
     times = (TimeElapsedColumn(), TextColumn("elapsed,"), TimeRemainingColumn(), TextColumn("left"))
     columns = (
         TextColumn("{task.description}"),
@@ -232,7 +272,7 @@ def _show_progress(processes: Processes) -> Iterator[Progression]:
 
 @contextmanager
 def _prepared(
-    options: argparse.Namespace, plan: TrainingPlan, tokenizer: Tokenizer, work_dir: Path, shown: Progression
+    options: argparse.Namespace, plan: TrainingPlan, tokens: CaptionTokens, work_dir: Path, shown: Progression
 ) -> Iterator[None]:
     """Claim the folder of unfinished work, with the captions' embeddings in it, if no bank is given."""
     settings = f"{plan.fingerprint()}, {sha256_of(options.tokenizer) if options.tokenizer else 'CLIP'}"
@@ -240,40 +280,49 @@ def _prepared(
         with claimed(work_dir, f"{settings}, {sha256_of(options.bank)}", _JOB):
             yield
         return
-    captions = _captions(options, CaptionTokens(tokenizer, plan.tokens, plan.start_token), shown)
+    file = tokens.check(read_caption_file(options.captions))
+    _tell_bad(options.captions, len(file.captions), file.bad, options.on_bad, shown)
+    plan.check_captions(len(file.captions))
     tower = open_text_tower(
         options.space, options.text_tower, options.talk2dino, options.tower_tokenizer, options.device
     )
     for note in tower.notes:
         shown.note(note)
-    with claimed(work_dir, f"{settings}, {bank_fingerprint(captions, tower, _EMBEDDED_AT_ONCE)}", _JOB):
-        bank = work_dir / "bank.h5"
+    with claimed(work_dir, f"{settings}, {bank_fingerprint(file.captions, tower, _EMBEDDED_AT_ONCE)}", _JOB):
+        bank, total = work_dir / _BANK, len(file.captions)
         if not bank.exists():
-            build_bank(captions, tower, bank, _EMBEDDED_AT_ONCE, lambda done: shown.embedded(done, len(captions)))
+            build_bank(file.captions, tower, bank, _EMBEDDED_AT_ONCE, lambda done: shown.embedded(done, total))
         yield
 
 
-def _captions(options: argparse.Namespace, tokens: CaptionTokens, shown: Progression) -> Sequence[str]:
-    """Return the captions of the file; what is none of it is told, or refused."""
-    file: CaptionFile = tokens.check(read_caption_file(options.captions))
-    if not file.captions:
-        raise CheckpointError(f"{options.captions}: expected captions of tokens that the decoder has, got none")
-    lines = list(summary(file.bad))
-    if lines and options.on_bad == "refuse":
-        raise CheckpointError(f"{options.captions}: {lines[0]}; --on-bad skip leaves them out")
+def _given_bank(options: argparse.Namespace, tokens: CaptionTokens, shown: Progression) -> MemorySource:
+    """Return the bank that is named, without captions that are none; they are told, or refused."""
+    bank, bad = without_bad_captions(_open_bank(options.bank, options.space), tokens)
+    captions = sum(len(texts) for _, texts in bank.blocks())
+    _tell_bad(options.bank, captions, bad, options.on_bad, shown)
+    return bank
+
+
+def _tell_bad(path: Path, captions: int, bad: Sequence[BadCaption], on_bad: str, shown: Progression) -> None:
+    """Tell what of a file is no caption, or refuse it; refuse a file that has nothing else."""
+    lines = list(summary(bad))
+    if not captions:
+        raise CheckpointError(f"{path}: expected at least one caption, got none; {lines[0]}")
+    if lines and on_bad == "refuse":
+        raise CheckpointError(f"{path}: {lines[0]}; --on-bad skip leaves out what is no caption")
     for line in lines:
-        shown.note(f"{options.captions}: {line}: left out")
-    return file.captions
+        shown.note(f"{path}: {line}: left out")
 
 
-def _open_bank(options: argparse.Namespace, work_dir: Path) -> MemorySource:
-    path = options.bank or work_dir / "bank.h5"
+def _open_bank(path: Path, space: str | None) -> MemorySource:
+    """Open a bank in the text space that it records, or in that which is named."""
     recorded, width = read_bank_space(path)
-    name = recorded or options.space
+    if recorded and space and not is_name_of(space, recorded):
+        raise CheckpointError(f"--space {space}: {path} is of the text space {recorded}; leave --space out")
+    name = recorded or space
     if name is None:
         raise CheckpointError(f"{path}: it does not say which text space it is of; name it by --space")
-    rules = TEXT_SPACES.get(name) or text_space(name, width)
-    return read_memory_bank(path, rules)
+    return replace(read_memory_bank(path, text_space(name, width)), text_space=name)
 
 
 def _write(
@@ -284,16 +333,32 @@ def _write(
     bank: MemorySource,
     work_dir: Path,
 ) -> None:
-    """Write the results, the decoder last: where it is, all else is."""
+    """Write the results, the decoder last: where it is, all else is. Until then all that was done stays."""
+    finished = work_dir / "decoder.pt"
+    with Output(outputs.decoder).errors():
+        save_whole(finished, trained.state_dict())  # first what a full disk has least room for
     Output(outputs.losses).write(trained.history.to_csv())
     Output(outputs.curve).write(trained.history.to_png())
-    if outputs.bank is not None and (work_dir / "bank.h5").exists():
-        (work_dir / "bank.h5").replace(outputs.bank)
+    if outputs.bank is not None:
+        with Output(outputs.bank).errors():
+            _place(work_dir / _BANK, follow_links(outputs.bank))
     bank_file = outputs.bank or (options.bank if options.kind == "decap" else None)
     if outputs.config is not None:
         settings = configuration(backbone, outputs.decoder, bank, bank_file, options.tokenizer)
         Output(outputs.config).write(settings)
-    save_whole(outputs.decoder, trained.state_dict())
+    with Output(outputs.decoder).errors():
+        move_into_place(finished, outputs.decoder)
+
+
+def _place(file: Path, out: Path) -> None:
+    """Give a file a second name, in place of what has it; a copy where the file system has no links."""
+    with temporary_beside(out) as part:
+        part.unlink()
+        try:
+            part.hardlink_to(file)
+        except OSError:
+            shutil.copyfile(file, part)
+        move_into_place(part, out)
 
 
 def _result(trained: TrainedDecoder) -> str:

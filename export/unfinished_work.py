@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -24,6 +24,8 @@ def work_dir_of(out: Path) -> Path:
 def claimed(work_dir: Path, fingerprint: str, job: str) -> Iterator[None]:
     """Make the folder of unfinished work, or take over that of an interrupted run of the same job; keep others out.
 
+    A folder that nothing was put into is removed at the end.
+
     Args:
         fingerprint: the same for the same job, and for no other.
         job: what the fingerprint is made of, for the message.
@@ -40,13 +42,22 @@ def claimed(work_dir: Path, fingerprint: str, job: str) -> Iterator[None]:
         if not lock_if_possible(file.fileno()):
             raise CheckpointError(f"{work_dir}: another run is at work there; wait for its end")
         _check_job(file, work_dir, fingerprint, job)
-        yield
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                if _is_empty(work_dir):
+                    shutil.rmtree(work_dir)
 
 
 def remove_work(work_dir: Path) -> None:
     """Remove the folder when the job is done; what says which job it was goes last."""
     for path in work_dir.iterdir():
-        if path.name != _MARK:
+        if path.name == _MARK:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
             path.unlink()
     shutil.rmtree(work_dir)
 
@@ -63,10 +74,15 @@ def _check_job(file: TextIO, work_dir: Path, fingerprint: str, job: str) -> None
     """Write down what the job is, or compare it with what an earlier run has written."""
     file.seek(0)
     begun = file.read()
-    if not fingerprint.startswith(begun) and all(path.name == _MARK for path in work_dir.iterdir()):
+    if not fingerprint.startswith(begun) and _is_empty(work_dir):
         file.truncate(0)  # of a job that was done, and its removal interrupted
         begun = ""
     if not fingerprint.startswith(begun):
         raise CheckpointError(f"{work_dir}: it was begun with {job}; finish it with those, or remove it")
     file.write(fingerprint[len(begun) :])  # all of it; or the rest, of a run that was killed while it wrote
     file.flush()
+
+
+def _is_empty(work_dir: Path) -> bool:
+    """Return whether nothing is in the folder but what says which job it is for."""
+    return all(path.name == _MARK for path in work_dir.iterdir())

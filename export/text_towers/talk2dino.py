@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from export.checkpoint import CheckpointError
 from export.readers.talk2dino import read_talk2dino
-from export.text_spaces import TALK2DINO_PREFIX, TEXT_SPACES
+from export.text_spaces import is_name_of
 from export.text_towers.base import TextTower, TowerRequest
 from export.text_towers.clip import load_clip
 
@@ -21,9 +21,7 @@ def load_talk2dino(request: TowerRequest) -> TextTower:
     """
     assert request.projection is not None  # what has a projection is loaded with one
     talk2dino = read_talk2dino(request.projection)
-    published = TEXT_SPACES.get(talk2dino.text_space)
-    of_backbone = f"{TALK2DINO_PREFIX}{published.backbone}" if published and published.backbone else None
-    if request.text_space not in (None, talk2dino.text_space, of_backbone):
+    if request.text_space is not None and not is_name_of(request.text_space, talk2dino.text_space):
         raise CheckpointError(
             f"{request.projection}: expected a projection into the text space {request.text_space}, got one into "
             f"{talk2dino.text_space}: {talk2dino.identity}"

@@ -6,15 +6,16 @@ Shapes: M captions, L tokens of a caption, D width of the embeddings.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import compress
 
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from export.caption_file import BadCaption, CaptionFile
-from export.checkpoint import END_TOKEN, MemorySource
+from export.caption_file import BadCaption, CaptionFile, fault_of
+from export.checkpoint import END_TOKEN, CaptionedRows, MemorySource
 from export.readers.clip_bpe import START_TOKEN, token_id
 from export.training.objective import IGNORED
 
@@ -77,16 +78,38 @@ class CaptionTokens:
             token_ids[row, : len(kept)] = targets[row, : len(kept)] = kept
         return token_ids, targets
 
+    def faults(self, captions: Sequence[str]) -> Iterator[str | None]:
+        """Yield for each caption why it cannot be learned; None for one that can. Long texts are not tokenized."""
+        faults = [fault_of(caption) for caption in captions]
+        encoded = self._encoded([caption for caption, fault in zip(captions, faults, strict=True) if fault is None])
+        for fault in faults:
+            yield fault or self._fault_of_ids(next(encoded))
+
     def check(self, file: CaptionFile) -> CaptionFile:
-        """Return a file's captions without those that have no tokens, or too many; they become bad ones."""
-        captions, bad = list[str](), list(file.bad)
-        for number, (caption, own) in enumerate(zip(file.captions, self._encoded(file.captions), strict=True)):
-            if 2 < len(own) <= MAX_TOKENS:
+        """Return a file's captions without those that cannot be learned, which become bad ones."""
+        captions, places, bad = list[str](), list[str](), list(file.bad)
+        for caption, place, fault in zip(file.captions, file.places, self.faults(file.captions), strict=True):
+            if fault is None:
                 captions.append(caption)
-                continue
-            reason = f"it has {len(own)} tokens, more than {MAX_TOKENS}" if len(own) > 2 else "none of it is a token"
-            bad.append(BadCaption(f"caption {number} ({caption[:40]!r})", reason))
-        return CaptionFile(tuple(captions), tuple(bad))
+                places.append(place)
+            else:
+                bad.append(BadCaption(place, fault))
+        return CaptionFile(tuple(captions), tuple(places), tuple(bad))
+
+    def _fault_of_ids(self, ids: Sequence[int]) -> str | None:
+        """Return why token ids are none of a caption: start, its own, end."""
+        own = set(ids[1:-1])
+        if own <= self._unknown():
+            return "none of it is a token of the decoder's vocabulary"
+        if own & {ids[0], ids[-1]}:
+            return "it holds the start or end token"
+        return f"it has {len(ids)} tokens, more than {MAX_TOKENS}" if len(ids) > MAX_TOKENS else None
+
+    def _unknown(self) -> set[int]:
+        """Return the id that stands for all that the vocabulary has not, if there is one."""
+        token = getattr(self.tokenizer.model, "unk_token", None)
+        found = None if token is None else self.tokenizer.token_to_id(token)
+        return set() if found is None else {found}
 
     def _encoded(self, captions: Sequence[str]) -> Iterator[list[int]]:
         """Yield the token ids of each caption, start and end included, whether the tokenizer adds them or not."""
@@ -94,6 +117,30 @@ class CaptionTokens:
         for first in range(0, len(captions), _BATCH):
             batch = self.tokenizer.encode_batch(list(captions[first : first + _BATCH]), add_special_tokens=False)
             yield from ([start, *encoding.ids, end] for encoding in batch)
+
+
+def without_bad_captions(bank: MemorySource, tokens: CaptionTokens) -> tuple[MemorySource, tuple[BadCaption, ...]]:
+    """Return a bank without the rows whose captions cannot be learned, and those rows.
+
+    Raises:
+        CheckpointError: as `make_data`.
+    """
+    bad, kept, start = list[BadCaption](), list[list[bool]](), 0
+    for _, captions in bank.blocks():
+        faults = list(tokens.faults(captions))
+        bad += [BadCaption(f"row {start + row}", fault) for row, fault in enumerate(faults) if fault]
+        kept.append([fault is None for fault in faults])
+        start += len(captions)
+    if not bad:
+        return bank, ()
+    for _ in bank.rows():  # faults of embeddings name rows of the file, not of what is left of it
+        pass
+
+    def blocks() -> Iterator[CaptionedRows]:
+        for (embeddings, captions), keep in zip(bank.blocks(), kept, strict=True):
+            yield embeddings[torch.tensor(keep)], list(compress(captions, keep))
+
+    return replace(bank, blocks=blocks), tuple(bad)
 
 
 def make_data(bank: MemorySource, tokens: CaptionTokens) -> TrainingData:

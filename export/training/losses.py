@@ -12,12 +12,27 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from export.checkpoint import CheckpointError
 from export.training.held_out import HeldOutScore
 from export.training.trainer import StepResult
 
 _POINTS = 400
 """The most points of a curve: each is the mean of the steps around it."""
 _HELD_OUT = ("loss", "accuracy", "captions")
+
+
+def check_drawing() -> None:
+    """Raise if the picture could not be drawn in the end.
+
+    Raises:
+        CheckpointError: matplotlib is missing or broken.
+    """
+    try:
+        from matplotlib.figure import Figure  # noqa: F401
+    except ImportError as error:
+        raise CheckpointError(
+            f"the losses cannot be drawn: {error}; pip install 'patchcaption[export]', which has matplotlib"
+        ) from None
 
 
 class LossHistory:

@@ -34,8 +34,12 @@ class GaussianNoise:
     std: float
 
     def __call__(self, embeddings: Tensor, generator: torch.Generator) -> Tensor:
-        noise = torch.randn(embeddings.shape, generator=generator).to(embeddings)
-        return F.normalize(embeddings + self.std * noise, dim=-1)
+        return add_noise(embeddings, torch.randn(embeddings.shape, generator=generator).to(embeddings), self.std)
+
+
+def add_noise(embeddings: Tensor, noise: Tensor, std: float) -> Tensor:
+    """Return unit embeddings with noise (..., D), standard normal numbers times ``std``, at length 1 again."""
+    return F.normalize(embeddings + std * noise, dim=-1)
 
 
 class ProjectedNoise:

@@ -37,15 +37,25 @@ class Processes:
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """Return the sum of what all processes have."""
+        """Return the sum of what all processes have.
+
+        Raises:
+            CheckpointError: another process has ended.
+        """
         if self.count > 1:
-            distributed.all_reduce(values)
+            with _losses_of_others():
+                distributed.all_reduce(values)
         return values
 
     def wait(self) -> None:
-        """Wait until all processes are here."""
+        """Wait until all processes are here.
+
+        Raises:
+            CheckpointError: another process has ended.
+        """
         if self.count > 1:
-            distributed.barrier()
+            with _losses_of_others():
+                distributed.barrier()
 
 
 @contextmanager
@@ -56,14 +66,20 @@ def launched(device: str) -> Iterator[Processes]:
         device: "cpu", or "cuda" for a GPU to each process.
 
     Raises:
-        CheckpointError: there is no such device.
+        CheckpointError: there is no such device, or the launch is incomplete.
     """
-    count, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    own = _device(device, int(os.environ.get("LOCAL_RANK", "0")) if count > 1 else None)
+    count, rank = _launch_number("WORLD_SIZE", 1), _launch_number("RANK", 0)
+    own = _device(device, _launch_number("LOCAL_RANK", 0) if count > 1 else None)
     if count == 1:
         yield Processes(0, 1, own)
         return
-    distributed.init_process_group("nccl" if own.type == "cuda" else "gloo", timeout=_PATIENCE)
+    try:
+        distributed.init_process_group("nccl" if own.type == "cuda" else "gloo", timeout=_PATIENCE)
+    except (ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"WORLD_SIZE is {count}, but its processes do not meet: {str(error).splitlines()[0]}; launch them by "
+            "torchrun, or unset WORLD_SIZE"
+        ) from None
     try:
         yield Processes(rank, count, own)
     finally:
@@ -73,6 +89,8 @@ def launched(device: str) -> Iterator[Processes]:
 def _device(name: str, local_rank: int | None) -> torch.device:
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise CheckpointError(f"--device {name}: expected cpu or cuda")
         if device.type == "cuda":
             device = torch.device("cuda", device.index if local_rank is None else local_rank)
             torch.cuda.set_device(device)
@@ -80,3 +98,22 @@ def _device(name: str, local_rank: int | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise CheckpointError(f"--device {name}: {str(error).splitlines()[0]}") from None
     return device
+
+
+def _launch_number(name: str, default: int) -> int:
+    """Return a number that a launcher gives its processes."""
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal():
+        raise CheckpointError(f"{name}: expected a number, as torchrun sets it, got {text!r}")
+    return int(text)
+
+
+@contextmanager
+def _losses_of_others() -> Iterator[None]:
+    """Turn what torch says when another process has ended into one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"another process of the launch has ended, or cannot be reached: {str(error).splitlines()[0]}"
+        ) from None

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from tokenizers import Tokenizer
@@ -21,12 +19,11 @@ from export.training.decoder import DecoderSize, TrainableDecap, load_decoder
 from export.training.held_out import score_held_out
 from export.training.losses import LossHistory
 from export.training.noise import GaussianNoise, Noise, ProjectedNoise, no_noise
+from export.training.plan import TrainingPlan
 from export.training.processes import Processes
 from export.training.state import SavedState
-from export.training.trainer import Optimization, Precision, StepResult, Trainer
-from runtime.bundle import sha256_of
+from export.training.trainer import StepResult, Trainer
 
-DecoderKind: TypeAlias = Literal["decap", "capdec"]
 PUBLISHED_VOCABULARY = 50257
 """The rows that published decoders have for CLIP's 49,408 tokens: GPT-2's vocabulary."""
 
@@ -39,84 +36,6 @@ class Monitor(Protocol):
 
     def note(self, text: str) -> None:
         """Take what the user should know."""
-
-
-@dataclass(frozen=True)
-class TrainingPlan:
-    """What is trained, and how; the defaults are the published numbers.
-
-    Attributes:
-        kind: "decap" learns from the embeddings, for vectors that are projected onto a memory bank; "capdec" from
-            noisy ones, for vectors as they are.
-        noise: of CapDec, the standard deviation of each component.
-        through_memory: whether DeCap's embeddings get noise and are projected onto the bank (`ProjectedNoise`).
-        epochs: passes over all captions.
-        steps: to take in the place of whole epochs.
-        batch_size: captions of a step, over all processes.
-        tokens: that are learned of a caption, from its start on.
-        start_token: whether captions begin with the start token, as published.
-        width, layers, positions: sizes of the decoder.
-        start_from: a decoder to train further.
-        held_out: captions that are not learned, but scored after each epoch.
-    """
-
-    kind: DecoderKind = "decap"
-    noise: float = 0.08
-    through_memory: bool = False
-    epochs: int = 10
-    steps: int | None = None
-    batch_size: int = 64
-    rate: float = 1e-5
-    warmup_steps: int = 1000
-    weight_decay: float = 0.01
-    label_smoothing: float = 0.1
-    clip_norm: float | None = None
-    precision: Precision = "fp32"
-    tokens: int = 20
-    start_token: bool = True
-    width: int = 768
-    layers: int = 4
-    positions: int = 1024
-    dropout: float = 0.1
-    start_from: Path | None = None
-    held_out: int = 0
-    seed: int = 0
-
-    def fingerprint(self) -> str:
-        """Return what tells this plan from any other, the contents of files included."""
-        settings = asdict(self)
-        settings["start_from"] = self.start_from and sha256_of(self.start_from)
-        return hashlib.sha256(repr(sorted(settings.items())).encode()).hexdigest()
-
-    def optimization(self, steps_per_epoch: int) -> Optimization:
-        """Return the numbers of the optimizer."""
-        return Optimization(
-            self.steps or self.epochs * steps_per_epoch,
-            self.rate,
-            self.warmup_steps,
-            self.weight_decay,
-            self.label_smoothing,
-            self.clip_norm,
-            self.precision,
-        )
-
-    def check(self, processes: Processes) -> None:
-        """Raise if numbers do not go together.
-
-        Raises:
-            CheckpointError: names the option.
-        """
-        if self.positions <= self.tokens:
-            raise CheckpointError(f"--positions: expected more than --tokens, {self.tokens}, got {self.positions}")
-        if self.batch_size < processes.count:
-            raise CheckpointError(
-                f"--batch-size: expected at least one caption for each of {processes.count} processes, got "
-                f"{self.batch_size}"
-            )
-        if self.precision == "fp16" and processes.device.type == "cpu":
-            raise CheckpointError("--precision fp16: is for GPUs; on a CPU expected fp32 or bf16")
-        if self.through_memory and self.kind == "capdec":
-            raise CheckpointError("--through-memory: CapDec has no memory bank; leave it out, or take --kind decap")
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,10 +72,7 @@ def train(
     optimization = plan.optimization(batches.per_epoch)
     trainer = Trainer(_model(plan, bank.width, tokenizer), batches.draw, optimization, processes, plan.seed)
     history = LossHistory(batches.per_epoch)
-    state = saved.load()
-    if state is not None:
-        trainer.load_state_dict(state["trainer"])
-        history.load_state_dict(state["history"])
+    saved.load_into(trainer=trainer, history=history)
 
     def state_dict() -> Mapping[str, Any]:
         return {"trainer": trainer.state_dict(), "history": history.state_dict()}
@@ -183,13 +99,8 @@ def _step(trainer: Trainer) -> StepResult:
 
 
 def _split(plan: TrainingPlan, data: TrainingData) -> tuple[TrainingData, TrainingData]:
-    learned, held_out = data.split(min(plan.held_out, len(data)), seed_of(plan.seed, HELD_OUT))
-    if len(learned) < plan.batch_size:
-        raise CheckpointError(
-            f"expected at least {plan.batch_size} captions to learn, those of a batch, got {len(learned)}; take a "
-            "smaller --batch-size"
-        )
-    return learned, held_out
+    plan.check_captions(len(data))
+    return data.split(plan.held_out, seed_of(plan.seed, HELD_OUT))
 
 
 def _noise(plan: TrainingPlan, bank: MemorySource, learned: TrainingData, device: torch.device) -> Noise:

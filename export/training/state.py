@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, BinaryIO, Protocol, cast
 
 import torch
 
@@ -13,6 +13,13 @@ from export.checkpoint import CheckpointError
 from runtime.system.files import part_name, write_atomically
 
 _FILE = "state.pt"
+
+
+class Restorable(Protocol):
+    """A part of a training that can go on from where it was."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
 
 
 class SavedState:
@@ -29,20 +36,25 @@ class SavedState:
 
     def remove_parts(self) -> None:
         """Remove what runs that were killed while they saved have left."""
-        for part in self._path.parent.glob(part_name(self._path, "*").name):
+        for part in self._path.parent.glob(part_name(self._path.with_stem("*"), "*").name):
             part.unlink(missing_ok=True)
 
-    def load(self) -> Mapping[str, Any] | None:
-        """Return the state that was saved last; None for a run that begins.
+    def load_into(self, **parts: Restorable) -> None:
+        """Let parts of a training go on from the state that was saved last, if there is one.
+
+        Args:
+            parts: by their names in the state.
 
         Raises:
             CheckpointError: it cannot be read.
         """
         try:
             with self._path.open("rb") as file:
-                return torch.load(file, map_location="cpu", weights_only=True)
+                state = torch.load(file, map_location="cpu", weights_only=True)
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
         except FileNotFoundError:
-            return None
+            return
         except Exception as error:  # torch raises many kinds
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise CheckpointError(
@@ -74,8 +86,34 @@ def save_whole(path: Path, contents: Mapping[str, Any]) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    with write_atomically(path) as part, part.open("wb") as file:  # by its name, torch would name its records after it
+    with write_atomically(path) as part, part.open("wb") as file:
+        watched = _Watched(file)
         try:
-            torch.save(contents, file)
-        except RuntimeError as error:  # what torch makes of a full disk
-            raise OSError(f"{error.__cause__ or error}".splitlines()[0]) from error
+            torch.save(contents, cast(IO[bytes], watched))  # by the file's name, torch would name its records after it
+            file.flush()
+        except Exception:
+            if watched.failure is None:
+                raise
+            raise watched.failure from None  # what torch makes of it says nothing
+
+
+class _Watched:
+    """A file that remembers how it failed.
+
+    Attributes:
+        failure: the first failure to write, or what interrupted it.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.failure: BaseException | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except BaseException as error:
+            self.failure = self.failure or error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()

@@ -171,7 +171,7 @@ def test_captions_come_from_text_and_from_json(name: str, text: str, tmp_path: P
         ("captions.json", '{"annotations": [{"id": 1}]}', "expected at least one caption, got none; annotation 0"),
         ("captions.json", '["a", "\\ud83d"]', "caption 1: it is not UTF-8, or has half a character"),
         ("captions.json", "3", "expected a text file"),
-        ("captions.json", "{}", "expected at least one caption"),
+        ("captions.json", "{}", "expected a text file"),
         ("captions.txt", "\n", "expected at least one caption"),
     ],
 )
