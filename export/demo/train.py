@@ -29,7 +29,7 @@ from export.demo.tokenizer import train_tokenizer
 from export.demo.train_decoder import train_decoder
 from export.demo.training_log import copy_log, log_to
 from export.demo.training_loop import TrainingLog
-from export.demo.training_plan import TrainingPlan
+from export.demo.training_plan import DemoTrainingPlan
 from export.demo.vision_training import train_vision
 from export.models.dinov2 import Dinov2Backbone
 from export.readers.clip_bpe import pad_tokens
@@ -40,13 +40,13 @@ def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description="Train the demo checkpoint.")
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint's files")
-    parser.add_argument("--seed", type=int, default=TrainingPlan.seed)
+    parser.add_argument("--seed", type=int, default=DemoTrainingPlan.seed)
     parser.add_argument(
         "--start-from", type=Path, help="folder with the weights of an earlier run: only the last phase is trained"
     )
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    plan = TrainingPlan(seed=options.seed)
+    plan = DemoTrainingPlan(seed=options.seed)
     with (options.out / files.LOG_FILE).open("w") as log_file:
         log = log_to(log_file)
         if options.start_from:
@@ -55,7 +55,7 @@ def main() -> None:
         train(plan, options.out, options.start_from, log)
 
 
-def train(plan: TrainingPlan, out: Path, start_from: Path | None, log: TrainingLog) -> None:
+def train(plan: DemoTrainingPlan, out: Path, start_from: Path | None, log: TrainingLog) -> None:
     """Train everything and write the checkpoint's files.
 
     Args:

@@ -21,7 +21,7 @@ from export.demo import checkpoint_files as files
 from export.demo.model_config import DECODER_LAYERS, DECODER_WIDTH
 from export.demo.training_log import DECODER_PART, copy_log, log_to
 from export.demo.training_loop import TrainingLog
-from export.demo.training_plan import TrainingPlan
+from export.demo.training_plan import DemoTrainingPlan
 from export.readers.talk2dino import read_talk2dino
 from export.readers.weight_files import read_pickle
 
@@ -32,16 +32,16 @@ def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description="Train the demo's decoder.")
     parser.add_argument("--checkpoint", type=Path, required=True, help="the folder of a demo checkpoint")
-    parser.add_argument("--seed", type=int, default=TrainingPlan.seed)
+    parser.add_argument("--seed", type=int, default=DemoTrainingPlan.seed)
     options = parser.parse_args()
     earlier = (options.checkpoint / files.LOG_FILE).read_text()
     with (options.checkpoint / files.LOG_FILE).open("w") as log_file:
         log = log_to(log_file)
         copy_log(earlier, log)
-        train_decoder(options.checkpoint, TrainingPlan(seed=options.seed), log)
+        train_decoder(options.checkpoint, DemoTrainingPlan(seed=options.seed), log)
 
 
-def train_decoder(folder: Path, plan: TrainingPlan, log: TrainingLog) -> None:
+def train_decoder(folder: Path, plan: DemoTrainingPlan, log: TrainingLog) -> None:
     """Train the decoder on the memory bank in a folder, and write it there.
 
     Raises:
@@ -58,7 +58,7 @@ def train_decoder(folder: Path, plan: TrainingPlan, log: TrainingLog) -> None:
         torch.save(files.to_half_precision(read_pickle(decoder)), folder / files.DECODER_FILE)
 
 
-def decoder_arguments(folder: Path, plan: TrainingPlan) -> list[str]:
+def decoder_arguments(folder: Path, plan: DemoTrainingPlan) -> list[str]:
     """Return the arguments of `patchcaption train`, but for the decoder's file."""
     options = {
         "bank": folder / files.MEMORY_FILE,
