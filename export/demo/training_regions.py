@@ -18,7 +18,7 @@ from export.demo import scenes
 from export.demo.auxiliary_tasks import attribute_ids, patch_targets
 from export.demo.model_config import BACKBONE_CONFIG
 from export.demo.scenes import Look, Scene, SceneObject
-from export.demo.training_plan import Phase, DemoTrainingPlan
+from export.demo.training_plan import DemoTrainingPlan, Phase
 from runtime.image import Fit, View
 from runtime.regions import Box, Canvas, Mask, Region, WholeImage, weight_rows
 

@@ -20,7 +20,7 @@ from export.demo.hard_negatives import HardNegatives
 from export.demo.model_config import BACKBONE_CONFIG, MEMORY_TEMPERATURE
 from export.demo.text_encoder import TextEncoder
 from export.demo.training_loop import ScheduledOptimizers, StepReport, TrainingLog
-from export.demo.training_plan import Phase, DemoTrainingPlan
+from export.demo.training_plan import DemoTrainingPlan, Phase
 from export.demo.training_regions import draw_batches
 from export.models.dinov2 import Dinov2Backbone
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import doctest
 import inspect
-import os
 import re
 import shlex
 import subprocess
@@ -126,7 +125,9 @@ def test_the_recipe_leads_from_captions_to_a_camera(
     for line in commands:
         _, name, *words = shlex.split(line.replace("--steps 500", "--steps 2"))
         assert (run_tool(name, words) if name in TOOLS else main([name, *words])) == 0
-    assert {"decoder.pt", "decoder.h5", "decoder.yaml", "decoder.csv", "decoder.png"} <= set(os.listdir())
+    assert {"decoder.pt", "decoder.h5", "decoder.yaml", "decoder.csv", "decoder.png"} <= {
+        path.name for path in Path().iterdir()
+    }
     capsys.readouterr()
     assert main(["video", "--help"]) == 0
     assert set(re.findall(r"--[\w-]+", general.splitlines()[-1])) <= set(
