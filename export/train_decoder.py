@@ -53,7 +53,7 @@ _STEPS_BETWEEN_REPORTS = 10
 
 
 @dataclass(frozen=True)
-class Outputs:
+class TrainingFiles:
     """The files that a training writes.
 
     Attributes:
@@ -70,7 +70,7 @@ class Outputs:
     config: Path | None
 
     @classmethod
-    def of(cls, options: argparse.Namespace) -> Outputs:
+    def of(cls, options: argparse.Namespace) -> TrainingFiles:
         """Return the outputs that the options ask for: all beside the decoder, under its name."""
         with Output(options.out).errors():
             out = follow_links(options.out)
@@ -209,7 +209,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    plan, outputs = from_namespace(TrainingPlan, options), Outputs.of(options)
+    plan, outputs = from_namespace(TrainingPlan, options), TrainingFiles.of(options)
     _check_sources(options)
     outputs.check(options)
     backbone = backbone_settings(options.backbone) if options.backbone else {}
@@ -327,7 +327,7 @@ def _open_bank(path: Path, space: str | None) -> MemorySource:
 
 def _write(
     trained: TrainedDecoder,
-    outputs: Outputs,
+    outputs: TrainingFiles,
     options: argparse.Namespace,
     backbone: Mapping[str, Any],
     bank: MemorySource,

@@ -38,7 +38,8 @@ class _Range:
             return
         expected = f"more than {self.least:g}" if self.excludes_least else f"at least {self.least:g}"
         below = f", less than {self.below:g}" if self.below < math.inf else ""
-        raise CheckpointError(f"--{self.option}: expected a number of {expected}{below}, got {number}")
+        kind = "number" if math.isfinite(number) else "finite number"
+        raise CheckpointError(f"--{self.option}: expected a {kind} of {expected}{below}, got {number}")
 
 
 _RANGES = (
