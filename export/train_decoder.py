@@ -36,7 +36,7 @@ from export.training.data import CaptionTokens, without_bad_captions
 from export.training.losses import LossHistory, check_drawing
 from export.training.plan import DecoderKind, TrainingPlan
 from export.training.processes import Processes, launched
-from export.training.run import TrainedDecoder, train
+from export.training.run import TrainedDecoder, earlier_decoder, train
 from export.training.state import SavedState, save_whole
 from export.training.trainer import Precision
 from export.unfinished_work import claimed, remove_work, work_dir_of
@@ -221,7 +221,7 @@ def _run(options: argparse.Namespace) -> None:
         with _show_progress(processes) as shown, ExitStack() as held:
             work_dir = work_dir_of(outputs.decoder)
             saved = SavedState(work_dir, options.save_seconds, shown.note)
-            given = _given_bank(options, tokens, shown) if options.bank else None
+            given = _given_bank(options, plan, tokens, shown) if options.bank else None
             if processes.is_first:
                 held.enter_context(_prepared(options, plan, tokens, work_dir, shown))
                 saved.remove_parts()
@@ -275,9 +275,9 @@ def _prepared(
     options: argparse.Namespace, plan: TrainingPlan, tokens: CaptionTokens, work_dir: Path, shown: Progression
 ) -> Iterator[None]:
     """Claim the folder of unfinished work, with the captions' embeddings in it, if no bank is given."""
-    settings = f"{plan.fingerprint()}, {sha256_of(options.tokenizer) if options.tokenizer else 'CLIP'}"
+    tokenizer = sha256_of(options.tokenizer) if options.tokenizer else "CLIP"
     if options.bank is not None:
-        with claimed(work_dir, f"{settings}, {sha256_of(options.bank)}", _JOB):
+        with claimed(work_dir, f"{plan.fingerprint()}, {tokenizer}, {sha256_of(options.bank)}", _JOB):
             yield
         return
     file = tokens.check(read_caption_file(options.captions))
@@ -288,18 +288,26 @@ def _prepared(
     )
     for note in tower.notes:
         shown.note(note)
-    with claimed(work_dir, f"{settings}, {bank_fingerprint(file.captions, tower, _EMBEDDED_AT_ONCE)}", _JOB):
+    if plan.start_from is not None:  # before the work
+        earlier_decoder(plan, plan.start_from, text_space(tower.text_space, tower.width).width, tokens.tokenizer)
+    made_of = bank_fingerprint(file.captions, tower, _EMBEDDED_AT_ONCE)
+    with claimed(work_dir, f"{plan.fingerprint()}, {tokenizer}, {made_of}", _JOB):
         bank, total = work_dir / _BANK, len(file.captions)
         if not bank.exists():
             build_bank(file.captions, tower, bank, _EMBEDDED_AT_ONCE, lambda done: shown.embedded(done, total))
         yield
 
 
-def _given_bank(options: argparse.Namespace, tokens: CaptionTokens, shown: Progression) -> MemorySource:
+def _given_bank(
+    options: argparse.Namespace, plan: TrainingPlan, tokens: CaptionTokens, shown: Progression
+) -> MemorySource:
     """Return the bank that is named, without captions that are none; they are told, or refused."""
     bank, bad = without_bad_captions(_open_bank(options.bank, options.space), tokens)
     captions = sum(len(texts) for _, texts in bank.blocks())
     _tell_bad(options.bank, captions, bad, options.on_bad, shown)
+    plan.check_captions(captions)
+    if plan.start_from is not None:
+        earlier_decoder(plan, plan.start_from, bank.width, tokens.tokenizer)
     return bank
 
 

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -114,16 +115,26 @@ def _noise(plan: TrainingPlan, bank: MemorySource, learned: TrainingData, device
 def _model(plan: TrainingPlan, prefix_width: int, tokenizer: Tokenizer) -> TrainableDecap:
     """Return the decoder before the first step."""
     torch.manual_seed(seed_of(plan.seed, INITIAL))
+    if plan.start_from is not None:
+        return earlier_decoder(plan, plan.start_from, prefix_width, tokenizer)
     tokens = tokenizer.get_vocab_size()
-    if plan.start_from is None:
-        vocab_size = PUBLISHED_VOCABULARY if tokens == VOCABULARY else tokens
-        size = DecoderSize(prefix_width, vocab_size, plan.width, plan.layers, plan.positions, plan.dropout)
-        return TrainableDecap(size)
-    model = load_decoder(plan.start_from, plan.dropout)
+    vocab_size = PUBLISHED_VOCABULARY if tokens == VOCABULARY else tokens
+    size = DecoderSize(prefix_width, vocab_size, plan.width, plan.layers, plan.positions, plan.dropout)
+    return TrainableDecap(size)
+
+
+def earlier_decoder(plan: TrainingPlan, path: Path, prefix_width: int, tokenizer: Tokenizer) -> TrainableDecap:
+    """Return a decoder to train further.
+
+    Raises:
+        CheckpointError: it cannot be read, or is none of embeddings (B, prefix_width) or for the tokens that are
+            learned.
+    """
+    model, tokens = load_decoder(path, plan.dropout), tokenizer.get_vocab_size()
     size = model.size
     if size.prefix_width != prefix_width or size.vocab_size < tokens or size.positions <= plan.tokens:
         raise CheckpointError(
-            f"{plan.start_from}: expected a decoder of vectors of width {prefix_width}, {tokens} tokens and more than "
+            f"{path}: expected a decoder of vectors of width {prefix_width}, {tokens} tokens and more than "
             f"{plan.tokens} positions, got {size.prefix_width}, {size.vocab_size} and {size.positions}"
         )
     return model
