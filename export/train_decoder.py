@@ -34,7 +34,7 @@ from export.text_towers import open_text_tower
 from export.training.configuration import backbone_settings, configuration
 from export.training.data import CaptionTokens, without_bad_captions
 from export.training.losses import LossHistory, check_drawing
-from export.training.plan import DecoderKind, TrainingPlan
+from export.training.plan import DecoderKind, DecoderPlan
 from export.training.processes import Processes, launched
 from export.training.run import TrainedDecoder, earlier_decoder, train
 from export.training.state import SavedState, save_whole
@@ -53,7 +53,7 @@ _STEPS_BETWEEN_REPORTS = 10
 
 
 @dataclass(frozen=True)
-class Outputs:
+class TrainingOutputs:
     """The files that a training writes.
 
     Attributes:
@@ -70,7 +70,7 @@ class Outputs:
     config: Path | None
 
     @classmethod
-    def of(cls, options: argparse.Namespace) -> Outputs:
+    def of(cls, options: argparse.Namespace) -> TrainingOutputs:
         """Return the outputs that the options ask for: all beside the decoder, under its name."""
         with Output(options.out).errors():
             out = follow_links(options.out)
@@ -154,7 +154,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "train_decoder.py")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the captions, what embeds them, the outputs, and an option for each field of `TrainingPlan`."""
+    """Add the captions, what embeds them, the outputs, and an option for each field of `DecoderPlan`."""
     parser.add_argument("captions", type=Path, nargs="?", help=CAPTIONS_HELP)
     parser.add_argument("--out", type=Path, required=True, metavar="DECODER", help="the decoder to make (.pt)")
     parser.add_argument(
@@ -183,7 +183,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_plan(parser: argparse.ArgumentParser) -> None:
-    plan = TrainingPlan
+    plan = DecoderPlan
     add = parser.add_argument_group("training").add_argument
     add("--kind", choices=get_args(DecoderKind), default=plan.kind, help="default: %(default)s")
     add("--noise", type=float, default=plan.noise, help="of capdec, a component's deviation (default: %(default)s)")
@@ -209,7 +209,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    plan, outputs = from_namespace(TrainingPlan, options), Outputs.of(options)
+    plan, outputs = from_namespace(DecoderPlan, options), TrainingOutputs.of(options)
     _check_sources(options)
     outputs.check(options)
     backbone = backbone_settings(options.backbone) if options.backbone else {}
@@ -272,7 +272,7 @@ def _show_progress(processes: Processes) -> Iterator[Progression]:
 
 @contextmanager
 def _prepared(
-    options: argparse.Namespace, plan: TrainingPlan, tokens: CaptionTokens, work_dir: Path, shown: Progression
+    options: argparse.Namespace, plan: DecoderPlan, tokens: CaptionTokens, work_dir: Path, shown: Progression
 ) -> Iterator[None]:
     """Claim the folder of unfinished work, with the captions' embeddings in it, if no bank is given."""
     tokenizer = sha256_of(options.tokenizer) if options.tokenizer else "CLIP"
@@ -299,7 +299,7 @@ def _prepared(
 
 
 def _given_bank(
-    options: argparse.Namespace, plan: TrainingPlan, tokens: CaptionTokens, shown: Progression
+    options: argparse.Namespace, plan: DecoderPlan, tokens: CaptionTokens, shown: Progression
 ) -> MemorySource:
     """Return the bank that is named, without captions that are none; they are told, or refused."""
     bank, bad = without_bad_captions(_open_bank(options.bank, options.space), tokens)
@@ -335,7 +335,7 @@ def _open_bank(path: Path, space: str | None) -> MemorySource:
 
 def _write(
     trained: TrainedDecoder,
-    outputs: Outputs,
+    outputs: TrainingOutputs,
     options: argparse.Namespace,
     backbone: Mapping[str, Any],
     bank: MemorySource,

@@ -116,6 +116,5 @@ def _losses_of_others() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise CheckpointError(
-            f"another process of the launch has ended, or cannot be reached: {str(error).splitlines()[0]}"
-        ) from None
+        reason = str(error).splitlines()[0].split(". ")[0]
+        raise CheckpointError(f"another process of the launch has ended, or cannot be reached: {reason}") from None

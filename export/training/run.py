@@ -20,7 +20,7 @@ from export.training.decoder import DecoderSize, TrainableDecap, load_decoder
 from export.training.held_out import score_held_out
 from export.training.losses import LossHistory
 from export.training.noise import GaussianNoise, Noise, ProjectedNoise, no_noise
-from export.training.plan import TrainingPlan
+from export.training.plan import DecoderPlan
 from export.training.processes import Processes
 from export.training.state import SavedState
 from export.training.trainer import StepResult, Trainer
@@ -53,7 +53,7 @@ class TrainedDecoder:
 
 
 def train(
-    plan: TrainingPlan,
+    plan: DecoderPlan,
     bank: MemorySource,
     tokenizer: Tokenizer,
     processes: Processes,
@@ -99,12 +99,12 @@ def _step(trainer: Trainer) -> StepResult:
     return result
 
 
-def _split(plan: TrainingPlan, data: TrainingData) -> tuple[TrainingData, TrainingData]:
+def _split(plan: DecoderPlan, data: TrainingData) -> tuple[TrainingData, TrainingData]:
     plan.check_captions(len(data))
     return data.split(plan.held_out, seed_of(plan.seed, HELD_OUT))
 
 
-def _noise(plan: TrainingPlan, bank: MemorySource, learned: TrainingData, device: torch.device) -> Noise:
+def _noise(plan: DecoderPlan, bank: MemorySource, learned: TrainingData, device: torch.device) -> Noise:
     if plan.kind == "capdec":
         return GaussianNoise(plan.noise)
     if plan.through_memory:
@@ -112,7 +112,7 @@ def _noise(plan: TrainingPlan, bank: MemorySource, learned: TrainingData, device
     return no_noise
 
 
-def _model(plan: TrainingPlan, prefix_width: int, tokenizer: Tokenizer) -> TrainableDecap:
+def _model(plan: DecoderPlan, prefix_width: int, tokenizer: Tokenizer) -> TrainableDecap:
     """Return the decoder before the first step."""
     torch.manual_seed(seed_of(plan.seed, INITIAL))
     if plan.start_from is not None:
@@ -123,7 +123,7 @@ def _model(plan: TrainingPlan, prefix_width: int, tokenizer: Tokenizer) -> Train
     return TrainableDecap(size)
 
 
-def earlier_decoder(plan: TrainingPlan, path: Path, prefix_width: int, tokenizer: Tokenizer) -> TrainableDecap:
+def earlier_decoder(plan: DecoderPlan, path: Path, prefix_width: int, tokenizer: Tokenizer) -> TrainableDecap:
     """Return a decoder to train further.
 
     Raises:
