@@ -90,7 +90,12 @@ def train(
 
 
 def _step(trainer: Trainer) -> StepResult:
-    result = trainer.step()
+    try:
+        result = trainer.step()
+    except torch.OutOfMemoryError as error:
+        raise CheckpointError(
+            f"step {trainer.next_step}: {str(error).splitlines()[0]}: take a smaller --batch-size, or --precision bf16"
+        ) from None
     if not math.isfinite(result.loss):
         raise CheckpointError(
             f"step {trainer.next_step}: the loss is {result.loss}; expected a number: lower --rate, or take more "

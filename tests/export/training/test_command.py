@@ -19,10 +19,11 @@ import torch
 import yaml
 from PIL import Image
 
-from export import build_engines, train_decoder
+from export import build_engines, build_memory_bank, train_decoder
 from export.readers import DEMO_CONFIG, read_checkpoint
 from export.readers.memory_hdf5 import read_memory_bank
 from export.text_spaces import text_space
+from export.text_towers.base import TextTower
 from export.training.trainer import StepResult, Trainer
 from runtime.bundle import Bundle
 from runtime.system.signals import Terminated
@@ -393,6 +394,59 @@ def test_a_disk_without_room_for_results_is_one_line_and_no_step_is_taken_again(
     assert train("--save-seconds", 0) == 0
     assert taken == []
     assert (tmp_path / "decoder.pt").stat().st_size > 10_000
+
+
+def test_a_training_that_ends_between_two_renames_does_nothing_twice(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    assert train("--save-seconds", 0, out=tmp_path / "whole.pt") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(build_memory_bank, "remove_work", end)  # the bank is in its place, its folder not removed
+        assert train("--save-seconds", 0) == 130
+    monkeypatch.setattr(TextTower, "embed", None)
+    with monkeypatch.context() as patch:
+        patch.setattr(train_decoder, "move_into_place", end)  # the bank could be, the decoder is not
+        assert train("--save-seconds", 0) == 130
+    assert not (tmp_path / "decoder.pt").exists()
+    taken = interrupt_at(monkeypatch, -1, KeyboardInterrupt())
+    assert train("--save-seconds", 0) == 0
+    assert taken == []
+    assert {path.name for path in tmp_path.glob("*decoder*")} == {
+        f"decoder.{end}" for end in ("csv", "h5", "png", "pt")
+    }
+    assert (tmp_path / "decoder.pt").read_bytes() == (tmp_path / "whole.pt").read_bytes()
+    assert (tmp_path / "decoder.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
+def test_a_bank_is_copied_where_files_have_one_name_only(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    assert train(out=tmp_path / "linked.pt") == 0
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    assert train() == 0
+    assert (tmp_path / "decoder.h5").read_bytes() == (tmp_path / "linked.h5").read_bytes()
+
+
+def test_more_epochs_than_anybody_waits_for_can_begin(
+    train: Train, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt_at(monkeypatch, 3, KeyboardInterrupt())
+    assert train("--epochs", 10**30) == 130
+    assert GOES_ON in capsys.readouterr().err
+
+
+def test_a_gpu_without_room_is_one_line(
+    train: Train, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt_at(monkeypatch, 1, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nAnd more"))
+    assert train() == 1
+    assert one_line(capsys).startswith("step 1: CUDA out of memory. Tried to allocate 2 GiB.: take a smaller --batch")
 
 
 def test_mixed_precision_learns_about_as_much(train: Train, tmp_path: Path) -> None:
