@@ -17,8 +17,9 @@ from typing import Any, TypeAlias
 from pydantic import TypeAdapter, ValidationError
 
 from benchmarks.scoring.predictions import PredictedImage
+from export.unfinished_work import lock_if_possible
 from runtime import PatchcaptionError
-from runtime.system.files import follow_links, lock
+from runtime.system.files import follow_links
 from runtime.system.outputs import write_whole
 
 Job: TypeAlias = Mapping[str, Any]
@@ -84,18 +85,11 @@ def open_log(path: Path, job: Job) -> Iterator[PredictionLog]:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(path, flags, 0o666)
     with io.FileIO(descriptor, "r+") as file:
-        if not _lock_if_possible(descriptor):
+        if not lock_if_possible(descriptor):
             raise EvaluationLogError(f"{path}: another run is at work there; wait for its end")
         with _errors(path):
             places = _read_or_begin(file, path, job)
         yield PredictionLog(path, file, places)
-
-
-def _lock_if_possible(descriptor: int) -> bool:
-    try:
-        return lock(descriptor)
-    except OSError:  # the file system has no locks
-        return True
 
 
 def _read_or_begin(file: io.FileIO, path: Path, job: Job) -> Places:
