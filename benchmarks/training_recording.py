@@ -45,7 +45,7 @@ _WEIGHTS: Mapping[str, tuple[str, tuple[slice | list[int], ...]]] = {
 
 
 @dataclass(frozen=True, eq=False)
-class _Run:
+class _TakenSteps:
     """What training as recorded gave: the first logits (B, L, V), and for every step its result and gradient's norm."""
 
     batches: Sequence[Batch]
@@ -94,7 +94,7 @@ def compare_training(contents: Mapping[str, Any], path: Path) -> Iterator[Differ
             yield _row(name.replace("after.", "weights after, "), run.weights[key][where], arrays[name])
 
 
-def _train(contents: Mapping[str, Any]) -> _Run:
+def _train(contents: Mapping[str, Any]) -> _TakenSteps:
     batches = _batches(contents)
     model = _initial_model(contents["salt"], contents["width"])
     with torch.no_grad():
@@ -112,7 +112,7 @@ def _train(contents: Mapping[str, Any]) -> _Run:
     for _ in batches:
         results.append(trainer.step())
         norms.append(_gradient_norm(model))
-    return _Run(batches, first_logits, results, norms, model.state_dict())
+    return _TakenSteps(batches, first_logits, results, norms, model.state_dict())
 
 
 def _batches(contents: Mapping[str, Any]) -> list[Batch]:

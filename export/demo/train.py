@@ -5,7 +5,7 @@ Three parts, one after another, all from a seed:
 1. The backbone (a small DINOv2 with registers) and the text encoder (a small CLIP text tower, then Talk2DINO's two
    linear layers), together, in phases (`vision_training.py`).
 2. The memory bank: the embeddings of all captions.
-3. The decoder, on text alone (`decoder_training.py`).
+3. The decoder, on text alone, by `patchcaption train` (`train_decoder.py`).
 
 The files have the published layout, so the readers of published checkpoints read them (`checkpoint_files.py`).
 """
@@ -13,10 +13,8 @@ The files have the published layout, so the readers of published checkpoints rea
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TextIO
 
 import torch
 from tokenizers import Tokenizer
@@ -25,12 +23,13 @@ from export.checkpoint import load_weights
 from export.demo import checkpoint_files as files
 from export.demo import scenes
 from export.demo.backbone_init import init_backbone
-from export.demo.decoder_training import train_decoder
 from export.demo.model_config import BACKBONE_CONFIG
 from export.demo.text_encoder import TextEncoder
 from export.demo.tokenizer import train_tokenizer
+from export.demo.train_decoder import train_decoder
+from export.demo.training_log import copy_log, log_to
 from export.demo.training_loop import TrainingLog
-from export.demo.training_plan import TrainingPlan
+from export.demo.training_plan import DemoTrainingPlan
 from export.demo.vision_training import train_vision
 from export.models.dinov2 import Dinov2Backbone
 from export.readers.clip_bpe import pad_tokens
@@ -41,41 +40,22 @@ def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description="Train the demo checkpoint.")
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint's files")
-    parser.add_argument("--seed", type=int, default=TrainingPlan.seed)
+    parser.add_argument("--seed", type=int, default=DemoTrainingPlan.seed)
     parser.add_argument(
         "--start-from", type=Path, help="folder with the weights of an earlier run: only the last phase is trained"
     )
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    plan = TrainingPlan(seed=options.seed)
+    plan = DemoTrainingPlan(seed=options.seed)
     with (options.out / files.LOG_FILE).open("w") as log_file:
         log = log_to(log_file)
         if options.start_from:
             plan = replace(plan, phases=plan.phases[-1:])
-            _copy_earlier_log(options.start_from, log)
+            copy_log((options.start_from / files.LOG_FILE).read_text(), log)
         train(plan, options.out, options.start_from, log)
 
 
-def log_to(file: TextIO) -> TrainingLog:
-    """Return a log that writes each entry to the file and to the terminal, as one line of JSON."""
-
-    def log(**entry: Any) -> None:
-        line = json.dumps(entry)
-        print(line, flush=True)
-        file.write(line + "\n")
-
-    return log
-
-
-def _copy_earlier_log(folder: Path, log: TrainingLog) -> None:
-    """Log the entries of the run that training starts from, except the decoder's, which is trained again."""
-    for line in (folder / files.LOG_FILE).read_text().splitlines():
-        entry = json.loads(line)
-        if entry.get("part") != "decoder":
-            log(**entry)
-
-
-def train(plan: TrainingPlan, out: Path, start_from: Path | None, log: TrainingLog) -> None:
+def train(plan: DemoTrainingPlan, out: Path, start_from: Path | None, log: TrainingLog) -> None:
     """Train everything and write the checkpoint's files.
 
     Args:
@@ -105,10 +85,8 @@ def train(plan: TrainingPlan, out: Path, start_from: Path | None, log: TrainingL
     with torch.no_grad():
         memory = text_encoder(caption_tokens)
     files.write_memory_bank(out / files.MEMORY_FILE, memory)
-
-    decoder = train_decoder(memory, caption_tokens, tokenizer, plan, log)
-    torch.save(files.to_half_precision(decoder.state_dict()), out / files.DECODER_FILE)
     files.write_config(out / files.CONFIG_FILE, len(memory))
+    train_decoder(out, plan, log)
 
 
 def _load_or_train_tokenizer(start_from: Path | None) -> Tokenizer:

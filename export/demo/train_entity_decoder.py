@@ -23,7 +23,7 @@ from export.demo.entity_decoder_training import (
 from export.demo.modality_gap import measure_modality_gap
 from export.demo.sentence_tokenizer import make_tokenizer
 from export.demo.sentences import ENTITIES, sentence_of
-from export.demo.train import log_to
+from export.demo.training_log import log_to
 from export.demo.training_loop import TrainingLog
 from export.models.dinov2 import Dinov2Backbone
 from export.readers import read_checkpoint

@@ -41,7 +41,7 @@ BINDING = Phase("binding", 1000, 22_400, 16_000, 3, 5, 1e-3, 0.0102, with_lesson
 
 
 @dataclass(frozen=True)
-class TrainingPlan:
+class DemoTrainingPlan:
     """The settings of a whole training run; the defaults take under an hour on two cores.
 
     Attributes:

@@ -18,12 +18,12 @@ from export.demo import scenes
 from export.demo.auxiliary_tasks import attribute_ids, patch_targets
 from export.demo.model_config import BACKBONE_CONFIG
 from export.demo.scenes import Look, Scene, SceneObject
-from export.demo.training_plan import Phase, TrainingPlan
+from export.demo.training_plan import DemoTrainingPlan, Phase
 from runtime.image import Fit, View
 from runtime.regions import Box, Canvas, Mask, Region, WholeImage, weight_rows
 
 
-def draw_batches(phase: Phase, plan: TrainingPlan) -> Iterator[dict[str, Tensor]]:
+def draw_batches(phase: Phase, plan: DemoTrainingPlan) -> Iterator[dict[str, Tensor]]:
     """Yield a batch for every step of a phase.
 
     All scenes are drawn first, by two processes, and then repeated in random order: drawing them beside the training

@@ -20,7 +20,7 @@ from export.demo.hard_negatives import HardNegatives
 from export.demo.model_config import BACKBONE_CONFIG, MEMORY_TEMPERATURE
 from export.demo.text_encoder import TextEncoder
 from export.demo.training_loop import ScheduledOptimizers, StepReport, TrainingLog
-from export.demo.training_plan import Phase, TrainingPlan
+from export.demo.training_plan import DemoTrainingPlan, Phase
 from export.demo.training_regions import draw_batches
 from export.models.dinov2 import Dinov2Backbone
 
@@ -32,7 +32,7 @@ def train_vision(
     text_encoder: TextEncoder,
     caption_tokens: Tensor,
     phase: Phase,
-    plan: TrainingPlan,
+    plan: DemoTrainingPlan,
     log: TrainingLog,
 ) -> None:
     """Train the backbone and the text encoder for one phase, in place, on the token ids of all captions (M, L)."""
@@ -72,7 +72,7 @@ class VisionTrainer:
         text_encoder: TextEncoder,
         caption_tokens: Tensor,
         phase: Phase,
-        plan: TrainingPlan,
+        plan: DemoTrainingPlan,
     ) -> None:
         self.phase = phase
         self._backbone, self._text_encoder, self._caption_tokens = backbone, text_encoder, caption_tokens

@@ -66,8 +66,7 @@ def train(
         CheckpointError: there are fewer captions than a batch takes, or the bank or an earlier decoder cannot be used.
     """
     _be_repeatable(processes.device)
-    data = make_data(bank, CaptionTokens(tokenizer, plan.tokens, plan.start_token))
-    learned, held_out = _split(plan, data)
+    learned, held_out = _split(plan, make_data(bank, CaptionTokens(tokenizer, plan.tokens, plan.start_token)))
     noise = _noise(plan, bank, learned, processes.device)
     batches = CaptionBatches(learned, plan.batch_size, noise, plan.seed, processes.device)
     optimization = plan.optimization(batches.per_epoch)

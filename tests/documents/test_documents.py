@@ -6,6 +6,8 @@ import doctest
 import inspect
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FunctionType
@@ -77,14 +79,19 @@ def test_python_snippets_run_and_print_what_they_say(
 
 
 def commands() -> list[str]:
-    """Return the commands that need nothing but a clone; those of two pages are for boards and cards."""
-    pages = [page for page in PAGES if page not in ("docs/jetson.md", "docs/rtx.md")]
+    """Return the commands that need nothing but a clone; two pages are for boards and cards, one has its own test."""
+    pages = [page for page in PAGES if page not in ("docs/jetson.md", "docs/rtx.md", "docs/train.md")]
     return [line for line in command_lines(pages) if line.split()[1] not in TOOLS]
 
 
 def command_lines(pages: Sequence[str]) -> list[str]:
-    lines = "\n".join(block for _, block in blocks("sh", pages)).replace("\\\n", " ").splitlines()
+    lines = [line for _, block in blocks("sh", pages) for line in whole_lines(block)]
     return sorted({line for line in lines if line.startswith("patchcaption ")})
+
+
+def whole_lines(block: str) -> list[str]:
+    """Return the commands of a block, each on one line."""
+    return block.replace("\\\n", " ").splitlines()
 
 
 @pytest.mark.parametrize("command", commands())
@@ -102,6 +109,30 @@ def test_commands_that_build_have_the_options_they_are_given(command: str, capsy
         run_tool(tool, ["--help"])
     options = re.findall(r"--[\w-]+", capsys.readouterr().out)
     assert {word for word in words if word.startswith("--")} <= set(options)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("clone")
+def test_the_recipe_leads_from_captions_to_a_camera(
+    sample_image: Image.Image, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its second block runs, but for fewer steps; its first has the same commands."""
+    (_, general), (_, demo), *_ = blocks("sh", ["docs/train.md"])
+    captions, *commands = whole_lines(demo)
+    assert [line.split()[:2] for line in whole_lines(general)] == [line.split()[:2] for line in commands]
+    write_clip(Path("clip.mp4"), [sample_image] * 2)
+    subprocess.run(captions.replace("python", shlex.quote(sys.executable), 1), shell=True, check=True)
+    for line in commands:
+        _, name, *words = shlex.split(line.replace("--steps 500", "--steps 2"))
+        assert (run_tool(name, words) if name in TOOLS else main([name, *words])) == 0
+    assert {"decoder.pt", "decoder.h5", "decoder.yaml", "decoder.csv", "decoder.png"} <= {
+        path.name for path in Path().iterdir()
+    }
+    capsys.readouterr()
+    assert main(["video", "--help"]) == 0
+    assert set(re.findall(r"--[\w-]+", general.splitlines()[-1])) <= set(
+        re.findall(r"--[\w-]+", capsys.readouterr().out)
+    )
 
 
 @pytest.mark.parametrize("page", [page for page in LINKING if page != "CONTRIBUTING.md"])

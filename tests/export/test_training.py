@@ -15,11 +15,11 @@ from export.demo.hard_negatives import HardNegatives
 from export.demo.text_encoder import TextEncoder
 from export.demo.tokenizer import train_tokenizer
 from export.demo.train import train
-from export.demo.training_plan import BINDING, SEEING, TrainingPlan
+from export.demo.training_plan import BINDING, SEEING, DemoTrainingPlan
 from export.readers import read_checkpoint
 from export.readers.clip_bpe import pad_tokens
 
-SHORT = TrainingPlan(
+SHORT = DemoTrainingPlan(
     phases=(replace(SEEING, steps=2, scenes=4), replace(BINDING, steps=1, scenes=4)),
     scenes_per_step=2,
     captions_per_step=16,
@@ -35,7 +35,9 @@ def test_training_writes_a_checkpoint_that_the_readers_read(tmp_path: Path) -> N
     for folder in (first, second):
         folder.mkdir()
     train(SHORT, first, None, lambda **entry: log.append(entry))
-    assert [entry.get("part") for entry in log] == [None, "seeing", "binding", "decoder"]
+    assert [entry.get("part") for entry in log] == [None, "seeing", "binding", "decoder", "decoder"]
+    assert log[-2]["command"].startswith("patchcaption train --bank memory.h5 "), "the paths in it are the folder's"
+    assert log[-1]["step"] == SHORT.decoder_steps
     assert all(math.isfinite(value) for entry in log[1:] for value in entry.values() if isinstance(value, float))
     checkpoint = read_checkpoint(str(first / "config.yaml"))
     assert checkpoint.memory is not None
