@@ -376,6 +376,19 @@ def test_a_disk_without_room_for_embeddings_is_one_line_and_the_rest_stays(
     assert (tmp_path / "decoder.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
 
 
+def test_a_disk_without_room_for_a_saved_state_is_noted_and_training_goes_on(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(out=tmp_path / "whole.pt") == 0
+    capsys.readouterr()
+    with no_room_for(100_000):
+        assert train("--save-seconds", 0) == 0
+    note = f"note: {tmp_path}/.decoder.pt.part/state.pt: cannot be saved: File too large; training goes on"
+    assert capsys.readouterr().err.count(note) == 3, "it tries again after each step"
+    assert (tmp_path / "decoder.pt").read_bytes() == (tmp_path / "whole.pt").read_bytes()
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_a_disk_without_room_for_results_is_one_line_and_no_step_is_taken_again(
     train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
