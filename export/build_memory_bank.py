@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -30,6 +28,7 @@ from rich.progress import Progress
 from export.caption_file import CAPTIONS_HELP, read_captions
 from export.checkpoint import CheckpointError
 from export.command_line import run_command
+from export.hdf5_writing import new_hdf5_file
 from export.readers.entity_vocabulary import VOCABULARIES, entity_names, read_entity_names
 from export.readers.memory_hdf5 import CAPTIONS, EMBEDDINGS, TEXT_SPACE
 from export.text_spaces import TEXT_SPACES, text_space
@@ -118,25 +117,21 @@ def bank_fingerprint(captions: Sequence[str], tower: TextTower, batch_size: int)
 
 
 def _write_bank(path: Path, embeddings: np.ndarray[Any, Any], captions: Sequence[str], text_space: str) -> None:
-    with _write_errors(path), h5py.File(path, "w") as file:
+    rows, texts = f"{_NAME}{EMBEDDINGS}", f"{_NAME}{CAPTIONS}"
+
+    def begin(file: h5py.File) -> None:
         file.attrs[TEXT_SPACE] = text_space
-        rows = file.create_dataset(f"{_NAME}{EMBEDDINGS}", embeddings.shape, np.float32)
-        texts = file.create_dataset(f"{_NAME}{CAPTIONS}", (len(captions),), h5py.string_dtype("utf-8"))
+        file.create_dataset(rows, embeddings.shape, np.float32)
+        file.create_dataset(texts, (len(captions),), h5py.string_dtype("utf-8"))
+
+    def put(block: slice, file: h5py.File) -> None:
+        file[rows][block] = embeddings[block]
+        file[texts][block] = captions[block]
+
+    with new_hdf5_file(path) as writer:
+        writer.write(begin)
         for start in range(0, len(captions), _BLOCK_ROWS):
-            block = slice(start, start + _BLOCK_ROWS)
-            rows[block] = embeddings[block]
-            texts[block] = captions[block]
-
-
-@contextmanager
-def _write_errors(path: Path) -> Iterator[None]:
-    """Turn what HDF5 makes of a failure to write into one line."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:  # the latter if the file cannot be closed
-        number = getattr(error, "errno", None)
-        reason = os.strerror(number) if number else " ".join(str(error).split())
-        raise CheckpointError(f"{path}: cannot be written: {reason}") from None
+            writer.write(partial(put, slice(start, start + _BLOCK_ROWS)))
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "build_memory_bank.py") -> int:

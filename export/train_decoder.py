@@ -34,9 +34,9 @@ from export.text_towers import open_text_tower
 from export.training.configuration import backbone_settings, configuration
 from export.training.data import CaptionTokens, without_bad_captions
 from export.training.losses import LossHistory, check_drawing
-from export.training.plan import DecoderKind, TrainingPlan
+from export.training.plan import DecoderKind, DecoderPlan
 from export.training.processes import Processes, launched
-from export.training.run import TrainedDecoder, train
+from export.training.run import TrainedDecoder, earlier_decoder, train
 from export.training.state import SavedState, save_whole
 from export.training.trainer import Precision
 from export.unfinished_work import claimed, remove_work, work_dir_of
@@ -53,7 +53,7 @@ _STEPS_BETWEEN_REPORTS = 10
 
 
 @dataclass(frozen=True)
-class TrainingFiles:
+class TrainingOutputs:
     """The files that a training writes.
 
     Attributes:
@@ -70,7 +70,7 @@ class TrainingFiles:
     config: Path | None
 
     @classmethod
-    def of(cls, options: argparse.Namespace) -> TrainingFiles:
+    def of(cls, options: argparse.Namespace) -> TrainingOutputs:
         """Return the outputs that the options ask for: all beside the decoder, under its name."""
         with Output(options.out).errors():
             out = follow_links(options.out)
@@ -154,7 +154,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "train_decoder.py")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the captions, what embeds them, the outputs, and an option for each field of `TrainingPlan`."""
+    """Add the captions, what embeds them, the outputs, and an option for each field of `DecoderPlan`."""
     parser.add_argument("captions", type=Path, nargs="?", help=CAPTIONS_HELP)
     parser.add_argument("--out", type=Path, required=True, metavar="DECODER", help="the decoder to make (.pt)")
     parser.add_argument(
@@ -183,7 +183,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_plan(parser: argparse.ArgumentParser) -> None:
-    plan = TrainingPlan
+    plan = DecoderPlan
     add = parser.add_argument_group("training").add_argument
     add("--kind", choices=get_args(DecoderKind), default=plan.kind, help="default: %(default)s")
     add("--noise", type=float, default=plan.noise, help="of capdec, a component's deviation (default: %(default)s)")
@@ -209,7 +209,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    plan, outputs = from_namespace(TrainingPlan, options), TrainingFiles.of(options)
+    plan, outputs = from_namespace(DecoderPlan, options), TrainingOutputs.of(options)
     _check_sources(options)
     outputs.check(options)
     backbone = backbone_settings(options.backbone) if options.backbone else {}
@@ -221,7 +221,7 @@ def _run(options: argparse.Namespace) -> None:
         with _show_progress(processes) as shown, ExitStack() as held:
             work_dir = work_dir_of(outputs.decoder)
             saved = SavedState(work_dir, options.save_seconds, shown.note)
-            given = _given_bank(options, tokens, shown) if options.bank else None
+            given = _given_bank(options, plan, tokens, shown) if options.bank else None
             if processes.is_first:
                 held.enter_context(_prepared(options, plan, tokens, work_dir, shown))
                 saved.remove_parts()
@@ -272,12 +272,12 @@ def _show_progress(processes: Processes) -> Iterator[Progression]:
 
 @contextmanager
 def _prepared(
-    options: argparse.Namespace, plan: TrainingPlan, tokens: CaptionTokens, work_dir: Path, shown: Progression
+    options: argparse.Namespace, plan: DecoderPlan, tokens: CaptionTokens, work_dir: Path, shown: Progression
 ) -> Iterator[None]:
     """Claim the folder of unfinished work, with the captions' embeddings in it, if no bank is given."""
-    settings = f"{plan.fingerprint()}, {sha256_of(options.tokenizer) if options.tokenizer else 'CLIP'}"
+    tokenizer = sha256_of(options.tokenizer) if options.tokenizer else "CLIP"
     if options.bank is not None:
-        with claimed(work_dir, f"{settings}, {sha256_of(options.bank)}", _JOB):
+        with claimed(work_dir, f"{plan.fingerprint()}, {tokenizer}, {sha256_of(options.bank)}", _JOB):
             yield
         return
     file = tokens.check(read_caption_file(options.captions))
@@ -288,18 +288,26 @@ def _prepared(
     )
     for note in tower.notes:
         shown.note(note)
-    with claimed(work_dir, f"{settings}, {bank_fingerprint(file.captions, tower, _EMBEDDED_AT_ONCE)}", _JOB):
+    if plan.start_from is not None:  # before the work
+        earlier_decoder(plan, plan.start_from, text_space(tower.text_space, tower.width).width, tokens.tokenizer)
+    made_of = bank_fingerprint(file.captions, tower, _EMBEDDED_AT_ONCE)
+    with claimed(work_dir, f"{plan.fingerprint()}, {tokenizer}, {made_of}", _JOB):
         bank, total = work_dir / _BANK, len(file.captions)
         if not bank.exists():
             build_bank(file.captions, tower, bank, _EMBEDDED_AT_ONCE, lambda done: shown.embedded(done, total))
         yield
 
 
-def _given_bank(options: argparse.Namespace, tokens: CaptionTokens, shown: Progression) -> MemorySource:
+def _given_bank(
+    options: argparse.Namespace, plan: DecoderPlan, tokens: CaptionTokens, shown: Progression
+) -> MemorySource:
     """Return the bank that is named, without captions that are none; they are told, or refused."""
     bank, bad = without_bad_captions(_open_bank(options.bank, options.space), tokens)
     captions = sum(len(texts) for _, texts in bank.blocks())
     _tell_bad(options.bank, captions, bad, options.on_bad, shown)
+    plan.check_captions(captions)
+    if plan.start_from is not None:
+        earlier_decoder(plan, plan.start_from, bank.width, tokens.tokenizer)
     return bank
 
 
@@ -327,7 +335,7 @@ def _open_bank(path: Path, space: str | None) -> MemorySource:
 
 def _write(
     trained: TrainedDecoder,
-    outputs: TrainingFiles,
+    outputs: TrainingOutputs,
     options: argparse.Namespace,
     backbone: Mapping[str, Any],
     bank: MemorySource,

@@ -1,1 +1,1 @@
-"""The parts of `benchmarks/quality.py`: ground truth, predictions, metrics, and held-out demo scenes."""
+"""The parts of `benchmarks/quality.py`: ground truth, captions, metrics, rows, and held-out demo scenes."""

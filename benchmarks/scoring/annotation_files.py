@@ -18,8 +18,10 @@ A box is four numbers in image pixels; four of -1 fill a list of boxes up and ar
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -90,7 +92,7 @@ def load_captions(path: Path) -> AnnotationFile[list[str]]:
     Raises:
         GroundTruthError: names the file, the entry, what was expected and what it is; so do the functions below.
     """
-    raw = _parse(path)
+    raw = parse_json(path)
     if _is_karpathy(raw):
         return _load_karpathy_split(path, raw)
     if not _is_coco(raw):
@@ -106,7 +108,7 @@ def load_captions(path: Path) -> AnnotationFile[list[str]]:
 
 def load_boxes(path: Path) -> AnnotationFile[list[BoxesOfCaption]]:
     """Load the boxes of each image, one at a time, with the caption of each."""
-    raw = _parse(path)
+    raw = parse_json(path)
     boxes: dict[str, list[BoxesOfCaption]]
     if isinstance(raw, list):
         return _load_region_descriptions(path, raw)
@@ -128,19 +130,23 @@ def load_sets(path: Path) -> AnnotationFile[list[BoxesOfCaption]]:
     """Load the sets of boxes of each image, with the caption of each."""
     sets = {
         image: [(tuple(boxes), caption) for caption, boxes in by_caption.items()]
-        for image, by_caption in _validate(path, _BOXES, _parse(path)).items()
+        for image, by_caption in _validate(path, _BOXES, parse_json(path)).items()
     }
     return AnnotationFile(path, sets)
 
 
-def load_traces(path: Path) -> AnnotationFile[Traces]:
-    """Load the traces of each image, as many as captions."""
-    by_image = _validate(path, _TRACES, _parse(path))
-    for image, own in by_image.items():
+def load_traces(path: Path) -> Iterator[tuple[str, Traces]]:
+    """Yield the traces of each image, as many as captions, after its id; of one image at a time, as points are many."""
+    seen = set[str]()
+    for image, raw in parse_members(path):
+        if image in seen:
+            raise GroundTruthError(f"{path}: {image}: expected each image once, got it again")
+        seen.add(image)
+        own = _validate(f"{path}: {image}", _TRACES, raw)
         expected, got = len(own.captions), len(own.traces)
         if got != expected:
             raise GroundTruthError(f"{path}: {image}: expected as many traces as captions, {expected}, got {got}")
-    return AnnotationFile(path, by_image)
+        yield image, own
 
 
 def _load_karpathy_split(path: Path, raw: Any) -> AnnotationFile[list[str]]:
@@ -236,21 +242,80 @@ _REGION_DESCRIPTIONS = TypeAdapter(list[_DescribedImage])
 _BOXES = TypeAdapter(
     dict[str, dict[str, Annotated[list[BoxNumbers], Field(min_length=1), BeforeValidator(_without_padding)]]]
 )
-_TRACES = TypeAdapter(dict[str, Traces])
+_TRACES = TypeAdapter(Traces)
+_OBJECT = TypeAdapter(dict[str, Any])
+_DECODER = json.JSONDecoder()
+_SPACE = re.compile(r"[ \t\n\r]*")
 
 
-def _parse(path: Path) -> Any:
-    try:
+def parse_json(path: Path) -> Any:
+    """Return what a file of JSON holds.
+
+    Raises:
+        GroundTruthError: it is not there, cannot be read or is no JSON.
+    """
+    with _reading(path):
         return json.loads(path.read_bytes())
+
+
+def parse_members(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the members of a JSON object, of which one is in memory at a time, beside the text.
+
+    Raises:
+        GroundTruthError: as `parse_json`, or the file holds no object.
+    """
+    with _reading(path):
+        data = path.read_bytes()
+        text = data.decode(json.detect_encoding(data), "surrogatepass")
+    del data
+    at = _skip_space(text, 0)
+    if text[at : at + 1] != "{":
+        _validate(path, _OBJECT, parse_json(path))
+    mark = "{"
+    while mark in ("{", ","):
+        with _reading(path):
+            at = _skip_space(text, at + 1)
+            if mark == "{" and text[at : at + 1] == "}":
+                break
+            key, at = _name_of_member(text, at)
+            value, at = _DECODER.raw_decode(text, _skip_space(text, at + 1))
+            at = _skip_space(text, at)
+            mark = text[at : at + 1]
+        yield key, value
+    with _reading(path):
+        if text[at : at + 1] != "}" or text[at + 1 :].strip(" \t\n\r"):
+            raise json.JSONDecodeError("expected the end of the object", text, at)
+
+
+def _name_of_member(text: str, at: int) -> tuple[str, int]:
+    """Return the name of a member, and the place of the colon behind it."""
+    if text[at : at + 1] != '"':
+        raise json.JSONDecodeError("expected a name in quotes", text, at)
+    name, at = _DECODER.raw_decode(text, at)
+    at = _skip_space(text, at)
+    if text[at : at + 1] != ":":
+        raise json.JSONDecodeError("expected ':'", text, at)
+    return name, at
+
+
+def _skip_space(text: str, at: int) -> int:
+    found = _SPACE.match(text, at)
+    return found.end() if found else at
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError:
         raise GroundTruthError(f"{path}: no such file") from None
     except OSError as error:
         raise GroundTruthError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:  # of JSON, and of text that is no UTF-8
+    except (ValueError, RecursionError) as error:  # of JSON, and of text that is no UTF-8
         raise GroundTruthError(f"{path}: expected JSON: {error}") from None
 
 
-def _validate(path: Path, adapter: TypeAdapter[T], raw: Any) -> T:
+def _validate(path: Path | str, adapter: TypeAdapter[T], raw: Any) -> T:
     try:
         return adapter.validate_python(raw)
     except ValidationError as error:

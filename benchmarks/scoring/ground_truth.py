@@ -1,14 +1,14 @@
 """Ground truth: regions of images, and the captions that people gave them.
 
 The formats are those of `annotation_files`. A caption of several lines is several references; captions of the same
-boxes are references of one item. Dense captioning mAP counts boxes by themselves, each time that one is annotated:
-`AnnotatedImage.annotations`.
+boxes are references of one item, but in the published form, which scores each against its own. Dense captioning mAP
+counts boxes by themselves, each time that one is annotated: `AnnotatedImage.annotations`.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -26,6 +26,7 @@ from benchmarks.scoring.annotation_files import (
     load_sets,
     load_traces,
 )
+from benchmarks.scoring.disk_mapping import DiskMapping
 from benchmarks.scoring.region_forms import RegionForm
 from runtime import Region, RegionError
 
@@ -63,7 +64,7 @@ class AnnotatedImage:
     annotations: tuple[BoxAnnotation, ...] = ()
 
 
-Reader: TypeAlias = Callable[[Path, RegionForm], list[AnnotatedImage]]
+Reader: TypeAlias = Callable[[Path, RegionForm], Iterable[AnnotatedImage]]
 
 
 def read_captions(path: Path, form: RegionForm) -> list[AnnotatedImage]:
@@ -103,15 +104,21 @@ def read_sets(path: Path, form: RegionForm) -> list[AnnotatedImage]:
     return _annotated_images(load_sets(path), items)
 
 
-def read_traces(path: Path, form: RegionForm) -> list[AnnotatedImage]:
-    """Read mouse traces with their captions."""
+def read_traces(path: Path, form: RegionForm) -> Iterator[AnnotatedImage]:
+    """Read mouse traces with their captions, image by image."""
 
     def items(location: str, own: Traces) -> Iterable[Item]:
         for number, (caption, trace) in enumerate(zip(own.captions, own.traces, strict=True)):
             make = partial(form.trace, [(point.x, point.y) for point in trace])
             yield Item(_region(f"{location}: trace {number}", make), _references(location, caption))
 
-    return _annotated_images(load_traces(path), items)
+    is_empty = True
+    for image, own in load_traces(path):
+        if own.captions:
+            yield AnnotatedImage(image, tuple(items(f"{path}: {image}", own)))
+            is_empty = False
+    if is_empty:
+        raise _without_captions(path)
 
 
 READERS: Mapping[str, Reader] = {
@@ -122,18 +129,21 @@ READERS: Mapping[str, Reader] = {
 }
 
 
-def read_parts(kind: str, paths: Sequence[Path], form: RegionForm) -> list[AnnotatedImage]:
+def read_parts(kind: str, paths: Sequence[Path], form: RegionForm) -> DiskMapping[AnnotatedImage]:
     """Read a ground truth that comes in several files, of one kind of `READERS`; an image may be in several of them.
+
+    Returns:
+        the images by their ids, in the order of the files; they lie on the disk.
 
     Raises:
         GroundTruthError: as when reading one, or the files give an image different names.
     """
-    merged: dict[str, AnnotatedImage] = {}
+    merged = DiskMapping[AnnotatedImage]()
     for path in paths:
         for image in READERS[kind](path, form):
             before = merged.get(image.id)
             merged[image.id] = image if before is None else _join_image(path, before, image)
-    return list(merged.values())
+    return merged
 
 
 def _join_image(path: Path, before: AnnotatedImage, image: AnnotatedImage) -> AnnotatedImage:
@@ -153,8 +163,12 @@ def _annotated_images(file: AnnotationFile[T], items: Callable[[str, T], Iterabl
     made = ((image, tuple(items(f"{file.path}: {image}", own))) for image, own in file.by_image.items())
     images = [AnnotatedImage(image, own, file.file_names.get(image)) for image, own in made if own]
     if not images:
-        raise GroundTruthError(f"{file.path}: expected at least one caption, got none")
+        raise _without_captions(file.path)
     return images
+
+
+def _without_captions(path: Path) -> GroundTruthError:
+    return GroundTruthError(f"{path}: expected at least one caption, got none")
 
 
 def _box_items(
@@ -163,10 +177,10 @@ def _box_items(
     form: RegionForm,
     region: Callable[[tuple[BoxNumbers, ...]], Region],
 ) -> list[Item]:
-    references: dict[tuple[BoxNumbers, ...], list[str]] = defaultdict(list)
-    regions: dict[tuple[BoxNumbers, ...], Region] = {}
-    for boxes, caption in captioned:
-        same = tuple(sorted(boxes))
+    references: dict[Hashable, list[str]] = defaultdict(list)
+    regions: dict[Hashable, Region] = {}
+    for number, (boxes, caption) in enumerate(captioned):
+        same = _item_key(boxes, number, form)
         references[same] += _references(location, caption)
         if same not in regions:
             hint = f"; boxes are read as {form.box_format}"
@@ -176,11 +190,16 @@ def _box_items(
 
 def _box_annotations(captioned: Iterable[BoxesOfCaption], form: RegionForm) -> tuple[BoxAnnotation, ...]:
     """Return each box with the number of its item, as `_box_items` counts them."""
-    numbers: dict[tuple[BoxNumbers, ...], int] = {}
+    numbers: dict[Hashable, int] = {}
     return tuple(
-        BoxAnnotation(form.corners(boxes[0]), caption, numbers.setdefault(boxes, len(numbers)))
-        for boxes, caption in captioned
+        BoxAnnotation(form.corners(boxes[0]), caption, numbers.setdefault(_item_key(boxes, number, form), len(numbers)))
+        for number, (boxes, caption) in enumerate(captioned)
     )
+
+
+def _item_key(boxes: tuple[BoxNumbers, ...], number: int, form: RegionForm) -> Hashable:
+    """Return what captions of one item have in common."""
+    return number if form.form == "published" else tuple(sorted(boxes))
 
 
 def _region(location: str, make: Callable[[], Region], hint: str = "") -> Region:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.scoring.annotation_files import GroundTruthError
@@ -17,27 +18,52 @@ _MAX_NAMED = 3
 """Missing images that an error names."""
 
 
-def find_images(images: Sequence[AnnotatedImage], folders: Sequence[Path]) -> dict[str, Path]:
-    """Return the file of each image, by image id.
+@dataclass(frozen=True)
+class ImageFiles:
+    """Where the images of a ground truth lie.
+
+    Attributes:
+        found: the file of each image that is there, by image id.
+        missing: the names that the file of each other image may have, by image id.
+    """
+
+    found: Mapping[str, Path]
+    missing: Mapping[str, str]
+
+
+def find_images(images: Iterable[AnnotatedImage], folders: Sequence[Path]) -> ImageFiles:
+    """Return the file of each image.
 
     A file is looked for by the name that the ground truth gives it, then by the image's id, by the id padded to 12
     digits, and by that with a COCO prefix (COCO_val2014_000000000042.jpg); where folders share a name, in the first.
 
     Raises:
-        GroundTruthError: a folder is not there, or images are missing: how many, and the first of them.
+        GroundTruthError: a folder is not there, or none of the images is in any of them.
     """
     files = _by_stem(folders)
-    found = {image.id: next((files[stem] for stem in _stems(image) if stem in files), None) for image in images}
-    missing = [image for image in images if found[image.id] is None]
-    if missing:
-        first = ", ".join(" or ".join(_stems(image)) for image in missing[:_MAX_NAMED])
-        more = ", ..." if len(missing) > _MAX_NAMED else ""
-        where = " or ".join(str(folder) for folder in folders)
-        raise GroundTruthError(
-            f"{where}: {len(missing)} of {len(images)} images are missing: expected {first}{more} "
-            f"with one of {', '.join(SUFFIXES)}"
-        )
-    return {image: path for image, path in found.items() if path}
+    found: dict[str, Path] = {}
+    missing: dict[str, str] = {}
+    for image in images:
+        stems = list(_stems(image))
+        file = next((files[stem] for stem in stems if stem in files), None)
+        if file is None:
+            missing[image.id] = " or ".join(stems)
+        else:
+            found[image.id] = file
+    if not found:
+        raise GroundTruthError(missing_images(missing, len(missing), folders))
+    return ImageFiles(found, missing)
+
+
+def missing_images(missing: Mapping[str, str], count: int, folders: Sequence[Path]) -> str:
+    """Return one line that says how many of ``count`` images are missing, and names the first of them."""
+    first = ", ".join(list(missing.values())[:_MAX_NAMED])
+    more = ", ..." if len(missing) > _MAX_NAMED else ""
+    where = " or ".join(str(folder) for folder in folders)
+    return (
+        f"{where}: {len(missing)} of {count} images are missing: expected {first}{more} with one of "
+        f"{', '.join(SUFFIXES)}"
+    )
 
 
 def _by_stem(folders: Sequence[Path]) -> dict[str, Path]:

@@ -1,19 +1,20 @@
-"""Captions of a bundle for every item of a ground truth."""
+"""Captions of a bundle for the items of a ground truth, a few images at a time."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import track
+from PIL import Image
 
-from benchmarks.scoring.ground_truth import AnnotatedImage, Item
-from runtime import Captioner, FeatureMap, RegionError
-from runtime.regions import Canvas
-
-_IMAGES_AT_ONCE = 8
+from benchmarks.scoring.ground_truth import AnnotatedImage, BoxAnnotation, Item
+from benchmarks.scoring.image_text import ImageTextSample, ImageTextScorer
+from benchmarks.scoring.metrics import clean_caption
+from runtime import Caption, Captioner, ImageError
+from runtime.image import open_image
+from runtime.options import Score
 
 
 @dataclass(frozen=True)
@@ -21,66 +22,124 @@ class Prediction:
     """The caption of one item.
 
     Attributes:
-        image: the image's id.
-        number: the index of the item among the image's items.
-        caption: empty where the model does not see the region.
-        score: the decoder's probability of the caption; None where the model does not see the region.
+        caption: empty where the model does not see the region, and where the image cannot be read.
+        score: how sure the decoder is of the caption, more being surer; None where there is no caption.
         references: the captions that it is compared with.
+        image_text: how well caption and image fit, by the names of `image_text.METRICS`; none without its models, and
+            where the image cannot be read.
     """
 
-    image: str
-    number: int
     caption: str
     score: float | None
     references: tuple[str, ...]
+    image_text: Mapping[str, float] = field(default_factory=dict)
 
-    @property
-    def item(self) -> str:
-        """The item's name among all items of a ground truth."""
-        return f"{self.image}/{self.number}"
+    @classmethod
+    def missing(cls, item: Item) -> Prediction:
+        """Return what stands in the place of the caption of an item that has none."""
+        return cls("", None, item.references)
 
 
-def predict(captioner: Captioner, images: Sequence[AnnotatedImage], files: Mapping[str, Path]) -> list[Prediction]:
-    """Caption every item of the images, a few images at a time.
+@dataclass(frozen=True)
+class PredictedImage:
+    """The captions of an image's items, in their order, by the image's id.
 
-    A region that the model does not see (outside the image, or cut off by fit="crop") is no error here: its caption is
-    empty, which scores 0.
+    Attributes:
+        annotations: of dense captions, every annotated box.
+    """
+
+    id: str
+    items: tuple[Prediction, ...]
+    annotations: tuple[BoxAnnotation, ...] = ()
+
+    @classmethod
+    def without_captions(cls, image: AnnotatedImage) -> PredictedImage:
+        """Return what stands in the place of the captions of an image that cannot be read."""
+        return cls(image.id, tuple(map(Prediction.missing, image.items)), image.annotations)
+
+
+@dataclass(frozen=True)
+class BadImage:
+    """An image that has no captions, by its id, and why."""
+
+    id: str
+    reason: str
+
+
+def predict(
+    captioner: Captioner,
+    images: Sequence[AnnotatedImage],
+    files: Mapping[str, Path],
+    score: Score = "natural",
+    scorer: ImageTextScorer | None = None,
+) -> Iterator[PredictedImage | BadImage]:
+    """Caption every item of a few images, in one pass of the backbone.
+
+    A region that the model does not see (outside the image, or cut off by fit="crop") has an empty caption, which
+    scores 0; an image that cannot be read does not keep the others from being described.
 
     Args:
         files: the file of each image, by image id.
-
-    Raises:
-        ImageError: a file cannot be read as an image.
+        score: as in `DecodingOptions`.
+        scorer: scores how well captions and images fit; None leaves that out.
     """
-    predictions: list[Prediction] = []
-    starts = range(0, len(images), _IMAGES_AT_ONCE)
-    for start in track(starts, "captioning", console=Console(stderr=True), transient=True):
-        batch = images[start : start + _IMAGES_AT_ONCE]
-        features = captioner.encode([files[image.id] for image in batch])
-        predictions += _predict_batch(captioner, features, batch)
-    return predictions
+    opened = [_open(files[image.id]) for image in images]
+    good = [(image, picture) for image, picture in zip(images, opened, strict=True) if isinstance(picture, Image.Image)]
+    described = iter(_describe(captioner, good, score))
+    for image, picture in zip(images, opened, strict=True):
+        if not isinstance(picture, Image.Image):
+            yield BadImage(image.id, str(picture))
+        elif scorer is None:
+            yield next(described)
+        else:
+            yield _with_image_text(next(described), image, picture, scorer)
 
 
-def _predict_batch(captioner: Captioner, features: FeatureMap, batch: Sequence[AnnotatedImage]) -> Iterator[Prediction]:
-    visible = [
-        [_is_visible(item, canvas) for item in image.items]
-        for image, canvas in zip(batch, features.canvases, strict=True)
-    ]
-    regions = [
-        [item.region for item, is_visible in zip(image.items, flags, strict=True) if is_visible]
-        for image, flags in zip(batch, visible, strict=True)
-    ]
-    for image, flags, captions in zip(batch, visible, captioner.describe(features, regions), strict=True):
-        remaining = iter(captions)
-        for number, (item, is_visible) in enumerate(zip(image.items, flags, strict=True)):
-            caption = next(remaining) if is_visible else None
-            text, score = (caption.text, caption.score) if caption else ("", None)
-            yield Prediction(image.id, number, text, score, item.references)
-
-
-def _is_visible(item: Item, canvas: Canvas) -> bool:
+def _open(file: Path) -> Image.Image | ImageError:
     try:
-        item.region.weights(canvas)
-    except RegionError:
-        return False
-    return True
+        return open_image(file)
+    except ImageError as error:
+        return error
+
+
+def _describe(
+    captioner: Captioner, opened: Sequence[tuple[AnnotatedImage, Image.Image]], score: Score
+) -> list[PredictedImage]:
+    if not opened:
+        return []
+    features = captioner.encode([picture for _, picture in opened])
+    regions = [[item.region for item in image.items] for image, _ in opened]
+    captions = captioner.describe(features, regions, score=score, on_bad="skip")
+    is_inverse = score == "reference" and captioner.manifest.decoder.reference_score == "perplexity"
+    return [
+        PredictedImage(
+            image.id,
+            tuple(_prediction(item, caption, is_inverse) for item, caption in zip(image.items, own, strict=True)),
+            image.annotations,
+        )
+        for (image, _), own in zip(opened, captions, strict=True)
+    ]
+
+
+def _prediction(item: Item, caption: Caption, is_inverse: bool) -> Prediction:
+    """Return the prediction of an item; an inverse score is a perplexity, of which less is surer."""
+    if caption.error is not None:
+        return Prediction.missing(item)
+    score = _surer(caption.score) if is_inverse else caption.score
+    return Prediction(caption.text, score, item.references)
+
+
+def _with_image_text(
+    predicted: PredictedImage, image: AnnotatedImage, picture: Image.Image, scorer: ImageTextScorer
+) -> PredictedImage:
+    samples = [
+        ImageTextSample(picture, item.region, clean_caption(prediction.caption), prediction.references)
+        for item, prediction in zip(image.items, predicted.items, strict=True)
+    ]
+    values = zip(predicted.items, scorer.add(samples), strict=True)
+    return replace(predicted, items=tuple(replace(prediction, image_text=own) for prediction, own in values))
+
+
+def _surer(perplexity: float) -> float:
+    """Return the inverse of a perplexity; 0 for a text of one token, which has none."""
+    return 0.0 if math.isnan(perplexity) else 1 / perplexity

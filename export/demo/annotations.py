@@ -1,7 +1,8 @@
 """Writes held-out demo scenes in the published evaluation's formats: `python -m export.demo.annotations OUT`.
 
 OUT gets images/, with file names as in COCO, and their ground truth in the formats that `benchmarks/quality.py` reads:
-captions.json (whole images), dense.json (boxes), sets.json (pairs of boxes) and traces.json.
+captions.json (whole images), dense.json (boxes), sets.json (pairs of boxes) and traces.json. Of boxes and pairs, which
+stand by caption, `--kind` has to say which they are.
 """
 
 from __future__ import annotations

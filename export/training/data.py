@@ -82,8 +82,9 @@ class CaptionTokens:
         """Yield for each caption why it cannot be learned; None for one that can. Long texts are not tokenized."""
         faults = [fault_of(caption) for caption in captions]
         encoded = self._encoded([caption for caption, fault in zip(captions, faults, strict=True) if fault is None])
+        unknown = self._unknown()
         for fault in faults:
-            yield fault or self._fault_of_ids(next(encoded))
+            yield fault or _fault_of_ids(next(encoded), unknown)
 
     def check(self, file: CaptionFile) -> CaptionFile:
         """Return a file's captions without those that cannot be learned, which become bad ones."""
@@ -95,15 +96,6 @@ class CaptionTokens:
             else:
                 bad.append(BadCaption(place, fault))
         return CaptionFile(tuple(captions), tuple(places), tuple(bad))
-
-    def _fault_of_ids(self, ids: Sequence[int]) -> str | None:
-        """Return why token ids are none of a caption: start, its own, end."""
-        own = set(ids[1:-1])
-        if own <= self._unknown():
-            return "none of it is a token of the decoder's vocabulary"
-        if own & {ids[0], ids[-1]}:
-            return "it holds the start or end token"
-        return f"it has {len(ids)} tokens, more than {MAX_TOKENS}" if len(ids) > MAX_TOKENS else None
 
     def _unknown(self) -> set[int]:
         """Return the id that stands for all that the vocabulary has not, if there is one."""
@@ -117,6 +109,16 @@ class CaptionTokens:
         for first in range(0, len(captions), _BATCH):
             batch = self.tokenizer.encode_batch(list(captions[first : first + _BATCH]), add_special_tokens=False)
             yield from ([start, *encoding.ids, end] for encoding in batch)
+
+
+def _fault_of_ids(ids: Sequence[int], unknown: set[int]) -> str | None:
+    """Return why token ids (start, own ones, end) are none of a caption."""
+    own = set(ids[1:-1])
+    if own <= unknown:
+        return "none of it is a token of the decoder's vocabulary"
+    if own & {ids[0], ids[-1]}:
+        return "it holds the start or end token"
+    return f"it has {len(ids)} tokens, more than {MAX_TOKENS}" if len(ids) > MAX_TOKENS else None
 
 
 def without_bad_captions(bank: MemorySource, tokens: CaptionTokens) -> tuple[MemorySource, tuple[BadCaption, ...]]:

@@ -57,7 +57,7 @@ _RANGES = (
 
 
 @dataclass(frozen=True)
-class TrainingPlan:
+class DecoderPlan:
     """What is trained, and how; the defaults are the published numbers.
 
     Attributes:

@@ -91,8 +91,10 @@ def _device(name: str, local_rank: int | None) -> torch.device:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda"):
             raise CheckpointError(f"--device {name}: expected cpu or cuda")
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise CheckpointError(f"--device {name}: torch {torch.__version__} finds no CUDA device; take --device cpu")
         if device.type == "cuda":
-            device = torch.device("cuda", device.index if local_rank is None else local_rank)
+            device = torch.device("cuda", (device.index or 0) if local_rank is None else local_rank)
             torch.cuda.set_device(device)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -114,6 +116,5 @@ def _losses_of_others() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise CheckpointError(
-            f"another process of the launch has ended, or cannot be reached: {str(error).splitlines()[0]}"
-        ) from None
+        reason = str(error).splitlines()[0].split(". ")[0]
+        raise CheckpointError(f"another process of the launch has ended, or cannot be reached: {reason}") from None

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -19,7 +20,7 @@ from export.training.decoder import DecoderSize, TrainableDecap, load_decoder
 from export.training.held_out import score_held_out
 from export.training.losses import LossHistory
 from export.training.noise import GaussianNoise, Noise, ProjectedNoise, no_noise
-from export.training.plan import TrainingPlan
+from export.training.plan import DecoderPlan
 from export.training.processes import Processes
 from export.training.state import SavedState
 from export.training.trainer import StepResult, Trainer
@@ -52,7 +53,7 @@ class TrainedDecoder:
 
 
 def train(
-    plan: TrainingPlan,
+    plan: DecoderPlan,
     bank: MemorySource,
     tokenizer: Tokenizer,
     processes: Processes,
@@ -88,7 +89,12 @@ def train(
 
 
 def _step(trainer: Trainer) -> StepResult:
-    result = trainer.step()
+    try:
+        result = trainer.step()
+    except torch.OutOfMemoryError as error:
+        raise CheckpointError(
+            f"step {trainer.next_step}: {str(error).splitlines()[0]}: take a smaller --batch-size, or --precision bf16"
+        ) from None
     if not math.isfinite(result.loss):
         raise CheckpointError(
             f"step {trainer.next_step}: the loss is {result.loss}; expected a number: lower --rate, or take more "
@@ -97,12 +103,12 @@ def _step(trainer: Trainer) -> StepResult:
     return result
 
 
-def _split(plan: TrainingPlan, data: TrainingData) -> tuple[TrainingData, TrainingData]:
+def _split(plan: DecoderPlan, data: TrainingData) -> tuple[TrainingData, TrainingData]:
     plan.check_captions(len(data))
     return data.split(plan.held_out, seed_of(plan.seed, HELD_OUT))
 
 
-def _noise(plan: TrainingPlan, bank: MemorySource, learned: TrainingData, device: torch.device) -> Noise:
+def _noise(plan: DecoderPlan, bank: MemorySource, learned: TrainingData, device: torch.device) -> Noise:
     if plan.kind == "capdec":
         return GaussianNoise(plan.noise)
     if plan.through_memory:
@@ -110,19 +116,29 @@ def _noise(plan: TrainingPlan, bank: MemorySource, learned: TrainingData, device
     return no_noise
 
 
-def _model(plan: TrainingPlan, prefix_width: int, tokenizer: Tokenizer) -> TrainableDecap:
+def _model(plan: DecoderPlan, prefix_width: int, tokenizer: Tokenizer) -> TrainableDecap:
     """Return the decoder before the first step."""
     torch.manual_seed(seed_of(plan.seed, INITIAL))
+    if plan.start_from is not None:
+        return earlier_decoder(plan, plan.start_from, prefix_width, tokenizer)
     tokens = tokenizer.get_vocab_size()
-    if plan.start_from is None:
-        vocab_size = PUBLISHED_VOCABULARY if tokens == VOCABULARY else tokens
-        size = DecoderSize(prefix_width, vocab_size, plan.width, plan.layers, plan.positions, plan.dropout)
-        return TrainableDecap(size)
-    model = load_decoder(plan.start_from, plan.dropout)
+    vocab_size = PUBLISHED_VOCABULARY if tokens == VOCABULARY else tokens
+    size = DecoderSize(prefix_width, vocab_size, plan.width, plan.layers, plan.positions, plan.dropout)
+    return TrainableDecap(size)
+
+
+def earlier_decoder(plan: DecoderPlan, path: Path, prefix_width: int, tokenizer: Tokenizer) -> TrainableDecap:
+    """Return a decoder to train further.
+
+    Raises:
+        CheckpointError: it cannot be read, or is none of embeddings (B, prefix_width) or for the tokens that are
+            learned.
+    """
+    model, tokens = load_decoder(path, plan.dropout), tokenizer.get_vocab_size()
     size = model.size
     if size.prefix_width != prefix_width or size.vocab_size < tokens or size.positions <= plan.tokens:
         raise CheckpointError(
-            f"{plan.start_from}: expected a decoder of vectors of width {prefix_width}, {tokens} tokens and more than "
+            f"{path}: expected a decoder of vectors of width {prefix_width}, {tokens} tokens and more than "
             f"{plan.tokens} positions, got {size.prefix_width}, {size.vocab_size} and {size.positions}"
         )
     return model

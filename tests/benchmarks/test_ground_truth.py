@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.scoring.annotation_files import GroundTruthError
+from benchmarks.scoring.annotation_files import GroundTruthError, parse_members
+from benchmarks.scoring.disk_mapping import DiskMapping
 from benchmarks.scoring.ground_truth import (
     READERS,
     AnnotatedImage,
@@ -21,9 +23,9 @@ from benchmarks.scoring.ground_truth import (
     read_sets,
     read_traces,
 )
-from benchmarks.scoring.image_files import find_images
+from benchmarks.scoring.image_files import ImageFiles, find_images, missing_images
 from benchmarks.scoring.region_forms import RegionForm
-from runtime import Box, BoxSet, Trace, WholeImage
+from runtime import Box, BoxSet, PatchcaptionError, Trace, WholeImage
 
 EXACT = RegionForm()
 
@@ -102,14 +104,15 @@ def test_dense_takes_coco_annotations_with_boxes(write: Any) -> None:
 
 def test_every_annotated_box_has_its_caption_and_corners_whatever_the_form(write: Any) -> None:
     file = write({"7": {"a cat\na tom": [[10, 20, 30, 50], [10, 20, 10, 50]], "a dog": [[10, 20, 30, 50]]}})
-    for form in (RegionForm(), RegionForm("published")):
+    for form, item in ((RegionForm(), 0), (RegionForm("published"), 2)):
         (image,) = read_dense(file, form)
         assert [(one.caption, one.box, one.item) for one in image.annotations] == [
             ("a cat\na tom", (10, 20, 30, 50), 0),
             ("a cat\na tom", (10, 20, 11, 50), 1),
-            ("a dog", (10, 20, 30, 50), 0),
+            ("a dog", (10, 20, 30, 50), item),
         ]
-        assert image.items[0].references == ("a cat", "a tom", "a dog")
+        assert image.items[0].references[:2] == ("a cat", "a tom")
+        assert image.items[item].references[-1] == "a dog"
     (image,) = read_dense(file, RegionForm(box_format="xywh"))
     assert image.annotations[1].box == (10, 20, 20, 70)
 
@@ -152,11 +155,11 @@ def test_a_ground_truth_may_come_in_several_files(tmp_path: Path) -> None:
     first, second = tmp_path / "1.json", tmp_path / "2.json"
     first.write_text(json.dumps({"7": {"a cat": [[1, 2, 11, 22]]}, "8": {"a hat": [[1, 2, 3, 4]]}}))
     second.write_text(json.dumps({"9": {"a bat": [[1, 2, 3, 4]]}, "7": {"a dog": [[5, 5, 9, 9], [1, 1, 2, 2]]}}))
-    images = read_parts("dense", [first, second], EXACT)
+    images = list(read_parts("dense", [first, second], EXACT).values())
     assert [image.id for image in images] == ["7", "8", "9"]
     assert [item.references[0] for item in images[0].items] == ["a cat", "a dog", "a dog"]
     assert [(one.caption, one.item) for one in images[0].annotations] == [("a cat", 0), ("a dog", 1), ("a dog", 2)]
-    assert read_parts("dense", [first], EXACT) == read_dense(first, EXACT)
+    assert list(read_parts("dense", [first], EXACT).values()) == read_dense(first, EXACT)
 
 
 def test_files_that_name_an_image_differently_are_refused(tmp_path: Path) -> None:
@@ -182,6 +185,15 @@ def test_captions_of_the_same_boxes_in_any_order_are_references_of_one_set(write
     one, other = [1, 2, 11, 22], [30, 2, 41, 22]
     (image,) = read_sets(write({"7": {"two cats": [one, other], "cats": [other, one]}}), EXACT)
     assert [item.references for item in image.items] == [("two cats", "cats")]
+
+
+def test_the_published_form_scores_captions_of_the_same_boxes_by_themselves(write: Any) -> None:
+    one, other = [1, 2, 11, 22], [30, 2, 41, 22]
+    (image,) = read_sets(write({"7": {"two cats": [one, other], "cats": [other, one]}}), RegionForm("published"))
+    assert [item.references for item in image.items] == [("two cats",), ("cats",)]
+    (image,) = read_dense(write({"7": {"a cat": [one, other], "a tom": [one]}}), RegionForm("published"))
+    assert [item.references for item in image.items] == [("a cat",), ("a cat",), ("a tom",)]
+    assert [(one.caption, one.item) for one in image.annotations] == [("a cat", 0), ("a cat", 1), ("a tom", 2)]
 
 
 def test_the_lines_of_a_caption_are_references_by_themselves(write: Any) -> None:
@@ -284,14 +296,14 @@ def test_the_published_form_makes_published_sets_and_traces() -> None:
 def test_a_malformed_file_is_refused_by_name_and_entry(write: Any, kind: str, content: Any, expected: str) -> None:
     file = write(content)
     with pytest.raises(GroundTruthError, match=re.escape(expected)) as refused:
-        READERS[kind](file, EXACT)
+        list(READERS[kind](file, EXACT))
     assert str(refused.value).startswith(f"{file}: ")
 
 
 @pytest.mark.parametrize("kind", READERS)
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path, kind: str) -> None:
     with pytest.raises(GroundTruthError, match=r"nothing\.json: no such file"):
-        READERS[kind](tmp_path / "nothing.json", EXACT)
+        list(READERS[kind](tmp_path / "nothing.json", EXACT))
 
 
 def annotated(image_id: str, file_name: str | None = None) -> AnnotatedImage:
@@ -314,7 +326,7 @@ def annotated(image_id: str, file_name: str | None = None) -> AnnotatedImage:
 def test_an_image_is_found_by_its_name_or_id(tmp_path: Path, image: AnnotatedImage, file: str) -> None:
     for name in (file, "4.jpg", "000000000142.jpg", "42.txt"):
         (tmp_path / name).touch()
-    assert find_images([image], [tmp_path]) == {image.id: tmp_path / file}
+    assert find_images([image], [tmp_path]) == ImageFiles({image.id: tmp_path / file}, {})
 
 
 def test_the_name_goes_before_the_id_and_the_first_folder_before_the_next(tmp_path: Path) -> None:
@@ -323,19 +335,84 @@ def test_the_name_goes_before_the_id_and_the_first_folder_before_the_next(tmp_pa
         file.parent.mkdir(exist_ok=True)
         file.touch()
     found = find_images([annotated("1"), annotated("2", "named.jpg")], [first, second])
-    assert found == {"1": first / "1.jpg", "2": second / "named.jpg"}
+    assert found.found == {"1": first / "1.jpg", "2": second / "named.jpg"}
 
 
 def test_missing_images_are_counted_and_the_first_named(tmp_path: Path) -> None:
     (tmp_path / "3.jpg").touch()
-    with pytest.raises(GroundTruthError) as refused:
-        find_images([annotated(str(number)) for number in range(1, 7)], [tmp_path])
-    assert str(refused.value) == (
+    files = find_images([annotated(str(number)) for number in range(1, 7)], [tmp_path])
+    assert files.found == {"3": tmp_path / "3.jpg"}
+    assert missing_images(files.missing, 6, [tmp_path]) == (
         f"{tmp_path}: 5 of 6 images are missing: expected 1 or 000000000001, 2 or 000000000002, 4 or 000000000004, ... "
         "with one of .jpg, .jpeg, .png"
     )
 
 
+def test_a_folder_without_any_of_the_images_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(GroundTruthError, match="2 of 2 images are missing: expected 1 or 000000000001, 2 or"):
+        find_images([annotated("1"), annotated("2")], [tmp_path])
+
+
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(GroundTruthError, match="expected a folder of images, got nothing there"):
         find_images([annotated("1")], [tmp_path / "nowhere"])
+
+
+MEMBERS = ['"1": {"a": [1, 2]}', '"x\\u00e9\\"": [ ]', ' "" : null ', '"2":-1.5e3', '"1": 7']
+
+
+@pytest.mark.parametrize("count", range(len(MEMBERS) + 1))
+@pytest.mark.parametrize("form", ["{{{}}}", " \n{{ {} \t}}\r\n"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_members_are_those_that_json_has(tmp_path: Path, count: int, form: str, encoding: str) -> None:
+    text = form.format(",".join(MEMBERS[:count]))
+    (tmp_path / "truth.json").write_text(text, encoding=encoding)
+    found = list(parse_members(tmp_path / "truth.json"))
+    assert len(found) == count
+    assert dict(found) == json.loads(text)
+
+
+def test_what_is_no_json_has_no_members(tmp_path: Path) -> None:
+    path = tmp_path / "truth.json"
+    whole = "{" + ",".join(MEMBERS) + "}"
+    broken = [whole[:end] for end in range(len(whole))]
+    broken += [whole + "}", whole[:-1] + ",}", "{,}", "{1: 2}", '{"a" 1}', '{"a": 1 "b": 2}', '{"a": }', "[" * 100_000]
+    for text in broken:
+        path.write_text(text)
+        with pytest.raises(GroundTruthError, match=r"truth\.json: expected JSON"):
+            list(parse_members(path))
+    path.write_bytes(b'{"a": "\xff"}')
+    with pytest.raises(GroundTruthError, match=r"truth\.json: expected JSON"):
+        list(parse_members(path))
+    path.write_text("[]")
+    with pytest.raises(GroundTruthError, match=r"truth\.json: Input should be a valid dictionary"):
+        list(parse_members(path))
+
+
+def test_an_image_with_traces_stands_there_once(write: Any) -> None:
+    traces = '{"captions": ["a"], "traces": [[{"x": 0.5, "y": 0.5}]]}'
+    with pytest.raises(GroundTruthError, match="7: expected each image once, got it again"):
+        list(read_traces(write(f'{{"7": {traces}, "8": {traces}, "7": {traces}}}'), EXACT))
+
+
+def test_values_on_the_disk_are_those_that_were_put_there() -> None:
+    with DiskMapping[AnnotatedImage]() as images:
+        for number in (3, 1, 2):
+            images[str(number)] = annotated(str(number))
+        images["1"] = annotated("1", "one.jpg")
+        assert list(images) == ["3", "1", "2"]
+        assert dict(images) == {"3": annotated("3"), "1": annotated("1", "one.jpg"), "2": annotated("2")}
+        with pytest.raises(KeyError):
+            images["4"]
+
+
+def test_a_full_disk_for_the_ground_truth_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with DiskMapping[AnnotatedImage]() as images:
+        monkeypatch.setattr(images, "_file", FullFile())
+        with pytest.raises(PatchcaptionError, match="cannot be written: No space left on device; TMPDIR names another"):
+            images["1"] = annotated("1")
+
+
+class FullFile(io.BytesIO):
+    def write(self, _: object) -> int:
+        raise OSError(28, "No space left on device")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +10,12 @@ import pytest
 from PIL import Image
 
 from benchmarks import quality
+from benchmarks.densecap_recording import f1_scores
+from benchmarks.scoring import scores
 from benchmarks.scoring.demo_scenes import evaluation_cases, names_objects, score_scenes
 from benchmarks.scoring.ground_truth import READERS, AnnotatedImage, Item
-from benchmarks.scoring.metric_score import MetricScore
 from benchmarks.scoring.metrics import CaptionMetrics, MetricsError
-from benchmarks.scoring.predictions import predict
+from benchmarks.scoring.predictions import PredictedImage, Prediction, predict
 from benchmarks.scoring.region_forms import RegionForm
 from export.demo import annotations as scene_annotations
 from export.demo import sample, scenes
@@ -24,7 +24,7 @@ from export.demo.sentences import sentence_of
 from export.readers import DEMO_CONFIG
 from runtime import Box, Captioner, FeatureMap
 from runtime.bundle import sha256_of
-from tests.benchmarks.test_caption_metrics import needs_java
+from tests.benchmarks.killed_evaluation import exact_share
 
 CIRCLE = Look("red", "circle", "striped", "small")
 SQUARE = Look("orange", "square", "solid", "large")
@@ -150,19 +150,18 @@ def annotated_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def stub_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Metrics without Java: the share of captions that are among their references."""
-
-    def score(_: CaptionMetrics, said: dict[str, str], wanted: dict[str, tuple[str, ...]]) -> dict[str, MetricScore]:
-        return {"exact": MetricScore.of_samples([said[item] in wanted[item] for item in said])}
-
+def stub_metrics(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Metrics without Java, and a cache folder of the test's own."""
     monkeypatch.setattr(CaptionMetrics, "check", lambda _: None)
-    monkeypatch.setattr(CaptionMetrics, "score", score)
+    monkeypatch.setattr(CaptionMetrics, "score", exact_share)
+    monkeypatch.setattr(scores, "meteor_scores", f1_scores)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def run(bundle: Path, scenes_folder: Path, kind: str, *more: str | Path) -> int:
     images, truth = scenes_folder / "images", scenes_folder / f"{kind}.json"
-    return quality.main([str(bundle), "--images", str(images), f"--{kind}", str(truth), *map(str, more)])
+    kinds = ["--kind", kind] if kind in ("dense", "sets") else []
+    return quality.main([str(bundle), "--images", str(images), "--annotations", str(truth), *kinds, *map(str, more)])
 
 
 def test_annotations_are_those_of_the_held_out_scenes(annotated_scenes: Path) -> None:
@@ -206,28 +205,15 @@ def test_the_demo_is_scored_against_every_kind_of_ground_truth(
     out = tmp_path / "scores.json"
     assert run(demo_bundle, annotated_scenes, kind, "--form", form, "--json", out) == 0
     record = json.loads(out.read_text())
-    assert record["scores"]["exact"] >= share
-    assert record["options"]["fit"] == ("crop" if form == "published" else "stretch")
+    assert record["scores"]["exact"]["value"] >= share
+    assert (record["options"]["form"], record["options"]["fit"]) == (form, "stretch")
     assert record["bundle"]["manifest_sha256"] == sha256_of(demo_bundle / "manifest.json")
-    assert record["images"] == 10
     truth = READERS[kind](annotated_scenes / f"{kind}.json", RegionForm())
     wanted = [(image.id, number, list(item.references)) for image in truth for number, item in enumerate(image.items)]
     assert [(one["image"], one["number"], one["references"]) for one in record["captions"]] == wanted
-    assert list(tmp_path.iterdir()) == [out]
-
-
-@needs_java
-def test_the_command_scores_with_the_real_metrics(
-    demo_bundle: Path, annotated_scenes: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert run(demo_bundle, annotated_scenes, "traces", "--limit", "4") == 0
-    printed = capfd.readouterr()
-    scores = {name: float(value) for name, value in re.findall(r"│ ([A-Z][\w-]+) +│ +([\d.]+) ", printed.out)}
-    assert list(scores) == ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr"]
-    assert scores["BLEU-1"] > 90
-    assert scores["CIDEr"] > 800
-    assert "on 4 images" in printed.out
-    assert not printed.err.strip()  # of what Java and the library print, nothing
+    assert (record["images"], record["items"], record["unseen"], record["bad_images"]) == (10, len(wanted), 0, {})
+    assert (record["dense"] is not None) == ("mAP" in record["scores"]) == (kind == "dense")
+    assert list(tmp_path.iterdir()) == [out]  # and no log
 
 
 @pytest.mark.usefixtures("stub_metrics")
@@ -251,11 +237,12 @@ def test_a_region_that_the_model_does_not_see_has_an_empty_caption(demo_bundle: 
     seen, cut_off = Item(Box(200, 100, 250, 150), ("a cat",)), Item(Box(0, 0, 50, 50), ("a dog",))
     with Captioner.load(demo_bundle, fit="crop") as captioner:
         image = AnnotatedImage("1", (cut_off, seen))
-        predictions = predict(captioner, [image], {"1": tmp_path / "1.png"})
-    assert [(one.item, one.references) for one in predictions] == [("1/0", ("a dog",)), ("1/1", ("a cat",))]
-    assert (predictions[0].caption, predictions[0].score) == ("", None)
-    assert predictions[1].caption
-    assert predictions[1].score is not None
+        (predicted,) = predict(captioner, [image], {"1": tmp_path / "1.png"})
+    assert isinstance(predicted, PredictedImage)
+    assert predicted.items[0] == Prediction("", None, ("a dog",))
+    assert predicted.items[1].caption
+    assert predicted.items[1].score is not None
+    assert predicted.items[1].references == ("a cat",)
 
 
 @pytest.mark.usefixtures("stub_metrics")
@@ -269,29 +256,34 @@ def test_captions_are_kept_when_the_metrics_fail(
     def fail(*_: object) -> dict[str, float]:
         raise MetricsError("the caption metrics failed: METEOR: no memory")
 
-    monkeypatch.setattr(CaptionMetrics, "score", fail)
     out = tmp_path / "scores.json"
-    assert run(demo_bundle, annotated_scenes, "captions", "--limit", "2", "--json", out) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(CaptionMetrics, "score", fail)
+        assert run(demo_bundle, annotated_scenes, "captions", "--limit", "2", "--json", out) == 1
     assert capsys.readouterr().err.strip() == "error: the caption metrics failed: METEOR: no memory"
-    record = json.loads(out.read_text())
-    assert record["scores"] is None
-    assert len(record["captions"]) == 2
+    assert not out.exists()
+    monkeypatch.setattr(Captioner, "encode", None)
+    assert run(demo_bundle, annotated_scenes, "captions", "--limit", "2", "--json", out) == 0
+    assert len(json.loads(out.read_text())["captions"]) == 2
+
+
+TRUTH = ["--images", "photos", "--annotations", "t.json"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["--images", "photos"], "expected --captions, --dense, --sets or --traces with --images"),
-        (["--sets", "sets.json"], "expected --images with --sets"),
-        (["--images", "photos", "--sets", "s.json", "--pool", "cls"], "--pool: with --sets expected mean or gaussian"),
-        (
-            ["--images", "photos", "--traces", "t.json", "--pool", "mean"],
-            "--traces expected count or attention, got mean",
-        ),
-        (["--images", "photos", "--dense", "d.json", "--variance", "2"], "--variance: it is of --pool gaussian"),
-        (["--images", "photos", "--dense", "d.json", "--limit", "0"], "--limit: expected at least 1, got 0"),
+        (["--images", "photos"], "expected --annotations with --images"),
+        (["--kind", "sets"], "expected --annotations with --kind"),
+        (["--annotations", "sets.json"], "expected --images with --annotations"),
+        ([*TRUTH, "--kind", "sets", "--pool", "cls"], "--pool: for --kind sets expected mean or gaussian or attention"),
+        ([*TRUTH, "--kind", "traces", "--pool", "mean"], "--kind traces expected count or attention, got mean"),
+        ([*TRUTH, "--kind", "dense", "--variance", "2"], "--variance: it is of --pool gaussian, got --pool mean"),
+        ([*TRUTH, "--limit", "0"], "--limit: expected at least 1, got 0"),
+        ([*TRUTH, "--kind", "dense", "--clip", "nowhere"], "--clip nowhere: no such file or folder"),
+        ([*TRUTH, "--json", "one", "--markdown", "one"], "--markdown one: --json writes there too"),
         (["--json", "nowhere/scores.json"], "the folder nowhere does not exist"),
-        (["--images", "photos", "--dense", "d.json"], "d.json: no such file"),
+        (TRUTH, "t.json: no such file"),
     ],
 )
 @pytest.mark.usefixtures("stub_metrics")

@@ -24,7 +24,14 @@ from export.checkpoint import CheckpointError
 LONG = "a" * 10_000_000
 EMPTY, INVISIBLE = "it is empty", "it has no visible character"
 HALF = "it is not UTF-8, or has half a character (a lone surrogate)"
-NOT_TEXTS = [(None, "nothing"), (3, "int"), (1.5, "float"), (True, "bool"), ([], "list"), ({"caption": {}}, "dict")]
+NOT_TEXTS: list[tuple[object, str]] = [
+    (None, "nothing"),
+    (3, "int"),
+    (1.5, "float"),
+    (True, "bool"),
+    ([], "list"),
+    ({"caption": {}}, "dict"),
+]
 
 
 def write(path: Path, content: str | bytes) -> Path:

@@ -103,7 +103,7 @@ def test_a_published_file_with_masks_is_trained_further(tmp_path: Path, dtype: t
 def test_another_layout_is_refused_with_the_name_of_the_weight(
     tmp_path: Path, changes: dict[str, Tensor | None], message: str
 ) -> None:
-    state = trained(SMALL) | changes  # type: ignore[operator]
+    state = trained(SMALL) | changes
     path = tmp_path / "other.pt"
     torch.save({name: value for name, value in state.items() if value is not None}, path)
     with pytest.raises(CheckpointError, match=message) as caught:

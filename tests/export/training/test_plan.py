@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from export.checkpoint import CheckpointError
-from export.training.plan import TrainingPlan
+from export.training.plan import DecoderPlan
 from export.training.processes import Processes
 
 ALONE = Processes(0, 1, torch.device("cpu"))
@@ -43,35 +43,35 @@ NAN, INFINITY = float("nan"), float("inf")
 )
 def test_options_out_of_their_range_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError) as caught:
-        replace(TrainingPlan(), **changes).check(ALONE)
+        replace(DecoderPlan(), **changes).check(ALONE)
     assert str(caught.value).startswith(message)
 
 
 def test_each_process_needs_a_caption_of_the_batch() -> None:
     with pytest.raises(CheckpointError, match="--batch-size: .* each of 3 processes, got 2"):
-        TrainingPlan(batch_size=2).check(Processes(0, 3, torch.device("cpu")))
+        DecoderPlan(batch_size=2).check(Processes(0, 3, torch.device("cpu")))
 
 
 def test_the_published_numbers_and_the_ends_of_ranges_are_fine() -> None:
-    TrainingPlan().check(ALONE)
-    TrainingPlan(
+    DecoderPlan().check(ALONE)
+    DecoderPlan(
         warmup_steps=0, weight_decay=0, label_smoothing=0, dropout=0, noise=0, tokens=2, positions=3, epochs=10**30
     ).check(ALONE)
 
 
 def test_too_few_captions_are_counted() -> None:
-    TrainingPlan(batch_size=4, held_out=2).check_captions(6)
+    DecoderPlan(batch_size=4, held_out=2).check_captions(6)
     with pytest.raises(CheckpointError, match="expected at least 4 captions to learn, .* and 2 to hold out, got 5; "):
-        TrainingPlan(batch_size=4, held_out=2).check_captions(5)
+        DecoderPlan(batch_size=4, held_out=2).check_captions(5)
     with pytest.raises(CheckpointError, match="a batch, got 3; take a smaller --batch-size$"):
-        TrainingPlan(batch_size=4).check_captions(3)
+        DecoderPlan(batch_size=4).check_captions(3)
 
 
 def test_a_plan_has_the_fingerprint_of_no_other(tmp_path: Path) -> None:
     (tmp_path / "a.pt").write_bytes(b"a")
     (tmp_path / "b.pt").write_bytes(b"b")
-    plans = [TrainingPlan(), *(TrainingPlan(start_from=tmp_path / name) for name in ("a.pt", "b.pt"))]
-    plans += [TrainingPlan(seed=1), TrainingPlan(steps=5), TrainingPlan(start_token=False), TrainingPlan(rate=1e-4)]
+    plans = [DecoderPlan(), *(DecoderPlan(start_from=tmp_path / name) for name in ("a.pt", "b.pt"))]
+    plans += [DecoderPlan(seed=1), DecoderPlan(steps=5), DecoderPlan(start_token=False), DecoderPlan(rate=1e-4)]
     assert len({plan.fingerprint() for plan in plans}) == len(plans)
     (tmp_path / "b.pt").write_bytes(b"a")
     assert plans[1].fingerprint() == plans[2].fingerprint()
