@@ -62,8 +62,8 @@ class PoolingOptions:
         OptionError: an option has no such value.
 
     Example:
-        >>> captioner.describe(features, [Box(276, 174, 507, 399)], clean="orthogonal", alpha=0.1)[0].text
-        'a large striped red triangle'
+        >>> captioner.describe(features, [Box(90, 420, 321, 648)], clean="orthogonal", alpha=0.1)[0].text
+        'a large solid green square'
     """
 
     clean: Clean | None = None

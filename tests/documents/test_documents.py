@@ -123,7 +123,7 @@ def test_the_recipe_leads_from_captions_to_a_camera(
     write_clip(Path("clip.mp4"), [sample_image] * 2)
     subprocess.run(captions.replace("python", shlex.quote(sys.executable), 1), shell=True, check=True)
     for line in commands:
-        _, name, *words = shlex.split(line.replace("--steps 500", "--steps 2"))
+        _, name, *words = shlex.split(line.replace("--steps 1000", "--steps 2"))
         assert (run_tool(name, words) if name in TOOLS else main([name, *words])) == 0
     assert {"decoder.pt", "decoder.h5", "decoder.yaml", "decoder.csv", "decoder.png"} <= {
         path.name for path in Path().iterdir()
