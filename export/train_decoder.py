@@ -8,20 +8,16 @@ with which the same command goes on. Several processes: `torchrun --nproc-per-no
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, cast, get_args
+from typing import Any, get_args
 
 if not __package__:  # run by its path: the packages of this clone, whatever is installed
     sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from export.build_memory_bank import bank_fingerprint, build_bank
 from export.caption_file import CAPTIONS_HELP, BadCaption, read_caption_file, summary
@@ -33,114 +29,21 @@ from export.text_spaces import TEXT_SPACES, is_name_of, text_space
 from export.text_towers import open_text_tower
 from export.training.configuration import backbone_settings, configuration
 from export.training.data import CaptionTokens, without_bad_captions
-from export.training.losses import LossHistory, check_drawing
+from export.training.outputs import TrainingOutputs
 from export.training.plan import DecoderKind, DecoderPlan
-from export.training.processes import Processes, launched
+from export.training.processes import launched
+from export.training.progress import TrainingProgress, show_training
 from export.training.run import TrainedDecoder, earlier_decoder, train
-from export.training.state import SavedState, save_whole
+from export.training.state import SavedState
 from export.training.trainer import Precision
 from export.unfinished_work import claimed, remove_work, work_dir_of
 from runtime.bundle import sha256_of
 from runtime.errors import PatchcaptionError
-from runtime.system.files import follow_links, move_into_place, temporary_beside
-from runtime.system.outputs import Output, check_distinct
 from runtime.system.standard_streams import show
 
 _JOB = "other captions, another text tower, another bank or other settings"
 _BANK = "bank.h5"
 _EMBEDDED_AT_ONCE = 256
-_STEPS_BETWEEN_REPORTS = 10
-
-
-@dataclass(frozen=True)
-class TrainingOutputs:
-    """The files that a training writes.
-
-    Attributes:
-        decoder: the weights, in the published layout.
-        losses, curve: a line for each epoch (CSV), and a picture (PNG).
-        bank: the memory bank that a DeCap decoder wants; None where there is one, or none is wanted.
-        config: the configuration that builds the decoder behind a backbone; None where none is named.
-    """
-
-    decoder: Path
-    losses: Path
-    curve: Path
-    bank: Path | None
-    config: Path | None
-
-    @classmethod
-    def of(cls, options: argparse.Namespace) -> TrainingOutputs:
-        """Return the outputs that the options ask for: all beside the decoder, under its name."""
-        with Output(options.out).errors():
-            out = follow_links(options.out)
-        makes_bank = options.kind == "decap" and options.bank is None
-        return cls(
-            decoder=out,
-            losses=out.with_suffix(".csv"),
-            curve=out.with_suffix(".png"),
-            bank=out.with_suffix(".h5") if makes_bank else None,
-            config=out.with_suffix(".yaml") if options.backbone else None,
-        )
-
-    def check(self, options: argparse.Namespace) -> None:
-        """Raise before the work if one of them cannot be written, or would be written over what is read.
-
-        Raises:
-            PatchcaptionError: names the file, or what the picture of the losses is drawn with is missing.
-        """
-        if self.decoder.suffix not in (".pt", ".pth"):
-            raise CheckpointError(f"--out {options.out}: expected a file that ends in .pt")
-        made = {"--out": self.decoder, "the losses": self.losses, "the curve": self.curve}
-        made |= {"the memory bank": self.bank} if self.bank else {}
-        made |= {"the configuration": self.config} if self.config else {}
-        outputs = {what: Output(path) for what, path in made.items()}
-        for output in outputs.values():
-            output.check()
-            if not output.is_file:
-                raise CheckpointError(f"{output}: expected a file")
-        named = (getattr(options, name) for name in ("captions", "bank", "talk2dino", "text_tower", "tokenizer"))
-        check_drawing()
-        check_distinct(outputs, [Path(name) for name in (*named, options.start_from, options.backbone) if name])
-
-
-class Progression:
-    """Shows a training on the terminal: embedding, then steps, with the time left."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._embedding = progress.add_task("captions", visible=False, loss="")
-        self._steps = progress.add_task("steps", visible=False, loss="")
-
-    def embedded(self, done: int, captions: int) -> None:
-        """Take the number of captions that have an embedding, of all of them."""
-        self._progress.update(self._embedding, completed=done, total=captions, visible=done < captions)
-
-    def step(self, done: int, steps: int, history: LossHistory) -> None:
-        """Take the number of steps that are done, of all of them."""
-        self._progress.update(self._steps, completed=done, total=steps, visible=True)
-        if done % _STEPS_BETWEEN_REPORTS == 0 or done == steps:
-            self._progress.update(self._steps, loss=f"loss {history.recent_loss():.3f}")
-
-    def note(self, text: str) -> None:
-        """Print a line for the user above the bars."""
-        self._progress.console.print(f"note: {text}", markup=False, highlight=False, soft_wrap=True)
-
-
-class _Stderr:
-    """Stderr for what nothing depends on: if its disk is full or its terminal has gone, training goes on."""
-
-    def write(self, text: str) -> int:
-        with suppress(OSError):
-            sys.stderr.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with suppress(OSError):
-            sys.stderr.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(sys.stderr, name)
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "train_decoder.py") -> int:
@@ -209,16 +112,16 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    plan, outputs = from_namespace(DecoderPlan, options), TrainingOutputs.of(options)
+    plan, outputs = from_namespace(DecoderPlan, options), _outputs(options)
     _check_sources(options)
-    outputs.check(options)
+    outputs.check(_files_that_are_read(options))
     backbone = backbone_settings(options.backbone) if options.backbone else {}
     tokenizer = read_tokenizer(options.tokenizer) if options.tokenizer else read_clip_bpe()
     tokenizer.no_truncation()
     tokens = CaptionTokens(tokenizer, plan.tokens, plan.start_token)
     with launched(options.device) as processes:
         plan.check(processes)
-        with _show_progress(processes) as shown, ExitStack() as held:
+        with show_training(processes) as shown, ExitStack() as held:
             work_dir = work_dir_of(outputs.decoder)
             saved = SavedState(work_dir, options.save_seconds, shown.note)
             given = _given_bank(options, plan, tokens, shown) if options.bank else None
@@ -229,11 +132,28 @@ def _run(options: argparse.Namespace) -> None:
             bank = given or _open_bank(work_dir / _BANK, options.space)
             trained = train(plan, bank, tokenizer, processes, saved, shown)
             if processes.is_first:
-                _write(trained, outputs, options, backbone, bank, work_dir)
+                outputs.write(trained, work_dir, work_dir / _BANK, _configuration(options, backbone, outputs, bank))
                 remove_work(work_dir)
             processes.wait()
     if processes.is_first:
         show(f"{outputs.decoder}: {_result(trained)}")
+
+
+def _outputs(options: argparse.Namespace) -> TrainingOutputs:
+    makes_bank = options.kind == "decap" and options.bank is None
+    return TrainingOutputs.beside(options.out, with_bank=makes_bank, with_config=bool(options.backbone))
+
+
+def _files_that_are_read(options: argparse.Namespace) -> list[Path]:
+    names = ("captions", "bank", "talk2dino", "text_tower", "tower_tokenizer", "tokenizer", "start_from", "backbone")
+    return [Path(path) for name in names if (path := getattr(options, name))]
+
+
+def _configuration(
+    options: argparse.Namespace, backbone: Mapping[str, Any], outputs: TrainingOutputs, bank: MemorySource
+) -> bytes:
+    bank_file = outputs.bank or (options.bank if options.kind == "decap" else None)
+    return configuration(backbone, outputs.decoder, bank, bank_file, options.tokenizer)
 
 
 def _check_sources(options: argparse.Namespace) -> None:
@@ -256,23 +176,8 @@ def _check_sources(options: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _show_progress(processes: Processes) -> Iterator[Progression]:
-    console = Console(file=cast(IO[str], _Stderr()), quiet=not processes.is_first)
-    times = (TimeElapsedColumn(), TextColumn("elapsed,"), TimeRemainingColumn(), TextColumn("left"))
-    columns = (
-        TextColumn("{task.description}"),
-        MofNCompleteColumn(),
-        BarColumn(),
-        *times,
-        TextColumn("{task.fields[loss]}"),
-    )
-    with Progress(*columns, console=console) as progress:
-        yield Progression(progress)
-
-
-@contextmanager
 def _prepared(
-    options: argparse.Namespace, plan: DecoderPlan, tokens: CaptionTokens, work_dir: Path, shown: Progression
+    options: argparse.Namespace, plan: DecoderPlan, tokens: CaptionTokens, work_dir: Path, shown: TrainingProgress
 ) -> Iterator[None]:
     """Claim the folder of unfinished work, with the captions' embeddings in it, if no bank is given."""
     tokenizer = sha256_of(options.tokenizer) if options.tokenizer else "CLIP"
@@ -299,7 +204,7 @@ def _prepared(
 
 
 def _given_bank(
-    options: argparse.Namespace, plan: DecoderPlan, tokens: CaptionTokens, shown: Progression
+    options: argparse.Namespace, plan: DecoderPlan, tokens: CaptionTokens, shown: TrainingProgress
 ) -> MemorySource:
     """Return the bank that is named, without captions that are none; they are told, or refused."""
     bank, bad = without_bad_captions(_open_bank(options.bank, options.space), tokens)
@@ -311,7 +216,7 @@ def _given_bank(
     return bank
 
 
-def _tell_bad(path: Path, captions: int, bad: Sequence[BadCaption], on_bad: str, shown: Progression) -> None:
+def _tell_bad(path: Path, captions: int, bad: Sequence[BadCaption], on_bad: str, shown: TrainingProgress) -> None:
     """Tell what of a file is no caption, or refuse it; refuse a file that has nothing else."""
     lines = list(summary(bad))
     if not captions:
@@ -331,42 +236,6 @@ def _open_bank(path: Path, space: str | None) -> MemorySource:
     if name is None:
         raise CheckpointError(f"{path}: it does not say which text space it is of; name it by --space")
     return replace(read_memory_bank(path, text_space(name, width)), text_space=name)
-
-
-def _write(
-    trained: TrainedDecoder,
-    outputs: TrainingOutputs,
-    options: argparse.Namespace,
-    backbone: Mapping[str, Any],
-    bank: MemorySource,
-    work_dir: Path,
-) -> None:
-    """Write the results, the decoder last: where it is, all else is. Until then all that was done stays."""
-    finished = work_dir / "decoder.pt"
-    with Output(outputs.decoder).errors():
-        save_whole(finished, trained.state_dict())  # first what a full disk has least room for
-    Output(outputs.losses).write(trained.history.to_csv())
-    Output(outputs.curve).write(trained.history.to_png())
-    if outputs.bank is not None:
-        with Output(outputs.bank).errors():
-            _place(work_dir / _BANK, follow_links(outputs.bank))
-    bank_file = outputs.bank or (options.bank if options.kind == "decap" else None)
-    if outputs.config is not None:
-        settings = configuration(backbone, outputs.decoder, bank, bank_file, options.tokenizer)
-        Output(outputs.config).write(settings)
-    with Output(outputs.decoder).errors():
-        move_into_place(finished, outputs.decoder)
-
-
-def _place(file: Path, out: Path) -> None:
-    """Give a file a second name, in place of what has it; a copy where the file system has no links."""
-    with temporary_beside(out) as part:
-        part.unlink()
-        try:
-            part.hardlink_to(file)
-        except OSError:
-            shutil.copyfile(file, part)
-        move_into_place(part, out)
 
 
 def _result(trained: TrainedDecoder) -> str:

@@ -24,6 +24,7 @@ from export.readers import DEMO_CONFIG, read_checkpoint
 from export.readers.memory_hdf5 import read_memory_bank
 from export.text_spaces import text_space
 from export.text_towers.base import TextTower
+from export.training import outputs
 from export.training.trainer import StepResult, Trainer
 from runtime.bundle import Bundle
 from runtime.system.signals import Terminated
@@ -399,7 +400,7 @@ def test_a_disk_without_room_for_results_is_one_line_and_no_step_is_taken_again(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_decoder, "save_whole", full)
+        patch.setattr(outputs, "save_whole", full)
         assert train("--save-seconds", 0) == 1
     assert one_line(capsys) == f"{tmp_path}/decoder.pt: cannot be written: No space left on device"
     assert {(tmp_path / f"decoder.{suffix}").read_bytes() for suffix in ("pt", "h5", "csv")} == {b"older"}
@@ -421,7 +422,7 @@ def test_a_training_that_ends_between_two_renames_does_nothing_twice(
         assert train("--save-seconds", 0) == 130
     monkeypatch.setattr(TextTower, "embed", None)
     with monkeypatch.context() as patch:
-        patch.setattr(train_decoder, "move_into_place", end)  # the bank could be, the decoder is not
+        patch.setattr(outputs, "move_into_place", end)  # the bank could be, the decoder is not
         assert train("--save-seconds", 0) == 130
     assert not (tmp_path / "decoder.pt").exists()
     taken = interrupt_at(monkeypatch, -1, KeyboardInterrupt())
