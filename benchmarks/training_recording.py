@@ -5,8 +5,9 @@ See published-system.md, section 24. Shapes: S steps, B captions of a batch, D w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import eq
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from export.training.decoder import DecoderSize, TrainableDecap
 from export.training.noise import add_noise
 from export.training.objective import IGNORED
 from export.training.processes import Processes
+from export.training.schedule import rate_factor
 from export.training.trainer import Optimization, StepResult, Trainer
 
 _LOGITS_STRIDE = 97
@@ -35,13 +37,16 @@ _HEAD = "decoder.lm_head.weight"
 _EMBEDDING = "decoder.transformer.wte.weight"
 _ALLOWED = 1e-5
 """Sums of float32 numbers in another order."""
-_WEIGHTS: Mapping[str, tuple[str, tuple[slice | list[int], ...]]] = {
-    "after.clip_project_8x8": ("clip_project.model.0.weight", (slice(8), slice(8))),
-    "after.wte_rows_0_320_49406": (_EMBEDDING, ([0, 320, 49406],)),
-    "after.ln_f": ("decoder.transformer.ln_f.weight", ()),
-    "after.c_attn_8x8": ("decoder.transformer.h.0.attn.c_attn.weight", (slice(8), slice(8))),
+_CORNER = re.compile(r"(.+)_(\d+)x(\d+)")
+_ROWS = re.compile(r"(.+)_rows((?:_\d+)+)")
+_AFTER = "after."
+_RECORDED_WEIGHTS = {
+    "clip_project": "clip_project.model.0.weight",
+    "wte": _EMBEDDING,
+    "ln_f": "decoder.transformer.ln_f.weight",
+    "c_attn": "decoder.transformer.h.0.attn.c_attn.weight",
 }
-"""What was recorded of the weights after the last step, and where it is in the state dict."""
+"""The weights of which something was recorded after the last step."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,12 +91,28 @@ def compare_training(contents: Mapping[str, Any], path: Path) -> Iterator[Differ
     yield _row("inputs", run.batches[0].inputs, arrays["first_inputs"])
     recorded = arrays["first_logits_97"]
     yield _row("first logits", run.first_logits[: len(recorded), :, ::_LOGITS_STRIDE], recorded)
+    steps, warmup = contents["training_steps"], contents["warmup_steps"]
+    rates = [contents["lr"] * rate_factor(step, warmup, steps) for step in range(steps)]
+    yield _numbers("rates", rates, contents["lr_used"])
     yield _numbers("losses", [result.loss for result in run.results], contents["loss"])
     yield _numbers("accuracies", [result.accuracy for result in run.results], contents["accuracy"])
     yield _numbers("gradient norms", run.gradient_norms, contents["grad_norm"])
-    for name, (key, where) in _WEIGHTS.items():
-        if name in arrays:
-            yield _row(name.replace("after.", "weights after, "), run.weights[key][where], arrays[name])
+    for name in filter(lambda name: name.startswith(_AFTER), arrays):
+        found = _part(run.weights, name.removeprefix(_AFTER))
+        task = f"training: weights {name.replace('.', ', ')}"
+        yield Difference(task, is_made=False) if found is None else replace(_row("", found, arrays[name]), task=task)
+
+
+def _part(weights: Mapping[str, Tensor], name: str) -> Tensor | None:
+    """Return what a name says of a weight: "ln_f", "wte_rows_0_320" or "c_attn_8x8"; None for one that is not known."""
+    corner, rows = _CORNER.fullmatch(name), _ROWS.fullmatch(name)
+    matched = corner or rows
+    key = _RECORDED_WEIGHTS.get(matched[1] if matched else name)
+    if key is None:
+        return None
+    if corner:
+        return weights[key][: int(corner[2]), : int(corner[3])]
+    return weights[key][[int(row) for row in rows[2].split("_")[1:]]] if rows else weights[key]
 
 
 def _train(contents: Mapping[str, Any]) -> _TakenSteps:

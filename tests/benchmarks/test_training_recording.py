@@ -45,6 +45,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     contents = CONTENTS | {"width": 16, "training_steps": 3, "warmup_steps": 1, "gaussian_noise": 0.08, "lr": 1e-3}
     run = training_recording._train(contents)
     contents |= {
+        "lr_used": [0, 1e-3, 5e-4],
         "loss": [result.loss for result in run.results],
         "accuracy": [result.accuracy for result in run.results],
         "grad_norm": list(run.gradient_norms),
@@ -75,6 +76,7 @@ def test_the_same_steps_have_no_faults(small: dict[str, Any]) -> None:
     [
         ({"lr": 1.001e-3}, "weights after"),
         ({"warmup_steps": 2}, "losses"),
+        ({"warmup_steps": 2}, "rates"),
         ({"weight_decay": 1.0}, "weights after"),
         ({"gaussian_noise": 0.081}, "inputs"),
         ({"dropout_in_training": [0.1, 0.0, 0.1]}, "dropout"),
