@@ -25,7 +25,6 @@ from typing import Any
 if not __package__:  # run by its path: the packages of this clone, whatever is installed
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks.scoring.annotation_kinds import KINDS, recognize_kind
@@ -38,7 +37,7 @@ from benchmarks.scoring.published_rows import PUBLISHED_POOLS, PUBLISHED_VARIANC
 from benchmarks.scoring.region_forms import POOLS, RegionForm
 from benchmarks.scoring.score_report import ScoreReport
 from benchmarks.scoring.scores import score_captions
-from export.command_line import EXIT_FAILED, print_error, run_command, show_result
+from export.command_line import EXIT_FAILED, print_error, print_note, run_command, show_result
 from export.demo.scenes import HELD_OUT_SEED
 from runtime import Captioner, PatchcaptionError
 from runtime.system.files import write_atomically
@@ -157,7 +156,7 @@ def _score_ground_truth(options: argparse.Namespace) -> int:
     evaluation = _evaluation(options)
     metrics = CaptionMetrics(options.spice, options.corenlp)
     metrics.check()
-    with caption_images(evaluation, options.json, _note) as captioned:
+    with caption_images(evaluation, options.json, print_note) as captioned:
         start = time.perf_counter()
         report = ScoreReport.of(
             evaluation, captioned, score_captions(captioned, metrics, is_dense=evaluation.kind == "dense")
@@ -195,7 +194,7 @@ def _scorer(options: argparse.Namespace) -> ImageTextScorer | None:
         if weights := getattr(options, name):
             models[name] = load_image_text_model(weights, f"--{name}", options.device)
             for text in models[name].notes:
-                _note(text)
+                print_note(text)
     return ImageTextScorer(models.get("clip"), models.get("pac")) if models else None
 
 
@@ -235,10 +234,6 @@ def _show(options: argparse.Namespace, text: str) -> None:
         show(text)
 
 
-def _note(text: object) -> None:
-    Console(stderr=True).print(f"note: {text}", markup=False, highlight=False, soft_wrap=True)
-
-
 def _write(output: Output, pieces: Iterable[str]) -> None:
     """Write a file whole or not at all, without all of it in memory; anything else as it is.
 
@@ -246,7 +241,7 @@ def _write(output: Output, pieces: Iterable[str]) -> None:
         PatchcaptionError: it cannot be written.
     """
     if not output.is_file:
-        with output.growing(_note) as file, output.errors():
+        with output.growing(print_note) as file, output.errors():
             for piece in pieces:
                 write_whole(file, _encoded(piece))
         return

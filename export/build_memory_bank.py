@@ -27,7 +27,7 @@ from rich.progress import Progress
 
 from export.caption_file import CAPTIONS_HELP, read_captions
 from export.checkpoint import CheckpointError
-from export.command_line import run_command
+from export.command_line import print_note, run_command
 from export.hdf5_writing import new_hdf5_file
 from export.readers.entity_vocabulary import VOCABULARIES, entity_names, read_entity_names
 from export.readers.memory_hdf5 import CAPTIONS, EMBEDDINGS, TEXT_SPACE
@@ -181,7 +181,7 @@ def _run(options: argparse.Namespace) -> None:
     what = "entities" if options.entities else "captions"
     console = Console(stderr=True)
     for note in tower.notes:
-        console.print(f"note: {note}", markup=False, highlight=False)
+        print_note(note, console)
     with Progress(console=console) as progress:
         task = progress.add_task(what, total=len(captions))
         build_bank(captions, tower, options.out, options.batch_size, lambda done: progress.update(task, completed=done))

@@ -72,6 +72,11 @@ def print_error(error: Exception) -> None:
     Console(stderr=True).print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
 
 
+def print_note(text: object, console: Console | None = None) -> None:
+    """Print what the user should know, and is no error, on stderr, or on a console that shows something there."""
+    (console or Console(stderr=True)).print(f"note: {text}", markup=False, highlight=False, soft_wrap=True)
+
+
 def positive_int(text: str) -> int:
     """Parse a whole number of at least 1, as a type of argparse."""
     number = int(text)
@@ -154,4 +159,4 @@ class BuildProgress:
 
     def note(self, text: str) -> None:
         """Print a line for the user above the bars."""
-        self._bars.console.print(f"note: {text}", markup=False, highlight=False, soft_wrap=True)
+        print_note(text, self._bars.console)

@@ -10,6 +10,7 @@ from typing import IO, Any, cast
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from export.command_line import print_note
 from export.training.losses import LossHistory
 from export.training.processes import Processes
 
@@ -36,7 +37,7 @@ class TrainingProgress:
 
     def note(self, text: str) -> None:
         """Print a line for the user above the bars."""
-        self._progress.console.print(f"note: {text}", markup=False, highlight=False, soft_wrap=True)
+        print_note(text, self._progress.console)
 
 
 class _Stderr:
