@@ -207,8 +207,7 @@ def _given_bank(
     options: argparse.Namespace, plan: DecoderPlan, tokens: CaptionTokens, shown: TrainingProgress
 ) -> MemorySource:
     """Return the bank that is named, without captions that are none; they are told, or refused."""
-    bank, bad = without_bad_captions(_open_bank(options.bank, options.space), tokens)
-    captions = sum(len(texts) for _, texts in bank.blocks())
+    bank, captions, bad = without_bad_captions(_open_bank(options.bank, options.space), tokens)
     _tell_bad(options.bank, captions, bad, options.on_bad, shown)
     plan.check_captions(captions)
     if plan.start_from is not None:

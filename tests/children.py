@@ -6,7 +6,8 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tests.conftest import ROOT
@@ -39,3 +40,22 @@ def run_child(
         env={**os.environ, "PYTHONPATH": str(ROOT), **(variables or {})},
         check=False,
     )
+
+
+def run_fork(call: Callable[[], int]) -> int:
+    """Return the result of a call in a fork of this process, or minus the signal that ended it."""
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:  # it must not end as Python ends: what libraries registered for that waits for the parent's threads
+        try:
+            os.write(write_end, str(call()).encode())
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    os.close(write_end)
+    with os.fdopen(read_end) as pipe:
+        text = pipe.read()
+    _, status = os.waitpid(child, 0)
+    assert status == 0 or os.WIFSIGNALED(status), "the call failed"
+    return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else int(text)

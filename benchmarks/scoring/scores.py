@@ -45,11 +45,20 @@ def score_captions(images: Iterable[PredictedImage], metrics: CaptionMetrics, *,
     dense = dense_map(map(_matched, images), meteor_scores) if is_dense else None
     of_boxes = {} if dense is None else {"mAP": MetricScore(dense.value), "detmAP": MetricScore(dense.detection)}
     found = of_boxes | _text_scores(images, metrics) | _image_text_scores(images)
+    counts = [
+        (
+            len(image.items),
+            sum(len(item.references) for item in image.items),
+            sum(item.score is None for item in image.items),
+        )
+        for image in images
+    ]
+    captions, references, empty = (sum(column) for column in zip(*counts, strict=True))
     return EvaluationScores(
-        images=sum(1 for _ in images),
-        captions=sum(len(image.items) for image in images),
-        references=sum(len(item.references) for image in images for item in image.items),
-        empty=sum(item.score is None for image in images for item in image.items),
+        images=len(counts),
+        captions=captions,
+        references=references,
+        empty=empty,
         metrics=found,
         dense=dense,
     )

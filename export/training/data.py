@@ -121,8 +121,8 @@ def _fault_of_ids(ids: Sequence[int], unknown: set[int]) -> str | None:
     return f"it has {len(ids)} tokens, more than {MAX_TOKENS}" if len(ids) > MAX_TOKENS else None
 
 
-def without_bad_captions(bank: MemorySource, tokens: CaptionTokens) -> tuple[MemorySource, tuple[BadCaption, ...]]:
-    """Return a bank without the rows whose captions cannot be learned, and those rows.
+def without_bad_captions(bank: MemorySource, tokens: CaptionTokens) -> tuple[MemorySource, int, tuple[BadCaption, ...]]:
+    """Return a bank without the rows whose captions cannot be learned, how many it has, and those rows.
 
     Raises:
         CheckpointError: as `make_data`.
@@ -134,7 +134,7 @@ def without_bad_captions(bank: MemorySource, tokens: CaptionTokens) -> tuple[Mem
         kept.append([fault is None for fault in faults])
         start += len(captions)
     if not bad:
-        return bank, ()
+        return bank, start, ()
     for _ in bank.rows():  # faults of embeddings name rows of the file, not of what is left of it
         pass
 
@@ -142,7 +142,7 @@ def without_bad_captions(bank: MemorySource, tokens: CaptionTokens) -> tuple[Mem
         for (embeddings, captions), keep in zip(bank.blocks(), kept, strict=True):
             yield embeddings[torch.tensor(keep)], list(compress(captions, keep))
 
-    return replace(bank, blocks=blocks), tuple(bad)
+    return replace(bank, blocks=blocks), start - len(bad), tuple(bad)
 
 
 def make_data(bank: MemorySource, tokens: CaptionTokens) -> TrainingData:

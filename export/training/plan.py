@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 
 from export.checkpoint import CheckpointError
 from export.models.decap_decoder import PUBLISHED_HEADS
+from export.training.decoder import DecoderSize
 from export.training.processes import Processes
 from export.training.trainer import Optimization, Precision
 from runtime.bundle import sha256_of
@@ -81,18 +82,18 @@ class DecoderPlan:
     epochs: int = 10
     steps: int | None = None
     batch_size: int = 64
-    rate: float = 1e-5
-    warmup_steps: int = 1000
-    weight_decay: float = 0.01
-    label_smoothing: float = 0.1
-    clip_norm: float | None = None
-    precision: Precision = "fp32"
+    rate: float = Optimization.rate
+    warmup_steps: int = Optimization.warmup_steps
+    weight_decay: float = Optimization.weight_decay
+    label_smoothing: float = Optimization.label_smoothing
+    clip_norm: float | None = Optimization.clip_norm
+    precision: Precision = Optimization.precision
     tokens: int = 20
     start_token: bool = True
-    width: int = 768
-    layers: int = 4
-    positions: int = 1024
-    dropout: float = 0.1
+    width: int = DecoderSize.width
+    layers: int = DecoderSize.layers
+    positions: int = DecoderSize.positions
+    dropout: float = DecoderSize.dropout
     start_from: Path | None = None
     held_out: int = 0
     seed: int = 0

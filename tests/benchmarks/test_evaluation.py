@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import quality
-from benchmarks.densecap_recording import f1_scores
-from benchmarks.scoring import prediction_log, scores
+from benchmarks.scoring import prediction_log
 from benchmarks.scoring.ground_truth import BoxAnnotation
 from benchmarks.scoring.image_text import METRICS
 from benchmarks.scoring.image_text_models import ImageTextModel
@@ -26,7 +25,6 @@ from benchmarks.scoring.prediction_log import EvaluationLogError, open_log
 from benchmarks.scoring.predictions import PredictedImage, Prediction
 from export.demo.annotations import write_annotations
 from runtime import Captioner
-from tests.benchmarks.killed_evaluation import exact_share
 from tests.conftest import ROOT
 
 JOB = {"bundle": "a1", "ground truth": "b2", "--pool": "mean", "--limit": None}
@@ -97,16 +95,6 @@ def annotated_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scenes") / "twenty"
     write_annotations(folder, 20)
     return folder
-
-
-@pytest.fixture
-def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Metrics without Java, and a cache folder of the test's own."""
-    monkeypatch.setattr(CaptionMetrics, "check", lambda _: None)
-    monkeypatch.setattr(CaptionMetrics, "score", exact_share)
-    monkeypatch.setattr(scores, "meteor_scores", f1_scores)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "patchcaption" / "evaluations"
 
 
 def run(bundle: Path, folder: Path, *more: str | Path) -> int:

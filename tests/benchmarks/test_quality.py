@@ -10,8 +10,6 @@ import pytest
 from PIL import Image
 
 from benchmarks import quality
-from benchmarks.densecap_recording import f1_scores
-from benchmarks.scoring import scores
 from benchmarks.scoring.demo_scenes import evaluation_cases, names_objects, score_scenes
 from benchmarks.scoring.ground_truth import READERS, AnnotatedImage, Item
 from benchmarks.scoring.metrics import CaptionMetrics, MetricsError
@@ -24,7 +22,6 @@ from export.demo.sentences import sentence_of
 from export.readers import DEMO_CONFIG
 from runtime import Box, Captioner, FeatureMap
 from runtime.bundle import sha256_of
-from tests.benchmarks.killed_evaluation import exact_share
 
 CIRCLE = Look("red", "circle", "striped", "small")
 SQUARE = Look("orange", "square", "solid", "large")
@@ -149,15 +146,6 @@ def annotated_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def stub_metrics(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Metrics without Java, and a cache folder of the test's own."""
-    monkeypatch.setattr(CaptionMetrics, "check", lambda _: None)
-    monkeypatch.setattr(CaptionMetrics, "score", exact_share)
-    monkeypatch.setattr(scores, "meteor_scores", f1_scores)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 def run(bundle: Path, scenes_folder: Path, kind: str, *more: str | Path) -> int:
     images, truth = scenes_folder / "images", scenes_folder / f"{kind}.json"
     kinds = ["--kind", kind] if kind in ("dense", "sets") else []
@@ -198,7 +186,7 @@ def test_annotations_are_written_whole_or_not_at_all(
 
 @pytest.mark.parametrize("form", ["exact", "published"])
 @pytest.mark.parametrize(("kind", "share"), [("captions", 0.6), ("dense", 0.6), ("sets", 0.6), ("traces", 0.85)])
-@pytest.mark.usefixtures("stub_metrics")
+@pytest.mark.usefixtures("cache")
 def test_the_demo_is_scored_against_every_kind_of_ground_truth(
     demo_bundle: Path, annotated_scenes: Path, tmp_path: Path, kind: str, form: str, share: float
 ) -> None:
@@ -216,7 +204,7 @@ def test_the_demo_is_scored_against_every_kind_of_ground_truth(
     assert list(tmp_path.iterdir()) == [out]  # and no log
 
 
-@pytest.mark.usefixtures("stub_metrics")
+@pytest.mark.usefixtures("cache")
 def test_few_images_are_held_at_once(
     demo_bundle: Path, annotated_scenes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,7 +233,7 @@ def test_a_region_that_the_model_does_not_see_has_an_empty_caption(demo_bundle: 
     assert predicted.items[1].references == ("a cat",)
 
 
-@pytest.mark.usefixtures("stub_metrics")
+@pytest.mark.usefixtures("cache")
 def test_captions_are_kept_when_the_metrics_fail(
     demo_bundle: Path,
     annotated_scenes: Path,
@@ -286,7 +274,7 @@ TRUTH = ["--images", "photos", "--annotations", "t.json"]
         (TRUTH, "t.json: no such file"),
     ],
 )
-@pytest.mark.usefixtures("stub_metrics")
+@pytest.mark.usefixtures("cache")
 def test_a_mistake_in_the_command_is_one_line(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

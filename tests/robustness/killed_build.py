@@ -11,7 +11,6 @@ import resource
 import shutil
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -26,6 +25,7 @@ from export.graphs.specs import GraphSpec
 from export.readers import read_checkpoint
 from runtime.backends.base import Device
 from runtime.bundle import Bundle, EnginePrecision, EngineRecord
+from tests.children import run_fork
 
 EVENTS = frozenset(
     {"open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.chmod", "os.link", "ctypes.call_function"}
@@ -49,17 +49,17 @@ def _kill_builds(target: Path, points: int, ending: str) -> None:
     """End a build at each of so many points; require a whole bundle and nothing else after each."""
     (target.parent / "thesis.txt").write_text("years of work")
     neighbours = sorted(target.parent.iterdir())
-    total = _run_in_child(partial(_build, target, 0, ending))
+    total = run_fork(partial(_build, target, 0, ending))
     if ending == "FULL":
         total = max(record.bytes for record in Bundle(target).manifest.files.values())
     for point in range(1, points + 1):
-        status = _run_in_child(partial(_build, target, max(1, point * total // (points + 1)), ending))
+        status = run_fork(partial(_build, target, max(1, point * total // (points + 1)), ending))
         assert status == EXPECTED[ending], f"point {point}: {status}"
         Bundle(target)  # whole, old or new: every file is compared
         left = set(target.parent.iterdir()) - set(neighbours)
         # Of the last build that was killed; each removes those of the builds before it.
         assert len(left) <= (ending == "SIGKILL"), left
-    assert _run_in_child(partial(_build, target, 0, ending)) > 0
+    assert run_fork(partial(_build, target, 0, ending)) > 0
     Bundle(target)
     assert sorted(target.parent.iterdir()) == neighbours
     print(total)
@@ -102,25 +102,6 @@ def _build(target: Path, ended_at: int, ending: str) -> int:
     sys.addaudithook(count_event)
     code = run_command(build)
     return code if ended_at else count
-
-
-def _run_in_child(call: Callable[[], int]) -> int:
-    """Return the result of a call in a child process, or minus the signal that ended it."""
-    read_end, write_end = os.pipe()
-    child = os.fork()
-    if child == 0:  # it must not end as Python ends: what libraries registered for that waits for the parent's threads
-        try:
-            os.write(write_end, str(call()).encode())
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-    os.close(write_end)
-    with os.fdopen(read_end) as pipe:
-        text = pipe.read()
-    _, status = os.waitpid(child, 0)
-    assert status == 0 or os.WIFSIGNALED(status), "the call failed"
-    return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else int(text)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,7 @@ import resource
 import signal
 import sys
 import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -25,6 +24,7 @@ from matplotlib.backends import backend_agg  # noqa: F401  # as those below, imp
 from transformers import CLIPTextModelWithProjection, GPT2LMHeadModel  # noqa: F401
 
 from export import train_decoder
+from tests.children import run_fork
 from tests.export.training.conftest import SMALL, write_captions
 
 EVENTS = frozenset({"open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.chmod", "os.link", "os.truncate"})
@@ -38,11 +38,11 @@ def main() -> None:
     folder, ending, points = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     torch.set_num_threads(1)
     write_captions(folder / "captions.txt", 300)
-    events = in_child(lambda: train(folder / "whole", counted=True))
+    events = run_fork(lambda: train(folder / "whole", counted=True))
     expected = contents(folder / "whole")
     seconds = time.monotonic()
     if ending == "TIME":
-        assert in_child(lambda: train(folder / "again")) == 0
+        assert run_fork(lambda: train(folder / "again")) == 0
         assert contents(folder / "again") == expected
     seconds = time.monotonic() - seconds
     total = {"TIME": seconds, "FULL": max(map(len, expected.values()))}.get(ending, events)
@@ -66,13 +66,13 @@ def end(out: Path, ending: str, moment: float, expected: dict[str, bytes]) -> bo
         assert path.name in OUTPUTS, f"{path} was left"
         path.unlink()
     (out / "decoder.pt").write_bytes(b"an older decoder")
-    code = in_child(lambda: train(out, ending, moment))
+    code = run_fork(lambda: train(out, ending, moment))
     assert code in (0, EXPECTED[ending]), f"{ending} at {moment}: {code}"
     found = (out / "decoder.pt").read_bytes()
     assert found in (b"an older decoder", expected["decoder.pt"]), "neither the old one nor the new"
     if found == expected["decoder.pt"]:
         assert contents(out) == expected, "where the decoder is, all else is"
-    assert in_child(lambda: train(out)) == 0
+    assert run_fork(lambda: train(out)) == 0
     assert contents(out) == expected, f"{ending} at {moment}: another result"
     left = {path.name for path in out.iterdir()} - set(OUTPUTS)
     assert not [name for name in left if ".part" not in name or name.startswith(".")], left
@@ -107,25 +107,6 @@ def train(out: Path, ending: str = "", moment: float = 0, counted: bool = False)
     arguments = [str(out.parent / "captions.txt"), "--out", str(out / "decoder.pt"), *SMALL, "--save-seconds", "0"]
     code = train_decoder.main(arguments)
     return count if counted else code
-
-
-def in_child(call: Callable[[], int]) -> int:
-    """Return the result of a call in a child process, or minus the signal that ended it."""
-    read_end, write_end = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.write(write_end, str(call()).encode())
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-    os.close(write_end)
-    with os.fdopen(read_end) as pipe:
-        text = pipe.read()
-    _, status = os.waitpid(child, 0)
-    assert status == 0 or os.WIFSIGNALED(status), "the call failed"
-    return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else int(text)
 
 
 if __name__ == "__main__":

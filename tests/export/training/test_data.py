@@ -147,7 +147,8 @@ def test_rows_of_a_bank_whose_captions_cannot_be_learned_are_left_out() -> None:
         ([[0, 0], [4.0, 0], [5.0, 0]], ["zero", "a square", " "]),
         ([[6.0, 0]], ["\u200b"]),
     )
-    left, bad = without_bad_captions(bank, DEMO_TOKENS)
+    left, captions, bad = without_bad_captions(bank, DEMO_TOKENS)
+    assert captions == 3
     assert [(one.place, one.reason) for one in bad] == [
         ("row 1", "it is empty"),
         ("row 2", "it has 82 tokens, more than 77"),
@@ -161,7 +162,7 @@ def test_rows_of_a_bank_whose_captions_cannot_be_learned_are_left_out() -> None:
 
 def test_a_bank_without_bad_captions_is_used_as_it_is() -> None:
     bank = bank_of(([[1.0, 0]], ["a circle"]))
-    assert without_bad_captions(bank, DEMO_TOKENS) == (bank, ())
+    assert without_bad_captions(bank, DEMO_TOKENS) == (bank, 1, ())
 
 
 def test_embeddings_that_are_no_numbers_are_named_by_their_row() -> None:
