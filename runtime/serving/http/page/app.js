@@ -75,8 +75,9 @@ let isDrawing = false;
 /** Show what has changed: of the session, all but the stage at once, the stage with the screen's next frame. */
 function render() {
   const { picture, info, entries } = session;
-  element("bundle").textContent = info ? `${info.bundle.name} · ${info.bundle.backbone} · ${info.backend}` : "";
+  element("bundle").textContent = info ? `${info.bundle.name} · ${info.bundle.backbone}` : "";
   element("empty").hidden = picture !== null;
+  element("no-captions").hidden = picture !== null;
   setDisabled("undo", !session.canUndo && drafting.isEmpty);
   setDisabled("redo", !session.canRedo);
   setDisabled("clear", entries.length < 2);

@@ -128,7 +128,7 @@ export class CaptionList {
       remove.addEventListener("click", () => this.session.remove(id));
       item.append(remove);
     }
-    item.style.setProperty("--colour", id > 0 ? colourOf(id) : "transparent");
+    item.style.setProperty("--colour", id > 0 ? colourOf(id) : "var(--control-edge)");
     this.#items.set(id, item);
     return item;
   }
@@ -161,7 +161,7 @@ export class CaptionList {
     item.querySelector(".nearest")?.remove();
     if (nearest.length === 0) return;
     const rows = nearest.map(({ text, similarity }) =>
-      made("li", "", made("span", "", text), made("span", "score", similarity.toFixed(2))),
+      made("li", "", made("span", "", `≈ ${text}`), made("span", "score", similarity.toFixed(2))),
     );
     const list = made("ul", "nearest", ...rows);
     list.setAttribute("aria-label", "Nearest captions of the memory");

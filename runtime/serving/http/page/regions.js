@@ -136,17 +136,20 @@ export function isUnder(region, point, image, tolerance) {
 }
 
 /**
- * Return regions and their captions as JSON text; what the API is asked for captions with is in it.
+ * Return regions and their captions as JSON text, which is a question that the API takes: a caption stands where it takes
+ * what a detector says of a region.
  * @param {Region[]} regions
- * @param {({text: string, score: number | null} | undefined)[]} captions one for each region; undefined where none is there
+ * @param {(import("./api.js").Caption | undefined)[]} captions one for each region; undefined where none is there
  * @param {Settings} settings
  */
 export function asJson(regions, captions, settings) {
-  const pooled = regions.map((region) => withPool(region, settings));
-  const lines = pooled.map((region) => `    ${JSON.stringify(region)}`).join(",\n");
-  const answers = captions.map((caption) => `    ${JSON.stringify(caption ?? null)}`).join(",\n");
+  const lines = regions.map((region, index) => {
+    const caption = captions[index];
+    const said = caption && !caption.error ? { class_name: caption.text, confidence: caption.score ?? undefined } : {};
+    return `    ${JSON.stringify({ ...withPool(region, settings), ...said })}`;
+  });
   const options = JSON.stringify(optionsOf(settings));
-  return `{\n  "regions": [\n${lines}\n  ],\n  "options": ${options},\n  "captions": [\n${answers}\n  ]\n}\n`;
+  return `{\n  "regions": [\n${lines.join(",\n")}\n  ],\n  "options": ${options}\n}\n`;
 }
 
 /**

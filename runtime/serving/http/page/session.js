@@ -83,6 +83,11 @@ export class Session {
     return this.info?.limits ?? { bytes: Infinity, pixels: Infinity, regions: 1 };
   }
 
+  /** How many regions one call takes: a limit counts each with its beams. */
+  get maxRegions() {
+    return Math.max(1, Math.floor(this.limits.regions / this.settings.beams));
+  }
+
   /** Whether regions can be asked for: the image is encoded. */
   get isEncoded() {
     return this.#features !== null;
@@ -200,7 +205,7 @@ export class Session {
    * @returns {Promise<Caption | undefined>} the caption of what is under the cursor
    */
   async describeFrame(frame, probed) {
-    const entries = this.entries.slice(0, this.limits.regions - (probed ? 1 : 0));
+    const entries = this.entries.slice(0, this.maxRegions - (probed ? 1 : 0));
     const questions = entries.map((entry) => this.#question(entry));
     const regions = [...entries.map(({ region }) => region), ...(probed ? [probed] : [])];
     const pooled = regions.map((region) => withPool(region, this.settings));
@@ -282,7 +287,7 @@ export class Session {
     const asked = this.entries
       .map((entry) => ({ entry, question: this.#question(entry) }))
       .filter(({ entry, question }) => this.#answers.get(entry.id)?.question !== question)
-      .slice(0, this.limits.regions);
+      .slice(0, this.maxRegions);
     if (asked.length === 0) return false;
     const picture = this.picture;
     const regions = asked.map(({ entry }) => withPool(entry.region, this.settings));
