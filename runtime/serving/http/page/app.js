@@ -10,7 +10,7 @@ import { Hover } from "./hover.js";
 import { openPicture } from "./images.js";
 import { Input } from "./input.js";
 import { Live } from "./live.js";
-import { CaptionList, element, renderTiming, SettingsForm, ToolButtons } from "./panel.js";
+import { CaptionList, element, renderFacts, SettingsForm, ToolButtons } from "./panel.js";
 import { asJson, asPython, isUnder, KINDS } from "./regions.js";
 import { Session } from "./session.js";
 import { listenForFiles } from "./sources.js";
@@ -86,7 +86,7 @@ function render() {
   renderCamera();
   list.render();
   form.render();
-  renderTiming(element("timing"), session.timing, live.pace);
+  renderFacts(element("facts"), session, live.pace);
   announce();
   draw();
 }
@@ -169,7 +169,6 @@ async function open(file) {
     const picture = await openPicture(file, file.name || "image", session.limits);
     live.end();
     startAnew();
-    if (picture.note) speech.say(picture.note);
     await session.open(picture);
   } catch (error) {
     fail(/** @type {Error} */ (error));

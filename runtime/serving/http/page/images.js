@@ -44,8 +44,8 @@ export async function openPicture(file, name, limits) {
  * @param {boolean} isEncoded
  */
 function noteOf({ width, height }, resizedTo, isEncoded) {
-  if (!resizedTo) return isEncoded ? "The file is larger than the service takes: it is sent as JPEG." : "";
-  return `The image is larger than the service takes: from ${width} × ${height} to ${resizedTo.width} × ${resizedTo.height} pixels.`;
+  if (resizedTo) return `, made smaller from ${width} × ${height}, which is more than the service takes`;
+  return isEncoded ? ", sent as JPEG: the file is larger than the service takes" : "";
 }
 
 /**

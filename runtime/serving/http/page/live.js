@@ -13,6 +13,8 @@ const SMOOTHING = 0.2;
 export class Live {
   /** @type {Pace | null} */
   pace = null;
+  /** What ends when a camera is turned off, or another one on. */
+  #run = new AbortController();
   #lastTime = 0;
 
   /**
@@ -41,53 +43,61 @@ export class Live {
    * @param {string} deviceId "" for the browser's choice
    */
   async start(deviceId) {
+    this.end();
     await this.camera.start(deviceId, () => this.stop());
-    this.pace = null;
-    this.#show();
-    this.#describe();
+    this.#run = new AbortController();
+    this.#show(this.#run.signal);
+    this.#describe(this.#run.signal);
   }
 
   /** Turn the camera off. The last frame stays as the image, with the regions on it. */
   async stop() {
-    if (!this.camera.isOn) return;
+    if (!this.isOn) return;
     const frame = await this.camera.grab(this.session.limits.pixels);
-    this.camera.stop();
-    this.pace = null;
+    this.end();
     await this.session.replace(frame);
   }
 
   /** Turn the camera off, as another image takes its place. */
   end() {
+    this.#run.abort();
     this.camera.stop();
     this.pace = null;
   }
 
-  /** Show the camera's frames as they come. */
-  async #show() {
-    while (this.isOn) {
+  /**
+   * Show the camera's frames as they come.
+   * @param {AbortSignal} run
+   */
+  async #show(run) {
+    while (!run.aborted) {
       this.onFrame();
       await new Promise(requestAnimationFrame);
     }
   }
 
-  async #describe() {
+  /** @param {AbortSignal} run */
+  async #describe(run) {
     try {
-      while (this.isOn) await this.#describeFrame();
+      while (!run.aborted) await this.#describeFrame(run);
     } catch (error) {
+      if (run.aborted) return;
       this.end();
       this.onError(/** @type {Error} */ (error));
     }
   }
 
-  async #describeFrame() {
+  /** @param {AbortSignal} run */
+  async #describeFrame(run) {
     await this.camera.nextFrame();
-    if (!this.isOn) return;
+    if (run.aborted) return;
     const start = performance.now();
     const frame = await this.camera.grab(this.session.limits.pixels);
+    if (run.aborted) return;
     if (!this.#isSameSize(frame)) await this.session.open({ ...frame, source: this.video, file: null });
     const probed = this.hover.region();
     const caption = await this.session.describeFrame(/** @type {Blob} */ (frame.file), probed);
-    if (!this.isOn) return;
+    if (run.aborted) return;
     if (probed) this.hover.show(probed, caption);
     this.#measure(performance.now() - start);
   }

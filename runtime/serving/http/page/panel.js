@@ -216,25 +216,30 @@ export class SettingsForm {
 }
 
 /**
- * Show the times.
+ * Show the image's size and the times.
  * @param {HTMLElement} list
- * @param {import("./session.js").Timing} timing
- * @param {{rate: number, latency: number} | null} live frames a second, and milliseconds
+ * @param {Session} session
+ * @param {import("./live.js").Pace | null} pace of a camera
  */
-export function renderTiming(list, { encode, describe, count, probe }, live) {
+export function renderFacts(list, { picture, timing }, pace) {
+  const { encode, describe, count, probe } = timing;
   const rows = [
-    ["Backbone", encode, ""],
-    ["Description", describe, count === 1 ? " for 1 region" : ` for ${count} regions`],
-    ["Under the cursor", live ? undefined : probe, ""],
-    ["Latency", live?.latency, live ? `, ${live.rate.toFixed(1)} frames/s` : ""],
+    ["Image", picture && `${picture.width} × ${picture.height}${picture.note}`],
+    ["Backbone", ms(encode)],
+    ["Description", ms(describe, count === 1 ? " for 1 region" : ` for ${count} regions`)],
+    ["Under the cursor", pace ? null : ms(probe)],
+    ["Latency", ms(pace?.latency, `, ${pace?.rate.toFixed(1)} frames/s`)],
   ];
-  const shown = rows.filter(([, time]) => time !== undefined);
-  set(list, ...shown.map(([name, time, more]) => made("div", "", made("dt", "", `${name}`), made("dd", "", `${ms(time)}${more}`))));
+  const shown = rows.filter(([, fact]) => fact);
+  set(list, ...shown.map(([name, fact]) => made("div", "", made("dt", "", name ?? ""), made("dd", "", fact ?? ""))));
 }
 
-/** @param {any} time */
-function ms(time) {
-  return `${time < 10 ? time.toFixed(1) : Math.round(time)} ms`;
+/**
+ * @param {number | undefined} time
+ * @param {string} [more]
+ */
+function ms(time, more = "") {
+  return time === undefined ? null : `${time < 10 ? time.toFixed(1) : Math.round(time)} ms${more}`;
 }
 
 /**

@@ -205,11 +205,13 @@ export class Session {
    * @returns {Promise<Caption | undefined>} the caption of what is under the cursor
    */
   async describeFrame(frame, probed) {
+    const { picture } = this;
     const entries = this.entries.slice(0, this.maxRegions - (probed ? 1 : 0));
     const questions = entries.map((entry) => this.#question(entry));
     const regions = [...entries.map(({ region }) => region), ...(probed ? [probed] : [])];
     const pooled = regions.map((region) => withPool(region, this.settings));
     const { captions, timing_ms } = await this.service.caption(frame, pooled, this.#options());
+    if (this.picture !== picture) return undefined;
     entries.forEach(({ id }, index) => this.#answers.set(id, { question: questions[index], caption: captions[index] }));
     this.timing = { encode: timing_ms.encode, describe: timing_ms.describe, count: regions.length };
     this.onChange();

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
+_TIMEOUT_MS = 20_000
+"""Of what is waited for, on a machine that is busy with other tests."""
+expect.set_options(timeout=_TIMEOUT_MS)
 _FAILED = "Failed to load resource"
 """What the browser logs of every answer that is an error."""
 
@@ -64,12 +67,20 @@ class Watch:
 
 
 @contextmanager
-def opened(browser: Browser, service: str, **settings: Any) -> Iterator[tuple[Page, Watch]]:
-    """Open the page in a context of its own; fail at the end if anything went wrong in it."""
+def opened(
+    browser: Browser, service: str, prepare: Callable[[Page], object], **settings: Any
+) -> Iterator[tuple[Page, Watch]]:
+    """Open the page in a context of its own; fail at the end if anything went wrong in it.
+
+    Args:
+        prepare: called with the page before anything is loaded.
+        settings: of the context.
+    """
     with browser.new_context(**settings) as context:
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(_TIMEOUT_MS)
         page = context.new_page()
         watch = Watch(page, service)
+        prepare(page)
         page.goto(service)
         yield page, watch
         assert watch.problems == []

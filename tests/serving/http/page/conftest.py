@@ -45,9 +45,11 @@ def open_stage(browser: Browser, service: str) -> Iterator[OpenStage]:
     """A function that opens the page, by default of the shared service, in a context with the settings given."""
     with ExitStack() as stack:
 
-        def open(url: str = service, **settings: Any) -> tuple[Stage, Watch]:
+        def open(
+            url: str = service, prepare: Callable[[Page], object] = lambda _: None, **settings: Any
+        ) -> tuple[Stage, Watch]:
             context = {"viewport": {"width": 1280, "height": 860}, "permissions": _CLIPBOARD, **settings}
-            page, watch = stack.enter_context(opened(browser, url, **context))
+            page, watch = stack.enter_context(opened(browser, url, prepare, **context))
             return Stage(page), watch
 
         yield open

@@ -1,0 +1,119 @@
+"""What is copied: JSON that the API takes, and a Python program that prints the same captions."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import expect
+
+from runtime import Captioner
+from runtime.regions import regions_from_list
+from runtime.serving.http.settings import ServiceLimits
+from tests.conftest import ROOT
+from tests.serving.http.page.conftest import OpenStage
+from tests.serving.http.page.stage import CORNERS, MOON, RING, SCENE, SQUARE, STAR, TRIANGLE, Stage
+from tests.serving.http.served import served
+
+
+def draw_all(stage: Stage, scale: float = 1) -> list[str]:
+    """Draw a region of each kind; return the captions of the page."""
+    drawn = {
+        "Box": [TRIANGLE],
+        "Box set": [SQUARE, RING],
+        "Polygon": [(corner,) for corner in CORNERS],
+        "Brush": [MOON],
+        "Trace": [STAR],
+        "Point": [((205, 530),)],
+    }
+    for tool, strokes in drawn.items():
+        stage.tool(tool)
+        for stroke in strokes:
+            stage.drag(*((x * scale, y * scale) for x, y in stroke))
+        if stage.button("Done").count():
+            stage.button("Done").click()
+    expect(stage.captions).to_have_count(7)
+    expect(stage.captions.filter(has_text="…")).to_have_count(0)
+    return stage.captions.all_text_contents()
+
+
+def choose(stage: Stage, settings: dict[str, str]) -> None:
+    for label, value in settings.items():
+        control = stage.page.locator(".settings").get_by_label(label, exact=True)
+        with stage.page.expect_response("**/captions"):
+            if label == "Beams":
+                control.fill(value)
+                control.press("Tab")
+            else:
+                control.select_option(value)
+
+
+def test_the_json_is_taken_back(stage: Stage, service: str) -> None:
+    choose(stage, {"Captions": "nearest", "Traces": "attention"})
+    texts = draw_all(stage)
+    asked: dict[str, Any] = json.loads(stage.copied("JSON"))
+    files = {"image": ("scene.jpg", SCENE.read_bytes()), **{key: (None, json.dumps(asked[key])) for key in asked}}
+    answer = httpx.post(f"{service}/v1/captions", files=files).raise_for_status().json()
+    assert [caption["text"] for caption in answer["captions"]] == texts
+    assert [caption["detection"]["class_name"] for caption in answer["captions"]] == texts
+    own = [{key: value for key, value in row.items() if key not in ("class_name", "confidence")} for row in asked["regions"]]
+    assert len(regions_from_list(own)) == 7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"Beams": "3", "Boxes": "gaussian", "Traces": "attention", "Whole image": "attention"},
+        {"Captions": "nearest", "Boxes": "attention"},
+    ],
+)
+def test_the_program_prints_the_same_captions(
+    stage: Stage, demo_bundle: Path, tmp_path: Path, settings: dict[str, str]
+) -> None:
+    choose(stage, settings)
+    texts = draw_all(stage)
+    assert printed(stage.copied("Python"), demo_bundle, tmp_path) == texts
+
+
+@pytest.mark.slow
+def test_the_program_makes_a_large_image_smaller_as_the_page_does(
+    open_stage: OpenStage, demo: Captioner, demo_bundle: Path, tmp_path: Path
+) -> None:
+    with served(demo, limits=ServiceLimits(pixels=250_000)) as url:
+        stage = Stage(open_stage(url)[0].page, (500, 500))
+        expect(stage.page.locator("#bundle")).not_to_be_empty()
+        stage.open()
+        texts = draw_all(stage, 500 / 672)
+        program = stage.copied("Python")
+        stage.page.close()
+    assert 'Image.open("scene.jpg").resize((500, 500))' in program
+    assert printed(program, demo_bundle, tmp_path) == texts
+
+
+def printed(program: str, bundle: Path, folder: Path) -> list[str]:
+    """Return what a program prints beside the image and the bundle, as a user would run it."""
+    (folder / "engines").mkdir()
+    (folder / "engines" / "demo").symlink_to(bundle)
+    (folder / "scene.jpg").write_bytes(SCENE.read_bytes())
+    (folder / "captions.py").write_text(program, encoding="utf-8")
+    command = [sys.executable, "captions.py"]
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "", "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=True)
+    return ran.stdout.splitlines()
+
+
+def test_where_there_is_no_clipboard_the_text_is_shown(stage: Stage) -> None:
+    stage.page.evaluate("navigator.clipboard.writeText = () => Promise.reject(new Error('not allowed'))")
+    stage.button("Copy JSON").click()
+    shown = stage.page.get_by_role("dialog").get_by_role("textbox")
+    asked = json.loads(shown.input_value())
+    assert [region["kind"] for region in asked["regions"]] == ["whole_image"]
+    stage.button("Close").click()
+    expect(shown).to_be_hidden()
