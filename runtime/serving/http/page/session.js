@@ -190,9 +190,7 @@ export class Session {
    */
   async probe(region) {
     return this.#reported(async () => {
-      const regions = [withPool(region, this.settings)];
-      const options = optionsOf(this.settings);
-      const { captions, timing_ms } = await this.#withFeatures((id) => this.service.describe(id, regions, options));
+      const { captions, timing_ms } = await this.#ask([region], optionsOf(this.settings));
       this.timing = { ...this.timing, probe: timing_ms.describe };
       return captions[0];
     });
@@ -278,46 +276,72 @@ export class Session {
     if (this.#isDescribing) return;
     this.#isDescribing = true;
     try {
-      while (this.isEncoded && (await this.#describeSome()));
+      while (this.picture?.file && (await this.#describeSome()));
     } finally {
       this.#isDescribing = false;
     }
   }
 
-  /** Describe as many regions as one call takes; return whether there were any. */
+  /** Describe as many regions as one call takes; return whether there may be more. */
   async #describeSome() {
+    const { picture } = this;
     const asked = this.entries
       .map((entry) => ({ entry, question: this.#question(entry) }))
       .filter(({ entry, question }) => this.#answers.get(entry.id)?.question !== question)
       .slice(0, this.maxRegions);
     if (asked.length === 0) return false;
-    const picture = this.picture;
-    const regions = asked.map(({ entry }) => withPool(entry.region, this.settings));
-    const options = this.#options();
-    const { captions, timing_ms } = await this.#withFeatures((id) => this.service.describe(id, regions, options));
-    if (this.picture !== picture) return true;
-    asked.forEach(({ entry, question }, index) => this.#answers.set(entry.id, { question, caption: captions[index] }));
-    this.timing = { ...this.timing, describe: timing_ms.describe, count: asked.length };
-    this.onChange();
+    try {
+      const described = await this.#ask(asked.map(({ entry }) => entry.region), this.#options());
+      if (this.picture === picture) this.#take(asked, described);
+    } catch (error) {
+      if (this.picture === picture) throw error;
+    }
     return true;
   }
 
   /**
-   * Call the service about the encoded image; if it has dropped that, encode it again first.
+   * @param {{entry: Entry, question: string}[]} asked
+   * @param {import("./api.js").Described} described
+   */
+  #take(asked, { captions, timing_ms }) {
+    asked.forEach(({ entry, question }, index) => this.#answers.set(entry.id, { question, caption: captions[index] }));
+    this.timing = { ...this.timing, describe: timing_ms.describe, count: asked.length };
+    this.onChange();
+  }
+
+  /**
+   * @param {Region[]} regions
+   * @param {object} options
+   */
+  #ask(regions, options) {
+    const pooled = regions.map((region) => withPool(region, this.settings));
+    return this.#withFeatures((id) => this.service.describe(id, pooled, options));
+  }
+
+  /**
+   * Call the service about the encoded image; if it has dropped that, once more after encoding it again.
    * @template T
    * @param {(id: string) => Promise<T>} call
    * @returns {Promise<T>}
    */
   async #withFeatures(call) {
-    if (!this.#features) await this.#encode();
+    const id = await this.#encoded();
     try {
-      return await call(this.#features ?? "");
+      return await call(id);
     } catch (/** @type {any} */ error) {
       if (error.status !== 404) throw error;
-      this.onSaid("The service has dropped the image: encoding it again.");
-      await this.#encode();
-      return call(this.#features ?? "");
+      if (this.#features === id) {
+        this.#features = null;
+        this.onSaid("The service has dropped the image: encoding it again.");
+      }
+      return call(await this.#encoded());
     }
+  }
+
+  /** @returns {Promise<string>} the id of the encoded image, which is encoded first if it has none */
+  async #encoded() {
+    if (!this.#features) await this.#encode();
+    return this.#features ?? "";
   }
 
   /** @param {Entry} entry */
@@ -330,17 +354,19 @@ export class Session {
   }
 
   /**
+   * Do some work; its error is shown, unless the image is another by then.
    * @template T
    * @param {() => Promise<T>} work
    * @returns {Promise<T | undefined>}
    */
   async #reported(work) {
+    const { picture } = this;
     try {
       const result = await work();
       this.onWorked();
       return result;
     } catch (error) {
-      this.onError(/** @type {Error} */ (error));
+      if (this.picture === picture) this.onError(/** @type {Error} */ (error));
       return undefined;
     }
   }

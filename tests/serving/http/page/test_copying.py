@@ -21,8 +21,8 @@ from tests.serving.http.page.stage import CORNERS, MOON, RING, SCENE, SQUARE, ST
 from tests.serving.http.served import served
 
 
-def draw_all(stage: Stage, scale: float = 1) -> list[str]:
-    """Draw a region of each kind; return the captions of the page."""
+def draw_all(stage: Stage, scale: float = 1) -> None:
+    """Draw a region of each kind."""
     drawn = {
         "Box": [TRIANGLE],
         "Box set": [SQUARE, RING],
@@ -37,12 +37,10 @@ def draw_all(stage: Stage, scale: float = 1) -> list[str]:
             stage.drag(*((x * scale, y * scale) for x, y in stroke))
         if stage.button("Done").count():
             stage.button("Done").click()
-    expect(stage.captions).to_have_count(7)
-    expect(stage.captions.filter(has_text="…")).to_have_count(0)
-    return stage.captions.all_text_contents()
 
 
 def choose(stage: Stage, settings: dict[str, str]) -> None:
+    """Choose settings, each of which describes some regions again."""
     for label, value in settings.items():
         control = stage.page.locator(".settings").get_by_label(label, exact=True)
         with stage.page.expect_response("**/captions"):
@@ -53,9 +51,17 @@ def choose(stage: Stage, settings: dict[str, str]) -> None:
                 control.select_option(value)
 
 
+def captions(stage: Stage) -> list[str]:
+    """Return the captions of the page when all are there."""
+    expect(stage.captions).to_have_count(7)
+    expect(stage.captions.filter(has_text="…")).to_have_count(0)
+    return stage.captions.all_text_contents()
+
+
 def test_the_json_is_taken_back(stage: Stage, service: str) -> None:
+    draw_all(stage)
     choose(stage, {"Captions": "nearest", "Traces": "attention"})
-    texts = draw_all(stage)
+    texts = captions(stage)
     asked: dict[str, Any] = json.loads(stage.copied("JSON"))
     files = {"image": ("scene.jpg", SCENE.read_bytes()), **{key: (None, json.dumps(asked[key])) for key in asked}}
     answer = httpx.post(f"{service}/v1/captions", files=files).raise_for_status().json()
@@ -77,8 +83,9 @@ def test_the_json_is_taken_back(stage: Stage, service: str) -> None:
 def test_the_program_prints_the_same_captions(
     stage: Stage, demo_bundle: Path, tmp_path: Path, settings: dict[str, str]
 ) -> None:
+    draw_all(stage)
     choose(stage, settings)
-    texts = draw_all(stage)
+    texts = captions(stage)
     assert printed(stage.copied("Python"), demo_bundle, tmp_path) == texts
 
 
@@ -90,7 +97,8 @@ def test_the_program_makes_a_large_image_smaller_as_the_page_does(
         stage = Stage(open_stage(url)[0].page, (500, 500))
         expect(stage.page.locator("#bundle")).not_to_be_empty()
         stage.open()
-        texts = draw_all(stage, 500 / 672)
+        draw_all(stage, 500 / 672)
+        texts = captions(stage)
         program = stage.copied("Python")
         stage.page.close()
     assert 'Image.open("scene.jpg").resize((500, 500))' in program
@@ -110,7 +118,7 @@ def printed(program: str, bundle: Path, folder: Path) -> list[str]:
 
 
 def test_where_there_is_no_clipboard_the_text_is_shown(stage: Stage) -> None:
-    stage.page.evaluate("navigator.clipboard.writeText = () => Promise.reject(new Error('not allowed'))")
+    stage.page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(new Error('not allowed')); }")
     stage.button("Copy JSON").click()
     shown = stage.page.get_by_role("dialog").get_by_role("textbox")
     asked = json.loads(shown.input_value())

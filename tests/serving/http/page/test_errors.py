@@ -58,7 +58,7 @@ def test_a_service_that_comes_back(open_stage: OpenStage) -> None:
     stage, watch = open_stage()
     watch.allow()
     stage.open()
-    stage.page.route("**/v1/**", Route.abort)
+    stage.page.route("**/v1/**", lambda route: route.abort())
     stage.drag(*TRIANGLE)
     expect(stage.error).to_have_text(GONE)
     stage.page.unroute("**/v1/**")

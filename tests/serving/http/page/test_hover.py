@@ -7,6 +7,7 @@ import pytest
 from playwright.sync_api import Route, expect
 
 from runtime import Captioner
+from tests.serving.http.page.conftest import OpenStage
 from tests.serving.http.page.stage import SCENE, TRIANGLE, TRIANGLE_TEXT, Point, Stage
 
 SQUARE_TEXT = "a large solid green square"
@@ -67,7 +68,10 @@ def test_a_shape_has_its_caption_while_it_is_drawn_which_does_not_cover_it(stage
     stage.expect_captions(TRIANGLE_TEXT)
 
 
-def test_where_cls_looks_is_shown_over_the_image(stage: Stage, demo: Captioner) -> None:
+def test_where_cls_looks_is_shown_over_the_image(open_stage: OpenStage, demo: Captioner) -> None:
+    stage, watch = open_stage()
+    watch.allow("willReadFrequently")  # of the pixels that are read here
+    stage.open()
     weights = demo.encode(SCENE).canvases[0].attention
     side = 672 / len(weights)
     rows, columns = np.unravel_index([weights.argmax(), weights.argmin()], weights.shape)
