@@ -33,7 +33,7 @@ const speech = new Speech(element("status"));
 const session = new Session(new Service((message) => speech.say(message)), {
   onChange: render,
   onError: fail,
-  onWorked: () => shownError instanceof ServiceError && clearError(),
+  onWorked: recover,
   onSaid: (message) => speech.say(message),
 });
 const view = new View(element("stage"), /** @type {HTMLCanvasElement} */ (element("picture")), marks);
@@ -252,6 +252,13 @@ function fail(error) {
     tokenInput.focus();
   }
   render();
+}
+
+/** When the service answers again, ask again for what is missing. */
+function recover() {
+  if (!(shownError instanceof ServiceError)) return;
+  clearError();
+  session.describe();
 }
 
 function clearError() {

@@ -81,7 +81,9 @@ def test_beams_stay_in_their_range(stage: Stage) -> None:
 def test_what_a_bundle_cannot_do_is_not_offered(open_stage: OpenStage) -> None:
     def without_abilities(route: Route) -> None:
         answer = route.fetch()
-        route.fulfill(response=answer, json=answer.json() | {"can": dict.fromkeys(("nearest", "beams", "attention"), 0)})
+        route.fulfill(
+            response=answer, json=answer.json() | {"can": dict.fromkeys(("nearest", "beams", "attention"), 0)}
+        )
 
     stage, _ = open_stage(prepare=lambda page: page.route("**/v1/info", without_abilities))
     stage.open()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,6 @@ from playwright.sync_api import expect
 from runtime import Captioner
 from runtime.regions import regions_from_list
 from runtime.serving.http.settings import ServiceLimits
-from tests.conftest import ROOT
 from tests.serving.http.page.conftest import OpenStage
 from tests.serving.http.page.stage import CORNERS, MOON, RING, SCENE, SQUARE, STAR, TRIANGLE, Stage
 from tests.serving.http.served import served
@@ -67,7 +64,10 @@ def test_the_json_is_taken_back(stage: Stage, service: str) -> None:
     answer = httpx.post(f"{service}/v1/captions", files=files).raise_for_status().json()
     assert [caption["text"] for caption in answer["captions"]] == texts
     assert [caption["detection"]["class_name"] for caption in answer["captions"]] == texts
-    own = [{key: value for key, value in row.items() if key not in ("class_name", "confidence")} for row in asked["regions"]]
+    own = [
+        {key: value for key, value in row.items() if key not in ("class_name", "confidence")}
+        for row in asked["regions"]
+    ]
     assert len(regions_from_list(own)) == 7
 
 
@@ -75,23 +75,24 @@ def test_the_json_is_taken_back(stage: Stage, service: str) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {},
         {"Beams": "3", "Boxes": "gaussian", "Traces": "attention", "Whole image": "attention"},
         {"Captions": "nearest", "Boxes": "attention"},
     ],
 )
+@pytest.mark.usefixtures("folder")
 def test_the_program_prints_the_same_captions(
-    stage: Stage, demo_bundle: Path, tmp_path: Path, settings: dict[str, str]
+    stage: Stage, settings: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     draw_all(stage)
     choose(stage, settings)
     texts = captions(stage)
-    assert printed(stage.copied("Python"), demo_bundle, tmp_path) == texts
+    exec(compile(stage.copied("Python"), "captions.py", "exec"), {})
+    assert capsys.readouterr().out.splitlines() == texts
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("folder")
 def test_the_program_makes_a_large_image_smaller_as_the_page_does(
-    open_stage: OpenStage, demo: Captioner, demo_bundle: Path, tmp_path: Path
+    open_stage: OpenStage, demo: Captioner, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with served(demo, limits=ServiceLimits(pixels=250_000)) as url:
         stage = Stage(open_stage(url)[0].page, (500, 500))
@@ -102,19 +103,17 @@ def test_the_program_makes_a_large_image_smaller_as_the_page_does(
         program = stage.copied("Python")
         stage.page.close()
     assert 'Image.open("scene.jpg").resize((500, 500))' in program
-    assert printed(program, demo_bundle, tmp_path) == texts
+    exec(compile(program, "captions.py", "exec"), {})
+    assert capsys.readouterr().out.splitlines() == texts
 
 
-def printed(program: str, bundle: Path, folder: Path) -> list[str]:
-    """Return what a program prints beside the image and the bundle, as a user would run it."""
-    (folder / "engines").mkdir()
-    (folder / "engines" / "demo").symlink_to(bundle)
-    (folder / "scene.jpg").write_bytes(SCENE.read_bytes())
-    (folder / "captions.py").write_text(program, encoding="utf-8")
-    command = [sys.executable, "captions.py"]
-    environment = {"PYTHONPATH": str(ROOT), "PATH": "", "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=True)
-    return ran.stdout.splitlines()
+@pytest.fixture
+def folder(demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder with the image and the bundle, where a user would run the program."""
+    (tmp_path / "engines").mkdir()
+    (tmp_path / "engines" / "demo").symlink_to(demo_bundle)
+    (tmp_path / "scene.jpg").write_bytes(SCENE.read_bytes())
+    monkeypatch.chdir(tmp_path)
 
 
 def test_where_there_is_no_clipboard_the_text_is_shown(stage: Stage) -> None:

@@ -54,15 +54,21 @@ def test_a_service_that_has_ended(open_stage: OpenStage, demo: Captioner) -> Non
     expect(stage.captions.last).to_have_text("…")
 
 
-def test_a_service_that_comes_back(open_stage: OpenStage) -> None:
+@pytest.mark.parametrize("by_itself", [True, False])
+def test_a_service_that_comes_back(open_stage: OpenStage, by_itself: bool) -> None:
+    """What was missing is asked for again: by a button, and when anything else is answered."""
     stage, watch = open_stage()
     watch.allow()
     stage.open()
     stage.page.route("**/v1/**", lambda route: route.abort())
     stage.drag(*TRIANGLE)
     expect(stage.error).to_have_text(GONE)
+    stage.page.mouse.move(1, 1)
     stage.page.unroute("**/v1/**")
-    stage.button("Try again").click()
+    if by_itself:
+        stage.hover((100, 100))
+    else:
+        stage.button("Try again").click()
     stage.expect_captions(TRIANGLE_TEXT)
     expect(stage.error).to_be_hidden()
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import Page
+from playwright.sync_api import Browser, Page
 
 from runtime.regions import BoxSet, Mask, Region, WholeImage, from_dict, run_lengths, to_dict
-from tests.serving.http.page.conftest import OpenStage
+from tests.serving.http.page.browser import opened
 
 _MODULES = ["geometry", "history", "labels", "masks", "regions", "tools"]
 WIDE, STAGE = "{width: 400, height: 200}", "{width: 300, height: 300}"
@@ -109,19 +110,20 @@ LABELS: list[tuple[str, Any]] = [
 ]
 
 
-@pytest.fixture
-def page(open_stage: OpenStage) -> Page:
+@pytest.fixture(scope="module")
+def page(browser: Browser, service: str) -> Iterator[Page]:
     """A page whose window has the modules under their names (of history: `past`), and `p` for points of pairs."""
-    page = open_stage()[0].page
-    page.evaluate(
-        """async (names) => {
-            for (const name of names) window[name === "history" ? "past" : name] = await import(`/page/${name}.js`);
-            window.p = (pairs) => pairs.map(([x, y]) => ({x, y}));
-            window.pairs = (points) => points.map(({x, y}) => [x, y]);
-        }""",
-        _MODULES,
-    )
-    return page
+    with opened(browser, service, lambda _: None) as (page, _):
+        page.evaluate(
+            """async (names) => {
+                for (const name of names)
+                    window[name === "history" ? "past" : name] = await import(`/page/${name}.js`);
+                window.p = (pairs) => pairs.map(([x, y]) => ({x, y}));
+                window.pairs = (points) => points.map(({x, y}) => [x, y]);
+            }""",
+            _MODULES,
+        )
+        yield page
 
 
 def test_tables_worked_by_hand(page: Page) -> None:

@@ -154,25 +154,25 @@ def test_another_camera_is_chosen(open_stage: OpenStage) -> None:
     stage.expect_captions(TRIANGLE_TEXT)
 
 
-@pytest.mark.parametrize(
-    ("name", "told"),
-    [
-        ("NotAllowedError", "The camera is not allowed: allow it for this page in the browser."),
-        ("NotFoundError", "No camera was found."),
-        ("NotReadableError", "The camera is in use by another program."),
-        ("AbortError", "The camera cannot be opened: as a test wants it"),
-    ],
-)
-def test_a_camera_that_cannot_be_is_an_error_in_one_line(stage: Stage, name: str, told: str) -> None:
-    stage.page.evaluate(
-        """(name) => {
-            navigator.mediaDevices.getUserMedia = async () => { throw new DOMException("as a test wants it", name); };
-        }""",
-        name,
-    )
-    stage.button("Camera").click()
-    expect(stage.error).to_have_text(told)
-    expect(stage.button("Camera")).to_be_visible()
+_REFUSALS = {
+    "NotAllowedError": "The camera is not allowed: allow it for this page in the browser.",
+    "NotFoundError": "No camera was found.",
+    "NotReadableError": "The camera is in use by another program.",
+    "AbortError": "The camera cannot be opened: as a test wants it",
+}
+
+
+def test_a_camera_that_cannot_be_is_an_error_in_one_line(stage: Stage) -> None:
+    for name, told in _REFUSALS.items():
+        stage.page.evaluate(
+            """(name) => {
+                navigator.mediaDevices.getUserMedia = async () => { throw new DOMException("as a test wants it", name); };
+            }""",
+            name,
+        )
+        stage.button("Camera").click()
+        expect(stage.error).to_have_text(told)
+        expect(stage.button("Camera")).to_be_visible()
     stage.expect_captions()
 
 
