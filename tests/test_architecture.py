@@ -38,11 +38,16 @@ ALLOWED: dict[str, set[str]] = {
     "captioner": FOUNDATION
     | {"bundle", "image", "features", "backends", "encoder", "results", "pipeline", "serving", "video"},
     "output": FOUNDATION | {"image", "regions", "memory", "results", "video"},
+    "serving.http": FOUNDATION
+    | {"bundle", "image", "regions", "features", "results", "serving", "captioner", "output"},
     "autotune": FOUNDATION | {"bundle", "backends", "memory", "decoding"},
     "doctor": FOUNDATION | {"bundle", "image", "regions", "features", "backends", "memory", "results", "captioner"},
     "cli": FOUNDATION
-    | {"bundle", "image", "regions", "backends", "results", "video", "captioner", "output", "autotune", "doctor"},
+    | {"bundle", "image", "regions", "backends", "results", "video", "captioner", "output", "autotune", "doctor"}
+    | {"serving.http"},
 }
+INNER_ROOMS = {"serving.http"}
+"""Rooms inside a folder of the runtime, which come later than the rest of it."""
 FACES = {"__init__", "__main__"}
 """The package's public face, which imports what it re-exports."""
 EXPORT_MAY_USE = (
@@ -83,7 +88,8 @@ def imports(file: Path) -> Iterator[str]:
 
 
 def room(module: str) -> str:
-    return module.split(".")[1] if "." in module else "__init__"
+    inner = ".".join(module.split(".")[1:3])
+    return inner if inner in INNER_ROOMS else module.split(".")[1] if "." in module else "__init__"
 
 
 def test_rooms_of_the_runtime_use_only_what_comes_before_them() -> None:

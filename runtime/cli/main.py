@@ -1,4 +1,4 @@
-"""The command line: `patchcaption caption|video|info|verify|trust|tune|doctor`.
+"""The command line: `patchcaption caption|video|serve|info|verify|trust|tune|doctor`.
 
 Results go to stdout, messages to stderr. Exit codes: 0 done; 1 a bundle, backend or output file is not usable; 2 a
 mistake on the command line or in what it names (an image, a region); 130 interrupted; 129 and 143 ended by SIGHUP and
@@ -18,6 +18,7 @@ from runtime.cli import exits
 from runtime.cli.bundle_commands import add_info, add_trust, add_verify
 from runtime.cli.caption_command import add_caption
 from runtime.cli.machine_commands import add_doctor, add_tune
+from runtime.cli.serve_command import add_serve
 from runtime.cli.video_command import add_video
 from runtime.errors import ImageError, OptionError, PatchcaptionError, RegionError
 from runtime.system.signals import Terminated, terminating
@@ -93,6 +94,7 @@ def _parser(others: Mapping[str, str]) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_caption(commands.add_parser("caption", help="caption regions of an image, or the whole of it"))
     add_video(commands.add_parser("video", help="caption regions of every frame of a video, a camera or a URL"))
+    add_serve(commands.add_parser("serve", help="answer over HTTP, for programs in any language, and with a page"))
     add_info(commands.add_parser("info", help="say what a bundle is"))
     add_verify(
         commands.add_parser("verify", help="compare every file of a bundle with its manifest and open its engines")

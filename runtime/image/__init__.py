@@ -1,6 +1,6 @@
 """Stage 1: what a user holds -> the pixels that the backbone takes, and the `View` that ties both geometries."""
 
-from runtime.image.formats import FORMATS, IMAGE_SUFFIXES, open_file
+from runtime.image.formats import FORMATS, IMAGE_SUFFIXES, open_file, read_size
 from runtime.image.geometry import Fit, View
 from runtime.image.limits import max_pixels, require_within_limit
 from runtime.image.loading import ImageSource, OpenImage, in_rgb, open_image, open_on, size_wh
@@ -19,6 +19,7 @@ __all__ = [
     "open_image",
     "open_on",
     "prepare",
+    "read_size",
     "require_within_limit",
     "size_wh",
 ]

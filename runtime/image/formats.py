@@ -85,13 +85,33 @@ def decode(file: BinaryIO, name: str) -> Image.Image:
     Raises:
         ImageError: it is damaged, of no format that is opened, or has too many pixels.
     """
+    with _header_read(file, name) as image:
+        require_within_limit(name, *image.size)
+        image.load()
+        return image
+
+
+def read_size(file: BinaryIO, name: str) -> tuple[int, int]:
+    """Return the width and height that the header of an encoded image says, without decoding it.
+
+    Args:
+        name: what errors call it.
+
+    Raises:
+        ImageError: it is of no format that is opened, or has no header.
+    """
+    with _header_read(file, name) as image:
+        return image.size
+
+
+@contextmanager
+def _header_read(file: BinaryIO, name: str) -> Iterator[Image.Image]:
+    """Open an encoded image whose pixels are not decoded yet."""
     start = file.tell()
     head = file.read(_HEAD_BYTES)
     file.seek(start)
     with decoder_errors(name, head), Image.open(file, formats=_formats_for(head, name)) as image:
-        require_within_limit(name, *image.size)
-        image.load()
-        return image
+        yield image
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Regions as JSON: `{"kind": "box", "xyxy": [x1, y1, x2, y2], "pool": "mean", "variance": 0.5}`.
 
 The kind is the name of the class in snake case, the other keys are its fields. There are two exceptions: corners are
-one list, `xyxy`, and a mask is run-length encoded as COCO does it. A new kind is one line in `_FORMS`.
+one list, `xyxy`, and a mask is run-length encoded as COCO does it. A new kind is one line in `FORMS`.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def to_dict(region: Region) -> dict[str, object]:
         {'kind': 'box', 'xyxy': [276.0, 174.0, 507.0, 399.0], 'pool': 'mean', 'variance': 0.5}
     """
     kind = kind_of(region)
-    form = _FORMS.get(kind)
+    form = FORMS.get(kind)
     if form is None or form.cls is not type(region):
-        raise RegionError(f"{type(region).__name__} cannot be written as JSON: expected {_join(_FORMS)}")
+        raise RegionError(f"{type(region).__name__} cannot be written as JSON: expected {_join(FORMS)}")
     return {"kind": kind, **form.write(region)}
 
 
@@ -58,7 +58,7 @@ def from_dict(data: Mapping[str, object]) -> Region:
             ...
         runtime.errors.RegionError: point: expected x and y, got no y
     """
-    return _read("region", data, tuple(_FORMS))
+    return _read("region", data, tuple(FORMS))
 
 
 def regions_from_list(data: object) -> list[Region]:
@@ -89,8 +89,11 @@ def regions_from_json(text: str | bytes) -> list[Region]:
     return regions_from_list(parse_json(text))
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, owner: str = "regions") -> Any:
     """Return the values of a JSON text about regions.
+
+    Args:
+        owner: what errors call it.
 
     Raises:
         RegionError: it is not JSON.
@@ -98,9 +101,9 @@ def parse_json(text: str | bytes) -> Any:
     try:
         return json.loads(text)
     except RecursionError:
-        raise RegionError("regions: expected a list of regions, got JSON that is nested too deeply") from None
+        raise RegionError(f"{owner}: expected JSON, got some that is nested too deeply") from None
     except ValueError as error:  # also of text that is no UTF-8, and of numbers of thousands of digits
-        raise RegionError(f"regions: expected JSON: {error}") from None
+        raise RegionError(f"{owner}: expected JSON: {error}") from None
 
 
 def kind_of(region: Region) -> str:
@@ -123,7 +126,7 @@ def _read(owner: str, data: object, kinds: tuple[str, ...]) -> Region:
     kind = data.get("kind")
     if not isinstance(kind, str) or kind not in kinds:
         raise RegionError(f'{owner}: expected as "kind" {_join(kinds)}, got {_describe(kind)}')
-    form = _FORMS[kind]
+    form = FORMS[kind]
     unknown = [key for key in data if key != "kind" and key not in form.keys]
     if unknown:
         raise RegionError(f"{kind}: expected {_join(form.keys, 'and')}, got {_describe(unknown[0])}")
@@ -322,7 +325,7 @@ def _describe(value: object) -> str:
     return reprlib.repr(value) if is_short else type(value).__name__
 
 
-_FORMS: dict[str, _Form] = {
+FORMS: dict[str, _Form] = {
     _snake_case(form.cls.__name__): form
     for form in (
         _CornersForm(Box),

@@ -248,6 +248,11 @@ class Batching(Closeable):
 
         return await _answer_of(submit)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it takes requests: it was not closed, and its thread lives."""
+        return not self._is_closed
+
     def close(self) -> None:
         """Answer the waiting requests and take no more. The captioner stays open.
 

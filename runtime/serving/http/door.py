@@ -1,0 +1,161 @@
+"""The door: who may come in, how large a body may be, and how long all of it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from time import perf_counter
+
+import anyio
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from runtime.serving.http.admission import Admission, Ticket
+from runtime.serving.http.errors import LATE, NOT_OURS, TOO_LARGE, TOO_SLOW, RequestError, error_answer
+from runtime.serving.http.metrics import Metrics
+from runtime.serving.http.settings import Access, ServiceLimits
+
+_OPEN = ("/", "/healthz", "/readyz")
+_OPEN_FOLDER = "/page/"
+"""What holds no secret, and asks for the token where the rest wants it."""
+_CLOSE = {"Connection": "close"}
+"""With it the rest of a body is not read."""
+_SAFE = (
+    ("X-Content-Type-Options", "nosniff"),
+    ("Referrer-Policy", "no-referrer"),
+    ("Cross-Origin-Resource-Policy", "same-origin"),
+)
+
+
+class Door:
+    """Stands before an application of ASGI, whose requests it reads and whose answers it completes.
+
+    Args:
+        app: what is behind it.
+    """
+
+    def __init__(self, app: ASGIApp, access: Access, limits: ServiceLimits, queue: Admission, metrics: Metrics) -> None:
+        self._app, self._access, self._limits, self._queue, self._metrics = app, access, limits, queue, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request in, or answer why not."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        answer = _Answer(send, self._access)
+        start = perf_counter()
+        try:
+            with anyio.fail_after(self._limits.seconds):
+                await self._enter(scope, receive, answer)
+        except RequestError as error:
+            await answer.refuse(error, scope, receive)
+        except TimeoutError:
+            late = f"the answer takes longer than {self._limits.seconds:g} s; ask for fewer regions, or later"
+            await answer.refuse(RequestError(LATE, late, {"Retry-After": "1"}), scope, receive)
+        finally:
+            seconds = perf_counter() - start  # without an answer there was an error of our own
+            self._metrics.answered(scope["method"], _route_of(scope), answer.status or 500, seconds)
+
+    async def _enter(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
+        headers = Headers(scope=scope)
+        self._check_host(headers)
+        self._check_origin(headers)
+        self._check_token(headers, scope)
+        if scope["method"] != "POST":
+            await self._app(scope, receive, answer.send)
+            return
+        with self._queue.ticket() as ticket:
+            body = await self._read(headers, receive, ticket)
+            await self._app(scope, _replayed(body, receive), answer.send)
+
+    def _check_host(self, headers: Headers) -> None:
+        hosts = headers.getlist("host")
+        if len(hosts) != 1 or not self._access.is_own_host(hosts[0]):
+            raise RequestError(
+                NOT_OURS, f"Host {', '.join(hosts)[:80]!r} is no name of this service; --allowed-host adds one", _CLOSE
+            )
+
+    def _check_origin(self, headers: Headers) -> None:
+        """Refuse what a page elsewhere asks for: a browser sends it, whoever may read the answer."""
+        origin = headers.get("origin")
+        if origin is None or origin in self._access.origins:
+            return
+        if origin.split("://", 1)[-1].lower() != headers["host"].lower():
+            raise RequestError(403, f"Origin {origin[:80]!r} may not ask; --cors allows it", _CLOSE)
+
+    def _check_token(self, headers: Headers, scope: Scope) -> None:
+        path = scope["path"]
+        is_preflight = scope["method"] == "OPTIONS" and "access-control-request-method" in headers
+        if self._access.token is None or path in _OPEN or path.startswith(_OPEN_FOLDER) or is_preflight:
+            return
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not self._access.is_token(token.strip()):
+            raise RequestError(
+                401, "expected the header Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer", **_CLOSE}
+            )
+
+    async def _read(self, headers: Headers, receive: Receive, ticket: Ticket) -> bytes:
+        """Return the body, of which no more is read than the limit."""
+        limit, length = self._limits.bytes, headers.get("content-length", "")
+        too_large = RequestError(TOO_LARGE, f"body: expected at most {limit} bytes, got {length or 'more'}", _CLOSE)
+        if length.isdigit() and int(length) > limit:
+            raise too_large
+        body = bytearray()
+        try:
+            with anyio.fail_after(self._limits.seconds * 0.9):  # so that it is told from an answer that takes long
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise RequestError(400, "body: the client went away")
+                    piece = message.get("body", b"")
+                    ticket.read(len(piece))
+                    body += piece
+                    if len(body) > limit:
+                        raise too_large
+                    if not message.get("more_body", False):
+                        return bytes(body)
+        except TimeoutError:
+            raise RequestError(TOO_SLOW, f"body: not there after {self._limits.seconds * 0.9:g} s", _CLOSE) from None
+
+
+class _Answer:
+    """The way back to the client, which knows what it was told.
+
+    Attributes:
+        status: of the answer; 0 before there is one.
+    """
+
+    def __init__(self, send: Send, access: Access) -> None:
+        self._send, self._origins = send, access.origins
+        self.status = 0
+
+    async def send(self, message: Message) -> None:
+        """Send a part of the answer on."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            for name, value in _SAFE:
+                headers.setdefault(name, value)
+        await self._send(message)
+
+    async def refuse(self, error: RequestError, scope: Scope, receive: Receive) -> None:
+        """Answer with an error, unless an answer has begun."""
+        if self.status:
+            raise error
+        await error_answer(error)(scope, receive, self.send)
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """Return a channel that gives a body that was read, and then what comes after it."""
+    messages: Iterable[Message] = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+    async def replay() -> Message:
+        for message in messages:
+            return message
+        return await receive()
+
+    return replay
+
+
+def _route_of(scope: Scope) -> str:
+    """Return the template of a request's path: the path itself has ids, and what strangers ask for."""
+    return getattr(scope.get("route"), "path", "other")

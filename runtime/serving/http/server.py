@@ -1,0 +1,63 @@
+"""Serves the application with uvicorn, until a signal asks it to end."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from runtime.serving.http.connections import PatientProtocol
+from runtime.serving.http.settings import ServiceLimits
+
+_BACKLOG = 1024
+_CONNECTIONS_PER_REQUEST = 8
+"""Connections may be open that ask nothing; as many as this for each place in the queue."""
+_GRACE_SECONDS = 5
+"""Beyond the time of a request, for its answer to be taken."""
+
+
+class Server(uvicorn.Server):
+    """A server for one application: it ends when those requests that have come are answered.
+
+    Args:
+        app: of `create_app`.
+    """
+
+    def __init__(self, app: FastAPI, limits: ServiceLimits) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=PatientProtocol,
+                ws="none",
+                lifespan="on",
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,  # nothing here depends on who the client is
+                backlog=_BACKLOG,
+                limit_concurrency=_CONNECTIONS_PER_REQUEST * limits.queue,
+                timeout_graceful_shutdown=int(limits.seconds) + _GRACE_SECONDS,
+            )
+        )
+        self._service = app.state.service
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Let probes see that no more requests should come, answer those that have, and end."""
+        self._service.is_ending = True
+        super().handle_exit(sig, frame)
+        self._captured_signals.clear()  # it ends as it was asked to; uvicorn would raise the signal again
+
+
+def serve(app: FastAPI, limits: ServiceLimits, bound: socket.socket) -> None:
+    """Serve an application on a bound socket until SIGTERM, SIGINT or SIGHUP, and then until all is answered."""
+    server = Server(app, limits)
+    before = signal.getsignal(signal.SIGHUP)
+    if before is not signal.SIG_IGN:  # which nohup asks for
+        signal.signal(signal.SIGHUP, server.handle_exit)
+    try:
+        server.run([bound])
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -1,0 +1,178 @@
+"""What a service does with a captioner: encodes images in threads, and describes regions of all clients together."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Generic, TypeVar
+
+from runtime.captioner import Captioner
+from runtime.features import FeatureMap
+from runtime.image import read_size
+from runtime.options import DecodingOptions, PoolingOptions, check_threads, split_options
+from runtime.regions import Crop
+from runtime.regions.detections import as_rows
+from runtime.regions.rows import RegionRow
+from runtime.results import Caption
+from runtime.serving.http.errors import TOO_LARGE, RequestError
+from runtime.serving.http.metrics import Metrics
+from runtime.serving.http.settings import ServiceLimits
+from runtime.serving.http.store import FeatureStore
+from runtime.system.closeable import Closeable
+from runtime.system.threads import call_in_thread, passable
+
+T = TypeVar("T")
+
+DEFAULT_WORKERS = 2
+
+
+@dataclass(frozen=True)
+class Timed(Generic[T]):
+    """A result, and how long it took.
+
+    Attributes:
+        ms: of the work itself, or from the question to the captions where these were decoded with others'.
+    """
+
+    value: T
+    ms: float
+
+
+class CaptionService(Closeable):
+    """One captioner for all clients. Its methods belong to an event loop, which stays free.
+
+    Args:
+        workers: images that are encoded at a time, by threads that share the bundle.
+
+    Attributes:
+        captioner: which stays open when the service is closed.
+        store: the feature maps that are kept.
+        is_ending: whether no more requests should be sent.
+    """
+
+    def __init__(
+        self, captioner: Captioner, limits: ServiceLimits, store: FeatureStore, metrics: Metrics, workers: int
+    ) -> None:
+        check_threads("workers", workers)
+        self.captioner, self.limits, self.store, self.metrics = captioner, limits, store, metrics
+        self.is_ending = False
+        self._batching = captioner.batching()
+        self._threads = ThreadPoolExecutor(workers, "patchcaption encoding")
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests may be sent."""
+        return not self.is_ending and self._batching.is_open
+
+    async def encode(self, image: bytes) -> Timed[FeatureMap]:
+        """Encode an image.
+
+        Raises:
+            RequestError: it has more pixels than the limit.
+            ImageError: it cannot be read.
+        """
+
+        def encode() -> Timed[FeatureMap]:
+            self._check_pixels(image)
+            return _timed(lambda: self.captioner.encode(image))
+
+        encoded = await asyncio.get_running_loop().run_in_executor(self._threads, _raising_passably(encode))
+        self.metrics.encoded(encoded.ms)
+        return encoded
+
+    async def describe(self, features: FeatureMap, regions: Any, options: Mapping[str, Any]) -> Timed[list[Caption]]:
+        """Caption the regions of one image, together with those that others ask for.
+
+        Args:
+            regions: a JSON value: the regions of one image in any form.
+            options: those of `Captioner.describe`.
+
+        Returns:
+            A caption for each region; of one that cannot be, the error.
+
+        Raises:
+            RequestError: there are more than the limits allow.
+            RegionError: what is given is in no form of regions.
+            OptionError: an option has no such value.
+        """
+        _, decoding = split_options(options, PoolingOptions, DecodingOptions)
+        start = perf_counter()
+        rows = await call_in_thread(lambda: self._rows(regions, features.image_whs[0], decoding.beams))
+        captions = await self._batching.adescribe(features, rows, on_bad="skip", **options)
+        described = Timed(captions, _ms_since(start))
+        self.metrics.described(captions, described.ms)
+        return described
+
+    def close(self) -> None:
+        """End the threads; requests that wait for captions get them."""
+        self._threads.shutdown(cancel_futures=True)
+        self._batching.close()
+        self.store.clear()
+
+    def _check_pixels(self, image: bytes) -> None:
+        width, height = read_size(io.BytesIO(image), "image")
+        if width * height > self.limits.pixels:
+            raise RequestError(
+                TOO_LARGE, f"image: expected at most {self.limits.pixels} pixels, got {width} x {height}"
+            )
+
+    def _rows(self, regions: Any, image_wh: tuple[int, int], beams: int) -> list[RegionRow]:
+        """Return the regions, after those checks that need no work and before those that do."""
+        limits = self.limits
+        _check_count("regions", len(regions) if isinstance(regions, list) else 1, limits.regions)
+        _check_count("pixels of masks", _mask_pixels(regions), limits.mask_pixels)
+        rows = as_rows(regions, image_wh)
+        _check_count("regions times beams", len(rows) * beams, limits.regions)
+        _check_count("crops", sum(isinstance(row.region, Crop) for row in rows), limits.crops)
+        return rows
+
+
+def _check_count(name: str, count: int, limit: int) -> None:
+    if count > limit:
+        raise RequestError(TOO_LARGE, f"regions: expected at most {limit} {name}, got {count}")
+
+
+def _mask_pixels(value: Any) -> int:
+    """Return how many pixels the run lengths in a JSON value would become: a few bytes may be a gigabyte."""
+    total, waiting = 0, [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, dict):
+            total += _size_of(one.get("size")) if "counts" in one else 0
+            waiting += one.values()
+        elif isinstance(one, list):
+            waiting += one
+    return total
+
+
+def _size_of(size: Any) -> int:
+    is_size = isinstance(size, list) and len(size) == 2 and all(isinstance(side, (int, float)) for side in size)
+    try:
+        return max(0, int(size[0] * size[1])) if is_size else 0
+    except (ValueError, OverflowError):  # of what is not finite, which is no mask
+        return 0
+
+
+def _timed(function: Callable[[], T]) -> Timed[T]:
+    start = perf_counter()
+    return Timed(function(), _ms_since(start))
+
+
+def _ms_since(start: float) -> float:
+    return round((perf_counter() - start) * 1000, 2)
+
+
+def _raising_passably(function: Callable[[], T]) -> Callable[[], T]:
+    """Return a function that raises nothing that a future of asyncio does not take."""
+
+    def call() -> T:
+        try:
+            return function()
+        except StopIteration as error:
+            raise passable(error) from error
+
+    return call
