@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import runpy
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from tests.conftest import ROOT, SAMPLE
-
-pytest.importorskip("fastapi")
 from fastapi.testclient import TestClient
+
+from runtime import Captioner
+from runtime.serving.http.settings import Access
+from tests.conftest import ROOT, SAMPLE
+from tests.serving.http.served import served
 
 TRIANGLE, OUTSIDE = [276, 174, 507, 399], [9000, 0, 9001, 1]
 SCENE = (SAMPLE / "scene.jpg").read_bytes()
@@ -71,3 +75,29 @@ def test_the_app_starts_as_its_first_lines_say() -> None:
     from uvicorn.importer import import_from_string
 
     assert import_from_string("examples.fastapi_app:app").title == "Captions of boxes"
+
+
+def client(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the client, which needs nothing that is installed: not even what is in site-packages."""
+    command = [sys.executable, "-I", "-S", str(ROOT / "examples" / "http_client.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+
+
+def test_the_client_asks_for_boxes_and_for_the_whole_image(demo: Captioner) -> None:
+    scene = str(SAMPLE / "scene.jpg")
+    with served(demo) as url:
+        boxes = client(url, scene, "276,174,507,399", "90,420,321,648", "9000,0,9001,1")
+        whole = client(url, scene)
+    triangle, square, outside = boxes.stdout.splitlines()
+    assert (triangle, square) == ("a large striped red triangle", "a large solid green square")
+    assert "outside the image of 672 x 672 pixels" in outside
+    assert whole.stdout == "five shapes on a checked white background\n"
+
+
+def test_the_client_says_why_it_has_no_answer(demo: Captioner) -> None:
+    scene, token = str(SAMPLE / "scene.jpg"), "0123456789abcdef"
+    with served(demo, Access(token=token)) as url:
+        assert client(url, scene).stderr == "401: expected the header Authorization: Bearer TOKEN\n"
+        assert client(url, scene, PATCHCAPTION_TOKEN=token).returncode == 0
+        assert client(url, __file__, PATCHCAPTION_TOKEN=token).stderr.startswith("400: image: not an image")
+    assert client(url, scene).stderr.startswith(f"{url}: ")
