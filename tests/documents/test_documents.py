@@ -84,7 +84,7 @@ def test_python_snippets_run_and_print_what_they_say(
 
 
 def commands() -> list[str]:
-    """Return the commands that need nothing but a clone; two pages are for boards and cards, two have others."""
+    """Return the commands that need nothing but a clone: two pages are for boards and cards, two are tested apart."""
     pages = [page for page in PAGES if page not in ("docs/jetson.md", "docs/rtx.md", "docs/train.md", ASKING)]
     return [line for line in command_lines(pages) if line.split()[1] not in (*TOOLS, "serve")]
 

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 
@@ -23,6 +24,7 @@ from tests.conftest import ROOT, SAMPLE
 
 FILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
 CPU = ROOT / "docker" / "cpu.Dockerfile"
+PAGE = ROOT / "runtime" / "serving" / "http" / "page"
 REPLACED = {"TORCH": f"torch=={torch.__version__.split('+')[0]}", "TENSORRT": "numpy", "WHEELS": ""}
 """What a build on a Jetson gives, or takes from NVIDIA's index."""
 
@@ -120,6 +122,8 @@ def check_that_it_serves(image: Image, bundle: Path) -> None:
         assert process.stdout.readline().startswith("serving engines/demo")
         healthy = image.run(check)
         assert healthy.returncode == 0, healthy.stderr
+        for file in filter(Path.is_file, PAGE.rglob("*")):
+            httpx.get(f"http://127.0.0.1:{port}/page/{file.relative_to(PAGE)}").raise_for_status()
         client = f"python {shlex.quote(str(ROOT / 'examples' / 'http_client.py'))} http://127.0.0.1:{port}"
         client += f" {shlex.quote(str(SAMPLE / 'scene.jpg'))} 276,174,507,399"
         assert "401: " in image.run(client).stderr

@@ -19,7 +19,7 @@ from runtime.serving.http.store import FeatureStore, bytes_of
 
 TOKENS_BYTES = (1 + 4) * 8 * 4
 ATTENTION_BYTES = 2 * 4 * 4
-IMAGE_BYTES = 3 * 30 * 20
+IMAGE_BYTES = 4 * 30 * 20
 ALL_BYTES = TOKENS_BYTES + ATTENTION_BYTES + IMAGE_BYTES
 
 
