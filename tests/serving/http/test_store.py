@@ -50,7 +50,7 @@ def reason(store: FeatureStore, id: str) -> str:
 
 
 def test_bytes_are_those_of_tensors_and_images() -> None:
-    assert bytes_of(feature_map()) == ALL_BYTES == 1992
+    assert bytes_of(feature_map()) == ALL_BYTES == 2592
     assert bytes_of(feature_map(keeps_image=False)) == TOKENS_BYTES + ATTENTION_BYTES
 
 
@@ -68,7 +68,7 @@ def test_one_that_is_larger_than_all_room_is_refused_and_throws_none_out() -> No
     store = FeatureStore(ServiceLimits(feature_bytes=ALL_BYTES - 1))
     kept = store.add(feature_map(keeps_image=False))
     with pytest.raises(
-        RequestError, match=r"features: 1992 bytes with the image, and the service keeps at most 1991"
+        RequestError, match=r"features: 2592 bytes with the image, and the service keeps at most 2591"
     ) as error:
         store.add(feature_map())
     assert error.value.status == 507
