@@ -22,7 +22,7 @@ def post(path: str, body: bytes, kind: str) -> dict:
         with urlopen(Request(server + path, body, headers)) as answer:
             return json.load(answer)
     except HTTPError as error:
-        sys.exit(f"{error.code}: {json.load(error)['error']}")
+        sys.exit(f"{error.code}: {error.read().decode()}")  # the service says why in JSON, a proxy in its own words
     except URLError as error:
         sys.exit(f"{server}: {error.reason}")
 

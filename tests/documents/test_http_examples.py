@@ -97,7 +97,7 @@ def test_the_client_asks_for_boxes_and_for_the_whole_image(demo: Captioner) -> N
 def test_the_client_says_why_it_has_no_answer(demo: Captioner) -> None:
     scene, token = str(SAMPLE / "scene.jpg"), "0123456789abcdef"
     with served(demo, Access(token=token)) as url:
-        assert client(url, scene).stderr == "401: expected the header Authorization: Bearer TOKEN\n"
+        assert client(url, scene).stderr == '401: {"error":"expected the header Authorization: Bearer TOKEN"}\n'
         assert client(url, scene, PATCHCAPTION_TOKEN=token).returncode == 0
-        assert client(url, __file__, PATCHCAPTION_TOKEN=token).stderr.startswith("400: image: not an image")
+        assert client(url, __file__, PATCHCAPTION_TOKEN=token).stderr.startswith('400: {"error":"image: not an image')
     assert client(url, scene).stderr.startswith(f"{url}: ")
