@@ -44,6 +44,8 @@ export class Session {
   #features = null;
   /** @type {Promise<void> | null} */
   #encoding = null;
+  /** Calls about the encoded image that have no answer yet. @type {Set<Promise<unknown>>} */
+  #calls = new Set();
   #isDescribing = false;
   #lastId = WHOLE_IMAGE.id;
 
@@ -234,7 +236,9 @@ export class Session {
   }
 
   #drop() {
-    this.leave();
+    const id = this.#features;
+    if (id) Promise.allSettled(this.#calls).then(() => this.service.forget(id));
+    this.#features = null;
     this.#encoding = null;
     this.#answers.clear();
     this.attention = null;
@@ -326,8 +330,10 @@ export class Session {
    */
   async #withFeatures(call) {
     const id = await this.#encoded();
+    const answer = call(id);
+    this.#calls.add(answer);
     try {
-      return await call(id);
+      return await answer;
     } catch (/** @type {any} */ error) {
       if (error.status !== 404) throw error;
       if (this.#features === id) {
@@ -335,6 +341,8 @@ export class Session {
         this.onSaid("The service has dropped the image: encoding it again.");
       }
       return call(await this.#encoded());
+    } finally {
+      this.#calls.delete(answer);
     }
   }
 
