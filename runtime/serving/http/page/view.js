@@ -31,6 +31,8 @@ const DARKEST = 0.85;
 /** Colours of regions, each clear on dark and on light pictures with the halo around it. */
 const COLOURS = ["#ffb020", "#36c5f0", "#ff6b8b", "#5ee38c", "#c79bff", "#ffe14d", "#4dd6c1", "#ff8f5a"];
 const DRAFT_COLOUR = WHITE;
+/** Of strokes of the brush, which have no outline. */
+const BRUSH_COLOUR = "#ff3d9a";
 
 /** @param {number} id of a region */
 export function colourOf(id) {
@@ -208,7 +210,7 @@ export class View {
   #drawSketch(pen, { strokes, region, brush }, image) {
     if (brush !== null) {
       pen.globalAlpha = 0.55;
-      pen.strokeStyle = DRAFT_COLOUR;
+      pen.strokeStyle = BRUSH_COLOUR;
       pen.lineWidth = 2 * brush * this.placement.scale;
       for (const points of strokes) pen.stroke(this.#path([points[0], ...points]));
       pen.globalAlpha = 1;

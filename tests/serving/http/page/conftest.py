@@ -22,7 +22,7 @@ _FRAMES = 4
 
 @pytest.fixture(scope="package")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """The machine's Chromium, whose camera shows the sample scene: there in CI, and wherever somebody has installed it."""
+    """The machine's Chromium, whose camera shows the sample: there in CI, and wherever somebody has installed it."""
     if executable() is None:
         told = "no Chromium: .ci/install-browser installs it"
         if os.environ.get("CI"):

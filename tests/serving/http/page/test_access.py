@@ -125,7 +125,8 @@ def test_every_control_is_reached_by_the_keyboard_and_shows_its_focus(stage: Sta
     stage.expect_captions(TRIANGLE_TEXT)
     controls = "button:enabled, select, input:not([hidden]), summary, #marks"
     wanted = stage.page.evaluate(
-        """(controls) => Array.from(document.querySelectorAll(controls)).filter((each) => each.checkVisibility()).length""",
+        """(controls) => Array.from(document.querySelectorAll(controls))
+            .filter((each) => each.checkVisibility()).length""",
         controls,
     )
     stage.page.evaluate("document.activeElement.blur()")

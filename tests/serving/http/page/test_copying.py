@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,13 @@ from runtime import Captioner
 from runtime.regions import regions_from_list
 from runtime.serving.http.settings import ServiceLimits
 from tests.serving.http.page.conftest import OpenStage
-from tests.serving.http.page.stage import CORNERS, MOON, RING, SCENE, SQUARE, STAR, TRIANGLE, Stage
+from tests.serving.http.page.stage import CORNERS, MOON, RING, SCENE, SQUARE, STAR, TRIANGLE, Point, Stage
 from tests.serving.http.served import served
 
 
 def draw_all(stage: Stage, scale: float = 1) -> None:
     """Draw a region of each kind."""
-    drawn = {
+    drawn: dict[str, Sequence[Sequence[Point]]] = {
         "Box": [TRIANGLE],
         "Box set": [SQUARE, RING],
         "Polygon": [(corner,) for corner in CORNERS],
@@ -60,8 +61,9 @@ def test_the_json_is_taken_back(stage: Stage, service: str) -> None:
     choose(stage, {"Captions": "nearest", "Traces": "attention"})
     texts = captions(stage)
     asked: dict[str, Any] = json.loads(stage.copied("JSON"))
-    files = {"image": ("scene.jpg", SCENE.read_bytes()), **{key: (None, json.dumps(asked[key])) for key in asked}}
-    answer = httpx.post(f"{service}/v1/captions", files=files).raise_for_status().json()
+    question = {key: (None, json.dumps(value)) for key, value in asked.items()}
+    files = {"image": ("scene.jpg", SCENE.read_bytes())}
+    answer = httpx.post(f"{service}/v1/captions", files=files | question).raise_for_status().json()
     assert [caption["text"] for caption in answer["captions"]] == texts
     assert [caption["detection"]["class_name"] for caption in answer["captions"]] == texts
     own = [

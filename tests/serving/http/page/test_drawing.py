@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 import pytest
 from playwright.sync_api import expect
 
-from runtime.regions.detections import as_rows
+from runtime.regions.detections import as_regions
 from runtime.regions.serialization import kind_of
 from tests.serving.http.page.conftest import OpenStage
 from tests.serving.http.page.stage import (
@@ -29,7 +30,7 @@ from tests.serving.http.page.stage import (
 CENTRE = (336.0, 336.0)
 """Where the crosshair begins."""
 POINT = (391, 330)
-KINDS = {
+KINDS: dict[str, tuple[Sequence[Sequence[Point]], str, str]] = {
     "Box": ([TRIANGLE], "box", TRIANGLE_TEXT),
     "Box set": ([SQUARE, RING], "box_set", PAIR_TEXT),
     "Polygon": ([(corner,) for corner in CORNERS], "polygon", TRIANGLE_TEXT),
@@ -49,7 +50,7 @@ def assert_kinds(stage: Stage) -> None:
     """All kinds are described, and the JSON of each is one that the runtime reads."""
     stage.expect_captions(*TEXTS)
     asked = json.loads(stage.copied("JSON"))
-    regions = [row.region for row in as_rows(asked["regions"], SCENE_WH)]
+    regions = as_regions(asked["regions"], SCENE_WH)
     assert [kind_of(region) for region in regions] == ["whole_image", *(kind for _, kind, _ in KINDS.values())]
 
 

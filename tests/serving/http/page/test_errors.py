@@ -1,4 +1,4 @@
-"""Errors in one line: bad files, a service that ends, is busy, wants a token, drops an image; regions that cannot be."""
+"""Errors in one line: of files, of a service that ends, is busy, wants a token or drops an image, and of regions."""
 
 from __future__ import annotations
 

@@ -198,7 +198,7 @@ def drawn(page: Page, tool: str, strokes: list[list[list[float]]]) -> Region:
 def test_the_json_of_each_kind_is_the_runtimes(page: Page) -> None:
     box = {"kind": "box", "xyxy": [1, 2, 9, 8], "pool": "gaussian"}
     other = {"kind": "box", "xyxy": [20, 3, 30, 9], "pool": "gaussian"}
-    expected = {
+    expected: dict[str, tuple[list[list[list[float]]], dict[str, Any]]] = {
         "box": ([[[9.2, 1.6], [0.8, 8.3]]], box),
         "boxes": ([[[1, 2], [9, 8]], [[30, 9], [20, 3]]], {"kind": "box_set", "boxes": [box, other]}),
         "polygon": ([[[1, 2]], [[9, 8]], [[3, 9.6]]], {"kind": "polygon", "points": [[1, 2], [9, 8], [3, 10]]}),

@@ -166,7 +166,8 @@ def test_a_camera_that_cannot_be_is_an_error_in_one_line(stage: Stage) -> None:
     for name, told in _REFUSALS.items():
         stage.page.evaluate(
             """(name) => {
-                navigator.mediaDevices.getUserMedia = async () => { throw new DOMException("as a test wants it", name); };
+                const refuse = async () => { throw new DOMException("as a test wants it", name); };
+                navigator.mediaDevices.getUserMedia = refuse;
             }""",
             name,
         )
