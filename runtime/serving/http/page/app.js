@@ -131,7 +131,7 @@ function draw() {
 }
 
 function drawPicture() {
-  view.drawPicture(session.picture, isLooking ? session.attention : null);
+  view.drawPicture(session.picture, isLooking ? session.attention : null, live.isOn);
 }
 
 function drawMarks() {

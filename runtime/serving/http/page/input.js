@@ -53,9 +53,20 @@ export class Input {
     canvas.addEventListener("pointerup", (event) => this.#up(event));
     canvas.addEventListener("pointercancel", () => drafting.cancel());
     canvas.addEventListener("pointerleave", () => this.#leave());
-    canvas.addEventListener("dblclick", () => drafting.finish());
+    canvas.addEventListener("touchstart", (event) => this.#touch(event), { passive: false });
+    canvas.addEventListener("touchmove", (event) => this.#touch(event), { passive: false });
     canvas.addEventListener("keydown", (event) => this.#key(event));
     canvas.addEventListener("blur", () => this.#leave());
+  }
+
+  /**
+   * Leave two fingers to the browser, which zooms. Of one it must make no gesture: a quick stroke would be a fling, which
+   * swallows the tap that follows it.
+   * @param {TouchEvent} event
+   */
+  #touch(event) {
+    if (event.touches.length > 1) this.drafting.cancel();
+    else if (event.type === "touchmove" && event.cancelable) event.preventDefault();
   }
 
   /** @param {PointerEvent} event */

@@ -72,7 +72,7 @@ export const TOOLS = [
     label: "Polygon",
     key: "p",
     icon: "M12 3l9 7-4 11H7L3 10z",
-    hint: "Press for each corner, or drag around a thing. Done, Enter or the first corner closes it.",
+    hint: "Press for each corner, or drag around a thing. Done, Enter or a double click closes it.",
     hasLength: false,
     extend: alongPath,
     settle: (stroke, { tolerance }) => simplify(stroke, tolerance / 4),
@@ -279,14 +279,16 @@ function polygonOf(strokes, tolerance) {
 }
 
 /**
- * Return whether a polygon's last press was at its first corner, or a drag around a thing.
+ * Return whether a polygon's last press was a drag around a thing, at its first corner, or twice at its last one.
  * @param {Point[][]} strokes
  * @param {Scale} scale
  */
 function isClosed(strokes, { tolerance }) {
+  if (strokes[strokes.length - 1].length > 2) return true;
   const points = strokes.flat();
-  const last = strokes[strokes.length - 1];
-  return last.length > 2 || (points.length > 3 && distance(points[0], points[points.length - 1]) <= tolerance);
+  if (points.length < 4) return false;
+  const [first, before, last] = [points[0], ...points.slice(-2)];
+  return distance(first, last) <= tolerance || distance(before, last) <= tolerance / 4;
 }
 
 /**

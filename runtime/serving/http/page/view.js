@@ -46,6 +46,8 @@ export class View {
   size = { width: 0, height: 0 };
   /** @type {{id: number, place: Rectangle}[]} */
   #labels = [];
+  /** What the picture's canvas shows, and its size. @type {unknown[]} */
+  #drawn = [];
   /** @type {WeakMap<Grid, Map<string, OffscreenCanvas>>} */
   #stencils = new WeakMap();
 
@@ -74,10 +76,15 @@ export class View {
   }
 
   /**
+   * Draw the picture, unless it is there as it is.
    * @param {Picture | null} picture
    * @param {Attention | null} attention
+   * @param {boolean} isMoving
    */
-  drawPicture(picture, attention) {
+  drawPicture(picture, attention, isMoving) {
+    const [{ width, height }, before] = [this.canvases.picture, this.#drawn];
+    this.#drawn = [picture, attention, width, height];
+    if (!isMoving && this.#drawn.every((part, index) => part === before[index])) return;
     const pen = this.#cleared(this.canvases.picture);
     if (!picture?.source) return;
     const { scale, left, top } = this.placement;

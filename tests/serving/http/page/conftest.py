@@ -48,7 +48,7 @@ def open_stage(browser: Browser, service: str) -> Iterator[OpenStage]:
         def open(
             url: str = service, prepare: Callable[[Page], object] = lambda _: None, **settings: Any
         ) -> tuple[Stage, Watch]:
-            context = {"viewport": {"width": 1280, "height": 860}, "permissions": _CLIPBOARD, **settings}
+            context = {"viewport": {"width": 1100, "height": 760}, "permissions": _CLIPBOARD, **settings}
             page, watch = stack.enter_context(opened(browser, url, prepare, **context))
             return Stage(page), watch
 

@@ -1,6 +1,6 @@
-"""Makes the picture of the page for the README and the documents.
+"""Makes the picture of the page for the README and the documents: run it with `python -m`.
 
-`python -m tests.serving.http.page.pictures docs/page.jpg` needs `make demo`, and the browser that `.ci/install-browser` installs.
+It needs `make demo`, and the browser that `.ci/install-browser` installs.
 """
 
 from __future__ import annotations

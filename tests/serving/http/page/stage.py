@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from playwright.sync_api import Locator, Page, expect
@@ -54,13 +55,18 @@ class Stage:
 
     def at(self, point: Point) -> Point:
         """Return where a point of the image lies in the window."""
+        ((x, y),) = self.along([point])
+        return x, y
+
+    def along(self, points: Sequence[Point]) -> list[Point]:
+        """Return where points of the image lie in the window."""
         self.marks.scroll_into_view_if_needed()
         box = self.marks.bounding_box()
         assert box is not None
-        (width, height), (x, y) = self.image_wh, point
+        width, height = self.image_wh
         scale = min(box["width"] / width, box["height"] / height)
         left, top = (box["width"] - width * scale) / 2, (box["height"] - height * scale) / 2
-        return box["x"] + left + x * scale, box["y"] + top + y * scale
+        return [(box["x"] + left + x * scale, box["y"] + top + y * scale) for x, y in points]
 
     def hover(self, point: Point) -> None:
         self.page.mouse.move(*self.at(point))
@@ -70,11 +76,11 @@ class Stage:
 
     def begin(self, *points: Point) -> None:
         """Press the mouse and move it along points."""
-        first, *others = points
-        self.hover(first)
+        first, *others = self.along(points)
+        self.page.mouse.move(*first)
         self.page.mouse.down()
         for point in others:
-            self.page.mouse.move(*self.at(point), steps=3)
+            self.page.mouse.move(*point)
 
     def drag(self, *points: Point) -> None:
         self.begin(*points)
@@ -83,8 +89,7 @@ class Stage:
     def touch(self, *points: Point) -> None:
         """Put a finger down, move it along points, and lift it."""
         session = self.page.context.new_cdp_session(self.page)
-        for number, point in enumerate(points):
-            x, y = self.at(point)
+        for number, (x, y) in enumerate(self.along(points)):
             kind = "touchMove" if number else "touchStart"
             session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y}]})
         session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})

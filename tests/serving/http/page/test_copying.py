@@ -12,14 +12,25 @@ import pytest
 from playwright.sync_api import expect
 
 from runtime import Captioner
-from runtime.regions import regions_from_list
 from runtime.serving.http.settings import ServiceLimits
 from tests.serving.http.page.conftest import OpenStage
-from tests.serving.http.page.stage import CORNERS, MOON, RING, SCENE, SQUARE, STAR, TRIANGLE, Point, Stage
+from tests.serving.http.page.stage import (
+    CORNERS,
+    MOON,
+    RING,
+    SCENE,
+    SQUARE,
+    STAR,
+    TRIANGLE,
+    TRIANGLE_TEXT,
+    WHOLE,
+    Point,
+    Stage,
+)
 from tests.serving.http.served import served
 
 
-def draw_all(stage: Stage, scale: float = 1) -> None:
+def draw_all(stage: Stage) -> None:
     """Draw a region of each kind."""
     drawn: dict[str, Sequence[Sequence[Point]]] = {
         "Box": [TRIANGLE],
@@ -32,7 +43,7 @@ def draw_all(stage: Stage, scale: float = 1) -> None:
     for tool, strokes in drawn.items():
         stage.tool(tool)
         for stroke in strokes:
-            stage.drag(*((x * scale, y * scale) for x, y in stroke))
+            stage.drag(*stroke)
         if stage.button("Done").count():
             stage.button("Done").click()
 
@@ -56,40 +67,31 @@ def captions(stage: Stage) -> list[str]:
     return stage.captions.all_text_contents()
 
 
-def test_the_json_is_taken_back(stage: Stage, service: str) -> None:
-    draw_all(stage)
-    choose(stage, {"Captions": "nearest", "Traces": "attention"})
-    texts = captions(stage)
-    asked: dict[str, Any] = json.loads(stage.copied("JSON"))
-    question = {key: (None, json.dumps(value)) for key, value in asked.items()}
-    files = {"image": ("scene.jpg", SCENE.read_bytes())}
-    answer = httpx.post(f"{service}/v1/captions", files=files | question).raise_for_status().json()
-    assert [caption["text"] for caption in answer["captions"]] == texts
-    assert [caption["detection"]["class_name"] for caption in answer["captions"]] == texts
-    own = [
-        {key: value for key, value in row.items() if key not in ("class_name", "confidence")}
-        for row in asked["regions"]
-    ]
-    assert len(regions_from_list(own)) == 7
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"Beams": "3", "Boxes": "gaussian", "Traces": "attention", "Whole image": "attention"},
-        {"Captions": "nearest", "Boxes": "attention"},
-    ],
-)
 @pytest.mark.usefixtures("folder")
-def test_the_program_prints_the_same_captions(
-    stage: Stage, settings: dict[str, str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_copied_gives_the_same_captions(stage: Stage, service: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """As JSON that the service takes, and as a program, with settings that have their default and others."""
     draw_all(stage)
-    choose(stage, settings)
-    texts = captions(stage)
-    exec(compile(stage.copied("Python"), "captions.py", "exec"), {})
-    assert capsys.readouterr().out.splitlines() == texts
+    for settings in (
+        {},
+        {"Beams": "3", "Boxes": "gaussian", "Traces": "attention", "Whole image": "attention"},
+        {"Captions": "nearest", "Beams": "1", "Boxes": "attention"},
+    ):
+        choose(stage, settings)
+        texts = captions(stage)
+        assert answered(service, json.loads(stage.copied("JSON"))) == texts
+        exec(compile(stage.copied("Python"), "captions.py", "exec"), {})
+        assert capsys.readouterr().out.splitlines() == texts
+
+
+def answered(service: str, asked: dict[str, Any]) -> list[str]:
+    """Return the service's answer to what was copied, in which the captions are said of the regions."""
+    question = {key: (None, json.dumps(value)) for key, value in asked.items()}
+    files: dict[str, Any] = {"image": ("scene.jpg", SCENE.read_bytes()), **question}
+    answer = httpx.post(f"{service}/v1/captions", files=files).raise_for_status().json()
+    texts = [caption["text"] for caption in answer["captions"]]
+    assert [caption["detection"]["class_name"] for caption in answer["captions"]] == texts
+    return texts
 
 
 @pytest.mark.usefixtures("folder")
@@ -100,13 +102,13 @@ def test_the_program_makes_a_large_image_smaller_as_the_page_does(
         stage = Stage(open_stage(url)[0].page, (500, 500))
         expect(stage.page.locator("#bundle")).not_to_be_empty()
         stage.open()
-        draw_all(stage, 500 / 672)
-        texts = captions(stage)
+        stage.drag(*((x * 500 / 672, y * 500 / 672) for x, y in TRIANGLE))
+        stage.expect_captions(TRIANGLE_TEXT)
         program = stage.copied("Python")
         stage.page.close()
     assert 'Image.open("scene.jpg").resize((500, 500))' in program
     exec(compile(program, "captions.py", "exec"), {})
-    assert capsys.readouterr().out.splitlines() == texts
+    assert capsys.readouterr().out.splitlines() == [WHOLE, TRIANGLE_TEXT]
 
 
 @pytest.fixture

@@ -111,18 +111,21 @@ def test_the_mouse_is_right_to_a_pixel_of_the_screen(stage: Stage) -> None:
     stage.drag(*TRIANGLE)
     stage.expect_captions(TRIANGLE_TEXT)
     corners = json.loads(stage.copied("JSON"))["regions"][1]["xyxy"]
-    assert corners == pytest.approx([276, 174, 507, 399], abs=1.5)  # a pixel of the screen is 1.2 of the image
+    assert corners == pytest.approx([276, 174, 507, 399], abs=2)  # a pixel of the screen is 1.4 of the image
 
 
-def test_a_polygon_is_closed_at_its_first_corner_or_drawn_around_a_thing(stage: Stage) -> None:
+def test_a_polygon_is_closed_at_its_first_corner_by_a_double_click_or_by_a_drag_around_a_thing(stage: Stage) -> None:
     stage.tool("Polygon")
     for corner in (*CORNERS, CORNERS[0]):
         stage.click(corner)
     stage.expect_captions(TRIANGLE_TEXT)
     stage.drag(*CORNERS, CORNERS[0])
-    stage.expect_captions(TRIANGLE_TEXT, TRIANGLE_TEXT)
-    lasso = json.loads(stage.copied("JSON"))["regions"][2]["points"]
-    assert len(lasso) == 3
+    stage.click(CORNERS[0])
+    stage.click(CORNERS[1])
+    stage.page.mouse.dblclick(*stage.at(CORNERS[2]))
+    stage.expect_captions(*[TRIANGLE_TEXT] * 3)
+    drawn = json.loads(stage.copied("JSON"))["regions"][1:]
+    assert [len(region["points"]) for region in drawn] == [3, 3, 3]
 
 
 def test_escape_gives_a_drawing_up(stage: Stage) -> None:
