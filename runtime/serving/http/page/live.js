@@ -53,9 +53,14 @@ export class Live {
   /** Turn the camera off. The last frame stays as the image, with the regions on it. */
   async stop() {
     if (!this.isOn) return;
-    const frame = await this.camera.grab(this.session.limits.pixels);
-    this.end();
-    await this.session.replace(frame);
+    try {
+      const frame = await this.camera.grab(this.session.limits.pixels);
+      this.end();
+      await this.session.replace(frame);
+    } catch (error) {
+      this.end();
+      this.onError(/** @type {Error} */ (error));
+    }
   }
 
   /** Turn the camera off, as another image takes its place. */

@@ -269,8 +269,9 @@ export class Session {
     const picture = this.picture;
     if (!picture?.file) return;
     this.#features = null;
-    const { id, timing_ms } = await this.service.encode(picture.file);
+    const { id, image, timing_ms } = await this.service.encode(picture.file);
     if (this.picture !== picture) return this.service.forget(id);
+    checkSize(picture, image);
     this.#features = id;
     this.timing = { ...this.timing, encode: timing_ms.encode };
     this.onChange();
@@ -378,6 +379,17 @@ export class Session {
       return undefined;
     }
   }
+}
+
+/**
+ * Refuse an image of which the browser shows something else than the service sees: regions would lie elsewhere.
+ * @param {Picture} picture
+ * @param {{width: number, height: number}} seen
+ */
+function checkSize({ name, width, height }, seen) {
+  if (seen.width === width && seen.height === height) return;
+  const sizes = `${seen.width} × ${seen.height} pixels to the service, ${width} × ${height} to the browser`;
+  throw new Error(`${name}: it has ${sizes}: convert it to JPEG or PNG.`);
 }
 
 function firstPools() {

@@ -44,6 +44,16 @@ def test_an_image_that_the_service_refuses(open_stage: OpenStage) -> None:
     expect(stage.error).to_be_hidden()
 
 
+def test_an_image_that_the_service_sees_otherwise_than_the_browser(open_stage: OpenStage) -> None:
+    """As an icon of several sizes may be: regions would lie elsewhere."""
+    answer = {"id": "0", "image": {"width": 64, "height": 32}, "timing_ms": {"encode": 1.0}}
+    stage, _ = open_stage()
+    stage.page.route("**/v1/features", lambda route: route.fulfill(status=201, json=answer))
+    stage.page.set_input_files("#file", SCENE)
+    told = "scene.jpg: it has 64 × 32 pixels to the service, 672 × 672 to the browser: convert it to JPEG or PNG."
+    expect(stage.error).to_have_text(told)
+
+
 def test_a_service_that_has_ended(open_stage: OpenStage, demo: Captioner) -> None:
     with served(demo) as url:
         stage, watch = open_stage(url)
