@@ -54,13 +54,14 @@ const input = new Input(marks, {
   image: () => session.picture,
   onCursor: follow,
   onDelete: () => session.selected !== null && session.remove(session.selected),
+  onSaid: (message) => speech.say(message),
 });
 const hover = new Hover(element("bubble"), {
   session,
   drafting,
   input,
   view,
-  onCaption: (text) => speech.settle(text),
+  onCaption: (text) => speech.settle(input.isCrosshair ? `${input.place}: ${text}` : text),
 });
 const live = new Live(video, { session, hover, onFrame: drawPicture, onError: fail });
 const list = new CaptionList(element("regions"), session);
@@ -69,6 +70,7 @@ const tools = new ToolButtons(element("tools"), drafting);
 
 /** @type {Error | null} */
 let shownError = null;
+let announced = "";
 let isLooking = false;
 let isDrawing = false;
 
@@ -111,11 +113,15 @@ function follow() {
   draw();
 }
 
-/** Say the caption of what is selected, or of the whole image. */
+/** Say the caption of what is selected, or of the whole image, when it is another; of a camera, when it has settled. */
 function announce() {
   const entry = session.entries.find(({ id }) => id === session.selected) ?? session.entries[0];
   const caption = session.picture && session.captionOf(entry);
-  if (caption && !input.cursor) speech.settle(`${KINDS[entry.region.kind].title}: ${caption.error ?? caption.text}`);
+  if (!caption) return;
+  const text = `${KINDS[entry.region.kind].title}: ${caption.error ?? caption.text}`;
+  if (live.isOn && !input.cursor) speech.settle(text);
+  else if (!live.isOn && text !== announced) speech.say(text);
+  announced = text;
 }
 
 /** Draw the stage with the screen's next frame. */
@@ -200,6 +206,7 @@ function startAnew() {
   drafting.cancel();
   input.reset();
   isLooking = false;
+  announced = "";
 }
 
 function toggleAttention() {

@@ -29,15 +29,22 @@ export class Input {
    * @param {() => Size | null} parts.image
    * @param {() => void} parts.onCursor
    * @param {() => void} parts.onDelete
+   * @param {(message: string) => void} parts.onSaid
    */
-  constructor(canvas, { drafting, view, image, onCursor, onDelete }) {
+  constructor(canvas, { drafting, view, image, onCursor, onDelete, onSaid }) {
     this.canvas = canvas;
     this.drafting = drafting;
     this.view = view;
     this.image = image;
     this.onCursor = onCursor;
     this.onDelete = onDelete;
+    this.onSaid = onSaid;
     this.#listen();
+  }
+
+  /** Where the cursor is, in words. */
+  get place() {
+    return this.cursor ? `${Math.round(this.cursor.x)}, ${Math.round(this.cursor.y)}` : "";
   }
 
   /** Forget where the cursor is, as the image is another. */
@@ -156,7 +163,7 @@ export class Input {
     const point = this.#crosshair(image);
     if (key === " ") this.#pressAt(point);
     else if (key === "Enter") this.#enterAt(point);
-    else if (key === "Escape") this.drafting.cancel();
+    else if (key === "Escape") this.#giveUp();
     else if (key === "Delete" || key === "Backspace") this.onDelete();
     else return this.#chooseTool(key);
     return true;
@@ -168,6 +175,12 @@ export class Input {
     if (!isEnd) this.drafting.press(point);
     if (isEnd || !this.drafting.tool.hasLength) this.drafting.release(point);
     this.#point(point, true);
+    if (!this.drafting.isEmpty) this.onSaid(`${isEnd ? "Ended" : "Set"} at ${this.place}.`);
+  }
+
+  #giveUp() {
+    if (!this.drafting.isEmpty) this.onSaid("Given up.");
+    this.drafting.cancel();
   }
 
   /** @param {Point} point */
@@ -179,7 +192,10 @@ export class Input {
   /** @param {string} key */
   #chooseTool(key) {
     const tool = TOOLS.find((each) => each.key === key.toLowerCase());
-    if (tool) this.drafting.choose(tool);
+    if (tool) {
+      this.drafting.choose(tool);
+      this.onSaid(`${tool.label}. ${tool.hint}`);
+    }
     return tool !== undefined;
   }
 }

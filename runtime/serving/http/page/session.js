@@ -142,21 +142,26 @@ export class Session {
     if (id === WHOLE_IMAGE.id) return;
     if (this.selected === id) this.selected = null;
     this.#change(this.entries.filter((entry) => entry.id !== id));
+    this.onSaid("Removed.");
   }
 
   clear() {
     this.selected = null;
-    if (this.entries.length > 1) this.#change([WHOLE_IMAGE]);
+    if (this.entries.length === 1) return;
+    this.#change([WHOLE_IMAGE]);
+    this.onSaid("All regions are removed.");
   }
 
   undo() {
     this.#history.undo();
     this.#changed();
+    this.onSaid("Undone.");
   }
 
   redo() {
     this.#history.redo();
     this.#changed();
+    this.onSaid("Done again.");
   }
 
   /** @param {number | null} id */

@@ -27,11 +27,26 @@ def test_the_caption_follows_the_cursor_without_another_pass_of_the_backbone(sta
     assert set(asked) == {"captions"}
 
 
-def test_the_crosshair_of_the_keyboard_has_its_caption(stage: Stage) -> None:
+def test_all_that_keys_do_is_said(stage: Stage) -> None:
     stage.marks.focus()
     stage.step_to((336, 336), (391, 330))
     expect(stage.bubble).to_have_text(TRIANGLE_TEXT)
-    expect(stage.status).to_have_text(TRIANGLE_TEXT)
+    expect(stage.status).to_have_text(f"391, 330: {TRIANGLE_TEXT}")
+    stage.keys("b")
+    expect(stage.status).to_contain_text("Box. Drag from corner to corner.")
+    stage.keys("Space")
+    expect(stage.status).to_have_text("Set at 391, 330.")
+    stage.keys("Escape")
+    expect(stage.status).to_have_text("Given up.")
+    with stage.page.expect_response("**/captions"):
+        stage.keys("o", "Space")
+    stage.expect_captions(TRIANGLE_TEXT)
+    said = f"Point: {TRIANGLE_TEXT}"
+    stage.page.wait_for_function("(said) => document.getElementById('status').textContent === said", arg=said)
+    stage.keys("Delete")
+    expect(stage.status).to_have_text("Removed.")
+    stage.keys("Control+z")
+    expect(stage.status).to_have_text("Undone.")
 
 
 def test_one_request_is_in_flight_and_the_latest_place_wins(stage: Stage) -> None:
