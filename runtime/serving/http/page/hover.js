@@ -78,7 +78,7 @@ export class Hover {
     const size = { width: this.bubble.offsetWidth, height: this.bubble.offsetHeight };
     const stage = { left: 4, top: 4, right: this.view.size.width - 4, bottom: this.view.size.height - 4 };
     const drawn = this.view.toStage(bounds(this.#shown, picture));
-    const { x, y } = placeBeside(toStage(cursor, this.view.placement), size, drawn, stage);
+    const { x, y } = placeBeside(toStage(cursor, this.view.placement), size, drawn, this.view.labels, stage);
     this.bubble.style.transform = `translate(${Math.round(x)}px, ${Math.round(y)}px)`;
   }
 }

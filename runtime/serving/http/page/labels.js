@@ -12,6 +12,8 @@ import { overlap } from "./geometry.js";
 const GAP = 4;
 /** From the cursor to the caption beside it, which a finger or an arrow must not cover. */
 const CURSOR_GAP = 18;
+/** How much worse it is to cover what is drawn than to cover a label. */
+const WORSE = 1000;
 
 /**
  * Return the lines of a text that are at most ``width`` long; a word that is longer has a line of its own.
@@ -41,7 +43,7 @@ export function placeLabels(labels, bounds) {
   /** @type {Rectangle[]} */
   const taken = [];
   return labels.map(({ size, region }) => {
-    const corner = best(besideRegion(size, region), size, bounds, taken);
+    const corner = best(besideRegion(size, region), size, bounds, (place) => covered(place, taken));
     taken.push(rectangle(corner, size));
     return corner;
   });
@@ -49,34 +51,43 @@ export function placeLabels(labels, bounds) {
 
 /**
  * Return the top left corner of the caption beside the cursor: inside ``bounds``, clear of the cursor and, if there is
- * room, of what is drawn.
+ * room, of what is drawn; of such places the one that covers least of the labels.
  * @param {Point} cursor
  * @param {Size} size
  * @param {Rectangle} drawn
+ * @param {Rectangle[]} labels
  * @param {Rectangle} bounds
  * @returns {Point}
  */
-export function placeBeside(cursor, size, drawn, bounds) {
+export function placeBeside(cursor, size, drawn, labels, bounds) {
   const point = { left: cursor.x, top: cursor.y, right: cursor.x, bottom: cursor.y };
   const finger = grown(point, CURSOR_GAP - 1);
   const candidates = [...around(size, point, CURSOR_GAP), ...around(size, drawn, CURSOR_GAP)];
-  return best(candidates, size, bounds, [finger, drawn]);
+  return best(candidates, size, bounds, (place) => {
+    return WORSE * covered(place, [finger, drawn]) + covered(place, labels);
+  });
 }
 
 /**
- * Return the corner where a text covers least of what is taken; of several, the first.
+ * Return the corner where the place of a text costs least; of several, the first.
  * @param {Point[]} candidates
  * @param {Size} size
  * @param {Rectangle} bounds
- * @param {Rectangle[]} taken
+ * @param {(place: Rectangle) => number} cost
  */
-function best(candidates, size, bounds, taken) {
+function best(candidates, size, bounds, cost) {
   const corners = candidates.map((corner) => moveInside(corner, size, bounds));
-  const covered = corners.map((corner) => {
-    const place = rectangle(corner, size);
-    return taken.reduce((sum, other) => sum + overlap(place, other), 0);
-  });
-  return corners[covered.indexOf(Math.min(...covered))];
+  const costs = corners.map((corner) => cost(rectangle(corner, size)));
+  return corners[costs.indexOf(Math.min(...costs))];
+}
+
+/**
+ * Return how much of other rectangles a place covers.
+ * @param {Rectangle} place
+ * @param {Rectangle[]} others
+ */
+function covered(place, others) {
+  return others.reduce((sum, other) => sum + overlap(place, other), 0);
 }
 
 /**

@@ -111,6 +111,11 @@ export class View {
     if (crosshair) this.#drawCrosshair(pen, toStage(crosshair, this.placement));
   }
 
+  /** Where labels stand on the stage. */
+  get labels() {
+    return this.#labels.map(({ place }) => place);
+  }
+
   /**
    * Return the id of the region whose label lies at a point of the stage.
    * @param {Point} point

@@ -92,19 +92,25 @@ LABELS: list[tuple[str, Any]] = [
     # 18 to the lower right of the cursor
     (
         "labels.placeBeside({x: 10, y: 10}, {width: 30, height: 10}, {left: 10, top: 10, right: 10, bottom: 10}, "
-        f"{BOUNDS})",
+        f"[], {BOUNDS})",
         {"x": 28, "y": 28},
+    ),
+    # where a label is to the lower right, to the lower left
+    (
+        "labels.placeBeside({x: 50, y: 10}, {width: 30, height: 10}, {left: 50, top: 10, right: 50, bottom: 10}, "
+        f"[{{left: 60, top: 20, right: 90, bottom: 40}}], {BOUNDS})",
+        {"x": 2, "y": 28},
     ),
     # in the corner: moved up onto the stage, and to the left of the cursor
     (
         "labels.placeBeside({x: 95, y: 95}, {width: 30, height: 10}, {left: 95, top: 95, right: 95, bottom: 95}, "
-        f"{BOUNDS})",
+        f"[], {BOUNDS})",
         {"x": 47, "y": 90},
     ),
     # while a box is drawn to the upper left, the lower right is free
     (
         "labels.placeBeside({x: 30, y: 30}, {width: 20, height: 10}, {left: 30, top: 30, right: 60, bottom: 60}, "
-        f"{BOUNDS})",
+        f"[], {BOUNDS})",
         {"x": 0, "y": 48},
     ),
 ]
@@ -142,7 +148,7 @@ def test_placed_captions_cover_neither_the_cursor_nor_what_is_drawn(page: Page) 
             for (let x = 0; x <= 400; x += 20) for (let y = 0; y <= 300; y += 20)
                 for (const [dx, dy] of [[80, 60], [-80, 60], [80, -60], [-80, -60], [0, 0]]) {
                     const drawn = geometry.between({x, y}, {x: x + dx, y: y + dy});
-                    const at = labels.placeBeside({x, y}, size, drawn, bounds);
+                    const at = labels.placeBeside({x, y}, size, drawn, [], bounds);
                     const place = {left: at.x, top: at.y, right: at.x + size.width, bottom: at.y + size.height};
                     const isInside = at.x >= 0 && at.y >= 0 && place.right <= 400 && place.bottom <= 300;
                     worst = Math.max(worst, geometry.overlap(place, drawn), isInside ? 0 : Infinity);
