@@ -157,20 +157,23 @@ def test_tools_are_chosen_in_the_list_of_controls_alone(stage: Stage) -> None:
     expect(stage.button("Polygon")).to_have_attribute("aria-pressed", "true")
 
 
-def test_what_is_said_waits_until_the_caption_has_settled(stage: Stage) -> None:
-    """While the cursor crosses the image, captions change beside it; the live region says the last one alone."""
-    expect(stage.status).to_have_text("Whole image: five shapes on a checked white background")
+def test_what_is_said_waits_until_the_caption_has_settled(open_stage: OpenStage) -> None:
+    """While the cursor crosses an image, captions change beside it; the live region is given the last one alone."""
+    stage, _ = open_stage(prepare=lambda page: page.clock.install())
     stage.page.evaluate(
-        """() => {
+        """async () => {
+            const {Speech} = await import("/page/speech.js");
             window.said = [];
-            const status = document.getElementById("status");
-            new MutationObserver(() => window.said.push(status.textContent)).observe(status, {childList: true});
+            window.speech = new Speech({set textContent(text) { window.said.push(text); }});
         }"""
     )
-    for x, y in [(100, 100), (205, 530), (515, 515), (391, 330)]:
-        stage.hover((x, y))
-    expect(stage.status).to_have_text(TRIANGLE_TEXT)
-    assert stage.page.evaluate("window.said") == [TRIANGLE_TEXT]
+    for text in ("a star", "a star", "a square", "a ring"):
+        stage.page.evaluate("(text) => window.speech.settle(text)", text)
+        stage.page.clock.run_for(500)
+    assert stage.page.evaluate("window.said") == ["a star"]
+    stage.page.clock.run_for(500)
+    stage.page.evaluate("window.speech.say('Copied as JSON.')")
+    assert stage.page.evaluate("window.said") == ["a star", "a ring", "Copied as JSON."]
 
 
 def test_the_page_is_one_language_and_small_modules() -> None:
