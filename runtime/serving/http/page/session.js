@@ -264,10 +264,12 @@ export class Session {
 
   /** Encode the image; one that is being encoded is waited for. */
   #encode() {
-    this.#encoding ??= this.#encodeNow().finally(() => {
-      this.#encoding = null;
+    if (this.#encoding) return this.#encoding;
+    const encoding = this.#encodeNow().finally(() => {
+      if (this.#encoding === encoding) this.#encoding = null;
     });
-    return this.#encoding;
+    this.#encoding = encoding;
+    return encoding;
   }
 
   async #encodeNow() {
@@ -354,8 +356,11 @@ export class Session {
 
   /** @returns {Promise<string>} the id of the encoded image, which is encoded first if it has none */
   async #encoded() {
-    if (!this.#features) await this.#encode();
-    return this.#features ?? "";
+    while (!this.#features) {
+      if (!this.picture?.file) throw new Error("There is no image to ask about.");
+      await this.#encode();
+    }
+    return this.#features;
   }
 
   /** @param {Entry} entry */

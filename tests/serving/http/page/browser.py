@@ -59,7 +59,7 @@ class Watch:
     def _log(self, message: ConsoleMessage) -> None:
         is_allowed = any(re.search(pattern, message.text) for pattern in self._allowed)
         if message.type in ("error", "warning") and not is_allowed:
-            self.problems.append(f"console: {message.text}")
+            self.problems.append(f"console: {message.text} ({message.location['url']})")
 
     def _ask(self, request: Request) -> None:
         if not request.url.startswith((f"{self._service}/", f"blob:{self._service}/", "data:")):
@@ -83,4 +83,4 @@ def opened(
         prepare(page)
         page.goto(service)
         yield page, watch
-        assert watch.problems == []
+        assert not watch.problems, watch.problems

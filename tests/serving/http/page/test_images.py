@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Request, expect
+from playwright.sync_api import Request, Route, expect
 
 from runtime import Captioner
 from runtime.serving.http.settings import ServiceLimits
@@ -36,6 +36,30 @@ def test_another_image_takes_the_place_of_the_first(stage: Stage, tmp_path: Path
     expect(stage.captions).to_have_count(1)
     expect(stage.captions).not_to_have_text("…")
     expect(stage.button("Undo")).to_be_disabled()
+
+
+def test_an_image_that_is_opened_while_another_is_encoded_takes_its_place(
+    open_stage: OpenStage, tmp_path: Path
+) -> None:
+    stage, _ = open_stage()
+    with Image.open(SCENE) as scene:
+        scene.crop((276, 174, 507, 399)).save(tmp_path / "part.png")
+    held: list[Route] = []
+
+    def hold_first(route: Route) -> None:
+        held.append(route)
+        if len(held) > 1:
+            route.continue_()
+
+    stage.page.route("**/v1/features", hold_first)
+    with stage.page.expect_request("**/v1/features"):
+        stage.open(tmp_path / "part.png")
+    stage.open()
+    with stage.page.expect_request(lambda request: request.method == "DELETE"):
+        held[0].continue_()
+    stage.drag(*TRIANGLE)
+    stage.expect_captions(TRIANGLE_TEXT)
+    assert len(held) == 2
 
 
 def test_an_image_is_pasted(open_stage: OpenStage) -> None:
