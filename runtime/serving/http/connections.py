@@ -56,8 +56,9 @@ def bind(host: str, port: int) -> socket.socket:
     Raises:
         OSError: the address is not this machine's, or is taken.
     """
-    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    bound = socket.socket(family, socket.SOCK_STREAM)
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    family, kind, protocol, _, address = found
+    bound = socket.socket(family, kind, protocol)  # asyncio sets TCP_NODELAY on those alone that say they are TCP's
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         user_timeout: Any = getattr(socket, "TCP_USER_TIMEOUT", None)  # not on every system; inherited by connections

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
@@ -24,9 +25,10 @@ class Server(uvicorn.Server):
 
     Args:
         app: of `create_app`.
+        on_listening: called as soon as clients can connect.
     """
 
-    def __init__(self, app: FastAPI, limits: ServiceLimits) -> None:
+    def __init__(self, app: FastAPI, limits: ServiceLimits, on_listening: Callable[[], object]) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -42,7 +44,13 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=int(limits.seconds) + _GRACE_SECONDS,
             )
         )
-        self._service = app.state.service
+        self._service, self._on_listening = app.state.service, on_listening
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say so."""
+        await super().startup(sockets)
+        if self.started:
+            self._on_listening()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Let probes see that no more requests should come, answer those that have, and end."""
@@ -51,9 +59,13 @@ class Server(uvicorn.Server):
         self._captured_signals.clear()  # it ends as it was asked to; uvicorn would raise the signal again
 
 
-def serve(app: FastAPI, limits: ServiceLimits, bound: socket.socket) -> None:
-    """Serve an application on a bound socket until SIGTERM, SIGINT or SIGHUP, and then until all is answered."""
-    server = Server(app, limits)
+def serve(app: FastAPI, limits: ServiceLimits, bound: socket.socket, on_listening: Callable[[], object]) -> None:
+    """Serve an application on a bound socket until SIGTERM, SIGINT or SIGHUP, and then until all is answered.
+
+    Args:
+        on_listening: called as soon as clients can connect.
+    """
+    server = Server(app, limits, on_listening)
     before = signal.getsignal(signal.SIGHUP)
     if before is not signal.SIG_IGN:  # which nohup asks for
         signal.signal(signal.SIGHUP, server.handle_exit)
