@@ -18,6 +18,8 @@ from runtime.serving.http.service import CaptionService
 from runtime.serving.http.store import bytes_of
 from runtime.system.threads import call_in_thread
 
+_SMALL = 2**14
+"""Bytes of a body that are read sooner than a thread is there to read them."""
 _BODY_ERRORS = (408, 409, 413, 415, 429)
 
 
@@ -103,6 +105,8 @@ def calls_of(service: CaptionService) -> APIRouter:
 async def _asked(request: Request) -> Asked:
     """Return what a request asks for; a large body is read in a thread."""
     body, content_type = await request.body(), request.headers.get("content-type", "")
+    if len(body) <= _SMALL:
+        return read_body(content_type, body)
     return await call_in_thread(lambda: read_body(content_type, body))
 
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import signal
 import socket
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
-from runtime.serving.http.connections import PatientProtocol
+from runtime.serving.http.connections import PatientProtocol, most_connections
 from runtime.serving.http.settings import ServiceLimits
 
 _BACKLOG = 1024
-_CONNECTIONS_PER_REQUEST = 8
-"""Connections may be open that ask nothing; as many as this for each place in the queue."""
+_CONNECTIONS, _CONNECTIONS_PER_REQUEST = 1024, 8
+"""Connections may be open that ask nothing; as many as this, or for each place in the queue if that is more."""
 _GRACE_SECONDS = 5
 """Beyond the time of a request, for its answer to be taken."""
 
@@ -29,21 +33,23 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, app: FastAPI, limits: ServiceLimits, on_listening: Callable[[], object]) -> None:
+        most = most_connections(max(_CONNECTIONS, _CONNECTIONS_PER_REQUEST * limits.queue))
+        protocol: Any = partial(PatientProtocol, most=most)
         super().__init__(
             uvicorn.Config(
                 app,
-                http=PatientProtocol,
+                http=protocol,
                 ws="none",
                 lifespan="on",
-                log_level="warning",
+                log_level="error",  # what clients do wrong is answered, and not logged
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,  # nothing here depends on who the client is
                 backlog=_BACKLOG,
-                limit_concurrency=_CONNECTIONS_PER_REQUEST * limits.queue,
                 timeout_graceful_shutdown=int(limits.seconds) + _GRACE_SECONDS,
             )
         )
+        logging.getLogger("python_multipart").setLevel(logging.ERROR)
         self._service, self._on_listening = app.state.service, on_listening
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -66,6 +72,8 @@ def serve(app: FastAPI, limits: ServiceLimits, bound: socket.socket, on_listenin
         on_listening: called as soon as clients can connect.
     """
     server = Server(app, limits, on_listening)
+    gc.collect()
+    gc.freeze()  # what is loaded stays: looking through it again and again would halt all requests
     before = signal.getsignal(signal.SIGHUP)
     if before is not signal.SIG_IGN:  # which nohup asks for
         signal.signal(signal.SIGHUP, server.handle_exit)

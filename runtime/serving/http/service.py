@@ -28,6 +28,10 @@ from runtime.system.threads import call_in_thread, passable
 T = TypeVar("T")
 
 DEFAULT_WORKERS = 2
+_MAX_COORDINATES = 2**16
+"""Numbers in the lists of a request's regions, run lengths aside: those of 16,384 boxes, or of a trace of hours."""
+_UNTOLD = 10**15
+"""A count from which on its digits tell nothing."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,8 @@ class CaptionService(Closeable):
         check_threads("workers", workers)
         self.captioner, self.limits, self.store, self.metrics = captioner, limits, store, metrics
         self.is_ending = False
-        self._batching = captioner.batching()
+        # One that asks alone need not wait for others: those who come while it is decoded are the next batch.
+        self._batching = captioner.batching(max_wait_ms=0)
         self._threads = ThreadPoolExecutor(workers, "patchcaption encoding")
 
     @property
@@ -124,7 +129,9 @@ class CaptionService(Closeable):
         """Return the regions, after those checks that need no work and before those that do."""
         limits = self.limits
         _check_count("regions", len(regions) if isinstance(regions, list) else 1, limits.regions)
-        _check_count("pixels of masks", _mask_pixels(regions), limits.mask_pixels)
+        coordinates, mask_pixels = _work_of(regions)
+        _check_count("coordinates", coordinates, _MAX_COORDINATES)
+        _check_count("pixels of masks", mask_pixels, limits.mask_pixels)
         rows = as_rows(regions, image_wh)
         _check_count("regions times beams", len(rows) * beams, limits.regions)
         _check_count("crops", sum(isinstance(row.region, Crop) for row in rows), limits.crops)
@@ -133,20 +140,26 @@ class CaptionService(Closeable):
 
 def _check_count(name: str, count: int, limit: int) -> None:
     if count > limit:
-        raise RequestError(TOO_LARGE, f"regions: expected at most {limit} {name}, got {count}")
+        got = count if count < _UNTOLD else f"more than {_UNTOLD}"
+        raise RequestError(TOO_LARGE, f"regions: expected at most {limit} {name}, got {got}")
 
 
-def _mask_pixels(value: Any) -> int:
-    """Return how many pixels the run lengths in a JSON value would become: a few bytes may be a gigabyte."""
-    total, waiting = 0, [value]
+def _work_of(value: Any) -> tuple[int, int]:
+    """Return how many coordinates a JSON value has, and how many pixels its masks: a few run lengths may be a gigabyte.
+
+    What a polygon takes grows with its points times the rows that it covers.
+    """
+    coordinates, mask_pixels, waiting = 0, 0, [value]
     while waiting:
         one = waiting.pop()
         if isinstance(one, dict):
-            total += _size_of(one.get("size")) if "counts" in one else 0
-            waiting += one.values()
+            mask_pixels += _size_of(one.get("size")) if "counts" in one else 0
+            waiting += (entry for name, entry in one.items() if name != "counts")
         elif isinstance(one, list):
-            waiting += one
-    return total
+            nested = [entry for entry in one if isinstance(entry, (dict, list))]
+            coordinates += len(one) - len(nested)
+            waiting += nested
+    return coordinates, mask_pixels
 
 
 def _size_of(size: Any) -> int:
