@@ -1,8 +1,8 @@
 """Load a service, a process of its own, with one client and with many, in turns: `python benchmarks/service.py`.
 
-Two mixes of calls: "pages" is what people at the page do (an image is encoded, then come many captions of it), "uploads" is
-`POST /v1/captions` alone. All captions are compared with the library's. Beside the rates stands what the machine can do:
-images a second of the backbone alone, captions a second of the decoder alone.
+Two mixes of calls: "pages" is what people at the page do (an image is encoded, then many captions of it are asked),
+"uploads" is `POST /v1/captions` alone. All captions are compared with the library's. Beside the rates stands what the
+machine can do: images a second of the backbone alone, captions a second of the decoder alone.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Clients of a service that ask it one thing after another, each on a connection of its own, for little of the processor.
+"""Clients of a service that ask it one thing after another, each on a connection of its own.
 
-Requests are made before anything is timed; a client writes bytes and reads an answer, and texts are compared at the end.
+They take little of the processor: requests are made before anything is timed, and a client writes and reads bytes.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from runtime.serving.http.errors import RequestError, error_answer
 
 HEAD_SECONDS = 10.0
 """In which the head of a request must be there, from a connection's or the head's first byte."""
-UNREAD_SECONDS = 30
+UNREAD_SECONDS = 30.0
 """In which a client must take what was sent to it."""
 _PIECE = 2**16
 """Bytes that are looked at together: what h11 is given at once is not held against the limit of a head."""
@@ -148,7 +148,7 @@ def bind(host: str, port: int) -> socket.socket:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         user_timeout: Any = getattr(socket, "TCP_USER_TIMEOUT", None)  # not on every system; inherited by connections
         if user_timeout is not None:
-            bound.setsockopt(socket.IPPROTO_TCP, user_timeout, UNREAD_SECONDS * 1000)
+            bound.setsockopt(socket.IPPROTO_TCP, user_timeout, int(UNREAD_SECONDS * 1000))
         bound.bind(address)
     except OSError:
         bound.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.message import Message
 from email.parser import BytesHeaderParser
@@ -54,10 +54,8 @@ def ask(url: str, request: bytes, count: int = 1) -> list[Answer]:
     """Return so many answers to some bytes, or those that come until the service closes the connection."""
     answers: list[Answer] = []
     with connected(url) as connection:
-        try:
+        with suppress(OSError):  # it was refused before all was sent
             connection.sendall(request)
-        except OSError:  # it was refused before all was sent
-            pass
         received = b""
         while len(answers) < count:
             answer, received = read_answer(connection, received)
