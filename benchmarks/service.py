@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -140,9 +140,9 @@ def _page(captioner: Captioner, image: bytes, rng: np.random.Generator) -> list[
     features = captioner.encode(image)
     width, height = features.image_whs[0]
 
-    def asked(call: str, regions: list[Region], **options: object) -> Step:
-        expected = captioner.describe(features, regions, **options)  # type: ignore[arg-type]
-        values = {"regions": [to_dict(region) for region in regions], "options": options}
+    def asked(call: str, regions: list[Region], n_best: int = 0) -> Step:
+        expected = captioner.describe(features, regions, n_best=n_best)
+        values = {"regions": [to_dict(region) for region in regions], "options": {"n_best": n_best}}
         return json_step(call, "/v1/features/{id}/captions", values, [caption.text for caption in expected])
 
     hovers = [Point(*map(int, rng.integers((0, 0), (width, height)))) for _ in range(_HOVERS)]
@@ -209,7 +209,7 @@ def _ceilings(captioner: Captioner) -> str:
     )
 
 
-def _rate(call: partial[object]) -> float:
+def _rate(call: Callable[[], object]) -> float:
     call()
     done, start = 0, time.perf_counter()
     while time.perf_counter() - start < _CEILING_S:

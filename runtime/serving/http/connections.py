@@ -20,6 +20,7 @@ UNREAD_SECONDS = 30.0
 _PIECE = 2**16
 """Bytes that are looked at together: what h11 is given at once is not held against the limit of a head."""
 _HEAD_TOO_LARGE = 431
+_LAST_PORT = 65_535
 _OWN_FILES = 128
 """Descriptors that are not for connections."""
 
@@ -140,7 +141,10 @@ def bind(host: str, port: int) -> socket.socket:
 
     Raises:
         OSError: the address is not this machine's, or is taken.
+        OverflowError: there is no such port.
     """
+    if not 0 <= port <= _LAST_PORT:  # of which the system would take the last 16 bits
+        raise OverflowError(f"expected a port from 0 to {_LAST_PORT}")
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     family, kind, protocol, _, address = found
     bound = socket.socket(family, kind, protocol)  # asyncio sets TCP_NODELAY on those alone that say they are TCP's

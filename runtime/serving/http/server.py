@@ -30,7 +30,12 @@ class Server(uvicorn.Server):
     Args:
         app: of `create_app`.
         on_listening: called as soon as clients can connect.
+
+    Attributes:
+        failure: of `on_listening`, which ends the server.
     """
+
+    failure: Exception | None = None
 
     def __init__(self, app: FastAPI, limits: ServiceLimits, on_listening: Callable[[], object]) -> None:
         most = most_connections(max(_CONNECTIONS, _CONNECTIONS_PER_REQUEST * limits.queue))
@@ -55,13 +60,19 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and say so."""
         await super().startup(sockets)
-        if self.started:
+        if not self.started:
+            return
+        try:
             self._on_listening()
+        except Exception as error:  # here it would end up in uvicorn's log
+            self.failure, self.should_exit = error, True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Let probes see that no more requests should come, answer those that have, and end."""
         self._service.is_ending = True
         super().handle_exit(sig, frame)
+        if self.force_exit:
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # requests that are cancelled are no errors
         self._captured_signals.clear()  # it ends as it was asked to; uvicorn would raise the signal again
 
 
@@ -69,7 +80,7 @@ def serve(app: FastAPI, limits: ServiceLimits, bound: socket.socket, on_listenin
     """Serve an application on a bound socket until SIGTERM, SIGINT or SIGHUP, and then until all is answered.
 
     Args:
-        on_listening: called as soon as clients can connect.
+        on_listening: called as soon as clients can connect; what it raises ends the server, and is raised.
     """
     server = Server(app, limits, on_listening)
     gc.collect()
@@ -81,3 +92,5 @@ def serve(app: FastAPI, limits: ServiceLimits, bound: socket.socket, on_listenin
         server.run([bound])
     finally:
         signal.signal(signal.SIGHUP, before)
+    if server.failure is not None:
+        raise server.failure
