@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import io
 import os
 import resource
 import signal
@@ -27,21 +26,17 @@ if not __package__:  # run by its path: the packages of this clone, whatever is 
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
-from PIL import Image, ImageOps
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.timing.http_clients import Step, Tally, ask_at_once, json_step
+from benchmarks.timing.http_clients import Step, Tally, ask_at_once
+from benchmarks.timing.http_sessions import MIXES, scenes
 from benchmarks.timing.machine_limits import describe_machine
 from export.command_line import run_command
-from runtime import Box, Captioner, PatchcaptionError, Point, Region
-from runtime.regions.serialization import to_dict
+from runtime import Captioner, PatchcaptionError, Point, Region
 
 _ROOT = Path(__file__).parents[1]
-_SAMPLE = _ROOT / "export" / "demo" / "sample" / "scene.jpg"
-_IMAGES = 8
-_HOVERS, _BOXES = 20, 4
 _WARM_UP_S = 3.0
 _CEILING_BATCHES = (1, 2, 4, 8)
 _CEILING_S = 2.0
@@ -75,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("bundle", type=Path, nargs="?", default=Path("engines/demo"), help="default: %(default)s")
     parser.add_argument("--clients", type=int, default=64, help="default: %(default)s")
     parser.add_argument("--seconds", type=float, default=60.0, help="of the many clients (default: %(default)s)")
-    parser.add_argument("--mix", choices=("pages", "uploads"), nargs="+", default=["pages", "uploads"])
+    parser.add_argument("--mix", choices=tuple(MIXES), nargs="+", default=list(MIXES))
     parser.add_argument("--serve", default="", metavar="FLAGS", help='more of `patchcaption serve`: "--workers 1"')
     return run_command(partial(_run, parser.parse_args(arguments)))
 
@@ -85,7 +80,7 @@ def _run(options: argparse.Namespace) -> None:
         raise PatchcaptionError("--clients, --seconds: expected at least 1")
     console = Console(width=140)
     with Captioner.load(options.bundle) as captioner:
-        mixes = {name: _MIXES[name](captioner) for name in options.mix}
+        mixes = {name: MIXES[name](captioner) for name in options.mix}
         console.print(_ceilings(captioner), markup=False)
     console.print(_machine(), markup=False)
     for name, sessions in mixes.items():
@@ -130,74 +125,9 @@ def _show(console: Console, name: str, turns: Sequence[Turn]) -> None:
     console.print(f"- ratio: {turns[1].rate / alone:.2f}\n", markup=False)
 
 
-def _pages(captioner: Captioner) -> list[list[Step]]:
-    """Return a session for each image: one encoding, captions under a moving cursor, some boxes, a few mistakes."""
-    rng = np.random.default_rng(0)
-    return [_page(captioner, image, rng) for image in _images()]
-
-
-def _page(captioner: Captioner, image: bytes, rng: np.random.Generator) -> list[Step]:
-    features = captioner.encode(image)
-    width, height = features.image_whs[0]
-
-    def asked(call: str, regions: list[Region], n_best: int = 0) -> Step:
-        expected = captioner.describe(features, regions, n_best=n_best)
-        values = {"regions": [to_dict(region) for region in regions], "options": {"n_best": n_best}}
-        return json_step(call, "/v1/features/{id}/captions", values, [caption.text for caption in expected])
-
-    hovers = [Point(*map(int, rng.integers((0, 0), (width, height)))) for _ in range(_HOVERS)]
-    corners = rng.integers(0, (width // 2, height // 2), (_BOXES, 2)).tolist()
-    boxes: list[Region] = [Box(x, y, x + width // 3, y + height // 3) for x, y in corners]
-    upload = {"image": _base64(image), "regions": [to_dict(boxes[0])]}
-    return [
-        Step("encode", "POST", "/v1/features", image, "image/jpeg", 201),
-        Step("attention", "GET", "/v1/features/{id}/attention"),
-        *(asked("hover", [point]) for point in hovers[: _HOVERS // 2]),
-        asked("boxes", boxes),
-        Step("wrong", "POST", "/v1/features/{id}/captions", b'{"regions": "all"}', "application/json", 400),
-        *(asked("hover", [point]) for point in hovers[_HOVERS // 2 :]),
-        asked("boxes, nearest", boxes, n_best=3),
-        Step("look-up", "GET", "/v1/features/{id}"),
-        json_step("upload", "/v1/captions", upload, [captioner.describe(features, boxes[:1])[0].text]),
-        Step("delete", "DELETE", "/v1/features/{id}", status=204),
-        Step("wrong", "GET", "/v1/features/{id}", status=404),
-    ]
-
-
-def _uploads(captioner: Captioner) -> list[list[Step]]:
-    """Return a session for each image: the whole of it is sent with two regions."""
-    regions: list[Region] = [Box(50, 50, 300, 300), Point(200, 200)]
-    asked = [to_dict(region) for region in regions]
-    sessions = []
-    for image in _images():
-        texts = [caption.text for caption in captioner.caption(image, regions)]
-        sessions.append([json_step("upload", "/v1/captions", {"image": _base64(image), "regions": asked}, texts)])
-    return sessions
-
-
-_MIXES = {"pages": _pages, "uploads": _uploads}
-
-
-def _images() -> Iterator[bytes]:
-    """Yield JPEGs of 640 x 480: the sample, turned and mirrored."""
-    with Image.open(_SAMPLE) as sample:
-        scene = sample.convert("RGB")
-    for number in range(_IMAGES):
-        turned = scene.rotate(90 * (number % 4))
-        file = io.BytesIO()
-        (ImageOps.mirror(turned) if number >= 4 else turned).resize((640, 480)).save(file, "JPEG", quality=90)
-        yield file.getvalue()
-
-
-def _base64(image: bytes) -> str:
-    import base64
-
-    return base64.b64encode(image).decode("ascii")
-
-
 def _ceilings(captioner: Captioner) -> str:
     """Return what the machine does where nobody serves: the backbone's images and the decoder's captions a second."""
-    images = list(_images())
+    images = list(scenes())
     encoding = {n: n * _rate(partial(captioner.encode, images[:n])) for n in _CEILING_BATCHES}
     features = captioner.encode(images[0])
     regions: list[Region] = [Point(10 + 5 * number, 20) for number in range(64)]

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 _LENGTH = b"content-length: "
@@ -41,7 +41,7 @@ class Tally:
 
     Attributes:
         ms: of each right answer, by the call.
-        rejected: answers 429, by the call.
+        rejected: answers 429 that say when to come again, by the call.
         wrong: what was no right answer, in words.
         captions: how many were read.
     """
@@ -57,6 +57,22 @@ class Tally:
         return sum(map(len, self.ms.values()))
 
 
+@dataclass(frozen=True)
+class _Answer:
+    """An answer, its head in small letters."""
+
+    head: bytes
+    body: bytes
+
+    @property
+    def status(self) -> int:
+        return int(self.head[9:12])
+
+    def has(self, header: bytes) -> bool:
+        """Return whether a header begins so."""
+        return b"\r\n" + header in self.head
+
+
 class Client:
     """One client: a connection, and the sessions that it goes through again and again.
 
@@ -67,29 +83,41 @@ class Client:
     def __init__(self, port: int, tally: Tally) -> None:
         self._port, self._tally = port, tally
 
-    async def ask(self, sessions: Sequence[Sequence[Step]], first: int, until: float) -> None:
-        """Go through sessions, from one of them on, until `time.perf_counter` says so; the last one is ended."""
-        async with _connection(self._port) as (reader, writer):
-            number = first
-            while time.perf_counter() < until:
-                await self._session(sessions[number % len(sessions)], reader, writer)
-                number += 1
+    async def ask(self, sessions: Sequence[Sequence[Step]], first: int, until: float, most: float) -> None:
+        """Go through sessions, from one of them on, until `time.perf_counter` says so; the last one is ended.
 
-    async def _session(self, steps: Sequence[Step], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        Args:
+            most: sessions.
+        """
+        await self._connect()
+        done = 0
+        while done < most and time.perf_counter() < until:
+            await self._session(sessions[(first + done) % len(sessions)])
+            done += 1
+        self._writer.close()
+        await self._writer.wait_closed()
+
+    async def _session(self, steps: Sequence[Step]) -> None:
         id = ""
         for step in steps:
             if "{id}" in step.path and not id:
                 continue  # its image was rejected
             start = time.perf_counter()
-            writer.write(_request(step, id))
-            status, body = await _answer(reader)
-            self._count(step, status, body, 1000 * (time.perf_counter() - start))
-            if step.status == status == 201:
-                id = json.loads(body)["id"]
+            self._writer.write(_request(step, id))
+            answer = await _read_answer(self._reader)
+            self._count(step, answer, 1000 * (time.perf_counter() - start))
+            if step.status == answer.status == 201:
+                id = json.loads(answer.body)["id"]
+            if answer.has(b"connection: close"):
+                self._writer.close()
+                await self._connect()
 
-    def _count(self, step: Step, status: int, body: bytes, ms: float) -> None:
-        tally = self._tally
-        if status == 429 != step.status:
+    async def _connect(self) -> None:
+        self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
+
+    def _count(self, step: Step, answer: _Answer, ms: float) -> None:
+        tally, status, body = self._tally, answer.status, answer.body
+        if status == 429 != step.status and answer.has(b"retry-after: "):
             tally.rejected[step.call] = tally.rejected.get(step.call, 0) + 1
             return
         texts = _texts(body) if step.texts is not None and status == step.status else None
@@ -102,10 +130,12 @@ class Client:
         tally.captions += len(texts or ())
 
 
-async def ask_at_once(port: int, sessions: Sequence[Sequence[Step]], clients: int, seconds: float) -> Tally:
-    """Have so many clients ask for so long; return what they were answered."""
+async def ask_at_once(
+    port: int, sessions: Sequence[Sequence[Step]], clients: int, seconds: float = math.inf, most: float = math.inf
+) -> Tally:
+    """Have so many clients ask for so long, or for so many sessions each; return what they were answered."""
     tally, until = Tally(), time.perf_counter() + seconds
-    asking = (Client(port, tally).ask(sessions, number, until) for number in range(clients))
+    asking = (Client(port, tally).ask(sessions, number, until, most) for number in range(clients))
     await asyncio.gather(*asking)
     return tally
 
@@ -113,16 +143,6 @@ async def ask_at_once(port: int, sessions: Sequence[Sequence[Step]], clients: in
 def json_step(call: str, path: str, values: Mapping[str, object], texts: Sequence[str]) -> Step:
     """Return the request of captions for JSON."""
     return Step(call, "POST", path, json.dumps(values).encode(), "application/json", 200, tuple(texts))
-
-
-@asynccontextmanager
-async def _connection(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
-        yield reader, writer
-    finally:
-        writer.close()
-        await writer.wait_closed()
 
 
 def _request(step: Step, id: str) -> bytes:
@@ -134,12 +154,12 @@ def _request(step: Step, id: str) -> bytes:
     return head.encode("ascii") + b"\r\n" + step.body
 
 
-async def _answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
-    """Return the status and the body of an answer, which has a length."""
-    head = await reader.readuntil(b"\r\n\r\n")
-    at = head.lower().find(_LENGTH)
+async def _read_answer(reader: asyncio.StreamReader) -> _Answer:
+    """Read an answer, which has a length."""
+    head = (await reader.readuntil(b"\r\n\r\n")).lower()
+    at = head.find(_LENGTH)
     length = int(head[at + len(_LENGTH) : head.index(b"\r", at)]) if at >= 0 else 0
-    return int(head[9:12]), await reader.readexactly(length)
+    return _Answer(head, await reader.readexactly(length))
 
 
 def _texts(body: bytes) -> tuple[str, ...]:

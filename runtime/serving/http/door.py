@@ -17,6 +17,8 @@ from runtime.serving.http.settings import Access, ServiceLimits
 _OPEN = ("/", "/healthz", "/readyz")
 _OPEN_FOLDER = "/page/"
 """What holds no secret, and asks for the token where the rest wants it."""
+LINGER_SECONDS = 2.0
+"""For which a client that is refused may go on sending, until it reads why."""
 _SAFE = (
     ("X-Content-Type-Options", "nosniff"),
     ("Referrer-Policy", "no-referrer"),
@@ -40,7 +42,7 @@ class Door:
             await self._app(scope, receive, send)
             return
         method, headers = scope["method"], Headers(scope=scope)
-        answer = _Answer(send, has_rest=_has_body(headers))
+        answer = _Answer(send, receive, self._limits.bytes, has_rest=_has_body(headers))
         scope = {
             **scope,
             "method": "GET" if method == "HEAD" else method,  # the server leaves the body out
@@ -125,15 +127,15 @@ class _Answer:
     """The way back to the client, which knows what it was told.
 
     Args:
-        has_rest: whether there is more of the request than was read; the connection then ends with the answer, and the
-            rest is not read.
+        most: bytes of the rest of a request that are thrown away.
+        has_rest: whether there is more of the request than was read; the connection then ends with the answer.
 
     Attributes:
         status: of the answer; 0 before there is one.
     """
 
-    def __init__(self, send: Send, *, has_rest: bool) -> None:
-        self._send, self.has_rest = send, has_rest
+    def __init__(self, send: Send, receive: Receive, most: int, *, has_rest: bool) -> None:
+        self._send, self._receive, self._most, self.has_rest = send, receive, most, has_rest
         self.status = 0
 
     async def send(self, message: Message) -> None:
@@ -145,7 +147,24 @@ class _Answer:
                 headers.setdefault(name, value)
             if self.has_rest:
                 headers["Connection"] = "close"
+        elif self.has_rest and not message.get("more_body", False):
+            await self._send({**message, "more_body": True})
+            try:
+                await self._linger()
+            finally:
+                await self._send({"type": "http.response.body"})
+            return
         await self._send(message)
+
+    async def _linger(self) -> None:
+        """Throw away what still comes: a connection that ends before takes the answer with it."""
+        left = self._most
+        with anyio.move_on_after(LINGER_SECONDS):
+            while left > 0:
+                message = await self._receive()
+                left -= len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
 
     async def refuse(self, error: RequestError, scope: Scope, receive: Receive) -> None:
         """Answer with an error; an answer that has begun is left as it is, and the server ends the connection."""

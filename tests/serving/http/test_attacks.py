@@ -21,8 +21,8 @@ from PIL import Image
 
 from runtime import Captioner
 from runtime.options import DecodingOptions, PoolingOptions
-from runtime.serving.http import connections, server
-from runtime.serving.http.settings import LIMITS, Access
+from runtime.serving.http import connections, door, server
+from runtime.serving.http.settings import LIMITS, Access, ServiceLimits
 from tests.serving.http.raw import HOST, ask, connected, read_answer
 from tests.serving.http.served import served
 from tests.serving.http.test_calls import TRIANGLE, as_form
@@ -327,11 +327,14 @@ def test_an_upload_that_is_cut_off_gives_its_place_back(demo: Captioner, scene_f
         assert httpx.post(f"{url}/v1/captions", **as_form(scene_file)).status_code == 200
 
 
-def test_a_body_without_length_is_read_no_further_than_the_limit(demo: Captioner) -> None:
+def test_a_body_without_length_is_read_no_further_than_the_limit(
+    demo: Captioner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door, "LINGER_SECONDS", 5.0)
     limit, chunk = 2**20, b"10000\r\n" + b"x" * 2**16 + b"\r\n"
     with served(demo, limits=replace(LIMITS, bytes=limit)) as url, connected(url) as connection:
         connection.sendall(post(b"", b"Transfer-Encoding: chunked", b"Content-Type: image/png"))
-        assert limit <= sent_until_refused(connection, chunk, limit + 16 * 2**20)  # so much the system itself takes
+        assert limit <= sent_until_refused(connection, chunk, 2 * limit + 16 * 2**20)  # so much the system itself takes
 
 
 @pytest.mark.parametrize("kind", ["with a length", "in chunks"])
@@ -353,13 +356,42 @@ def test_a_body_of_100_megabytes_is_413(kind: str, client: httpx.Client) -> None
         pytest.param(post(b"", b"Content-Length: 1000", b"Origin: null"), id="403"),
     ],
 )
-def test_the_rest_of_a_body_that_nobody_wants_is_not_read(request_: bytes, url: str) -> None:
+def test_the_rest_of_a_body_that_nobody_wants_is_not_waited_for(
+    request_: bytes, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door, "LINGER_SECONDS", 0.1)
     with connected(url) as connection:
         connection.sendall(request_)
         answer, rest = read_answer(connection)
         assert answer is not None
         assert answer.headers["connection"] == "close"
         assert rest + connection.recv(1) == b""
+
+
+@pytest.mark.parametrize(
+    ("limits", "headers", "status"),
+    [
+        (replace(LIMITS, bytes=10**6), (), 413),
+        (replace(LIMITS, queue_bytes=10**5), (), 429),
+        (LIMITS, (b"Host: evil.example",), 421),
+        (LIMITS, (HOST[:-2], b"Origin: null"), 403),
+    ],
+)
+def test_who_reads_after_the_whole_body_is_sent_reads_why(
+    limits: ServiceLimits, headers: tuple[bytes, ...], status: int, demo: Captioner
+) -> None:
+    """The connection does not end with a reset, which would take the answer with it."""
+    body = bytes(2 * 10**6)
+    head = post(b"", b"Content-Length: %d" % len(body), *headers)
+    head = head.replace(HOST, b"", 1) if headers else head
+    with served(demo, limits=limits) as url, connected(url) as connection:
+        connection.sendall(head + body[: limits.bytes])
+        answer, rest = read_answer(connection)
+        assert answer is not None
+        assert answer.status == status
+        assert answer.error
+        connection.sendall(body[limits.bytes :])
+        assert rest == b""
 
 
 def test_who_says_that_nothing_more_comes_is_answered(url: str, scene_file: bytes) -> None:
