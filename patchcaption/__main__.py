@@ -17,7 +17,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with ending_at_once():
             from patchcaption._commands import TOOLS, run_tool
+            from runtime.cli.main import import_command
             from runtime.cli.main import main as run_runtime
+
+            import_command(given[0] if given else "")
         if given and given[0] in TOOLS:
             return run_tool(given[0], given[1:])
         return run_runtime(given, {name: tool.help for name, tool in TOOLS.items()})

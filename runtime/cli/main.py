@@ -10,16 +10,12 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from types import MappingProxyType
 from typing import NoReturn
 
 from runtime.cli import exits
-from runtime.cli.bundle_commands import add_info, add_trust, add_verify
-from runtime.cli.caption_command import add_caption
-from runtime.cli.machine_commands import add_doctor, add_tune
-from runtime.cli.serve_command import add_serve
-from runtime.cli.video_command import add_video
 from runtime.errors import ImageError, OptionError, PatchcaptionError, RegionError
 from runtime.system.signals import Terminated, terminating
 from runtime.system.standard_streams import finish_standard_streams, open_standard_streams
@@ -27,6 +23,17 @@ from runtime.system.version import __version__
 
 _FLAG, _NEGATIVE = re.compile("--[a-z-]+"), re.compile(r"-[\d.]")
 _NONE: Mapping[str, str] = MappingProxyType({})
+_COMMANDS: Mapping[str, tuple[str, str]] = {
+    "caption": ("caption_command", "caption regions of an image, or the whole of it"),
+    "video": ("video_command", "caption regions of every frame of a video, a camera or a URL"),
+    "serve": ("serve_command", "answer over HTTP, for programs in any language, and with a page"),
+    "info": ("bundle_commands", "say what a bundle is"),
+    "verify": ("bundle_commands", "compare every file of a bundle with its manifest and open its engines"),
+    "trust": ("bundle_commands", "trust a bundle's TensorRT plans (they are executable code)"),
+    "tune": ("machine_commands", "find out which backend is fastest here, for --backend auto to take"),
+    "doctor": ("machine_commands", "say what this machine has, and whether it works"),
+}
+"""The module of each command, where ``add_NAME`` adds its arguments, and a line of help."""
 
 
 def main(arguments: Sequence[str] | None = None, others: Mapping[str, str] = _NONE) -> int:
@@ -51,10 +58,23 @@ def main(arguments: Sequence[str] | None = None, others: Mapping[str, str] = _NO
     return code
 
 
+def import_command(name: str) -> None:
+    """Import what a command needs, which takes seconds; nothing for what is no command."""
+    if name in _COMMANDS:
+        _adder(name)
+
+
+def _adder(name: str) -> Callable[[argparse.ArgumentParser], None]:
+    """Return the function that adds a command's arguments to a parser."""
+    module = import_module(f"runtime.cli.{_COMMANDS[name][0]}")
+    adder: Callable[[argparse.ArgumentParser], None] = getattr(module, f"add_{name}")
+    return adder
+
+
 def _run(arguments: Sequence[str] | None, others: Mapping[str, str]) -> int:
     try:
         arguments = sys.argv[1:] if arguments is None else arguments
-        options = _parser(others).parse_args(_join_negative(arguments))
+        options = _parser(others, next(iter(arguments), "")).parse_args(_join_negative(arguments))
         return int(options.run(options))
     except (ImageError, OptionError, RegionError) as error:
         return exits.fail(str(error), exits.BAD_INPUT)
@@ -88,20 +108,15 @@ class _Parser(argparse.ArgumentParser):
         sys.exit(exits.fail(f"{message}; see {self.prog} --help", exits.BAD_INPUT))
 
 
-def _parser(others: Mapping[str, str]) -> argparse.ArgumentParser:
+def _parser(others: Mapping[str, str], command: str) -> argparse.ArgumentParser:
+    """Return the parser of all commands, and of the arguments of one of them."""
     parser = _Parser(prog="patchcaption", description="Describe any region of an image in words.")
     parser.add_argument("--version", action="version", version=f"patchcaption {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    add_caption(commands.add_parser("caption", help="caption regions of an image, or the whole of it"))
-    add_video(commands.add_parser("video", help="caption regions of every frame of a video, a camera or a URL"))
-    add_serve(commands.add_parser("serve", help="answer over HTTP, for programs in any language, and with a page"))
-    add_info(commands.add_parser("info", help="say what a bundle is"))
-    add_verify(
-        commands.add_parser("verify", help="compare every file of a bundle with its manifest and open its engines")
-    )
-    add_trust(commands.add_parser("trust", help="trust a bundle's TensorRT plans (they are executable code)"))
-    add_tune(commands.add_parser("tune", help="find out which backend is fastest here, for --backend auto to take"))
-    add_doctor(commands.add_parser("doctor", help="say what this machine has, and whether it works"))
+    for name, (_, summary) in _COMMANDS.items():
+        one = commands.add_parser(name, help=summary)
+        if name == command:
+            _adder(name)(one)
     for name, summary in others.items():
         commands.add_parser(name, help=summary, add_help=False)
     return parser

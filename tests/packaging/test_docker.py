@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shlex
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import venv
@@ -12,12 +16,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SAMPLE
 
 FILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
+CPU = ROOT / "docker" / "cpu.Dockerfile"
+PAGE = ROOT / "runtime" / "serving" / "http" / "page"
 REPLACED = {"TORCH": f"torch=={torch.__version__.split('+')[0]}", "TENSORRT": "numpy", "WHEELS": ""}
 """What a build on a Jetson gives, or takes from NVIDIA's index."""
 
@@ -73,8 +80,15 @@ def test_no_image_names_a_package_index(dockerfile: Path) -> None:
     assert "://" not in dockerfile.read_text()
 
 
+def test_the_image_for_the_cpu_runs_as_a_user_without_rights() -> None:
+    instructions = [step.name for step in steps(CPU)]
+    assert named(CPU, "USER") == ["1000:1000"], "a number, which Kubernetes can tell from root's"
+    assert instructions.index("USER") > max(place for place, name in enumerate(instructions) if name == "RUN")
+    assert named(CPU, "EXPOSE") == ["8000"]
+
+
 @pytest.mark.slow
-def test_the_steps_run_and_so_does_the_command(dockerfile: Path, tmp_path: Path) -> None:
+def test_the_steps_run_and_so_does_the_command(dockerfile: Path, tmp_path: Path, demo_bundle: Path) -> None:
     image = Image(tmp_path, has_pip=not any("-m venv" in words for words in named(dockerfile, "RUN")))
     for step in steps(dockerfile):
         image.do(step)
@@ -85,6 +99,40 @@ def test_the_steps_run_and_so_does_the_command(dockerfile: Path, tmp_path: Path)
     kind = "a wheel with the native kernels" if dockerfile.stem == "cpu" else "an editable install of the clone"
     assert kind in done.stdout, done.stderr
     assert re.search(r"^pass +native kernels", done.stdout, re.MULTILINE)
+    if dockerfile == CPU:
+        check_that_it_serves(image, demo_bundle)
+
+
+def check_that_it_serves(image: Image, bundle: Path) -> None:
+    """Run the command that the first lines give for the service, and the health check; on a free port of loopback."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    (served,) = re.findall(r"^#.* (patchcaption serve .*)$", CPU.read_text(), flags=re.MULTILINE)
+    serve = served.replace("0.0.0.0", f"127.0.0.1 --port {port}")
+    assert serve != served
+    image.add("engines/demo", bundle)
+    image.add_text("token", f"{'a1' * 32}\n")
+    (words,) = named(CPU, "HEALTHCHECK")
+    check = shlex.join(json.loads(words.partition("CMD ")[2])).replace("8000", port)
+    assert image.run(check).returncode != 0, "nobody answers yet"
+    process = image.start(serve)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("serving engines/demo")
+        healthy = image.run(check)
+        assert healthy.returncode == 0, healthy.stderr
+        for file in filter(Path.is_file, PAGE.rglob("*")):
+            httpx.get(f"http://127.0.0.1:{port}/page/{file.relative_to(PAGE)}").raise_for_status()
+        client = f"python {shlex.quote(str(ROOT / 'examples' / 'http_client.py'))} http://127.0.0.1:{port}"
+        client += f" {shlex.quote(str(SAMPLE / 'scene.jpg'))} 276,174,507,399"
+        assert "401: " in image.run(client).stderr
+        assert image.run(f"PATCHCAPTION_TOKEN={'a1' * 32} {client}").stdout == "a large striped red triangle\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.communicate()
 
 
 class Image:
@@ -115,20 +163,30 @@ class Image:
 
     def run(self, command: str) -> subprocess.CompletedProcess[str]:
         """Run a command with what lies in the image's root in place of what lies in this machine's."""
+        words, cwd, env = self._inside(command)
+        return subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, timeout=300, check=False)
+
+    def start(self, command: str) -> subprocess.Popen[str]:
+        """Start a command, as `run` does, that stands for the container's first process."""
+        words, cwd, env = self._inside(f"exec {command}")
+        return subprocess.Popen(words, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def add(self, name: str, folder: Path) -> None:
+        """Mount a folder into the working directory."""
+        (self._folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (self._folder / name).symlink_to(folder)
+
+    def add_text(self, name: str, text: str) -> None:
+        """Mount a file into the working directory."""
+        (self._folder / name).write_text(text)
+
+    def _inside(self, command: str) -> tuple[list[str], Path, dict[str, str]]:
         inside = re.sub(r"(?<=[\s\"'])/(?=(venv|wheels|locks|patchcaption|work)\b)", f"{self._root}/", f" {command}")
         environment = {
             "PATH": f"{self._root}/venv/bin:{sys.base_prefix}/bin:/usr/local/bin:/usr/bin:/bin",
             "HOME": str(self._root),
         }
-        return subprocess.run(
-            ["sh", "-ec", inside],
-            cwd=self._folder,
-            env={**self._inherited(), **environment, **self._variables},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+        return ["sh", "-ec", inside], self._folder, {**self._inherited(), **environment, **self._variables}
 
     def _path(self, inside: str) -> Path:
         return self._root / inside.strip("/")

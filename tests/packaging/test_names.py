@@ -46,6 +46,20 @@ def test_no_warning_is_given_of_this_projects_own_package(tmp_path: Path) -> Non
     assert (done.stdout, done.stderr) == ("Captioner\n", "")
 
 
+def test_every_public_name_of_runtime_has_a_home_and_no_other_name_has() -> None:
+    assert sorted(runtime._HOME_OF) == sorted(runtime.__all__)
+    assert set(runtime.__all__) <= set(dir(runtime))
+    with pytest.raises(AttributeError, match="module 'runtime' has no attribute 'nothing'"):
+        _ = runtime.nothing
+
+
+@pytest.mark.parametrize("command", ["import runtime", "main(['--version'])", "main(['--help'])", "main(['serv'])"])
+def test_what_needs_no_tensors_loads_neither_torch_nor_numpy(command: str, tmp_path: Path) -> None:
+    start = "import sys; from patchcaption.__main__ import main"
+    end = "print(sorted({'torch', 'numpy', 'pydantic', 'PIL'} & set(sys.modules)))"
+    assert run(tmp_path, "-c", f"{start}\n{command}\n{end}").stdout.endswith("[]\n")
+
+
 def test_the_import_is_fast_until_a_name_is_used(tmp_path: Path) -> None:
     code = "import sys, patchcaption; print('torch' in sys.modules); patchcaption.Box; print('torch' in sys.modules)"
     assert run(tmp_path, "-c", code).stdout == "False\nTrue\n"

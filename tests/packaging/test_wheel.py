@@ -22,6 +22,8 @@ def test_the_wheel_has_two_packages_the_kernels_and_the_demo_checkpoint(site: Pa
     assert {path.name for path in site.iterdir() if path.suffix != ".dist-info"} == {"patchcaption", "runtime"}
     assert {path.parent.name for path in site.glob("*/py.typed")} == {"patchcaption", "runtime"}
     assert (site / KERNELS).is_file()
+    page = Path("runtime") / "serving" / "http" / "page"
+    assert {path.name for path in (site / page).iterdir()} == {path.name for path in (ROOT / page).iterdir()}
     (entry_points,) = site.glob("*.dist-info/entry_points.txt")
     assert "patchcaption = patchcaption.__main__:main" in entry_points.read_text()
     checkpoint = site / "patchcaption" / "_tools" / "export" / "demo" / "checkpoint"

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from jsonschema_rs import Draft202012Validator
 
 from runtime import (
     AttentionHead,
@@ -37,6 +38,7 @@ from runtime.regions import (
     to_dict,
 )
 from runtime.regions import boxes as boxes_module
+from runtime.regions.json_schema import region_schemas
 from runtime.regions.published import PublishedBox, PublishedTrace
 from runtime.regions.serialization import kind_of
 
@@ -109,6 +111,20 @@ def test_every_kind_has_the_form_written_here(region: Region, document: dict[str
 
 def test_no_kind_is_left_out() -> None:
     assert {document["kind"] for _, document in DOCUMENTS} == set(serialization.FORMS)
+
+
+@pytest.mark.parametrize("document", [document for _, document in DOCUMENTS])
+def test_the_schema_of_a_kind_takes_what_is_written_and_no_other(document: dict[str, Any]) -> None:
+    schema = region_schemas()[document["kind"]]
+    validator = Draft202012Validator(schema)
+    assert validator.is_valid(document)
+    required = {name: document[name] for name in schema["required"]}
+    assert validator.is_valid(required)
+    from_dict(required)
+    for name in required:
+        assert not validator.is_valid({key: value for key, value in document.items() if key != name})
+    for name in document:
+        assert not validator.is_valid({**document, name: {"of": "another type"}})
 
 
 @pytest.mark.parametrize(

@@ -121,4 +121,4 @@ def bytes_of(features: FeatureMap) -> int:
 
 
 def _image_bytes(image: OpenImage) -> int:
-    return 3 * image.width * image.height if isinstance(image, Image.Image) else image.nbytes
+    return 4 * image.width * image.height if isinstance(image, Image.Image) else image.nbytes  # as Pillow stores RGB

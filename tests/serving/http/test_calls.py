@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from collections.abc import Mapping
+from threading import Event
 from typing import Any
 
 import httpx
 import pytest
 
-from runtime import Box, Captioner, Point, WholeImage
+from runtime import Box, Caption, Captioner, Point, WholeImage
+from runtime.features import RegionVectors
 from runtime.output.as_json import caption_as_json
 from tests.conftest import SAMPLE
 
@@ -171,6 +174,40 @@ def test_a_question_that_cannot_be_is_refused_in_one_line(
     question: dict[str, Any], status: int, error: str, features: str, client: httpx.Client
 ) -> None:
     assert answer_of(client.post(f"{features}/captions", json=question), status)["error"].startswith(error)
+
+
+def test_regions_of_several_clients_are_decoded_together(
+    features: str, url: str, demo: Captioner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    describe, sizes, num_waiting = demo.pipeline.describe_vectors, list[int](), 7
+    all_wait = Event()
+
+    def count(vectors: RegionVectors, *rest: Any) -> list[Caption]:
+        if not sizes:  # the first one keeps the decoder busy until the others have come
+            assert all_wait.wait(30)
+        sizes.append(len(vectors))
+        return describe(vectors, *rest)
+
+    pool = demo.pipeline.pool
+    pooled = list[int]()
+
+    def count_pooled(*arguments: Any) -> Any:
+        pooled.append(1)
+        if len(pooled) == num_waiting + 1:
+            all_wait.set()
+        return pool(*arguments)
+
+    async def ask() -> list[httpx.Response]:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+            asked = [client.post(f"{features}/captions", json={"regions": [TRIANGLE]}) for _ in range(num_waiting + 1)]
+            return await asyncio.gather(*asked)
+
+    monkeypatch.setattr(demo.pipeline, "describe_vectors", count)
+    monkeypatch.setattr(demo.pipeline, "pool", count_pooled)
+    answers = [answer_of(answer)["captions"][0]["text"] for answer in asyncio.run(ask())]
+    assert answers == ["a large striped red triangle"] * (num_waiting + 1)
+    assert len(sizes) < num_waiting + 1
+    assert sum(sizes) == num_waiting + 1
 
 
 def test_half_characters_and_other_letters_go_in_and_out(features: str, client: httpx.Client) -> None:
