@@ -15,13 +15,15 @@ from runtime import Box, Captioner, Point, Region
 from runtime.regions.serialization import to_dict
 
 _SAMPLE = Path(__file__).parents[2] / "export" / "demo" / "sample" / "scene.jpg"
-_IMAGES, _BOXES = 8, 4
+_IMAGES, _BOXES, _UPLOAD_EVERY = 8, 4, 4
 
 
 def pages(captioner: Captioner, hovers: int = 20) -> list[list[Step]]:
     """Return a session for each image: one encoding, captions under a moving cursor, some boxes, a few mistakes."""
     rng = np.random.default_rng(0)
-    return [_page(captioner, image, hovers, rng) for image in scenes()]
+    sessions = [_page(captioner, image, hovers, rng) for image in scenes()]
+    uploaded = uploads(captioner)
+    return [steps + uploaded[number] * (number % _UPLOAD_EVERY == 0) for number, steps in enumerate(sessions)]
 
 
 def _page(captioner: Captioner, image: bytes, hovers: int, rng: np.random.Generator) -> list[Step]:
@@ -36,7 +38,6 @@ def _page(captioner: Captioner, image: bytes, hovers: int, rng: np.random.Genera
     points = [Point(*map(int, rng.integers((0, 0), (width, height)))) for _ in range(hovers)]
     corners = rng.integers(0, (width // 2, height // 2), (_BOXES, 2)).tolist()
     boxes: list[Region] = [Box(x, y, x + width // 3, y + height // 3) for x, y in corners]
-    upload = {"image": _base64(image), "regions": [to_dict(boxes[0])]}
     return [
         Step("encode", "POST", "/v1/features", image, "image/jpeg", 201),
         Step("attention", "GET", "/v1/features/{id}/attention"),
@@ -46,7 +47,6 @@ def _page(captioner: Captioner, image: bytes, hovers: int, rng: np.random.Genera
         *(asked("hover", [point]) for point in points[hovers // 2 :]),
         asked("boxes, nearest", boxes, n_best=3),
         Step("look-up", "GET", "/v1/features/{id}"),
-        json_step("upload", "/v1/captions", upload, [captioner.describe(features, boxes[:1])[0].text]),
         Step("delete", "DELETE", "/v1/features/{id}", status=204),
         Step("wrong", "GET", "/v1/features/{id}", status=404),
     ]

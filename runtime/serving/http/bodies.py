@@ -32,11 +32,13 @@ class Asked:
         image: an encoded image; None where the request has none.
         regions: a JSON value, any form of the regions of one image.
         options: those of `Captioner.describe`.
+        is_small: whether the body has but a few kilobytes.
     """
 
     image: bytes | None = None
     regions: Any = field(default_factory=lambda: _WHOLE_IMAGE)
     options: Mapping[str, Any] = field(default_factory=dict)
+    is_small: bool = False
 
     def require_image(self) -> bytes:
         """Return the image.

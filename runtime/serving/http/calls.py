@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,7 @@ def calls_of(service: CaptionService) -> APIRouter:
         asked = await _asked(request)
         if asked.image is not None:
             raise RequestError(400, "image: it was encoded before; give regions and options alone")
-        described = await service.describe(features, asked.regions, asked.options)
+        described = await service.describe(features, asked.regions, asked.options, is_small=asked.is_small)
         return JsonAnswer({"captions": _captions(described.value), "timing_ms": {"describe": described.ms}})
 
     @router.get("/v1/features/{id}", response_model=schemas.FeaturesAnswer, responses=schemas.errors_of(404))
@@ -106,7 +107,7 @@ async def _asked(request: Request) -> Asked:
     """Return what a request asks for; a large body is read in a thread."""
     body, content_type = await request.body(), request.headers.get("content-type", "")
     if len(body) <= _SMALL:
-        return read_body(content_type, body)
+        return replace(read_body(content_type, body), is_small=True)
     return await call_in_thread(lambda: read_body(content_type, body))
 
 

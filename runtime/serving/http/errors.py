@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from starlette.responses import Response
+from starlette.responses import JSONResponse
 
 from runtime.errors import PatchcaptionError
 
@@ -31,10 +31,8 @@ class RequestError(PatchcaptionError):
         self.status, self.headers = status, headers
 
 
-class JsonAnswer(Response):
+class JsonAnswer(JSONResponse):
     """Values as JSON in ASCII: half a character in somebody's class name has no other encoding."""
-
-    media_type = "application/json"
 
     def render(self, content: object) -> bytes:
         """Return the JSON."""

@@ -89,12 +89,15 @@ class CaptionService(Closeable):
         self.metrics.encoded(encoded.ms)
         return encoded
 
-    async def describe(self, features: FeatureMap, regions: Any, options: Mapping[str, Any]) -> Timed[list[Caption]]:
+    async def describe(
+        self, features: FeatureMap, regions: Any, options: Mapping[str, Any], *, is_small: bool = False
+    ) -> Timed[list[Caption]]:
         """Caption the regions of one image, together with those that others ask for.
 
         Args:
             regions: a JSON value: the regions of one image in any form.
             options: those of `Captioner.describe`.
+            is_small: whether the regions are so few that they are read sooner than a thread is there to read them.
 
         Returns:
             A caption for each region; of one that cannot be, the error.
@@ -106,7 +109,12 @@ class CaptionService(Closeable):
         """
         _, decoding = split_options(options, PoolingOptions, DecodingOptions)
         start = perf_counter()
-        rows = await call_in_thread(lambda: self._rows(regions, features.image_whs[0], decoding.beams))
+
+        def read() -> list[RegionRow]:
+            return self._rows(regions, features.image_whs[0], decoding.beams)
+
+        is_quick = is_small and not _work_of(regions)[1]  # a few run lengths may be a large mask
+        rows = read() if is_quick else await call_in_thread(read)
         captions = await self._batching.adescribe(features, rows, on_bad="skip", **options)
         described = Timed(captions, _ms_since(start))
         self.metrics.described(captions, described.ms)
