@@ -292,9 +292,17 @@ def check_number(name: str, value: object, least: float, most: float = math.inf,
     Raises:
         OptionError: names the option and the range.
     """
-    if not isinstance(value, Integral if whole else Real) or not least <= float(value) <= most:  # NaN is not either
+    is_number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    if not is_number or not least <= _as_float(value) <= most:  # NaN is not either
         kind, end = "a whole number" if whole else "a number", "on" if most == math.inf else f"to {most}"
         raise OptionError(f"{name}: expected {kind} from {least} {end}, got {value!r}")
+
+
+def _as_float(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # of a whole number beyond 1e308, which nothing takes
+        return math.nan
 
 
 def _check_choice(name: str, value: object, choices: tuple[str | None, ...]) -> None:

@@ -71,8 +71,7 @@ def run_serve(options: argparse.Namespace) -> int:
     with closing(_bound(options, bind)) as bound, load_captioner(options) as captioner:
         app = create_app(captioner, access, limits, options.workers)
         said = f"serving {options.bundle} ({captioner.backend.name}) on {_address(options.host, bound)}"
-        show(said, partial(print, flush=True))
-        serve(app, limits, bound)
+        serve(app, limits, bound, partial(show, said, partial(print, flush=True)))
     return exits.DONE
 
 

@@ -74,6 +74,7 @@ def create_app(
         description=_DESCRIPTION,
         docs_url=None,  # whose pages load assets from elsewhere
         redoc_url=None,
+        redirect_slashes=False,
         lifespan=lifespan,
     )
     app.state.service = service
@@ -133,7 +134,8 @@ def _add_errors(app: FastAPI) -> None:
         )
 
     async def failed(_: Request, error: Exception) -> Response:
-        return error_answer(RequestError(500, f"{type(error).__name__}, an error of the service itself: see its log"))
+        line = f"{type(error).__name__}, an error of the service itself: see its log"
+        return error_answer(RequestError(500, line, {"Connection": "close"}))  # which the server then does
 
     app.add_exception_handler(RequestError, known)
     for kind in (ImageError, OptionError, RegionError):

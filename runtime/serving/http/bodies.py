@@ -19,6 +19,8 @@ from runtime.serving.http.errors import WRONG_TYPE, RequestError
 _WHOLE_IMAGE = [{"kind": "whole_image"}]
 _MAX_PARTS = 16
 """Of a form: it has three."""
+_MAX_DEPTH = 32
+"""Of lists and objects within each other: an annotation file has seven."""
 _PLAIN = ("application/octet-stream", "binary/octet-stream")
 
 
@@ -30,11 +32,13 @@ class Asked:
         image: an encoded image; None where the request has none.
         regions: a JSON value, any form of the regions of one image.
         options: those of `Captioner.describe`.
+        is_small: whether the body has but a few kilobytes.
     """
 
     image: bytes | None = None
     regions: Any = field(default_factory=lambda: _WHOLE_IMAGE)
     options: Mapping[str, Any] = field(default_factory=dict)
+    is_small: bool = False
 
     def require_image(self) -> bytes:
         """Return the image.
@@ -93,9 +97,22 @@ def _asked(values: dict[str, Any]) -> Asked:
 
 def _json(name: str, text: bytes) -> Any:
     try:
-        return parse_json(text, name)
+        value = parse_json(text, name)
     except RegionError as error:
         raise RequestError(400, str(error)) from None
+    _check_depth(name, value)
+    return value
+
+
+def _check_depth(name: str, value: Any) -> None:
+    """Refuse what is nested so deeply that whoever reads it, or shows it in a message, would run out of stack."""
+    level = [value]
+    for _ in range(_MAX_DEPTH + 1):
+        entries = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, (dict, list)))
+        level = [entry for each in entries for entry in each if isinstance(entry, (dict, list))]
+        if not level:
+            return
+    raise RequestError(400, f"{name}: expected JSON, got some that is nested too deeply")
 
 
 def _base64(value: object) -> bytes:

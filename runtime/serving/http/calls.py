@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from runtime.serving.http.service import CaptionService
 from runtime.serving.http.store import bytes_of
 from runtime.system.threads import call_in_thread
 
+_SMALL = 2**14
+"""Bytes of a body that are read sooner than a thread is there to read them."""
 _BODY_ERRORS = (408, 409, 413, 415, 429)
 
 
@@ -71,7 +74,7 @@ def calls_of(service: CaptionService) -> APIRouter:
         asked = await _asked(request)
         if asked.image is not None:
             raise RequestError(400, "image: it was encoded before; give regions and options alone")
-        described = await service.describe(features, asked.regions, asked.options)
+        described = await service.describe(features, asked.regions, asked.options, is_small=asked.is_small)
         return JsonAnswer({"captions": _captions(described.value), "timing_ms": {"describe": described.ms}})
 
     @router.get("/v1/features/{id}", response_model=schemas.FeaturesAnswer, responses=schemas.errors_of(404))
@@ -103,6 +106,8 @@ def calls_of(service: CaptionService) -> APIRouter:
 async def _asked(request: Request) -> Asked:
     """Return what a request asks for; a large body is read in a thread."""
     body, content_type = await request.body(), request.headers.get("content-type", "")
+    if len(body) <= _SMALL:
+        return replace(read_body(content_type, body), is_small=True)
     return await call_in_thread(lambda: read_body(content_type, body))
 
 

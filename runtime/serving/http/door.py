@@ -17,8 +17,8 @@ from runtime.serving.http.settings import Access, ServiceLimits
 _OPEN = ("/", "/healthz", "/readyz")
 _OPEN_FOLDER = "/page/"
 """What holds no secret, and asks for the token where the rest wants it."""
-_CLOSE = {"Connection": "close"}
-"""With it the rest of a body is not read."""
+LINGER_SECONDS = 2.0
+"""For which a client that is refused may go on sending, until it reads why."""
 _SAFE = (
     ("X-Content-Type-Options", "nosniff"),
     ("Referrer-Policy", "no-referrer"),
@@ -41,11 +41,17 @@ class Door:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        answer = _Answer(send, self._access)
+        method, headers = scope["method"], Headers(scope=scope)
+        answer = _Answer(send, receive, self._limits.bytes, has_rest=_has_body(headers))
+        scope = {
+            **scope,
+            "method": "GET" if method == "HEAD" else method,  # the server leaves the body out
+            "headers": [(name, value) for name, value in scope["headers"] if name != b"range"],  # nothing is so large
+        }
         start = perf_counter()
         try:
             with anyio.fail_after(self._limits.seconds):
-                await self._enter(scope, receive, answer)
+                await self._enter(headers, scope, receive, answer)
         except RequestError as error:
             await answer.refuse(error, scope, receive)
         except TimeoutError:
@@ -53,10 +59,11 @@ class Door:
             await answer.refuse(RequestError(LATE, late, {"Retry-After": "1"}), scope, receive)
         finally:
             seconds = perf_counter() - start  # without an answer there was an error of our own
-            self._metrics.answered(scope["method"], _route_of(scope), answer.status or 500, seconds)
+            self._metrics.answered(method, _route_of(scope), answer.status or 500, seconds)
 
-    async def _enter(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
-        headers = Headers(scope=scope)
+    async def _enter(self, headers: Headers, scope: Scope, receive: Receive, answer: _Answer) -> None:
+        if "content-length" in headers and "transfer-encoding" in headers:
+            raise RequestError(400, "Content-Length and Transfer-Encoding: expected one of them, got both")
         self._check_host(headers)
         self._check_origin(headers)
         self._check_token(headers, scope)
@@ -65,14 +72,14 @@ class Door:
             return
         with self._queue.ticket() as ticket:
             body = await self._read(headers, receive, ticket)
+            answer.has_rest = False
             await self._app(scope, _replayed(body, receive), answer.send)
 
     def _check_host(self, headers: Headers) -> None:
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not self._access.is_own_host(hosts[0]):
-            raise RequestError(
-                NOT_OURS, f"Host {', '.join(hosts)[:80]!r} is no name of this service; --allowed-host adds one", _CLOSE
-            )
+            given = ", ".join(hosts)[:80]
+            raise RequestError(NOT_OURS, f"Host {given!r} is no name of this service; --allowed-host adds one")
 
     def _check_origin(self, headers: Headers) -> None:
         """Refuse what a page elsewhere asks for: a browser sends it, whoever may read the answer."""
@@ -80,7 +87,7 @@ class Door:
         if origin is None or origin in self._access.origins:
             return
         if origin.split("://", 1)[-1].lower() != headers["host"].lower():
-            raise RequestError(403, f"Origin {origin[:80]!r} may not ask; --cors allows it", _CLOSE)
+            raise RequestError(403, f"Origin {origin[:80]!r} may not ask; --cors allows it")
 
     def _check_token(self, headers: Headers, scope: Scope) -> None:
         path = scope["path"]
@@ -89,14 +96,13 @@ class Door:
             return
         scheme, _, token = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not self._access.is_token(token.strip()):
-            raise RequestError(
-                401, "expected the header Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer", **_CLOSE}
-            )
+            wanted = "expected the header Authorization: Bearer TOKEN"
+            raise RequestError(401, wanted, {"WWW-Authenticate": "Bearer"})
 
     async def _read(self, headers: Headers, receive: Receive, ticket: Ticket) -> bytes:
         """Return the body, of which no more is read than the limit."""
         limit, length = self._limits.bytes, headers.get("content-length", "")
-        too_large = RequestError(TOO_LARGE, f"body: expected at most {limit} bytes, got {length or 'more'}", _CLOSE)
+        too_large = RequestError(TOO_LARGE, f"body: expected at most {limit} bytes, got {length or 'more'}")
         if length.isdigit() and int(length) > limit:
             raise too_large
         body = bytearray()
@@ -114,18 +120,22 @@ class Door:
                     if not message.get("more_body", False):
                         return bytes(body)
         except TimeoutError:
-            raise RequestError(TOO_SLOW, f"body: not there after {self._limits.seconds * 0.9:g} s", _CLOSE) from None
+            raise RequestError(TOO_SLOW, f"body: not there after {self._limits.seconds * 0.9:g} s") from None
 
 
 class _Answer:
     """The way back to the client, which knows what it was told.
 
+    Args:
+        most: bytes of the rest of a request that are thrown away.
+        has_rest: whether there is more of the request than was read; the connection then ends with the answer.
+
     Attributes:
         status: of the answer; 0 before there is one.
     """
 
-    def __init__(self, send: Send, access: Access) -> None:
-        self._send, self._origins = send, access.origins
+    def __init__(self, send: Send, receive: Receive, most: int, *, has_rest: bool) -> None:
+        self._send, self._receive, self._most, self.has_rest = send, receive, most, has_rest
         self.status = 0
 
     async def send(self, message: Message) -> None:
@@ -135,13 +145,35 @@ class _Answer:
             headers = MutableHeaders(scope=message)
             for name, value in _SAFE:
                 headers.setdefault(name, value)
+            if self.has_rest:
+                headers["Connection"] = "close"
+        elif self.has_rest and not message.get("more_body", False):
+            await self._send({**message, "more_body": True})
+            try:
+                await self._linger()
+            finally:
+                await self._send({"type": "http.response.body"})
+            return
         await self._send(message)
 
+    async def _linger(self) -> None:
+        """Throw away what still comes: a connection that ends before takes the answer with it."""
+        left = self._most
+        with anyio.move_on_after(LINGER_SECONDS):
+            while left > 0:
+                message = await self._receive()
+                left -= len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
+
     async def refuse(self, error: RequestError, scope: Scope, receive: Receive) -> None:
-        """Answer with an error, unless an answer has begun."""
-        if self.status:
-            raise error
-        await error_answer(error)(scope, receive, self.send)
+        """Answer with an error; an answer that has begun is left as it is, and the server ends the connection."""
+        if not self.status:
+            await error_answer(error)(scope, receive, self.send)
+
+
+def _has_body(headers: Headers) -> bool:
+    return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

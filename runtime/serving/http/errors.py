@@ -6,11 +6,14 @@ import json
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from starlette.responses import Response
+from starlette.responses import JSONResponse
 
 from runtime.errors import PatchcaptionError
 
 _NONE: Mapping[str, str] = MappingProxyType({})
+
+_LONGEST = 1000
+"""Characters of the line: what a client gave is shown in it, and may be long."""
 
 TOO_SLOW, GONE, TOO_LARGE, WRONG_TYPE, NOT_OURS, BUSY, LATE, NO_ROOM = 408, 404, 413, 415, 421, 429, 503, 507
 
@@ -28,10 +31,8 @@ class RequestError(PatchcaptionError):
         self.status, self.headers = status, headers
 
 
-class JsonAnswer(Response):
+class JsonAnswer(JSONResponse):
     """Values as JSON in ASCII: half a character in somebody's class name has no other encoding."""
-
-    media_type = "application/json"
 
     def render(self, content: object) -> bytes:
         """Return the JSON."""
@@ -41,4 +42,5 @@ class JsonAnswer(Response):
 def error_answer(error: RequestError) -> JsonAnswer:
     """Return the answer that says why there is no other."""
     line = " ".join(str(error).split())
+    line = line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
     return JsonAnswer({"error": line}, error.status, dict(error.headers))

@@ -28,6 +28,10 @@ from runtime.system.threads import call_in_thread, passable
 T = TypeVar("T")
 
 DEFAULT_WORKERS = 2
+_MAX_COORDINATES = 2**16
+"""Numbers in the lists of a request's regions, run lengths aside: those of 16,384 boxes, or of a trace of hours."""
+_UNTOLD = 10**15
+"""A count from which on its digits tell nothing."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,8 @@ class CaptionService(Closeable):
         check_threads("workers", workers)
         self.captioner, self.limits, self.store, self.metrics = captioner, limits, store, metrics
         self.is_ending = False
-        self._batching = captioner.batching()
+        # One that asks alone need not wait for others: those who come while it is decoded are the next batch.
+        self._batching = captioner.batching(max_wait_ms=0)
         self._threads = ThreadPoolExecutor(workers, "patchcaption encoding")
 
     @property
@@ -84,12 +89,15 @@ class CaptionService(Closeable):
         self.metrics.encoded(encoded.ms)
         return encoded
 
-    async def describe(self, features: FeatureMap, regions: Any, options: Mapping[str, Any]) -> Timed[list[Caption]]:
+    async def describe(
+        self, features: FeatureMap, regions: Any, options: Mapping[str, Any], *, is_small: bool = False
+    ) -> Timed[list[Caption]]:
         """Caption the regions of one image, together with those that others ask for.
 
         Args:
             regions: a JSON value: the regions of one image in any form.
             options: those of `Captioner.describe`.
+            is_small: whether the regions are so few that they are read sooner than a thread is there to read them.
 
         Returns:
             A caption for each region; of one that cannot be, the error.
@@ -101,7 +109,12 @@ class CaptionService(Closeable):
         """
         _, decoding = split_options(options, PoolingOptions, DecodingOptions)
         start = perf_counter()
-        rows = await call_in_thread(lambda: self._rows(regions, features.image_whs[0], decoding.beams))
+
+        def read() -> list[RegionRow]:
+            return self._rows(regions, features.image_whs[0], decoding.beams)
+
+        is_quick = is_small and not _work_of(regions)[1]  # a few run lengths may be a large mask
+        rows = read() if is_quick else await call_in_thread(read)
         captions = await self._batching.adescribe(features, rows, on_bad="skip", **options)
         described = Timed(captions, _ms_since(start))
         self.metrics.described(captions, described.ms)
@@ -124,7 +137,9 @@ class CaptionService(Closeable):
         """Return the regions, after those checks that need no work and before those that do."""
         limits = self.limits
         _check_count("regions", len(regions) if isinstance(regions, list) else 1, limits.regions)
-        _check_count("pixels of masks", _mask_pixels(regions), limits.mask_pixels)
+        coordinates, mask_pixels = _work_of(regions)
+        _check_count("coordinates", coordinates, _MAX_COORDINATES)
+        _check_count("pixels of masks", mask_pixels, limits.mask_pixels)
         rows = as_rows(regions, image_wh)
         _check_count("regions times beams", len(rows) * beams, limits.regions)
         _check_count("crops", sum(isinstance(row.region, Crop) for row in rows), limits.crops)
@@ -133,20 +148,26 @@ class CaptionService(Closeable):
 
 def _check_count(name: str, count: int, limit: int) -> None:
     if count > limit:
-        raise RequestError(TOO_LARGE, f"regions: expected at most {limit} {name}, got {count}")
+        got = count if count < _UNTOLD else f"more than {_UNTOLD}"
+        raise RequestError(TOO_LARGE, f"regions: expected at most {limit} {name}, got {got}")
 
 
-def _mask_pixels(value: Any) -> int:
-    """Return how many pixels the run lengths in a JSON value would become: a few bytes may be a gigabyte."""
-    total, waiting = 0, [value]
+def _work_of(value: Any) -> tuple[int, int]:
+    """Return how many coordinates a JSON value has, and how many pixels its masks: a few run lengths may be a gigabyte.
+
+    What a polygon takes grows with its points times the rows that it covers.
+    """
+    coordinates, mask_pixels, waiting = 0, 0, [value]
     while waiting:
         one = waiting.pop()
         if isinstance(one, dict):
-            total += _size_of(one.get("size")) if "counts" in one else 0
-            waiting += one.values()
+            mask_pixels += _size_of(one.get("size")) if "counts" in one else 0
+            waiting += (entry for name, entry in one.items() if name != "counts")
         elif isinstance(one, list):
-            waiting += one
-    return total
+            nested = [entry for entry in one if isinstance(entry, (dict, list))]
+            coordinates += len(one) - len(nested)
+            waiting += nested
+    return coordinates, mask_pixels
 
 
 def _size_of(size: Any) -> int:

@@ -19,8 +19,8 @@ def served(
 ) -> Iterator[str]:
     """Serve a captioner from a thread on a free port of this machine; yield the URL, without a slash at its end."""
     app, bound = create_app(captioner, access, limits, workers), bind("127.0.0.1", 0)
-    server, is_listening = ListeningServer(app, limits), Event()
-    server.is_listening = is_listening
+    is_listening = Event()
+    server = Server(app, limits, is_listening.set)
     thread = Thread(target=server.run, args=([bound],), name="service under test")
     thread.start()
     try:
@@ -30,13 +30,3 @@ def served(
         server.should_exit = True
         thread.join(60)
         assert not thread.is_alive()
-
-
-class ListeningServer(Server):
-    """A server that tells when it listens."""
-
-    is_listening: Event
-
-    async def startup(self, sockets: object = None) -> None:
-        await super().startup(sockets)  # type: ignore[arg-type]
-        self.is_listening.set()
