@@ -84,7 +84,7 @@ function render() {
   setDisabled("redo", !session.canRedo);
   setDisabled("clear", entries.length < 2);
   setDisabled("copy-json", picture === null);
-  setDisabled("copy-python", picture === null);
+  setDisabled("copy-python", picture === null || info === null);
   renderCamera();
   list.render();
   form.render();
@@ -243,7 +243,7 @@ function copyJson() {
 
 function copyPython() {
   const { picture, info, settings } = session;
-  if (!picture) return;
+  if (!picture || !info) return;
   const source = { bundle: info.bundle.name, image: picture.name, resizedTo: picture.resizedTo };
   copy(asPython(session.entries.map(({ region }) => region), settings, source), "Python");
 }
