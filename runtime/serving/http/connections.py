@@ -17,8 +17,8 @@ HEAD_SECONDS = 10.0
 """In which the head of a request must be there, from a connection's or the head's first byte."""
 UNREAD_SECONDS = 30.0
 """In which a client must take what was sent to it."""
-_PIECE = 2**16
-"""Bytes that are looked at together: what h11 is given at once is not held against the limit of a head."""
+_PIECE = 2**14
+"""Bytes that are looked at together: of a head no more is beyond its limit, and many small chunks halt nobody else."""
 _HEAD_TOO_LARGE = 431
 _LAST_PORT = 65_535
 _OWN_FILES = 128
@@ -50,6 +50,7 @@ class PatientProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        transport.max_size = _PIECE  # type: ignore[attr-defined]  # what asyncio's own transports read at once
         self._idle_since = self.loop.time()
         self._make_room()
         self._wait_for_head()
