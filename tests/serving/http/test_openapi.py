@@ -19,7 +19,7 @@ from runtime import Captioner
 from tests.serving.http.served import served
 from tests.serving.http.test_calls import as_form
 
-EXAMPLES = int(os.environ.get("PATCHCAPTION_EXAMPLES", "8"))
+EXAMPLES = int(os.environ.get("PATCHCAPTION_EXAMPLES", "5"))
 CALLS = (
     ("POST", "/v1/captions"),
     ("POST", "/v1/features"),
