@@ -151,6 +151,7 @@ def bind(host: str, port: int) -> socket.socket:
     bound = socket.socket(family, kind, protocol)  # asyncio sets TCP_NODELAY on those alone that say they are TCP's
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else a body waits 40 ms for its head's receipt
         user_timeout: Any = getattr(socket, "TCP_USER_TIMEOUT", None)  # not on every system; inherited by connections
         if user_timeout is not None:
             bound.setsockopt(socket.IPPROTO_TCP, user_timeout, int(UNREAD_SECONDS * 1000))
