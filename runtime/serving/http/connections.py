@@ -148,7 +148,7 @@ def bind(host: str, port: int) -> socket.socket:
         raise OverflowError(f"expected a port from 0 to {_LAST_PORT}")
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     family, kind, protocol, _, address = found
-    bound = socket.socket(family, kind, protocol)  # asyncio sets TCP_NODELAY on those alone that say they are TCP's
+    bound = socket.socket(family, kind, protocol)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else a body waits 40 ms for its head's receipt

@@ -434,16 +434,6 @@ def test_as_many_connections_as_there_are_descriptors_for(monkeypatch: pytest.Mo
         assert connections.most_connections(1024) == most
 
 
-def test_answers_go_out_at_once() -> None:
-    """Without TCP_NODELAY the second packet of an answer waits 40 ms for the acknowledgement of the first."""
-    with connections.bind("127.0.0.1", 0) as bound:
-        bound.listen()
-        with socket.create_connection(bound.getsockname()):
-            accepted, _ = bound.accept()
-            with accepted:
-                assert accepted.proto == socket.IPPROTO_TCP  # asyncio sets it on those alone
-
-
 def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
