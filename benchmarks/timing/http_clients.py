@@ -58,7 +58,7 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class _Answer:
+class _Reply:
     """An answer, its head in small letters."""
 
     head: bytes
@@ -104,7 +104,7 @@ class Client:
                 continue  # its image was rejected
             start = time.perf_counter()
             self._writer.write(_request(step, id))
-            answer = await _read_answer(self._reader)
+            answer = await _read_reply(self._reader)
             self._count(step, answer, 1000 * (time.perf_counter() - start))
             if step.status == answer.status == 201:
                 id = json.loads(answer.body)["id"]
@@ -115,7 +115,7 @@ class Client:
     async def _connect(self) -> None:
         self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
 
-    def _count(self, step: Step, answer: _Answer, ms: float) -> None:
+    def _count(self, step: Step, answer: _Reply, ms: float) -> None:
         tally, status, body = self._tally, answer.status, answer.body
         if status == 429 != step.status and answer.has(b"retry-after: "):
             tally.rejected[step.call] = tally.rejected.get(step.call, 0) + 1
@@ -154,12 +154,12 @@ def _request(step: Step, id: str) -> bytes:
     return head.encode("ascii") + b"\r\n" + step.body
 
 
-async def _read_answer(reader: asyncio.StreamReader) -> _Answer:
+async def _read_reply(reader: asyncio.StreamReader) -> _Reply:
     """Read an answer, which has a length."""
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
     at = head.find(_LENGTH)
     length = int(head[at + len(_LENGTH) : head.index(b"\r", at)]) if at >= 0 else 0
-    return _Answer(head, await reader.readexactly(length))
+    return _Reply(head, await reader.readexactly(length))
 
 
 def _texts(body: bytes) -> tuple[str, ...]:

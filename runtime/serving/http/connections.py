@@ -17,8 +17,8 @@ HEAD_SECONDS = 10.0
 """In which the head of a request must be there, from a connection's or the head's first byte."""
 UNREAD_SECONDS = 30.0
 """In which a client must take what was sent to it."""
-_PIECE = 2**16
-"""Bytes that are looked at together: what h11 is given at once is not held against the limit of a head."""
+_PIECE = 2**14
+"""Bytes that are looked at together: of a head no more is beyond its limit, and many small chunks halt nobody else."""
 _HEAD_TOO_LARGE = 431
 _LAST_PORT = 65_535
 _OWN_FILES = 128
@@ -50,6 +50,7 @@ class PatientProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        transport.max_size = _PIECE  # type: ignore[attr-defined]  # what asyncio's own transports read at once
         self._idle_since = self.loop.time()
         self._make_room()
         self._wait_for_head()
@@ -147,7 +148,7 @@ def bind(host: str, port: int) -> socket.socket:
         raise OverflowError(f"expected a port from 0 to {_LAST_PORT}")
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     family, kind, protocol, _, address = found
-    bound = socket.socket(family, kind, protocol)  # asyncio sets TCP_NODELAY on those alone that say they are TCP's
+    bound = socket.socket(family, kind, protocol)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else a body waits 40 ms for its head's receipt

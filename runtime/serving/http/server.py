@@ -18,6 +18,8 @@ from runtime.serving.http.connections import PatientProtocol, most_connections
 from runtime.serving.http.settings import ServiceLimits
 
 _BACKLOG = 1024
+_HEAD_BYTES = 2**16
+"""Of a request's head: a browser sends up to 8 KiB."""
 _CONNECTIONS, _CONNECTIONS_PER_REQUEST = 1024, 8
 """Connections may be open that ask nothing; as many as this, or for each place in the queue if that is more."""
 _GRACE_SECONDS = 5
@@ -51,6 +53,7 @@ class Server(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,  # nothing here depends on who the client is
                 backlog=_BACKLOG,
+                h11_max_incomplete_event_size=_HEAD_BYTES,
                 timeout_graceful_shutdown=int(limits.seconds) + _GRACE_SECONDS,
             )
         )

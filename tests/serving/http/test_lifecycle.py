@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ import httpx
 import pytest
 
 from runtime.cli.main import main
+from tests.children import run_child
 from tests.conftest import SAMPLE
 from tests.serving.http.child import Service, run, serving
 from tests.serving.http.raw import HOST, connected, read_answer
@@ -119,19 +119,31 @@ def test_where_nobody_can_read_its_address_it_does_not_serve(demo_bundle: Path) 
     )
 
 
-@pytest.mark.parametrize("name", ["fastapi", "uvicorn", "h11", "prometheus_client", "python_multipart"])
-def test_without_the_extra_it_says_what_to_install(
-    name: str, demo_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for loaded in [*sys.modules]:
-        if loaded.startswith("runtime.serving.http"):
-            monkeypatch.delitem(sys.modules, loaded)
-    monkeypatch.setitem(sys.modules, name, None)
-    assert main(["serve", str(demo_bundle), "--port", "0"]) == FAILED
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("patchcaption: error: serve: ")
-    assert name in line
-    assert line.endswith("pip install 'patchcaption[serve]'")
+def test_without_the_extra_it_says_what_to_install(demo_bundle: Path) -> None:
+    names = ("fastapi", "uvicorn", "h11", "prometheus_client", "python_multipart")
+    done = run_child(
+        """
+        import sys
+        from runtime.cli.main import main
+
+        for name in sys.argv[2:]:
+            for loaded in [one for one in sys.modules if one.startswith("runtime.serving.http")]:
+                del sys.modules[loaded]
+            found, sys.modules[name] = sys.modules.get(name), None
+            print(main(["serve", sys.argv[1], "--port", "0"]))
+            if found is not None:
+                sys.modules[name] = found
+            else:
+                del sys.modules[name]
+        """,
+        demo_bundle,
+        *names,
+    )
+    assert done.stdout.split() == [str(FAILED)] * len(names), done.stderr
+    for name, line in zip(names, done.stderr.splitlines(), strict=True):
+        assert line.startswith("patchcaption: error: serve: ")
+        assert name in line
+        assert line.endswith("pip install 'patchcaption[serve]'")
 
 
 @pytest.fixture

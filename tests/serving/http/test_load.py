@@ -24,7 +24,7 @@ from tests.serving.http.child import serving
 from tests.serving.http.served import served
 
 CLIENTS = 64
-REQUESTS = int(os.environ.get("PATCHCAPTION_REQUESTS", "1000"))
+REQUESTS = int(os.environ.get("PATCHCAPTION_REQUESTS", "400"))
 WARM_UP = 0.3
 """Share of the requests after which allocators, caches and threads have what they need."""
 MAX_GROWTH_MIB = 16.0

@@ -1,6 +1,6 @@
 """The description of the service: whatever it allows is answered as it says, and its examples give captions.
 
-PATCHCAPTION_EXAMPLES says how many requests of each call are made up; 200 take a minute.
+PATCHCAPTION_EXAMPLES says how many requests of each call are made up; 150 take minutes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from runtime import Captioner
 from tests.serving.http.served import served
 from tests.serving.http.test_calls import as_form
 
-EXAMPLES = int(os.environ.get("PATCHCAPTION_EXAMPLES", "8"))
+EXAMPLES = int(os.environ.get("PATCHCAPTION_EXAMPLES", "5"))
 CALLS = (
     ("POST", "/v1/captions"),
     ("POST", "/v1/features"),
@@ -82,8 +82,13 @@ def test_every_example_is_answered_as_it_stands(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["positive", "negative"])
-@pytest.mark.parametrize(("method", "path"), CALLS)
+@pytest.mark.parametrize(
+    ("method", "path", "mode"),
+    [
+        *((*call, "positive") for call in CALLS),
+        *((*call, "negative") for call in CALLS if call[0] == "POST"),  # of the others nothing can be wrong
+    ],
+)
 def test_what_is_made_up_is_answered_as_described(
     method: str, path: str, mode: str, url: str, description: dict[str, Any], client: httpx.Client, scene_file: bytes
 ) -> None:
@@ -94,8 +99,6 @@ def test_what_is_made_up_is_answered_as_described(
 
     schema = schemathesis.openapi.from_dict(description)
     operation = schema[path][method]
-    if mode == "negative" and not (operation.body or operation.path_parameters):
-        pytest.skip("nothing can be wrong with it")
     kept = keep(client, scene_file)
 
     @given(case=operation.as_strategy(generation_mode=schemathesis.GenerationMode(mode)), is_kept=st.booleans())
