@@ -243,7 +243,8 @@ def _coverage(polygon: Polygon, canvas: Canvas) -> Array:
     """Return how much of each patch (G, G) lies inside a polygon, in 0..1."""
     points = canvas.view.to_input(np.array(polygon.points))
     limits = np.arange(canvas.grid + 1, dtype=np.float64) * canvas.patch
-    areas = np.abs(np.diff(np.diff(_areas_below(points, limits), axis=0), axis=1)) / canvas.patch**2
+    with np.errstate(over="ignore", invalid="ignore"):  # of corners beyond 1e150, which leave nothing to sum
+        areas = np.abs(np.diff(np.diff(_areas_below(points, limits), axis=0), axis=1)) / canvas.patch**2
     areas[areas < 1e-9] = 0  # rounding errors of patches outside
     return areas.clip(max=1)
 
@@ -257,10 +258,8 @@ def _areas_below(points: Array, limits: Array) -> Array:
     (x_start, y_start), (x_end, y_end) = np.moveaxis(start, -1, 0), np.moveaxis(end, -1, 0)
     run = np.where(x_end == x_start, 1, x_end - x_start)  # a vertical edge has no area below it, whatever its height
     x_from, x_to = np.minimum(x_start, limits), np.minimum(x_end, limits)  # (P, K)
-    with np.errstate(
-        over="ignore"
-    ):  # of edges that are almost vertical; their positions are clipped to 0..1 as all are
-        y_from, y_to = (y_start + ((x - x_start) / run).clip(0, 1) * (y_end - y_start) for x in (x_from, x_to))
+    # Where an edge is almost vertical the quotient overflows; it is clipped to 0..1 as all are.
+    y_from, y_to = (y_start + ((x - x_start) / run).clip(0, 1) * (y_end - y_start) for x in (x_from, x_to))
     return np.stack([((x_to - x_from) * _mean_of_min(y_from, y_to, limit)).sum(axis=0) for limit in limits])
 
 

@@ -7,10 +7,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import TIMEOUT_MAX, Condition, Thread
 from time import monotonic
-from typing import TYPE_CHECKING, cast, overload
+from typing import TYPE_CHECKING, TypeAlias, cast, overload
 
 import torch
 
@@ -36,6 +36,8 @@ from runtime.system.threads import call_in_thread, close_at_exit, passable
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+Captions: TypeAlias = "list[Caption] | list[list[Caption]]"
+
 _LONGEST_WAIT_MS = 3_600_000
 
 
@@ -44,37 +46,28 @@ class _Request:
     """The vectors of one caller, and the captions to come.
 
     Attributes:
+        batch: the regions that the caller gave.
+        errors: for each region, why it has no vector.
         due: when it must not wait for others any longer, by `time.monotonic`.
         handover: of the vectors, by the caller's thread.
+        answer: the captions of all regions, in the nesting that these were given in.
     """
 
     vectors: RegionVectors
+    batch: RegionBatch
+    errors: list[RegionError | None]
     options: DecodingOptions
     due: float
-    answer: Future[list[Caption]]
     handover: Handover
+    answer: Future[Captions] = field(default_factory=Future)
 
     def is_like(self, other: _Request) -> bool:
         """Return whether both can be decoded in one batch."""
         return self.options == other.options and self.vectors.space == other.vectors.space
 
-
-@dataclass(frozen=True, eq=False)
-class _Submitted:
-    """What one caller waits for.
-
-    Attributes:
-        answer: the captions of the regions that have one.
-        errors: for each region, why it has none.
-    """
-
-    answer: Future[list[Caption]]
-    batch: RegionBatch
-    errors: list[RegionError | None]
-
-    def captions(self, answer: list[Caption]) -> list[Caption] | list[list[Caption]]:
-        """Return the captions of all regions, in the nesting that these were given in."""
-        return self.batch.unflatten(with_missing(answer, self.errors))
+    def finish(self, captions: list[Caption]) -> None:
+        """Answer with the captions of the regions that have a vector."""
+        self.answer.set_result(self.batch.unflatten(with_missing(captions, self.errors)))
 
 
 class Batching(Closeable):
@@ -191,12 +184,11 @@ class Batching(Closeable):
             'a large striped red triangle'
         """
         longest_s = _longest_wait_s(timeout_s)
-        batch = RegionBatch.of(regions, features.image_whs)
-        submitted = self._submit(features, batch, options, on_bad)
+        answer = self._submit(features, RegionBatch.of(regions, features.image_whs), options, on_bad)
         try:
-            return submitted.captions(submitted.answer.result(longest_s))
+            return answer.result(longest_s)
         except FutureTimeoutError:  # TimeoutError itself from Python 3.11 on
-            submitted.answer.cancel()
+            answer.cancel()
             raise TimeoutError(f"no captions after {timeout_s} s; others of the batch get theirs") from None
 
     async def acaption(
@@ -222,7 +214,7 @@ class Batching(Closeable):
         """
         handover = Handover([images])
 
-        def submit() -> _Submitted:
+        def submit() -> Future[Captions]:
             handover.receive()
             features = self._pipeline.encoder(images, channels)
             return self._submit(features, RegionBatch.of(regions, features.image_whs), options, on_bad)
@@ -242,11 +234,30 @@ class Batching(Closeable):
         batch = RegionBatch.of(regions, features.image_whs)
         handover = Handover([features.tokens, features.cls_attention_logits, *(features.images or ())])
 
-        def submit() -> _Submitted:
+        def submit() -> Future[Captions]:
             handover.receive()
             return self._submit(features, batch, options, on_bad)
 
         return await _answer_of(submit)
+
+    def submit(
+        self, features: FeatureMap, regions: Regions, *, on_bad: OnBad = "raise", **options: Unpack[DescribeKeywords]
+    ) -> Future[list[Caption]]:
+        """Do what `describe` does for one image, but do not wait: return the captions to come.
+
+        The regions are pooled at once, in the calling thread. A future that is cancelled does not affect others.
+
+        Raises:
+            RegionError, OptionError, PatchcaptionError: as `describe`, at once.
+
+        Example:
+            >>> with captioner.batching() as batching:
+            ...     asked = [batching.submit(features, [region]) for region in (Point(350, 330), WholeImage())]
+            ...     [answer.result()[0].text for answer in asked]
+            ['a large striped red triangle', 'five shapes on a checked white background']
+        """
+        answer = self._submit(features, RegionBatch.of(regions, features.image_whs), options, on_bad)
+        return cast("Future[list[Caption]]", answer)
 
     @property
     def is_open(self) -> bool:
@@ -267,7 +278,9 @@ class Batching(Closeable):
             self._changed.notify_all()
         self._worker.join()
 
-    def _submit(self, features: FeatureMap, batch: RegionBatch, options: DescribeKeywords, on_bad: OnBad) -> _Submitted:
+    def _submit(
+        self, features: FeatureMap, batch: RegionBatch, options: DescribeKeywords, on_bad: OnBad
+    ) -> Future[Captions]:
         """Return the captions to come. Errors of regions and options are raised here, and affect no other caller."""
         pooling, decoding = split_options(options, PoolingOptions, DecodingOptions)
         if decoding.prompt_padding != "none":
@@ -276,7 +289,7 @@ class Batching(Closeable):
                 "at the same time; use Captioner.describe"
             )
         vectors, errors = self._pipeline.pool(features, batch, pooling, on_bad)
-        answer: Future[list[Caption]] = Future()
+        request = _Request(vectors, batch, errors, decoding, monotonic() + self._wait_s, Handover([vectors.data]))
         with self._changed:
             if self._is_closed:
                 raise PatchcaptionError(
@@ -284,10 +297,9 @@ class Batching(Closeable):
                     if self._death is None
                     else f"the thread of this batching has ended: {self._death!r}; make another with Captioner.batching"
                 ) from self._death
-            due = monotonic() + self._wait_s
-            self._waiting.append(_Request(vectors, decoding, due, answer, Handover([vectors.data])))
+            self._waiting.append(request)
             self._changed.notify_all()
-        return _Submitted(answer, batch, errors)
+        return request.answer
 
     def _work(self) -> None:
         batch: list[_Request] = []
@@ -349,11 +361,11 @@ class Batching(Closeable):
         captions = iter(self._pipeline.describe_vectors(vectors, batch[0].options))
         answers = [[next(captions) for _ in request.vectors.data] for request in batch]
         for request, answer in zip(batch, answers, strict=True):
-            request.answer.set_result(answer)
+            request.finish(answer)
 
     def _answer_alone(self, request: _Request) -> None:
         try:
-            request.answer.set_result(self._pipeline.describe_vectors(request.vectors, request.options))
+            request.finish(self._pipeline.describe_vectors(request.vectors, request.options))
         except BaseException as error:  # also what is no Exception: the caller waits for it
             request.answer.set_exception(passable(error))
 
@@ -370,8 +382,6 @@ def _longest_wait_s(timeout_s: float | None) -> float | None:
     return min(float(timeout_s), TIMEOUT_MAX)
 
 
-async def _answer_of(submit: Callable[[], _Submitted]) -> list[Caption]:
+async def _answer_of(submit: Callable[[], Future[Captions]]) -> list[Caption]:
     """Return the captions of one image's regions, which a thread of asyncio's submits."""
-    submitted = await call_in_thread(submit)
-    captions = await asyncio.wrap_future(submitted.answer)
-    return cast("list[Caption]", submitted.captions(captions))
+    return cast("list[Caption]", await asyncio.wrap_future(await call_in_thread(submit)))

@@ -19,6 +19,8 @@ _OPEN_FOLDER = "/page/"
 """What holds no secret, and asks for the token where the rest wants it."""
 LINGER_SECONDS = 2.0
 """For which a client that is refused may go on sending, until it reads why."""
+_LEAST_REST = 2**16
+"""Bytes that it may send meanwhile, where it has sent as much as a body may have."""
 _SAFE = (
     ("X-Content-Type-Options", "nosniff"),
     ("Referrer-Policy", "no-referrer"),
@@ -71,7 +73,7 @@ class Door:
             await self._app(scope, receive, answer.send)
             return
         with self._queue.ticket() as ticket:
-            body = await self._read(headers, receive, ticket)
+            body = await self._read(headers, receive, ticket, answer)
             answer.has_rest = False
             await self._app(scope, _replayed(body, receive), answer.send)
 
@@ -99,7 +101,7 @@ class Door:
             wanted = "expected the header Authorization: Bearer TOKEN"
             raise RequestError(401, wanted, {"WWW-Authenticate": "Bearer"})
 
-    async def _read(self, headers: Headers, receive: Receive, ticket: Ticket) -> bytes:
+    async def _read(self, headers: Headers, receive: Receive, ticket: Ticket, answer: _Answer) -> bytes:
         """Return the body, of which no more is read than the limit."""
         limit, length = self._limits.bytes, headers.get("content-length", "")
         too_large = RequestError(TOO_LARGE, f"body: expected at most {limit} bytes, got {length or 'more'}")
@@ -113,6 +115,7 @@ class Door:
                     if message["type"] == "http.disconnect":
                         raise RequestError(400, "body: the client went away")
                     piece = message.get("body", b"")
+                    answer.most_rest = max(answer.most_rest - len(piece), _LEAST_REST)
                     ticket.read(len(piece))
                     body += piece
                     if len(body) > limit:
@@ -127,15 +130,15 @@ class _Answer:
     """The way back to the client, which knows what it was told.
 
     Args:
-        most: bytes of the rest of a request that are thrown away.
+        most_rest: bytes of the rest of a request that are thrown away.
         has_rest: whether there is more of the request than was read; the connection then ends with the answer.
 
     Attributes:
         status: of the answer; 0 before there is one.
     """
 
-    def __init__(self, send: Send, receive: Receive, most: int, *, has_rest: bool) -> None:
-        self._send, self._receive, self._most, self.has_rest = send, receive, most, has_rest
+    def __init__(self, send: Send, receive: Receive, most_rest: int, *, has_rest: bool) -> None:
+        self._send, self._receive, self.most_rest, self.has_rest = send, receive, most_rest, has_rest
         self.status = 0
 
     async def send(self, message: Message) -> None:
@@ -158,7 +161,7 @@ class _Answer:
 
     async def _linger(self) -> None:
         """Throw away what still comes: a connection that ends before takes the answer with it."""
-        left = self._most
+        left = self.most_rest
         with anyio.move_on_after(LINGER_SECONDS):
             while left > 0:
                 message = await self._receive()

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import io
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from functools import partial
 from time import perf_counter
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from runtime.captioner import Captioner
 from runtime.features import FeatureMap
-from runtime.image import read_size
 from runtime.options import DecodingOptions, PoolingOptions, check_threads, split_options
 from runtime.regions import Crop
 from runtime.regions.detections import as_rows
 from runtime.regions.rows import RegionRow
 from runtime.results import Caption
+from runtime.serving.http.encoding import EncodingQueue
 from runtime.serving.http.errors import TOO_LARGE, RequestError
 from runtime.serving.http.metrics import Metrics
 from runtime.serving.http.settings import ServiceLimits
 from runtime.serving.http.store import FeatureStore
+from runtime.serving.http.timed import Timed, ms_since
 from runtime.system.closeable import Closeable
-from runtime.system.threads import call_in_thread, passable
-
-T = TypeVar("T")
+from runtime.system.threads import call_in_thread
 
 DEFAULT_WORKERS = 2
 _MAX_COORDINATES = 2**16
@@ -34,23 +31,11 @@ _UNTOLD = 10**15
 """A count from which on its digits tell nothing."""
 
 
-@dataclass(frozen=True)
-class Timed(Generic[T]):
-    """A result, and how long it took.
-
-    Attributes:
-        ms: of the work itself, or from the question to the captions where these were decoded with others'.
-    """
-
-    value: T
-    ms: float
-
-
 class CaptionService(Closeable):
     """One captioner for all clients. Its methods belong to an event loop, which stays free.
 
     Args:
-        workers: images that are encoded at a time, by threads that share the bundle.
+        workers: threads that encode images, and share the bundle.
 
     Attributes:
         captioner: which stays open when the service is closed.
@@ -66,7 +51,7 @@ class CaptionService(Closeable):
         self.is_ending = False
         # One that asks alone need not wait for others: those who come while it is decoded are the next batch.
         self._batching = captioner.batching(max_wait_ms=0)
-        self._threads = ThreadPoolExecutor(workers, "patchcaption encoding")
+        self._encoding = EncodingQueue(captioner, workers, limits.pixels)
 
     @property
     def is_ready(self) -> bool:
@@ -74,18 +59,13 @@ class CaptionService(Closeable):
         return not self.is_ending and self._batching.is_open
 
     async def encode(self, image: bytes) -> Timed[FeatureMap]:
-        """Encode an image.
+        """Encode an image, together with those that others ask for at the same time.
 
         Raises:
             RequestError: it has more pixels than the limit.
             ImageError: it cannot be read.
         """
-
-        def encode() -> Timed[FeatureMap]:
-            self._check_pixels(image)
-            return _timed(lambda: self.captioner.encode(image))
-
-        encoded = await asyncio.get_running_loop().run_in_executor(self._threads, _raising_passably(encode))
+        encoded = await asyncio.wrap_future(await call_in_thread(lambda: self._encoding.submit(image)))
         self.metrics.encoded(encoded.ms)
         return encoded
 
@@ -97,7 +77,7 @@ class CaptionService(Closeable):
         Args:
             regions: a JSON value: the regions of one image in any form.
             options: those of `Captioner.describe`.
-            is_small: whether the regions are so few that they are read sooner than a thread is there to read them.
+            is_small: whether the regions are so few that they are read and pooled sooner than a thread is there for it.
 
         Returns:
             A caption for each region; of one that cannot be, the error.
@@ -107,7 +87,7 @@ class CaptionService(Closeable):
             RegionError: what is given is in no form of regions.
             OptionError: an option has no such value.
         """
-        _, decoding = split_options(options, PoolingOptions, DecodingOptions)
+        pooling, decoding = split_options(options, PoolingOptions, DecodingOptions)
         start = perf_counter()
 
         def read() -> list[RegionRow]:
@@ -115,23 +95,18 @@ class CaptionService(Closeable):
 
         is_quick = is_small and not _work_of(regions)[1]  # a few run lengths may be a large mask
         rows = read() if is_quick else await call_in_thread(read)
-        captions = await self._batching.adescribe(features, rows, on_bad="skip", **options)
-        described = Timed(captions, _ms_since(start))
+        submit = partial(self._batching.submit, features, rows, on_bad="skip", **options)
+        answer = submit() if is_quick and _is_light(rows, pooling) else await call_in_thread(submit)
+        captions = await asyncio.wrap_future(answer)
+        described = Timed(captions, ms_since(start))
         self.metrics.described(captions, described.ms)
         return described
 
     def close(self) -> None:
         """End the threads; requests that wait for captions get them."""
-        self._threads.shutdown(cancel_futures=True)
+        self._encoding.close()
         self._batching.close()
         self.store.clear()
-
-    def _check_pixels(self, image: bytes) -> None:
-        width, height = read_size(io.BytesIO(image), "image")
-        if width * height > self.limits.pixels:
-            raise RequestError(
-                TOO_LARGE, f"image: expected at most {self.limits.pixels} pixels, got {width} x {height}"
-            )
 
     def _rows(self, regions: Any, image_wh: tuple[int, int], beams: int) -> list[RegionRow]:
         """Return the regions, after those checks that need no work and before those that do."""
@@ -144,6 +119,11 @@ class CaptionService(Closeable):
         _check_count("regions times beams", len(rows) * beams, limits.regions)
         _check_count("crops", sum(isinstance(row.region, Crop) for row in rows), limits.crops)
         return rows
+
+
+def _is_light(rows: Sequence[RegionRow], pooling: PoolingOptions) -> bool:
+    """Return whether regions are pooled by sums alone, without a pass through the backbone or the memory bank."""
+    return pooling == PoolingOptions() and not any(isinstance(row.region, Crop) for row in rows)
 
 
 def _check_count(name: str, count: int, limit: int) -> None:
@@ -176,24 +156,3 @@ def _size_of(size: Any) -> int:
         return max(0, int(size[0] * size[1])) if is_size else 0
     except (ValueError, OverflowError):  # of what is not finite, which is no mask
         return 0
-
-
-def _timed(function: Callable[[], T]) -> Timed[T]:
-    start = perf_counter()
-    return Timed(function(), _ms_since(start))
-
-
-def _ms_since(start: float) -> float:
-    return round((perf_counter() - start) * 1000, 2)
-
-
-def _raising_passably(function: Callable[[], T]) -> Callable[[], T]:
-    """Return a function that raises nothing that a future of asyncio does not take."""
-
-    def call() -> T:
-        try:
-            return function()
-        except StopIteration as error:
-            raise passable(error) from error
-
-    return call
