@@ -7,18 +7,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-from fastapi import FastAPI, Request
-from starlette.exceptions import HTTPException
+from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from runtime.captioner import Captioner
-from runtime.errors import ImageError, OptionError, PatchcaptionError, RegionError
 from runtime.serving.http.admission import Admission
 from runtime.serving.http.calls import calls_of
 from runtime.serving.http.door import Door
-from runtime.serving.http.errors import RequestError, error_answer
+from runtime.serving.http.error_handlers import add_error_handlers
 from runtime.serving.http.metrics import Metrics
 from runtime.serving.http.probes import probes_of
 from runtime.serving.http.service import DEFAULT_WORKERS, CaptionService
@@ -81,7 +79,7 @@ def create_app(
     app.include_router(calls_of(service))
     app.include_router(probes_of(service))
     _add_page(app)
-    _add_errors(app)
+    add_error_handlers(app)
     app.add_middleware(Door, access=access, limits=limits, queue=queue, metrics=metrics)
     if access.origins:
         app.add_middleware(
@@ -110,39 +108,6 @@ def _add_page(app: FastAPI) -> None:
         return FileResponse(_PAGE / "index.html", headers=_PAGE_HEADERS)
 
     app.mount("/page", _PageFiles(directory=_PAGE), "page")
-
-
-def _add_errors(app: FastAPI) -> None:
-    """Have every error answered with a status and one line."""
-
-    async def known(_: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestError)
-        return error_answer(error)
-
-    async def bad_input(_: Request, error: Exception) -> Response:
-        return error_answer(RequestError(400, str(error)))
-
-    async def unusable(_: Request, error: Exception) -> Response:
-        return error_answer(RequestError(409, str(error)))
-
-    async def refused(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        path = request.scope["path"][:80]
-        line = {404: f"{path!r}: there is no such call; GET /openapi.json lists them", 405: f"{path!r}: {error.detail}"}
-        return error_answer(
-            RequestError(error.status_code, line.get(error.status_code, error.detail), error.headers or {})
-        )
-
-    async def failed(_: Request, error: Exception) -> Response:
-        line = f"{type(error).__name__}, an error of the service itself: see its log"
-        return error_answer(RequestError(500, line, {"Connection": "close"}))  # which the server then does
-
-    app.add_exception_handler(RequestError, known)
-    for kind in (ImageError, OptionError, RegionError):
-        app.add_exception_handler(kind, bad_input)
-    app.add_exception_handler(PatchcaptionError, unusable)
-    app.add_exception_handler(HTTPException, refused)
-    app.add_exception_handler(Exception, failed)
 
 
 async def _sweep(store: FeatureStore, seconds: float) -> None:

@@ -184,3 +184,21 @@ def test_what_takes_too_long_is_told_so_and_the_next_is_served(
             assert answer_of(late, 503)["error"].startswith("the answer takes longer than 0.3 s")
             may_go.set()
         assert client.get("/readyz").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/v1/features", "POST"),
+        ("/v1/features/abc", "DELETE, GET, HEAD"),
+        ("/v1/features/abc/captions", "POST"),
+        ("/healthz", "GET, HEAD"),
+        ("/openapi.json", "GET, HEAD"),
+        ("/", "GET, HEAD"),
+        ("/page/app.js", "GET, HEAD"),
+    ],
+)
+def test_another_method_is_told_those_of_the_path(path: str, allowed: str, client: httpx.Client) -> None:
+    answer = client.patch(path)
+    assert answer_of(answer, 405)["error"] == f"{path!r}: expected {allowed}"
+    assert answer.headers["allow"] == allowed
