@@ -240,7 +240,7 @@ def _options() -> dict[str, Any]:
         "clean_from": ["cls", "attention"],
         "reencode": ["mean", "cls", "gaussian", None],
     }
-    return _object(
+    options = _object(
         {
             **{name: {"enum": words} for name, words in choice.items()},
             "n_best": {"type": "integer", "minimum": 0},
@@ -253,6 +253,7 @@ def _options() -> dict[str, Any]:
             "clean_after_projection": {"type": "boolean"},
         }
     )
+    return {**options, "type": ["object", "null"]}
 
 
 def _example_question() -> dict[str, Any]:
