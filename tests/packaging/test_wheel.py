@@ -139,6 +139,6 @@ def test_commands_of_a_clone_are_run_from_it_whatever_is_installed(tmp_path: Pat
 def test_ctrl_c_while_it_imports_ends_it_in_words(tmp_path: Path, site: Path) -> None:
     slow = "import os, signal\ntry:\n  os.kill(os.getpid(), signal.SIGINT)\n  os.read(os.pipe()[0], 1)\n"
     (tmp_path / "torch.py").write_text(f"{slow}except BaseException: raise ImportError('torch cannot be imported')\n")
-    for start in (["-m", "patchcaption"], ["-c", "from patchcaption.__main__ import main; main(['doctor'])"]):
+    for start in (["-m", "patchcaption", "info"], ["-c", "from patchcaption.__main__ import main; main(['doctor'])"]):
         done = run(tmp_path, *start, path=site)
         assert (done.returncode, done.stdout, done.stderr) == (130, "", "patchcaption: error: interrupted\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -54,7 +55,9 @@ def serving(bundle: Path, *flags: str, port: int = 0, before: Sequence[str] = ()
     """
     arguments = [*before, *command(bundle, "--port", str(port), *flags)]
     pipe, none = subprocess.PIPE, subprocess.DEVNULL
-    with subprocess.Popen(arguments, stdin=none, stdout=pipe, stderr=pipe, text=True, env=_VARIABLES) as process:
+    with subprocess.Popen(
+        arguments, stdin=none, stdout=pipe, stderr=pipe, text=True, env=_VARIABLES, preexec_fn=_handle_signals
+    ) as process:
         try:
             assert process.stdout is not None
             said = process.stdout.readline()
@@ -64,6 +67,12 @@ def serving(bundle: Path, *flags: str, port: int = 0, before: Sequence[str] = ()
             yield service
         finally:
             process.kill()
+
+
+def _handle_signals() -> None:
+    """Let signals do what they do by default, which whoever runs the tests may have changed: nohup, or a shell's &."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def run(bundle: Path, *flags: str, stdout: int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
