@@ -13,7 +13,7 @@ from pathlib import Path
 from runtime.cli import exits
 from runtime.cli.captioner_arguments import add_captioner_flags, load_captioner
 from runtime.errors import OptionError, PatchcaptionError
-from runtime.serving.http.settings import Access, ServiceLimits
+from runtime.serving.http.settings import DEFAULT_WORKERS, LOOPBACK, Access, ServiceLimits
 from runtime.system.standard_streams import show
 
 _FIX = "pip install 'patchcaption[serve]'"
@@ -35,7 +35,7 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.set_defaults(run=run_serve)
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle")
-    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
+    parser.add_argument("--host", default=LOOPBACK.host, help="the address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="0 for any that is free (default: %(default)s)")
     parser.add_argument("--token-file", type=Path, metavar="FILE", help="clients must send the token in it")
     parser.add_argument(
@@ -47,7 +47,13 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cors", action="append", default=[], metavar="ORIGIN", help="let pages of this origin ask; repeatable"
     )
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="images encoded at a time (default: 2)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=DEFAULT_WORKERS,
+        metavar="N",
+        help="images encoded at a time (default: %(default)s)",
+    )
     _add_limits(parser)
     add_captioner_flags(parser)
 

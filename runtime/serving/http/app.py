@@ -19,8 +19,8 @@ from runtime.serving.http.door import Door
 from runtime.serving.http.error_handlers import add_error_handlers
 from runtime.serving.http.metrics import Metrics
 from runtime.serving.http.probes import probes_of
-from runtime.serving.http.service import DEFAULT_WORKERS, CaptionService
-from runtime.serving.http.settings import LIMITS, LOOPBACK, Access, ServiceLimits
+from runtime.serving.http.service import CaptionService
+from runtime.serving.http.settings import DEFAULT_WORKERS, LIMITS, LOOPBACK, Access, ServiceLimits
 from runtime.serving.http.store import FeatureStore
 from runtime.system.version import __version__
 

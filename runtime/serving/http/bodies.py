@@ -16,7 +16,8 @@ from runtime.errors import RegionError
 from runtime.regions.serialization import parse_json
 from runtime.serving.http.errors import WRONG_TYPE, RequestError
 
-_WHOLE_IMAGE = [{"kind": "whole_image"}]
+WHOLE_IMAGE = [{"kind": "whole_image"}]
+"""The regions of a request that names none."""
 _MAX_PARTS = 16
 """Of a form: it has three."""
 _MAX_DEPTH = 32
@@ -36,7 +37,7 @@ class Asked:
     """
 
     image: bytes | None = None
-    regions: Any = field(default_factory=lambda: _WHOLE_IMAGE)
+    regions: Any = field(default_factory=lambda: WHOLE_IMAGE)
     options: Mapping[str, Any] = field(default_factory=dict)
     is_small: bool = False
 
@@ -92,7 +93,7 @@ def _asked(values: dict[str, Any]) -> Asked:
     options = values.get("options")
     if options is not None and not isinstance(options, dict):
         raise RequestError(400, f"options: expected a JSON object, got {type(options).__name__}")
-    return Asked(values.get("image"), values.get("regions", _WHOLE_IMAGE), options or {})
+    return Asked(values.get("image"), values.get("regions", WHOLE_IMAGE), options or {})
 
 
 def _json(name: str, text: bytes) -> Any:

@@ -6,12 +6,14 @@ import base64
 import io
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, get_args
 
 from PIL import Image, ImageDraw
 from pydantic import BaseModel, ConfigDict, Field
 
+from runtime.options import Clean, CleanFrom, Mode, Reencode, Score
 from runtime.regions.json_schema import region_schemas
+from runtime.serving.http.bodies import WHOLE_IMAGE
 
 _EXAMPLE_SIDE = 64
 
@@ -226,23 +228,23 @@ def _regions() -> dict[str, Any]:
         "description": "the regions of the image, in its pixels; one that cannot be has an error in the place of its "
         "caption. Detections and COCO annotations are taken too.",
         "items": {"anyOf": [*region_schemas().values(), {}]},
-        "default": [{"kind": "whole_image"}],
+        "default": WHOLE_IMAGE,
     }
 
 
 def _options() -> dict[str, Any]:
     """Return the schema of the options of `Captioner.describe`."""
     number = {"type": "number"}
-    choice = {
-        "mode": ["decode", "nearest"],
-        "score": ["natural", "reference"],
-        "clean": ["orthogonal", "contrastive", None],
-        "clean_from": ["cls", "attention"],
-        "reencode": ["mean", "cls", "gaussian", None],
+    choices = {
+        "mode": get_args(Mode),
+        "score": get_args(Score),
+        "clean": (*get_args(Clean), None),
+        "clean_from": get_args(CleanFrom),
+        "reencode": (*get_args(Reencode), None),
     }
     options = _object(
         {
-            **{name: {"enum": words} for name, words in choice.items()},
+            **{name: {"enum": list(words)} for name, words in choices.items()},
             "n_best": {"type": "integer", "minimum": 0},
             "beams": {"type": "integer", "minimum": 1, "maximum": 256},
             "length_penalty": {**number, "minimum": -10, "maximum": 10},

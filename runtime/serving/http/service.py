@@ -24,7 +24,6 @@ from runtime.serving.http.timed import Timed, ms_since
 from runtime.system.closeable import Closeable
 from runtime.system.threads import call_in_thread
 
-DEFAULT_WORKERS = 2
 _MAX_COORDINATES = 2**16
 """Numbers in the lists of a request's regions, run lengths aside: those of 16,384 boxes, or of a trace of hours."""
 _UNTOLD = 10**15

@@ -12,6 +12,8 @@ from pathlib import Path
 from runtime.errors import OptionError, PatchcaptionError
 from runtime.options import check_number
 
+DEFAULT_WORKERS = 2
+"""Threads that encode images."""
 _MIN_TOKEN = 16
 """Characters of a token: fewer can be guessed."""
 _TOKEN = re.compile(r"[\x21-\x7e]+")

@@ -10,12 +10,12 @@ from runtime import Captioner
 from runtime.serving.http.app import create_app
 from runtime.serving.http.connections import bind
 from runtime.serving.http.server import Server
-from runtime.serving.http.settings import LIMITS, LOOPBACK, Access, ServiceLimits
+from runtime.serving.http.settings import DEFAULT_WORKERS, LIMITS, LOOPBACK, Access, ServiceLimits
 
 
 @contextmanager
 def served(
-    captioner: Captioner, access: Access = LOOPBACK, limits: ServiceLimits = LIMITS, workers: int = 2
+    captioner: Captioner, access: Access = LOOPBACK, limits: ServiceLimits = LIMITS, workers: int = DEFAULT_WORKERS
 ) -> Iterator[str]:
     """Serve a captioner from a thread on a free port of this machine; yield the URL, without a slash at its end."""
     app, bound = create_app(captioner, access, limits, workers), bind("127.0.0.1", 0)

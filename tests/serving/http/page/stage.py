@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from tests.conftest import SAMPLE
 
@@ -46,6 +46,18 @@ class Stage:
         self.page.set_input_files("#file", file)
         if file == SCENE:
             expect(self.captions.first).to_have_text(WHOLE)
+
+    def hold_first(self, pattern: str) -> list[Route]:
+        """Return the requests to come of a pattern, of which the first waits to be continued."""
+        held: list[Route] = []
+
+        def hold(route: Route) -> None:
+            held.append(route)
+            if len(held) > 1:
+                route.continue_()
+
+        self.page.route(pattern, hold)
+        return held
 
     def tool(self, label: str) -> None:
         self.button(label).click()

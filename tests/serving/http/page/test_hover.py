@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from playwright.sync_api import Route, expect
+from playwright.sync_api import expect
 
 from runtime import Captioner
 from tests.serving.http.page.conftest import OpenStage
@@ -51,14 +51,7 @@ def test_all_that_keys_do_is_said(stage: Stage) -> None:
 
 def test_one_request_is_in_flight_and_the_latest_place_wins(stage: Stage) -> None:
     """The first answer is held back while the cursor moves on: one more request follows, of the last place."""
-    held: list[Route] = []
-
-    def hold_first(route: Route) -> None:
-        held.append(route)
-        if len(held) > 1:
-            route.continue_()
-
-    stage.page.route("**/captions", hold_first)
+    held = stage.hold_first("**/captions")
     with stage.page.expect_request("**/captions"):
         stage.hover((100, 530))
     for x in range(120, 400, 20):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Request, Route, expect
+from playwright.sync_api import Request, expect
 
 from runtime import Captioner
 from runtime.serving.http.settings import ServiceLimits
@@ -44,14 +44,7 @@ def test_an_image_that_is_opened_while_another_is_encoded_takes_its_place(
     stage, _ = open_stage()
     with Image.open(SCENE) as scene:
         scene.crop((276, 174, 507, 399)).save(tmp_path / "part.png")
-    held: list[Route] = []
-
-    def hold_first(route: Route) -> None:
-        held.append(route)
-        if len(held) > 1:
-            route.continue_()
-
-    stage.page.route("**/v1/features", hold_first)
+    held = stage.hold_first("**/v1/features")
     with stage.page.expect_request("**/v1/features"):
         stage.open(tmp_path / "part.png")
     stage.open()
