@@ -274,7 +274,7 @@ export class Session {
 
   async #encodeNow() {
     const picture = this.picture;
-    if (!picture?.file) return;
+    if (!picture?.file) throw new Error("There is no image to ask about.");
     this.#features = null;
     const { id, image, timing_ms } = await this.service.encode(picture.file);
     if (this.picture !== picture) return this.service.forget(id);
@@ -334,33 +334,26 @@ export class Session {
    * Call the service about the encoded image; if it has dropped that, once more after encoding it again.
    * @template T
    * @param {(id: string) => Promise<T>} call
+   * @param {number} tries
    * @returns {Promise<T>}
    */
-  async #withFeatures(call) {
-    const id = await this.#encoded();
-    const answer = call(id);
+  async #withFeatures(call, tries = 2) {
+    while (!this.#features) await this.#encode();
+    const id = this.#features;
+    const answer = call(id); // without a pause before: whoever drops the image waits for the calls that were begun
     this.#calls.add(answer);
     try {
       return await answer;
     } catch (/** @type {any} */ error) {
-      if (error.status !== 404) throw error;
+      if (error.status !== 404 || tries === 1) throw error;
       if (this.#features === id) {
         this.#features = null;
         this.onSaid("The service has dropped the image: encoding it again.");
       }
-      return call(await this.#encoded());
+      return this.#withFeatures(call, tries - 1);
     } finally {
       this.#calls.delete(answer);
     }
-  }
-
-  /** @returns {Promise<string>} the id of the encoded image, which is encoded first if it has none */
-  async #encoded() {
-    while (!this.#features) {
-      if (!this.picture?.file) throw new Error("There is no image to ask about.");
-      await this.#encode();
-    }
-    return this.#features;
   }
 
   /** @param {Entry} entry */

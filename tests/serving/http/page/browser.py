@@ -57,11 +57,9 @@ class Watch:
         self._allowed.append(pattern)
 
     def _log(self, message: ConsoleMessage) -> None:
-        url = message.location["url"]
         is_allowed = any(re.search(pattern, message.text) for pattern in self._allowed)
-        is_gone = "status of 404" in message.text and "/v1/features/" in url  # which the page deals with by itself
-        if message.type in ("error", "warning") and not is_allowed and not is_gone:
-            self.problems.append(f"console: {message.text} ({url})")
+        if message.type in ("error", "warning") and not is_allowed:
+            self.problems.append(f"console: {message.text} ({message.location['url']})")
 
     def _ask(self, request: Request) -> None:
         if not request.url.startswith((f"{self._service}/", f"blob:{self._service}/", "data:")):
