@@ -33,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "results": {"errors", "regions", "memory"},
     "pipeline": FOUNDATION
     | {"bundle", "image", "features", "backends", "encoder", "pooling", "memory", "decoding", "results"},
-    "serving": FOUNDATION | {"image", "features", "results", "pipeline"},
+    "serving": FOUNDATION | {"image", "regions", "features", "results", "pipeline"},
     "video": FOUNDATION | {"image", "regions", "features", "results", "pipeline"},
     "captioner": FOUNDATION
     | {"bundle", "image", "features", "backends", "encoder", "results", "pipeline", "serving", "video"},

@@ -12,10 +12,8 @@ from threading import TIMEOUT_MAX, Condition, Thread
 from time import monotonic
 from typing import TYPE_CHECKING, TypeAlias, cast, overload
 
-import torch
-
-from runtime.errors import OptionError, PatchcaptionError, RegionError
-from runtime.features import FeatureMap, RegionVectors, Space
+from runtime.errors import PatchcaptionError, RegionError
+from runtime.features import FeatureMap, RegionVectors
 from runtime.image import ImageSource
 from runtime.options import (
     Channels,
@@ -28,6 +26,7 @@ from runtime.options import (
 )
 from runtime.pipeline import Pipeline
 from runtime.results import Caption, RegionBatch, Regions, RegionsOfImages, with_missing
+from runtime.serving.decoding_together import describe_together, require_own_prompts
 from runtime.system.closeable import Closeable
 from runtime.system.forks import is_forked
 from runtime.system.handover import Handover
@@ -65,9 +64,12 @@ class _Request:
         """Return whether both can be decoded in one batch."""
         return self.options == other.options and self.vectors.space == other.vectors.space
 
-    def finish(self, captions: list[Caption]) -> None:
-        """Answer with the captions of the regions that have a vector."""
-        self.answer.set_result(self.batch.unflatten(with_missing(captions, self.errors)))
+    def finish(self, captions: list[Caption] | BaseException) -> None:
+        """Answer with the captions of the regions that have a vector, or with why there are none."""
+        if isinstance(captions, BaseException):
+            self.answer.set_exception(passable(captions))
+        else:
+            self.answer.set_result(self.batch.unflatten(with_missing(captions, self.errors)))
 
 
 class Batching(Closeable):
@@ -283,11 +285,7 @@ class Batching(Closeable):
     ) -> Future[Captions]:
         """Return the captions to come. Errors of regions and options are raised here, and affect no other caller."""
         pooling, decoding = split_options(options, PoolingOptions, DecodingOptions)
-        if decoding.prompt_padding != "none":
-            raise OptionError(
-                f'prompt_padding="{decoding.prompt_padding}": captions would depend on what other callers ask for '
-                "at the same time; use Captioner.describe"
-            )
+        require_own_prompts(decoding)
         vectors, errors = self._pipeline.pool(features, batch, pooling, on_bad)
         request = _Request(vectors, batch, errors, decoding, monotonic() + self._wait_s, Handover([vectors.data]))
         with self._changed:
@@ -322,11 +320,11 @@ class Batching(Closeable):
     def _answer_all(self, batch: Sequence[_Request]) -> None:
         for request in batch:
             request.handover.receive()
-        try:
-            self._answer(batch)
-        except BaseException:  # one request's error; each alone, so that it stays that one's
-            for request in batch:
-                self._answer_alone(request)
+        if not batch:
+            return
+        answers = describe_together(self._pipeline, [request.vectors for request in batch], batch[0].options)
+        for request, answer in zip(batch, answers, strict=True):
+            request.finish(answer)
 
     def _next_batch(self) -> list[_Request]:
         """Wait until enough like requests are there, or the first is due; return none when all is done."""
@@ -352,22 +350,6 @@ class Batching(Closeable):
 
     def _requests_like(self, first: _Request) -> list[_Request]:
         return [request for request in self._waiting if request.is_like(first)]
-
-    def _answer(self, batch: Sequence[_Request]) -> None:
-        if not batch:
-            return
-        space: Space = batch[0].vectors.space
-        vectors = RegionVectors(torch.cat([request.vectors.data for request in batch]), space)
-        captions = iter(self._pipeline.describe_vectors(vectors, batch[0].options))
-        answers = [[next(captions) for _ in request.vectors.data] for request in batch]
-        for request, answer in zip(batch, answers, strict=True):
-            request.finish(answer)
-
-    def _answer_alone(self, request: _Request) -> None:
-        try:
-            request.finish(self._pipeline.describe_vectors(request.vectors, request.options))
-        except BaseException as error:  # also what is no Exception: the caller waits for it
-            request.answer.set_exception(passable(error))
 
 
 def _longest_wait_s(timeout_s: float | None) -> float | None:

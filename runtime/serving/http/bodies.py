@@ -13,15 +13,11 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import File, parse_options_header
 
 from runtime.errors import RegionError
-from runtime.regions.serialization import parse_json
 from runtime.serving.http.errors import WRONG_TYPE, RequestError
+from runtime.serving.limits import WHOLE_IMAGE, read_bounded_json
 
-WHOLE_IMAGE = [{"kind": "whole_image"}]
-"""The regions of a request that names none."""
 _MAX_PARTS = 16
 """Of a form: it has three."""
-_MAX_DEPTH = 32
-"""Of lists and objects within each other: an annotation file has seven."""
 _PLAIN = ("application/octet-stream", "binary/octet-stream")
 
 
@@ -98,22 +94,9 @@ def _asked(values: dict[str, Any]) -> Asked:
 
 def _json(name: str, text: bytes) -> Any:
     try:
-        value = parse_json(text, name)
+        return read_bounded_json(name, text)
     except RegionError as error:
         raise RequestError(400, str(error)) from None
-    _check_depth(name, value)
-    return value
-
-
-def _check_depth(name: str, value: Any) -> None:
-    """Refuse what is nested so deeply that whoever reads it, or shows it in a message, would run out of stack."""
-    level = [value]
-    for _ in range(_MAX_DEPTH + 1):
-        entries = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, (dict, list)))
-        level = [entry for each in entries for entry in each if isinstance(entry, (dict, list))]
-        if not level:
-            return
-    raise RequestError(400, f"{name}: expected JSON, got some that is nested too deeply")
 
 
 def _base64(value: object) -> bytes:

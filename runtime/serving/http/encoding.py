@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -12,9 +11,9 @@ from time import perf_counter
 from runtime.captioner import Captioner
 from runtime.errors import ImageError
 from runtime.features import FeatureMap
-from runtime.image import OpenImage, open_on, read_size
-from runtime.serving.http.errors import TOO_LARGE, RequestError
+from runtime.image import OpenImage, open_on
 from runtime.serving.http.timed import Timed, ms_since
+from runtime.serving.limits import count_pixels
 from runtime.system.closeable import Closeable
 from runtime.system.threads import passable
 
@@ -50,13 +49,10 @@ class EncodingQueue(Closeable):
         """Return the feature map to come of an encoded image.
 
         Raises:
-            RequestError: it has more pixels than the limit, by its header.
+            OverLimitError: it has more pixels than the limit, by its header.
             ImageError: it has no header that can be read.
         """
-        width, height = read_size(io.BytesIO(image), "image")
-        if width * height > self._max_pixels:
-            raise RequestError(TOO_LARGE, f"image: expected at most {self._max_pixels} pixels, got {width} x {height}")
-        waiting = _Waiting(image, width * height)
+        waiting = _Waiting(image, count_pixels(image, self._max_pixels))
         self._waiting.append(waiting)
         self._threads.submit(self._work)
         return waiting.answer

@@ -10,7 +10,8 @@ from starlette.responses import Response
 from starlette.routing import compile_path
 
 from runtime.errors import ImageError, OptionError, PatchcaptionError, RegionError
-from runtime.serving.http.errors import RequestError, error_answer
+from runtime.serving.http.errors import TOO_LARGE, RequestError, error_answer
+from runtime.serving.limits import OverLimitError
 
 _MISSING, _WRONG_METHOD = 404, 405
 
@@ -24,6 +25,9 @@ def add_error_handlers(app: FastAPI) -> None:
     async def bad_input(_: Request, error: Exception) -> Response:
         return error_answer(RequestError(400, str(error)))
 
+    async def too_large(_: Request, error: Exception) -> Response:
+        return error_answer(RequestError(TOO_LARGE, str(error)))
+
     async def unusable(_: Request, error: Exception) -> Response:
         return error_answer(RequestError(409, str(error)))
 
@@ -35,6 +39,7 @@ def add_error_handlers(app: FastAPI) -> None:
         return error_answer(RequestError(500, line, {"Connection": "close"}))  # which the server then does
 
     app.add_exception_handler(RequestError, known)
+    app.add_exception_handler(OverLimitError, too_large)
     for kind in (ImageError, OptionError, RegionError):
         app.add_exception_handler(kind, bad_input)
     app.add_exception_handler(PatchcaptionError, unusable)

@@ -9,11 +9,9 @@ from types import MappingProxyType
 from starlette.responses import JSONResponse
 
 from runtime.errors import PatchcaptionError
+from runtime.serving.limits import line_of
 
 _NONE: Mapping[str, str] = MappingProxyType({})
-
-_LONGEST = 1000
-"""Characters of the line: what a client gave is shown in it, and may be long."""
 
 TOO_SLOW, GONE, TOO_LARGE, WRONG_TYPE, NOT_OURS, BUSY, LATE, NO_ROOM = 408, 404, 413, 415, 421, 429, 503, 507
 
@@ -41,6 +39,4 @@ class JsonAnswer(JSONResponse):
 
 def error_answer(error: RequestError) -> JsonAnswer:
     """Return the answer that says why there is no other."""
-    line = " ".join(str(error).split())
-    line = line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
-    return JsonAnswer({"error": line}, error.status, dict(error.headers))
+    return JsonAnswer({"error": line_of(error)}, error.status, dict(error.headers))

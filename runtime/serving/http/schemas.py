@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from runtime.options import Clean, CleanFrom, Mode, Reencode, Score
 from runtime.regions.json_schema import region_schemas
-from runtime.serving.http.bodies import WHOLE_IMAGE
+from runtime.serving.limits import WHOLE_IMAGE
 
 _EXAMPLE_SIDE = 64
 

@@ -12,22 +12,16 @@ from runtime.captioner import Captioner
 from runtime.features import FeatureMap
 from runtime.options import DecodingOptions, PoolingOptions, check_threads, split_options
 from runtime.regions import Crop
-from runtime.regions.detections import as_rows
 from runtime.regions.rows import RegionRow
 from runtime.results import Caption
 from runtime.serving.http.encoding import EncodingQueue
-from runtime.serving.http.errors import TOO_LARGE, RequestError
 from runtime.serving.http.metrics import Metrics
 from runtime.serving.http.settings import ServiceLimits
 from runtime.serving.http.store import FeatureStore
 from runtime.serving.http.timed import Timed, ms_since
+from runtime.serving.limits import rows_within, work_of
 from runtime.system.closeable import Closeable
 from runtime.system.threads import call_in_thread
-
-_MAX_COORDINATES = 2**16
-"""Numbers in the lists of a request's regions, run lengths aside: those of 16,384 boxes, or of a trace of hours."""
-_UNTOLD = 10**15
-"""A count from which on its digits tell nothing."""
 
 
 class CaptionService(Closeable):
@@ -61,7 +55,7 @@ class CaptionService(Closeable):
         """Encode an image, together with those that others ask for at the same time.
 
         Raises:
-            RequestError: it has more pixels than the limit.
+            OverLimitError: it has more pixels than the limit.
             ImageError: it cannot be read.
         """
         encoded = await asyncio.wrap_future(await call_in_thread(lambda: self._encoding.submit(image)))
@@ -82,7 +76,7 @@ class CaptionService(Closeable):
             A caption for each region; of one that cannot be, the error.
 
         Raises:
-            RequestError: there are more than the limits allow.
+            OverLimitError: there are more than the limits allow.
             RegionError: what is given is in no form of regions.
             OptionError: an option has no such value.
         """
@@ -90,9 +84,9 @@ class CaptionService(Closeable):
         start = perf_counter()
 
         def read() -> list[RegionRow]:
-            return self._rows(regions, features.image_whs[0], decoding.beams)
+            return rows_within(self.limits, regions, features.image_whs[0], decoding.beams)
 
-        is_quick = is_small and not _work_of(regions)[1]  # a few run lengths may be a large mask
+        is_quick = is_small and not work_of(regions)[1]  # a few run lengths may be a large mask
         rows = read() if is_quick else await call_in_thread(read)
         submit = partial(self._batching.submit, features, rows, on_bad="skip", **options)
         answer = submit() if is_quick and _is_light(rows, pooling) else await call_in_thread(submit)
@@ -107,51 +101,7 @@ class CaptionService(Closeable):
         self._batching.close()
         self.store.clear()
 
-    def _rows(self, regions: Any, image_wh: tuple[int, int], beams: int) -> list[RegionRow]:
-        """Return the regions, after those checks that need no work and before those that do."""
-        limits = self.limits
-        _check_count("regions", len(regions) if isinstance(regions, list) else 1, limits.regions)
-        coordinates, mask_pixels = _work_of(regions)
-        _check_count("coordinates", coordinates, _MAX_COORDINATES)
-        _check_count("pixels of masks", mask_pixels, limits.mask_pixels)
-        rows = as_rows(regions, image_wh)
-        _check_count("regions times beams", len(rows) * beams, limits.regions)
-        _check_count("crops", sum(isinstance(row.region, Crop) for row in rows), limits.crops)
-        return rows
-
 
 def _is_light(rows: Sequence[RegionRow], pooling: PoolingOptions) -> bool:
     """Return whether regions are pooled by sums alone, without a pass through the backbone or the memory bank."""
     return pooling == PoolingOptions() and not any(isinstance(row.region, Crop) for row in rows)
-
-
-def _check_count(name: str, count: int, limit: int) -> None:
-    if count > limit:
-        got = count if count < _UNTOLD else f"more than {_UNTOLD}"
-        raise RequestError(TOO_LARGE, f"regions: expected at most {limit} {name}, got {got}")
-
-
-def _work_of(value: Any) -> tuple[int, int]:
-    """Return how many coordinates a JSON value has, and how many pixels its masks: a few run lengths may be a gigabyte.
-
-    What a polygon takes grows with its points times the rows that it covers.
-    """
-    coordinates, mask_pixels, waiting = 0, 0, [value]
-    while waiting:
-        one = waiting.pop()
-        if isinstance(one, dict):
-            mask_pixels += _size_of(one.get("size")) if "counts" in one else 0
-            waiting += (entry for name, entry in one.items() if name != "counts")
-        elif isinstance(one, list):
-            nested = [entry for entry in one if isinstance(entry, (dict, list))]
-            coordinates += len(one) - len(nested)
-            waiting += nested
-    return coordinates, mask_pixels
-
-
-def _size_of(size: Any) -> int:
-    is_size = isinstance(size, list) and len(size) == 2 and all(isinstance(side, (int, float)) for side in size)
-    try:
-        return max(0, int(size[0] * size[1])) if is_size else 0
-    except (ValueError, OverflowError):  # of what is not finite, which is no mask
-        return 0

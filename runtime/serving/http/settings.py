@@ -6,11 +6,11 @@ import hmac
 import ipaddress
 import re
 import socket
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.errors import OptionError, PatchcaptionError
-from runtime.options import check_number
+from runtime.serving.limits import InputLimits
 
 DEFAULT_WORKERS = 2
 """Threads that encode images."""
@@ -21,14 +21,10 @@ _HOST_HEADER = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]+)(:\d*)?")
 
 
 @dataclass(frozen=True)
-class ServiceLimits:
-    """How much a service takes; what is more is refused before it costs anything.
+class ServiceLimits(InputLimits):
+    """How much a service takes, beside what a single request may ask for.
 
     Attributes:
-        bytes: of the body of a request.
-        pixels: of an image, read from its header before it is decoded; masks may have four times as many together.
-        regions: of a request, times the beams of each.
-        crops: of a request; each is a backbone pass of its own.
         queue: requests that are answered or wait at a time.
         queue_bytes: of their bodies together.
         seconds: from a request's first byte to its answer.
@@ -39,25 +35,11 @@ class ServiceLimits:
         OptionError: one is no number from 1 on.
     """
 
-    bytes: int = 32 * 2**20
-    pixels: int = 50_000_000
-    regions: int = 1024
-    crops: int = 16
     queue: int = 128
     queue_bytes: int = 256 * 2**20
     seconds: float = 30.0
     feature_bytes: int = 512 * 2**20
     feature_seconds: float = 600.0
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            is_time = field.name.endswith("seconds")
-            check_number(field.name, getattr(self, field.name), 0.001 if is_time else 1, whole=not is_time)
-
-    @property
-    def mask_pixels(self) -> int:
-        """Of the masks of a request, together."""
-        return 4 * self.pixels
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from PIL import Image
 
 from runtime import Captioner, FeatureMap, ImageError
 from runtime.serving.http.encoding import EncodingQueue
-from runtime.serving.http.errors import RequestError
 from runtime.serving.http.timed import Timed
+from runtime.serving.limits import OverLimitError
 
 SIDE = 40
 
@@ -93,7 +93,7 @@ def test_one_that_cannot_be_read_is_its_own_error(demo: Captioner, held: Held) -
 def test_a_batch_has_no_more_pixels_than_one_image_may_have(demo: Captioner, held: Held) -> None:
     with EncodingQueue(demo, 1, 2 * SIDE**2) as queue:
         answers = submit_behind_another(queue, held, *[picture("red")] * 5)
-        with pytest.raises(RequestError, match="expected at most 3200 pixels, got 57 x 57"):
+        with pytest.raises(OverLimitError, match="expected at most 3200 pixels, got 57 x 57"):
             queue.submit(picture("red", 57))
         held.may_go.set()
         for answer in answers:

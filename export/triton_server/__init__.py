@@ -1,0 +1,1 @@
+"""What a model repository for Triton Inference Server is made of."""
