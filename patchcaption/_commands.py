@@ -1,6 +1,6 @@
 """The commands that build bundles, from `export/`.
 
-They are `patchcaption build|build-plans|build-memory-bank|parse-captions|train|lint|demo`.
+They are `patchcaption build|build-plans|build-memory-bank|parse-captions|train|triton-repository|lint|demo`.
 """
 
 from __future__ import annotations
@@ -44,6 +44,9 @@ TOOLS: Mapping[str, ToolCommand] = {
     "build-memory-bank": ToolCommand("export.build_memory_bank", "build a memory bank from captions"),
     "parse-captions": ToolCommand("export.parse_captions", "parse captions into scene graphs, for MeaCap"),
     "train": ToolCommand("export.train_decoder", "train a decoder on captions alone"),
+    "triton-repository": ToolCommand(
+        "export.triton_repository", "make a model repository for Triton Inference Server of a bundle", extra="plans"
+    ),
     "lint": ToolCommand("export.lint.__main__", "find what TensorRT will not take in ONNX graphs", extra="plans"),
     _DEMO: ToolCommand("export.build_engines", "build the demo bundle, and caption its sample image"),
 }

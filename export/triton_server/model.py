@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 import triton_python_backend_utils as pb_utils
 
 import patchcaption  # noqa: F401  # finds the package runtime, whatever else is called so
@@ -17,6 +18,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the bundle."""
+        _check_bindings()
         try:
             self._captioner = TritonCaptioner.open(args, pb_utils.Logger.log_error)
         except PatchcaptionError as error:
@@ -32,11 +34,24 @@ class TritonPythonModel:
         self._captioner.close()
 
 
+def _check_bindings() -> None:
+    """Refuse a NumPy whose arrays the server's bindings misread: they would end the model at the first request.
+
+    Those of servers up to 2.51 were made for NumPy 1.
+    """
+    probe = torch.tensor([1, 2], dtype=torch.uint8)
+    if pb_utils.Tensor.from_dlpack("probe", probe).as_numpy().tolist() != probe.tolist():
+        raise pb_utils.TritonModelException(
+            f"numpy {np.__version__}: this server's Python backend cannot read its arrays; install 'numpy<2' where the "
+            "server's Python finds it, or take a server from 2.53 (24.12) on"
+        )
+
+
 def _images(request: Any) -> list[ImageRequest]:
-    """Return the images of a request, with the regions and options of each."""
-    if request.is_cancelled():  # nobody waits for it
+    """Return the images of a request, with the regions and options of each; none if nobody waits for them."""
+    if request.is_cancelled():
         return []
-    images = _texts(request, "IMAGE")
+    images = _texts(request, "IMAGE") or [b""]
     regions = _texts(request, "REGIONS") or [b""] * len(images)
     options = _texts(request, "OPTIONS") or [b""] * len(images)
     return list(map(ImageRequest, images, regions, options))

@@ -30,7 +30,7 @@ from runtime.bundle.manifest import (
     TokenLayout,
 )
 from runtime.bundle.reading import Bundle, sha256_of
-from runtime.bundle.writing import new_bundle, record_files, write_manifest
+from runtime.bundle.writing import new_bundle, new_folder, record_files, write_manifest
 
 __all__ = [
     "MANIFEST",
@@ -62,6 +62,7 @@ __all__ = [
     "ShapeRange",
     "TokenLayout",
     "new_bundle",
+    "new_folder",
     "record_files",
     "sha256_of",
     "write_manifest",

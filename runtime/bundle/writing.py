@@ -12,7 +12,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -44,17 +44,31 @@ def new_bundle(folder: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         BundleError: ``folder`` is something other than a bundle, or the disk is full.
     """
+    with new_folder(folder, _check_replaceable) as work:
+        yield work
+
+
+@contextmanager
+def new_folder(folder: str | os.PathLike[str], check_replaceable: Callable[[Path], None]) -> Iterator[Path]:
+    """Yield an empty folder that becomes ``folder`` when the block ends, and is removed on failure.
+
+    Args:
+        check_replaceable: raises if what is at a path, if anything, may not be replaced.
+
+    Raises:
+        BundleError: the disk is full or cannot be written to.
+    """
     try:
         target = follow_links(Path(os.path.abspath(folder)))
     except OSError as error:
         raise BundleError(f"{folder}: cannot be written to: {error.strerror}") from None
-    _check_replaceable(target)
+    check_replaceable(target)
     with _building_site(target) as site:
         work = site / _BUNDLE
         try:
             work.mkdir()
             yield work
-            _check_replaceable(target)  # it took minutes
+            check_replaceable(target)  # it took minutes
             with uninterrupted():
                 _swap(work, target)
         except Exception as error:
