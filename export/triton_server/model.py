@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 import triton_python_backend_utils as pb_utils
 
 import patchcaption  # noqa: F401  # finds the package runtime, whatever else is called so
 from runtime.errors import PatchcaptionError
-from runtime.serving.triton import ImageRequest, Refusal, TritonCaptioner
+from runtime.serving.triton_requests import ImageRequest, Refusal
 
 
 class TritonPythonModel:
@@ -19,6 +18,8 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Load the bundle."""
         _check_bindings()
+        from runtime.serving.triton import TritonCaptioner  # the server imports this file once more, to look for hooks
+
         try:
             self._captioner = TritonCaptioner.open(args, pb_utils.Logger.log_error)
         except PatchcaptionError as error:
@@ -39,6 +40,8 @@ def _check_bindings() -> None:
 
     Those of servers up to 2.51 were made for NumPy 1.
     """
+    import torch
+
     probe = torch.tensor([1, 2], dtype=torch.uint8)
     if pb_utils.Tensor.from_dlpack("probe", probe).as_numpy().tolist() != probe.tolist():
         raise pb_utils.TritonModelException(

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -32,43 +32,14 @@ from runtime.serving.limits import (
     read_bounded_json,
     rows_within,
 )
+from runtime.serving.triton_requests import ImageRequest, Refusal
 from runtime.system.closeable import Closeable
 from runtime.system.machine import threads_per_caller
 
 T = TypeVar("T")
 
-RefusalCode: TypeAlias = Literal["INVALID_ARG", "UNSUPPORTED", "INTERNAL"]
-"""Names of the codes of Triton's errors: what was asked is wrong, what this bundle cannot, what we did wrong."""
-
 _BUNDLE = "bundle"
 """The folder of the bundle, beside the model's code."""
-
-
-@dataclass(frozen=True)
-class ImageRequest:
-    """One image of a request, and what is asked of it, as the server's tensors have it.
-
-    Attributes:
-        image: an encoded image.
-        regions: JSON, in any form of the regions of one image; empty for the whole image.
-        options: a JSON object, of those of `Captioner.describe`; empty for none.
-    """
-
-    image: bytes
-    regions: bytes = b""
-    options: bytes = b""
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why a request has no captions.
-
-    Attributes:
-        line: what is wrong, on one line.
-    """
-
-    code: RefusalCode
-    line: str
 
 
 @dataclass(frozen=True)

@@ -119,6 +119,8 @@ def _wait(process: subprocess.Popen[bytes], log: Path) -> None:
 
     Thread(target=read, name="log of triton", daemon=True).start()
     assert is_settled.wait(_STARTS_IN_S), log.read_text()
+    if _READY not in log.read_bytes():
+        process.wait(_ENDS_IN_S)
 
 
 def _environment(work: Path, folders: Sequence[Path]) -> Path:

@@ -19,11 +19,10 @@ SCENE = (SAMPLE / "scene.jpg").read_bytes()
 
 @pytest.fixture
 def models(demo_bundle: Path, tmp_path: Path) -> Path:
-    """A repository with a model of two instances, one whose bundle is elsewhere, and two that cannot be."""
+    """A repository with a model of two instances whose bundle is elsewhere, and two that cannot be."""
     models = tmp_path / "models"
     for name, *flags in (
-        ("two", "--instances", "2"),
-        ("elsewhere", "--bundle-path", str(demo_bundle)),
+        ("two", "--bundle-path", str(demo_bundle), "--instances", "2"),
         ("missing", "--bundle-path", str(tmp_path / "nowhere")),
         ("mistaken", "--bundle-path", str(demo_bundle)),
     ):
@@ -36,21 +35,18 @@ def models(demo_bundle: Path, tmp_path: Path) -> Path:
 def test_models_load_each_by_itself_and_end_without_a_word(models: Path, triton: Path, tmp_path: Path) -> None:
     with serving(triton, models, tmp_path, "--exit-on-error=false") as server:
         with open_client("http", server) as client:
-            assert [client.is_model_ready(name) for name in ("two", "elsewhere", "missing", "mistaken")] == [
-                *(True, True),
-                *(False, False),
-            ]
+            assert [client.is_model_ready(name) for name in ("two", "missing", "mistaken")] == [True, False, False]
             (group,) = client.get_model_config("two")["instance_group"]
             assert (group["count"], group["kind"]) == (2, "KIND_CPU")
         with ThreadPoolExecutor(4) as threads:
-            asked = [threads.submit(ask, "http", server, [SCENE], model=name) for name in ("two", "elsewhere") * 4]
+            asked = [threads.submit(ask, "http", server, [SCENE], model="two") for _ in range(8)]
             assert {one.result()[0][0]["text"] for one in asked} == {"five shapes on a checked white background"}
         log = server.log.read_text()
         assert f"{tmp_path}/nowhere: " in log
         assert "config.pbtxt: parameters: expected some of bundle, backend, " in log
         assert "got 'thread'" in log
         assert server.end() == 0
-        assert server.log.read_text()[len(log) :].count("successfully unloaded") == 2
+        assert server.log.read_text()[len(log) :].count("successfully unloaded") == 1
 
 
 @pytest.mark.skipif(np.lib.NumpyVersion(np.__version__) < "2.0.0", reason="this environment has NumPy 1")
