@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from runtime import Caption, Captioner, FeatureMap, Frame, WholeImage
-from runtime.serving.batching import Batching
+from runtime.serving.decoding_together import describe_together
 from runtime.system.handover import Handover
 from tests.cuda_double import CUDA, CudaDouble, StreamDouble
 
@@ -122,13 +122,11 @@ def test_asyncio_hands_images_to_a_thread_that_does_all_of_it(demo: Captioner, h
 def test_a_batch_is_received_before_its_vectors_are_read(
     demo: Captioner, handovers: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answer = Batching._answer
-
-    def answer_noted(self: Batching, batch: Any) -> None:
+    def describe_noted(*arguments: Any) -> Any:
         handovers.append("reads")
-        answer(self, batch)
+        return describe_together(*arguments)
 
-    monkeypatch.setattr(Batching, "_answer", answer_noted)
+    monkeypatch.setattr("runtime.serving.batching.describe_together", describe_noted)
     with demo.batching(max_wait_ms=0) as batching:
         batching.caption(IMAGE, [WholeImage()])
     assert handovers[1:] == ["patchcaption batching receives Tensor", "reads"]
