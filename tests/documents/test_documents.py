@@ -37,6 +37,8 @@ from tests.conftest import ROOT, write_clip
 PAGES = ["README.md", *(str(page.relative_to(ROOT)) for page in sorted((ROOT / "docs").glob("*.md")))]
 ASKING = "docs/serve.md"
 """The page whose code asks a service: test_serve_page.py runs it."""
+ASKING_TRITON = "docs/triton.md"
+"""The page whose code asks Triton: tests/triton/test_documents.py runs it."""
 LINKING = [*PAGES, "CONTRIBUTING.md", "SECURITY.md", "engines/README.md", "examples/ros2/README.md"]
 
 
@@ -69,7 +71,7 @@ def test_the_readme_has_snippets() -> None:
     assert any("make demo" in block for _, block in blocks("sh", ["README.md"]))
 
 
-SNIPPETS = blocks("python", [page for page in PAGES if page != ASKING])
+SNIPPETS = blocks("python", [page for page in PAGES if page not in (ASKING, ASKING_TRITON)])
 
 
 @pytest.mark.parametrize(("name", "snippet"), SNIPPETS, ids=[name for name, _ in SNIPPETS])
