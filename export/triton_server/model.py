@@ -46,7 +46,7 @@ def _check_bindings() -> None:
     if pb_utils.Tensor.from_dlpack("probe", probe).as_numpy().tolist() != probe.tolist():
         raise pb_utils.TritonModelException(
             f"numpy {np.__version__}: this server's Python backend cannot read its arrays; install 'numpy<2' where the "
-            "server's Python finds it, or take a server from 2.53 (24.12) on"
+            "server's Python finds it, or take a newer server"
         )
 
 

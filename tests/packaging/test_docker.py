@@ -23,7 +23,7 @@ import torch
 from tests.conftest import ROOT, SAMPLE
 
 FILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
-CPU = ROOT / "docker" / "cpu.Dockerfile"
+CPU, TRITON = ROOT / "docker" / "cpu.Dockerfile", ROOT / "docker" / "triton.Dockerfile"
 PAGE = ROOT / "runtime" / "serving" / "http" / "page"
 REPLACED = {"TORCH": f"torch=={torch.__version__.split('+')[0]}", "TENSORRT": "numpy", "WHEELS": ""}
 """What a build on a Jetson gives, or takes from NVIDIA's index."""
@@ -53,7 +53,7 @@ def dockerfile(request: pytest.FixtureRequest) -> Path:
 
 
 def test_there_is_an_image_for_each_kind_of_machine() -> None:
-    assert [file.stem for file in FILES] == ["cpu", "jetpack6", "jetpack7"]
+    assert [file.stem for file in FILES] == ["cpu", "jetpack6", "jetpack7", "triton"]
 
 
 def test_what_is_copied_and_installed_is_in_the_repository(dockerfile: Path) -> None:
@@ -88,7 +88,9 @@ def test_the_image_for_the_cpu_runs_as_a_user_without_rights() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dockerfile", [file for file in FILES if file != TRITON], ids=lambda file: file.stem)
 def test_the_steps_run_and_so_does_the_command(dockerfile: Path, tmp_path: Path, demo_bundle: Path) -> None:
+    """But for Triton's, whose steps are those of the others; its server runs in tests/triton."""
     image = Image(tmp_path, has_pip=not any("-m venv" in words for words in named(dockerfile, "RUN")))
     for step in steps(dockerfile):
         image.do(step)

@@ -11,8 +11,10 @@ from dataclasses import fields
 from io import StringIO
 from pathlib import Path
 
+import httpx
 import pytest
 
+from export import triton_repository
 from runtime.serving.limits import InputLimits
 from tests.conftest import ROOT, SAMPLE
 from tests.documents.test_documents import ASKING_TRITON, blocks, text_of
@@ -58,6 +60,20 @@ def test_the_example_asks_for_boxes_and_for_the_whole_image(server: TritonServer
     refused = client(server.grpc, str(tmp_path / "no.jpg"))
     assert (refused.returncode, refused.stdout) == (1, "")
     assert refused.stderr.startswith(f"{server.grpc}: image: not an image that Pillow can read")
+
+
+def test_the_metrics_are_those_of_the_server(server: TritonServer) -> None:
+    names = set(re.findall(r"`(nv_\w+)`", text_of(ASKING_TRITON)))
+    told = set(re.findall(r'^(\w+)\{model="patchcaption"', httpx.get(server.metrics).text, flags=re.MULTILINE))
+    assert names
+    assert names <= told
+
+
+def test_the_options_are_in_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        triton_repository.main(["--help"])
+    flags = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out)) - {"--help", "--out", "--name"}
+    assert flags <= set(re.findall(r"`(--[a-z-]+)", text_of(ASKING_TRITON)))
 
 
 def test_the_limits_are_written_with_their_defaults() -> None:

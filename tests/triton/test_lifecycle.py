@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tritonclient.utils import InferenceServerException
 
 from export import triton_repository
 from tests.conftest import SAMPLE
@@ -18,11 +21,14 @@ SCENE = (SAMPLE / "scene.jpg").read_bytes()
 
 
 @pytest.fixture
-def models(demo_bundle: Path, tmp_path: Path) -> Path:
-    """A repository with a model of two instances whose bundle is elsewhere, and two that cannot be."""
-    models = tmp_path / "models"
+def models(demo_bundle: Path, bundle_copy: Callable[[], Path], tmp_path: Path) -> Path:
+    """A repository with a model of two instances, whose bundle is elsewhere and without beams, and two bad models."""
+    models, without_beams = tmp_path / "models", bundle_copy()
+    manifest = json.loads((without_beams / "manifest.json").read_text())
+    del manifest["engines"]["beam_decoder"]
+    (without_beams / "manifest.json").write_text(json.dumps(manifest))
     for name, *flags in (
-        ("two", "--bundle-path", str(demo_bundle), "--instances", "2"),
+        ("two", "--bundle-path", str(without_beams), "--instances", "2"),
         ("missing", "--bundle-path", str(tmp_path / "nowhere")),
         ("mistaken", "--bundle-path", str(demo_bundle)),
     ):
@@ -41,6 +47,10 @@ def test_models_load_each_by_itself_and_end_without_a_word(models: Path, triton:
         with ThreadPoolExecutor(4) as threads:
             asked = [threads.submit(ask, "http", server, [SCENE], model="two") for _ in range(8)]
             assert {one.result()[0][0]["text"] for one in asked} == {"five shapes on a checked white background"}
+        for protocol, status in (("http", "501"), ("grpc", "StatusCode.UNIMPLEMENTED")):
+            with pytest.raises(InferenceServerException, match="built without a decoder for beam search") as raised:
+                ask(protocol, server, [SCENE], options=[b'{"beams": 2}'], model="two")
+            assert raised.value.status() == status
         log = server.log.read_text()
         assert f"{tmp_path}/nowhere: " in log
         assert "config.pbtxt: parameters: expected some of bundle, backend, " in log
