@@ -26,7 +26,9 @@ def test_the_wheel_has_two_packages_the_kernels_and_the_demo_checkpoint(site: Pa
     assert {path.name for path in (site / page).iterdir()} == {path.name for path in (ROOT / page).iterdir()}
     (entry_points,) = site.glob("*.dist-info/entry_points.txt")
     assert "patchcaption = patchcaption.__main__:main" in entry_points.read_text()
-    checkpoint = site / "patchcaption" / "_tools" / "export" / "demo" / "checkpoint"
+    tools = site / "patchcaption" / "_tools" / "export"
+    assert (tools / "triton_server" / "model.py").is_file()
+    checkpoint = tools / "demo" / "checkpoint"
     names = {path.name for path in checkpoint.iterdir()}
     assert names >= {"config.yaml", "decoder.pt", "memory.h5", "tokenizer.json"}
     assert names >= {"viecap.yaml", "entity_decoder.pt", "entities.h5", "entity_tokenizer.json"}
