@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from benchmarks import triton_server
 from export import triton_repository
 from runtime.serving.limits import InputLimits
 from tests.conftest import ROOT, SAMPLE
@@ -79,3 +80,15 @@ def test_the_options_are_in_the_table(capsys: pytest.CaptureFixture[str]) -> Non
 def test_the_limits_are_written_with_their_defaults() -> None:
     for field in fields(InputLimits):
         assert f"`max_{field.name}` ({field.default}" in text_of(ASKING_TRITON)
+
+
+def test_the_benchmark_compares_the_server_with_the_library(
+    server: TritonServer, demo_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--clients", "2", "--images", "4", "--rounds", "1"]
+    assert triton_server.main([server.http, str(demo_bundle), *flags]) == 0
+    rows = [row.split("|") for row in capsys.readouterr().out.splitlines() if "Triton" in row or "library" in row]
+    assert [row[1].strip() for row in rows] == [
+        *("the library, one by one", "the library, 2 at a time", "Triton, 1 client", "Triton, 2 clients")
+    ]
+    assert all(float(row[2]) > 0 for row in rows)
