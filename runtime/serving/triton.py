@@ -114,7 +114,9 @@ class TritonCaptioner(Closeable):
         answers = iter(self._answer_images([image for request in requests for image in request]))
         of_requests = [[next(answers) for _ in request] for request in requests]
         return [
-            request[0] if len(request) == 1 and isinstance(request[0], Refusal) else [_as_json(one) for one in request]
+            request[0]
+            if len(request) == 1 and isinstance(request[0], Refusal)
+            else [_json({"error": one.line}) if isinstance(one, Refusal) else one for one in request]
             for request in of_requests
         ]
 
@@ -122,7 +124,7 @@ class TritonCaptioner(Closeable):
         """Release the bundle."""
         self._captioner.close()
 
-    def _answer_images(self, images: Sequence[ImageRequest]) -> list[list[Caption] | Refusal]:
+    def _answer_images(self, images: Sequence[ImageRequest]) -> list[bytes | Refusal]:
         questions = [self._attempt(self._read, image) for image in images]
         asked = [question for question in questions if not isinstance(question, Refusal)]
         pooled = [one for part in self._parts(asked) for one in self._pool_part(part)]
@@ -180,24 +182,19 @@ class TritonCaptioner(Closeable):
         vectors, errors = self._captioner.pipeline.pool(features, batch, question.pooling, "skip")
         return _Pooled(batch, vectors, errors, question.decoding)
 
-    def _describe(self, pooled: Sequence[_Pooled | Refusal]) -> list[list[Caption] | Refusal]:
-        """Return the captions of each image, those of equal options decoded in one batch."""
+    def _describe(self, pooled: Sequence[_Pooled | Refusal]) -> list[bytes | Refusal]:
+        """Return the captions of each image as JSON, those of equal options decoded in one batch."""
         alike = defaultdict[Any, list[int]](list)
         for number, one in enumerate(pooled):
             if isinstance(one, _Pooled):
                 alike[one.decoding, one.vectors.space].append(number)
-        found: dict[int, list[Caption] | Refusal] = {}
+        found: dict[int, bytes | Refusal] = {}
         for (decoding, _), numbers in alike.items():
             together = [cast(_Pooled, pooled[number]) for number in numbers]
             captions = describe_together(self._captioner.pipeline, [one.vectors for one in together], decoding)
             for number, one, described in zip(numbers, together, captions, strict=True):
-                found[number] = self._finish(one, described)
+                found[number] = self._attempt(_captions_as_json, one, described)
         return [one if isinstance(one, Refusal) else found[number] for number, one in enumerate(pooled)]
-
-    def _finish(self, one: _Pooled, described: list[Caption] | BaseException) -> list[Caption] | Refusal:
-        if isinstance(described, BaseException):
-            return self._refusal(described)
-        return cast("list[Caption]", one.batch.unflatten(with_missing(described, one.errors)))
 
     def _attempt(self, do: Callable[..., T], *arguments: Any) -> T | Refusal:
         try:
@@ -205,13 +202,11 @@ class TritonCaptioner(Closeable):
         except Exception as error:
             return self._refusal(error)
 
-    def _refusal(self, error: BaseException) -> Refusal:
+    def _refusal(self, error: Exception) -> Refusal:
         if isinstance(error, (ImageError, OptionError, OverLimitError, RegionError)):
             return Refusal("INVALID_ARG", line_of(error))
         if isinstance(error, PatchcaptionError):
             return Refusal("UNSUPPORTED", line_of(error))
-        if not isinstance(error, Exception):  # an interrupt is no answer
-            raise error
         self._log("".join(traceback.format_exception(error)))
         return Refusal("INTERNAL", f"{type(error).__name__}, an error of the model itself: see the server's log")
 
@@ -264,7 +259,14 @@ def _whole_number(name: str, text: str) -> int:
         raise OptionError(f"config.pbtxt: parameter {name}: expected a whole number, got {text!r}") from None
 
 
-def _as_json(answer: list[Caption] | Refusal) -> bytes:
-    """Return an answer in ASCII: half a character in somebody's class name has no other encoding."""
-    values = {"error": answer.line} if isinstance(answer, Refusal) else [caption_as_json(caption) for caption in answer]
+def _captions_as_json(one: _Pooled, described: list[Caption] | BaseException) -> bytes:
+    """Return the captions of an image, or raise why there are none."""
+    if isinstance(described, BaseException):
+        raise described
+    captions = cast("list[Caption]", one.batch.unflatten(with_missing(described, one.errors)))
+    return _json([caption_as_json(caption) for caption in captions])
+
+
+def _json(values: object) -> bytes:
+    """Return values as JSON in ASCII: half a character in somebody's class name has no other encoding."""
     return json.dumps(values, allow_nan=False, separators=(",", ":")).encode("ascii")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from runtime import BundleError, Captioner, OptionError
+from runtime import BundleError, Caption, Captioner, OptionError
 from runtime.features import FeatureMap, RegionVectors
 from runtime.output.as_json import caption_as_json
 from runtime.serving.limits import InputLimits
@@ -134,6 +136,22 @@ def test_an_image_that_the_backbone_fails_on_is_its_own_error_and_in_the_log(
     assert len(log) == 1
     assert secret in log[0]
     assert "Traceback" in log[0]
+
+
+def test_what_json_cannot_hold_is_an_error_of_its_request(
+    model: TritonCaptioner, demo: Captioner, log: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    describe = demo.pipeline.describe_vectors
+
+    def infinite(vectors: RegionVectors, options: Any, *rest: Any) -> list[Caption]:
+        captions = describe(vectors, options, *rest)
+        return [replace(captions[0], score=math.inf), *captions[1:]]
+
+    monkeypatch.setattr(demo.pipeline, "describe_vectors", infinite)
+    bad, good = model.answer([[ImageRequest(SCENE, TRIANGLE)]] * 2)
+    assert bad == Refusal("INTERNAL", "ValueError, an error of the model itself: see the server's log")
+    assert captions_of(good)[0]["text"] == "a large striped red triangle"
+    assert len(log) == 1
 
 
 def test_the_rows_of_a_request_keep_their_own_errors(model: TritonCaptioner) -> None:
