@@ -40,11 +40,12 @@ ALLOWED: dict[str, set[str]] = {
     "output": FOUNDATION | {"image", "regions", "memory", "results", "video"},
     "serving.http": FOUNDATION
     | {"bundle", "image", "regions", "features", "results", "serving", "captioner", "output"},
+    "batch": FOUNDATION | {"bundle", "image", "regions", "results", "captioner", "output"},
     "autotune": FOUNDATION | {"bundle", "backends", "memory", "decoding"},
     "doctor": FOUNDATION | {"bundle", "image", "regions", "features", "backends", "memory", "results", "captioner"},
     "cli": FOUNDATION
     | {"bundle", "image", "regions", "backends", "results", "video", "captioner", "output", "autotune", "doctor"}
-    | {"serving.http"},
+    | {"serving.http", "batch"},
 }
 INNER_ROOMS = {"serving.http"}
 """Rooms inside a folder of the runtime, which come later than the rest of it."""

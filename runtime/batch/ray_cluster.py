@@ -1,0 +1,171 @@
+"""Captions parts on a cluster of Ray, through Ray Data: processes that load the bundle once take part after part.
+
+What a machine that fails has not answered is done again by others. Parts are small next to the time they take, and what
+is done is written by the process that started the run: the machines need read the images and the bundle only.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import socket
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from runtime.batch.extras import import_extra
+from runtime.batch.part_captioner import CaptionerSettings, PartCaptioner
+from runtime.batch.plan import Part
+from runtime.batch.result_files import ResultFormat
+from runtime.errors import BackendError, PatchcaptionError
+from runtime.system.version import __version__
+
+_MOST_CPUS = 4
+"""Of an actor: more cores make a single backbone pass little faster."""
+_PARTS_IN_FLIGHT = 2
+"""Of an actor: one that it works on, and one that waits."""
+_NO_PROGRESS_S = 86_400
+"""Until Ray gives up a part; it would after half an hour, which a large part may take on a slow machine."""
+
+
+class PartActor:
+    """A process of the cluster that has loaded the bundle, and captions parts.
+
+    It raises nothing that a user can mend: that comes back in place of the rows, as Ray knows no errors of ours.
+
+    Args:
+        version: of the package that the run was started with.
+        example: an image that this machine has to see.
+    """
+
+    def __init__(self, settings: CaptionerSettings, form: ResultFormat, version: str, example: str) -> None:
+        self._form, self._problem = form, ""
+        try:
+            _check_machine(version, example)
+            self._captioner = PartCaptioner(settings)
+        except PatchcaptionError as error:
+            self._problem = f"{socket.gethostname()}: {error}"
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        """Return the file of the rows of a part."""
+        if self._problem:
+            return {"number": item["number"], "rows": b"", "problem": self._problem}
+        rows = self._captioner.rows(pickle.loads(item["images"]))
+        return {"number": item["number"], "rows": self._form.encode(rows), "problem": ""}
+
+
+@dataclass(frozen=True)
+class RayExecutor:
+    """Captions parts on a cluster.
+
+    Attributes:
+        address: HOST:PORT, "auto", or "local" for a cluster of this machine alone that ends with the run.
+        actor_cpus: cores of each process that has loaded the bundle; None for those of the smallest machine, at most 4.
+        actor_gpus: GPUs of each.
+    """
+
+    address: str
+    actor_cpus: int | None = None
+    actor_gpus: float = 0.0
+
+    def __call__(
+        self, parts: Iterable[Part], settings: CaptionerSettings, form: ResultFormat
+    ) -> Generator[tuple[int, bytes], None, None]:
+        """Yield the number of each part that is done, as soon as it is, and the file of its rows.
+
+        Raises:
+            BackendError: the cluster cannot be reached, has no machine that is large enough, or has one that does not
+                have the bundle, the images or this version of the package.
+        """
+        with _connected(self.address) as ray:
+            try:
+                yield from self._results(ray, list(parts), settings, form)
+            except ray.exceptions.RayError as error:
+                raise BackendError(f"--ray {self.address}: {str(error).strip().splitlines()[-1]}") from error
+
+    def _results(
+        self, ray: Any, parts: list[Part], settings: CaptionerSettings, form: ResultFormat
+    ) -> Generator[tuple[int, bytes], None, None]:
+        data = import_extra("ray.data", "ray", "--ray")
+        cpus, most = self._actors(ray)
+        items = [{"number": part.number, "images": pickle.dumps(part.images)} for part in parts]
+        _make_quiet(data.DataContext.get_current())
+        done = data.from_items(items, override_num_blocks=len(items)).map(
+            PartActor,
+            fn_constructor_args=[replace(settings, threads=cpus), form, __version__, parts[0].images[0].name],
+            compute=data.ActorPoolStrategy(
+                min_size=1,  # or a run would wait for ever for what a machine had that has failed
+                max_size=most,
+                initial_size=min(most, len(items)),
+                max_tasks_in_flight_per_actor=_PARTS_IN_FLIGHT,
+            ),
+            num_cpus=cpus,
+            num_gpus=self.actor_gpus,
+        )
+        for row in done.iter_rows():
+            if row["problem"]:
+                raise BackendError(f"--ray {self.address}: {row['problem']}")
+            yield int(row["number"]), row["rows"]
+
+    def _actors(self, ray: Any) -> tuple[int, int]:
+        """Return the cores of an actor, and how many actors the cluster has room for.
+
+        Raises:
+            BackendError: for none.
+        """
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        cores = [int(one.get("CPU", 0)) for one in machines if one.get("CPU", 0) >= 1]
+        cpus = self.actor_cpus or min([_MOST_CPUS, *cores])
+        rooms = [one.get("CPU", 0) // cpus for one in machines]
+        if self.actor_gpus:
+            rooms = [min(room, one.get("GPU", 0) // self.actor_gpus) for room, one in zip(rooms, machines, strict=True)]
+        if sum(rooms) < 1:
+            raise BackendError(
+                f"--ray {self.address}: no machine has the {cpus} cores and {self.actor_gpus:g} GPUs that an actor "
+                "takes; give fewer with --actor-cpus and --actor-gpus"
+            )
+        return cpus, int(sum(rooms))
+
+
+@contextmanager
+def _connected(address: str) -> Iterator[Any]:
+    """Connect this process with a cluster, unless it is already, and yield Ray.
+
+    Raises:
+        PatchcaptionError: Ray is not installed.
+        BackendError: there is no cluster.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster that is started here reports to nobody
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # of this process, whose errors are exceptions
+    ray = import_extra("ray", "ray", "--ray")
+    if ray.is_initialized():
+        yield ray
+        return
+    try:
+        own = {"include_dashboard": False} if address == "local" else {}
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise BackendError(f"--ray {address}: cannot be reached: {' '.join(str(error).split())}") from None
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _make_quiet(context: Any) -> None:
+    """Let Ray Data say nothing about its own progress."""
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = _NO_PROGRESS_S
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _check_machine(version: str, example: str) -> None:
+    """Raise BackendError if this machine would not do what the one does that has started the run."""
+    if version != __version__:
+        raise BackendError(f"expected patchcaption {version}, which the run was started with, got {__version__}")
+    if not Path(example).exists():
+        raise BackendError(f"{example}: no such file here; images have to be at the same place on all machines")
