@@ -21,12 +21,14 @@ from runtime.batch.part_captioner import CaptionerSettings, PartCaptioner
 from runtime.batch.plan import Part
 from runtime.batch.result_files import ResultFormat
 from runtime.errors import BackendError, PatchcaptionError
+from runtime.system.signals import keeping_handlers
 from runtime.system.version import __version__
 
 _MOST_CPUS = 4
 """Of an actor: more cores make a single backbone pass little faster."""
 _PARTS_IN_FLIGHT = 2
 """Of an actor: one that it works on, and one that waits."""
+_CONNECT_S = 10.0
 _NO_PROGRESS_S = 86_400
 """Until Ray gives up a part; it would after half an hour, which a large part may take on a slow machine."""
 
@@ -82,20 +84,20 @@ class RayExecutor:
         """
         with _connected(self.address) as ray:
             try:
-                yield from self._results(ray, list(parts), settings, form)
+                yield from self._results(ray, [_item(part) for part in parts], settings, form)
             except ray.exceptions.RayError as error:
                 raise BackendError(f"--ray {self.address}: {str(error).strip().splitlines()[-1]}") from error
 
     def _results(
-        self, ray: Any, parts: list[Part], settings: CaptionerSettings, form: ResultFormat
+        self, ray: Any, items: list[dict[str, Any]], settings: CaptionerSettings, form: ResultFormat
     ) -> Generator[tuple[int, bytes], None, None]:
         data = import_extra("ray.data", "ray", "--ray")
         cpus, most = self._actors(ray)
-        items = [{"number": part.number, "images": pickle.dumps(part.images)} for part in parts]
+        example = pickle.loads(items[0]["images"])[0].name
         _make_quiet(data.DataContext.get_current())
         done = data.from_items(items, override_num_blocks=len(items)).map(
             PartActor,
-            fn_constructor_args=[replace(settings, threads=cpus), form, __version__, parts[0].images[0].name],
+            fn_constructor_args=[replace(settings, threads=cpus), form, __version__, example],
             compute=data.ActorPoolStrategy(
                 min_size=1,  # or a run would wait for ever for what a machine had that has failed
                 max_size=most,
@@ -130,6 +132,11 @@ class RayExecutor:
         return cpus, int(sum(rooms))
 
 
+def _item(part: Part) -> dict[str, Any]:
+    """Return a part as Ray Data takes it: packed, as all are held at once."""
+    return {"number": part.number, "images": pickle.dumps(part.images)}
+
+
 @contextmanager
 def _connected(address: str) -> Iterator[Any]:
     """Connect this process with a cluster, unless it is already, and yield Ray.
@@ -139,20 +146,32 @@ def _connected(address: str) -> Iterator[Any]:
         BackendError: there is no cluster.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster that is started here reports to nobody
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # of this process, whose errors are exceptions
     ray = import_extra("ray", "ray", "--ray")
     if ray.is_initialized():
         yield ray
         return
+    _check_reachable(address)
     try:
         own = {"include_dashboard": False} if address == "local" else {}
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
+        with keeping_handlers():  # SIGTERM would end the program with no word, and another code
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise BackendError(f"--ray {address}: cannot be reached: {' '.join(str(error).split())}") from None
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Raise BackendError where nothing answers at HOST:PORT, which Ray would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal() or "/" in host:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise BackendError(f"--ray {address}: cannot be reached: {error}") from None
 
 
 def _make_quiet(context: Any) -> None:

@@ -236,4 +236,6 @@ def _parsed(file: Path) -> Iterator[tuple[Any, BinaryIO]]:
         try:
             yield ijson, opened
         except (ijson.JSONError, UnicodeDecodeError) as error:
-            raise RegionError(f"{file}: expected JSON: {error}") from None
+            what, *around = str(error).splitlines()
+            near = f" near {around[0].strip()}" if around else ""
+            raise RegionError(f"{file}: expected JSON: {what.rstrip('.')}{near}") from None

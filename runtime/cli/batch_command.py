@@ -156,9 +156,7 @@ def _report(summary: BatchSummary, options: argparse.Namespace) -> None:
     if summary.num_unknown:
         exits.note(f"{options.regions}: {summary.num_unknown} of its images are not among those given")
     if counts.errors and counts.errors == counts.rows:
-        raise RegionError(
-            f"{summary.out}: none of its {counts.rows} rows has a caption, the first: {counts.first_error}"
-        )
+        raise RegionError(f"{summary.out}: none of its {counts.rows} rows has a caption: {counts.first_error}")
     if counts.errors:
         exits.note(f"{counts.errors} of {counts.rows} rows without a caption, the first: {counts.first_error}")
     print(f"{summary.out}: {counts.rows} rows of {summary.images} images")
