@@ -32,7 +32,7 @@ from benchmarks.timing.machine_limits import calls_a_second, machine_line
 from export.command_line import run_command
 from runtime import Captioner, PatchcaptionError
 from runtime.batch.part_captioner import CaptionerSettings
-from runtime.batch.plan import Part
+from runtime.batch.plan import PlannedPart
 from runtime.batch.ray_cluster import RayExecutor
 from runtime.batch.result_files import ResultFormat
 from runtime.batch.run import BatchJob, DoneParts, Executor, execute_here, run_batch
@@ -45,7 +45,7 @@ _BATCH = 8
 
 
 @dataclass
-class Turn:
+class BatchTurn:
     """One run over the images.
 
     Attributes:
@@ -108,11 +108,11 @@ def _run(options: argparse.Namespace) -> None:
         )
 
 
-def _turn(options: argparse.Namespace, executor: Executor, images: Path) -> Turn:
+def _turn(options: argparse.Namespace, executor: Executor, images: Path) -> BatchTurn:
     """Caption all images once."""
-    start, turn = time.perf_counter(), Turn([], [])
+    start, turn = time.perf_counter(), BatchTurn([], [])
 
-    def execute(parts: Iterable[Part], settings: CaptionerSettings, form: ResultFormat) -> DoneParts:
+    def execute(parts: Iterable[PlannedPart], settings: CaptionerSettings, form: ResultFormat) -> DoneParts:
         for done in executor(parts, settings, form):
             turn.done_s.append(time.perf_counter() - start)
             turn.memory_mib.append(_memory_mib())

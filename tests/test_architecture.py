@@ -41,10 +41,10 @@ ALLOWED: dict[str, set[str]] = {
     "serving.http": FOUNDATION
     | {"bundle", "image", "regions", "features", "results", "serving", "captioner", "output"},
     "batch": FOUNDATION | {"bundle", "image", "regions", "results", "captioner", "output"},
-    "autotune": FOUNDATION | {"bundle", "backends", "memory", "decoding"},
-    "doctor": FOUNDATION | {"bundle", "image", "regions", "features", "backends", "memory", "results", "captioner"},
+    "doctor": FOUNDATION
+    | {"bundle", "image", "regions", "features", "backends", "memory", "decoding", "results", "captioner"},
     "cli": FOUNDATION
-    | {"bundle", "image", "regions", "backends", "results", "video", "captioner", "output", "autotune", "doctor"}
+    | {"bundle", "image", "regions", "backends", "results", "video", "captioner", "output", "doctor"}
     | {"serving.http", "batch"},
 }
 INNER_ROOMS = {"serving.http"}

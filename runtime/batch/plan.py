@@ -75,7 +75,7 @@ class PlannedImage:
 
 
 @dataclass(frozen=True)
-class Part:
+class PlannedPart:
     """Some of the images, which are captioned together.
 
     Attributes:
@@ -145,12 +145,12 @@ class Plan(Closeable):
         """Return how many parts of a size the images are."""
         return -(-self.num_images // size)
 
-    def parts(self, size: int, skip: Iterable[int] = ()) -> Iterator[Part]:
+    def parts(self, size: int, skip: Iterable[int] = ()) -> Iterator[PlannedPart]:
         """Yield the images in parts of a size, but for parts with some numbers."""
         left_out = set(skip)
         for number in range(self.num_parts(size)):
             if number not in left_out:
-                yield Part(number, tuple(self._images(number * size, size)))
+                yield PlannedPart(number, tuple(self._images(number * size, size)))
 
     def close(self) -> None:
         """Close the file."""

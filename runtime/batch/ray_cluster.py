@@ -18,7 +18,7 @@ from typing import Any
 
 from runtime.batch.extras import import_extra
 from runtime.batch.part_captioner import CaptionerSettings, PartCaptioner
-from runtime.batch.plan import Part
+from runtime.batch.plan import PlannedPart
 from runtime.batch.result_files import ResultFormat
 from runtime.errors import BackendError, PatchcaptionError
 from runtime.system.signals import keeping_handlers
@@ -74,7 +74,7 @@ class RayExecutor:
     actor_gpus: float = 0.0
 
     def __call__(
-        self, parts: Iterable[Part], settings: CaptionerSettings, form: ResultFormat
+        self, parts: Iterable[PlannedPart], settings: CaptionerSettings, form: ResultFormat
     ) -> Generator[tuple[int, bytes], None, None]:
         """Yield the number of each part that is done, as soon as it is, and the file of its rows.
 
@@ -132,7 +132,7 @@ class RayExecutor:
         return cpus, int(sum(rooms))
 
 
-def _item(part: Part) -> dict[str, Any]:
+def _item(part: PlannedPart) -> dict[str, Any]:
     """Return a part as Ray Data takes it: packed, as all are held at once."""
     return {"number": part.number, "images": pickle.dumps(part.images)}
 

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from runtime.batch.image_names import find_images
 from runtime.batch.part_captioner import CaptionerSettings, PartCaptioner
-from runtime.batch.plan import ALL, Part, Plan, Shard, write_plan
+from runtime.batch.plan import ALL, Plan, PlannedPart, Shard, write_plan
 from runtime.batch.progress import BatchProgress
 from runtime.batch.region_files import RegionEntry, read_regions
 from runtime.batch.result_files import ResultFormat, RowCounts, result_format
@@ -21,7 +21,7 @@ PART_IMAGES = 256
 
 DoneParts: TypeAlias = "Generator[tuple[int, bytes], None, None]"
 """The number of each part that is done, in any order, and the file of its rows."""
-Executor: TypeAlias = Callable[[Iterable[Part], CaptionerSettings, ResultFormat], DoneParts]
+Executor: TypeAlias = Callable[[Iterable[PlannedPart], CaptionerSettings, ResultFormat], DoneParts]
 """Captions parts."""
 
 
@@ -117,7 +117,7 @@ def run_batch(
             )
 
 
-def execute_here(parts: Iterable[Part], settings: CaptionerSettings, form: ResultFormat) -> DoneParts:
+def execute_here(parts: Iterable[PlannedPart], settings: CaptionerSettings, form: ResultFormat) -> DoneParts:
     """Caption parts in this process, one after another."""
     with PartCaptioner(settings) as captioner:
         for part in parts:

@@ -9,13 +9,13 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from runtime.autotune import BATCH_SIZES, measure, open_all
 from runtime.backends import PRECISIONS
 from runtime.backends.selection import measurements_file, save_measurement
 from runtime.bundle import Bundle
 from runtime.cli import exits
 from runtime.cli.captioner_arguments import add_bundle_flag
 from runtime.doctor import examine
+from runtime.doctor.autotune import BATCH_SIZES, measure, open_all
 from runtime.system.standard_streams import show
 
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from runtime.batch.part_captioner import CaptionerSettings
-from runtime.batch.plan import Part
+from runtime.batch.plan import PlannedPart
 from runtime.batch.result_files import ResultFormat
 from runtime.batch.run import BatchJob, DoneParts, execute_here, run_batch
 from runtime.bundle import Bundle
@@ -40,7 +40,7 @@ def test_memory_descriptors_and_threads_stay_as_they_are_from_part_to_part(demo_
         (tmp_path / "images" / f"{number:06d}.png").hardlink_to(tmp_path / f"{number % 8}.png")
     seen = []
 
-    def execute(parts: Iterable[Part], settings: CaptionerSettings, form: ResultFormat) -> DoneParts:
+    def execute(parts: Iterable[PlannedPart], settings: CaptionerSettings, form: ResultFormat) -> DoneParts:
         for done in execute_here(parts, settings, form):
             seen.append(resources())
             yield done

@@ -13,7 +13,7 @@ from PIL import Image
 
 from runtime.batch import ray_cluster
 from runtime.batch.part_captioner import CaptionerSettings
-from runtime.batch.plan import Part, PlannedImage
+from runtime.batch.plan import PlannedImage, PlannedPart
 from runtime.batch.ray_cluster import PartActor, RayExecutor
 from runtime.batch.result_files import FORMATS
 from runtime.bundle import Bundle
@@ -99,7 +99,7 @@ def test_where_nothing_answers_is_said_at_once(command: list[str], capsys: pytes
 def actor(bundle: Path, version: str = __version__, example: str = "regions.json", sha256: str = "") -> dict[str, Any]:
     """Return the answer of an actor to a part without images."""
     settings = CaptionerSettings(str(bundle), sha256 or Bundle(bundle).manifest_sha256())
-    return PartActor(settings, FORM, version, example)(ray_cluster._item(Part(3, ())))
+    return PartActor(settings, FORM, version, example)(ray_cluster._item(PlannedPart(3, ())))
 
 
 @pytest.mark.usefixtures("command")
@@ -151,7 +151,7 @@ def test_a_cluster_without_room_is_one_line(machines: _Machines) -> None:
 def test_images_of_a_part_come_through(demo_bundle: Path, command: list[str]) -> None:
     assert command
     settings = CaptionerSettings(str(demo_bundle), Bundle(demo_bundle).manifest_sha256())
-    part = Part(5, (PlannedImage("images/00.jpg", ([],)),))
+    part = PlannedPart(5, (PlannedImage("images/00.jpg", ([],)),))
     answer = PartActor(settings, FORM, __version__, "images/00.jpg")(ray_cluster._item(part))
     assert answer["number"] == 5
     assert json.loads(answer["rows"])["error"].startswith("images/00.jpg: ")
