@@ -10,9 +10,11 @@ import logging
 import os
 import pickle
 import socket
-from collections.abc import Generator, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +30,23 @@ _MOST_CPUS = 4
 """Of an actor: more cores make a single backbone pass little faster."""
 _PARTS_IN_FLIGHT = 2
 """Of an actor: one that it works on, and one that waits."""
+_MOST_ATTEMPTS = 5
+"""At a part: more than so many processes do not end by chance in the middle of one."""
 _CONNECT_S = 10.0
 _NO_PROGRESS_S = 86_400
 """Until Ray gives up a part; it would after half an hour, which a large part may take on a slow machine."""
+
+
+class AttemptCounter:
+    """A process of the cluster that counts how often each part was begun."""
+
+    def __init__(self) -> None:
+        self._counts = Counter[int]()
+
+    def begin(self, number: int) -> int:
+        """Count one more attempt at a part; return how many there were."""
+        self._counts[number] += 1
+        return self._counts[number]
 
 
 class PartActor:
@@ -41,10 +57,18 @@ class PartActor:
     Args:
         version: of the package that the run was started with.
         example: an image that this machine has to see.
+        begin: counts an attempt at a part: Ray would give one that ends all processes to another for ever.
     """
 
-    def __init__(self, settings: CaptionerSettings, form: ResultFormat, version: str, example: str) -> None:
-        self._form, self._problem = form, ""
+    def __init__(
+        self,
+        settings: CaptionerSettings,
+        form: ResultFormat,
+        version: str,
+        example: str,
+        begin: Callable[[int], int],
+    ) -> None:
+        self._form, self._begin, self._problem = form, begin, ""
         try:
             _check_machine(version, example)
             self._captioner = PartCaptioner(settings)
@@ -52,11 +76,12 @@ class PartActor:
             self._problem = f"{socket.gethostname()}: {error}"
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        """Return the file of the rows of a part."""
-        if self._problem:
-            return {"number": item["number"], "rows": b"", "problem": self._problem}
+        """Return the file of the rows of a part, and whether it is done."""
+        number = int(item["number"])
+        if self._problem or self._begin(number) > _MOST_ATTEMPTS:
+            return {"number": number, "rows": b"", "is_done": False, "problem": self._problem}
         rows = self._captioner.rows(pickle.loads(item["images"]))
-        return {"number": item["number"], "rows": self._form.encode(rows), "problem": ""}
+        return {"number": number, "rows": self._form.encode(rows), "is_done": True, "problem": ""}
 
 
 @dataclass(frozen=True)
@@ -94,10 +119,11 @@ class RayExecutor:
         data = import_extra("ray.data", "ray", "--ray")
         cpus, most = self._actors(ray)
         example = pickle.loads(items[0]["images"])[0].name
+        counter = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(AttemptCounter).remote()
         _make_quiet(data.DataContext.get_current())
         done = data.from_items(items, override_num_blocks=len(items)).map(
             PartActor,
-            fn_constructor_args=[replace(settings, threads=cpus), form, __version__, example],
+            fn_constructor_args=[replace(settings, threads=cpus), form, __version__, example, partial(_begin, counter)],
             compute=data.ActorPoolStrategy(
                 min_size=1,  # or a run would wait for ever for what a machine had that has failed
                 max_size=most,
@@ -107,10 +133,19 @@ class RayExecutor:
             num_cpus=cpus,
             num_gpus=self.actor_gpus,
         )
+        left = {item["number"]: item for item in items}
         for row in done.iter_rows():
             if row["problem"]:
                 raise BackendError(f"--ray {self.address}: {row['problem']}")
-            yield int(row["number"]), row["rows"]
+            if row["is_done"]:
+                del left[row["number"]]
+                yield int(row["number"]), row["rows"]
+        if left:
+            images = [image.name for item in left.values() for image in pickle.loads(item["images"])]
+            raise BackendError(
+                f"--ray {self.address}: what captioned {len(images)} images was ended or failed each time, from "
+                f"{images[0]} on; the others are done, and the same command tries these again"
+            )
 
     def _actors(self, ray: Any) -> tuple[int, int]:
         """Return the cores of an actor, and how many actors the cluster has room for.
@@ -130,6 +165,14 @@ class RayExecutor:
                 "takes; give fewer with --actor-cpus and --actor-gpus"
             )
         return cpus, int(sum(rooms))
+
+
+def _begin(counter: Any, number: int) -> int:
+    """Count an attempt at a part, in another process; return how many there were."""
+    import ray
+
+    count: int = ray.get(counter.begin.remote(number))
+    return count
 
 
 def _item(part: PlannedPart) -> dict[str, Any]:
@@ -175,9 +218,10 @@ def _check_reachable(address: str) -> None:
 
 
 def _make_quiet(context: Any) -> None:
-    """Let Ray Data say nothing about its own progress."""
+    """Let Ray Data say nothing about its own progress, and go on after a part that cannot be done."""
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.max_errored_blocks = -1
     context.execution_no_progress_timeout_s = _NO_PROGRESS_S
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 

@@ -99,12 +99,13 @@ def test_where_nothing_answers_is_said_at_once(command: list[str], capsys: pytes
 def actor(bundle: Path, version: str = __version__, example: str = "regions.json", sha256: str = "") -> dict[str, Any]:
     """Return the answer of an actor to a part without images."""
     settings = CaptionerSettings(str(bundle), sha256 or Bundle(bundle).manifest_sha256())
-    return PartActor(settings, FORM, version, example)(ray_cluster._item(PlannedPart(3, ())))
+    begin = ray_cluster.AttemptCounter().begin
+    return PartActor(settings, FORM, version, example, begin)(ray_cluster._item(PlannedPart(3, ())))
 
 
 @pytest.mark.usefixtures("command")
 def test_a_machine_that_would_do_something_else_says_so(demo_bundle: Path) -> None:
-    assert actor(demo_bundle) == {"number": 3, "rows": b"", "problem": ""}
+    assert actor(demo_bundle) == {"number": 3, "rows": b"", "is_done": True, "problem": ""}
     host = socket.gethostname()
     assert actor(demo_bundle, version="0.0.1")["problem"] == (
         f"{host}: expected patchcaption 0.0.1, which the run was started with, got {__version__}"
@@ -152,9 +153,18 @@ def test_images_of_a_part_come_through(demo_bundle: Path, command: list[str]) ->
     assert command
     settings = CaptionerSettings(str(demo_bundle), Bundle(demo_bundle).manifest_sha256())
     part = PlannedPart(5, (PlannedImage("images/00.jpg", ([],)),))
-    answer = PartActor(settings, FORM, __version__, "images/00.jpg")(ray_cluster._item(part))
+    answer = PartActor(settings, FORM, __version__, "images/00.jpg", lambda _: 1)(ray_cluster._item(part))
     assert answer["number"] == 5
     assert json.loads(answer["rows"])["error"].startswith("images/00.jpg: ")
+
+
+@pytest.mark.usefixtures("command")
+def test_a_part_that_ends_all_processes_is_given_up(demo_bundle: Path) -> None:
+    settings = CaptionerSettings(str(demo_bundle), Bundle(demo_bundle).manifest_sha256())
+    answering = PartActor(settings, FORM, __version__, "regions.json", ray_cluster.AttemptCounter().begin)
+    part = ray_cluster._item(PlannedPart(5, ()))
+    assert [answering(part)["is_done"] for _ in range(6)] == [True] * 5 + [False]
+    assert answering(ray_cluster._item(PlannedPart(6, ())))["is_done"]
 
 
 def rows(file: str) -> list[Any]:
