@@ -11,13 +11,15 @@ from runtime.bundle import Bundle, DecoderKind, EntitiesConfig, Manifest, Memory
 from runtime.bundle.trust import trust
 from runtime.captioner import Captioner
 from runtime.cli import exits
+from runtime.cli.captioner_arguments import add_bundle_argument
+from runtime.hub import open_bundle
 from runtime.system.standard_streams import show
 
 
 def add_info(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `info`."""
     parser.set_defaults(run=run_info)
-    parser.add_argument("bundle", type=Path)
+    add_bundle_argument(parser)
     parser.add_argument("--json", action="store_true", help="the manifest as it is")
     parser.add_argument("--backend", choices=BACKEND_NAMES, help="also open the engines, and say what executes them")
 
@@ -25,26 +27,26 @@ def add_info(parser: argparse.ArgumentParser) -> None:
 def add_verify(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `verify`."""
     parser.set_defaults(run=run_verify)
-    parser.add_argument("bundle", type=Path)
+    add_bundle_argument(parser)
     parser.add_argument("--backend", choices=BACKEND_NAMES, default="auto")
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `trust`."""
     parser.set_defaults(run=run_trust)
-    parser.add_argument("bundle", type=Path)
+    add_bundle_argument(parser)
 
 
 def run_info(options: argparse.Namespace) -> int:
     """Print what the bundle's manifest says, and what executes its engines if a backend is given."""
-    bundle = Bundle(options.bundle, verify=False)
+    bundle = open_bundle(options.bundle, verify=False)
     if options.json:
         show(bundle.manifest.model_dump_json(indent=2))
         return exits.DONE
     for name, value in _summary(bundle).items():
         _print_line(name, value)
     if options.backend:
-        _print_execution(options.bundle, options.backend)
+        _print_execution(bundle.folder, options.backend)
     return exits.DONE
 
 
@@ -58,12 +60,13 @@ def run_verify(options: argparse.Namespace) -> int:
 
 def run_trust(options: argparse.Namespace) -> int:
     """Let the bundle's TensorRT plans be loaded from now on."""
-    manifest = Bundle(options.bundle).manifest
+    bundle = open_bundle(options.bundle)
+    manifest = bundle.manifest
     if not manifest.plans:
         show(f"{options.bundle}: it has no TensorRT plans, and nothing else in a bundle is a program")
     for plan in manifest.plans:
         trust(manifest.files[plan.file].sha256)
-        show(f"{options.bundle / plan.file}: trusted from now on")
+        show(f"{bundle.path(plan.file)}: trusted from now on")
     return exits.DONE
 
 

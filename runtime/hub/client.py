@@ -1,0 +1,132 @@
+"""What is asked of the hub, by huggingface_hub, and its failures in one line each."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runtime.errors import BundleError
+from runtime.hub.cache import is_commit
+from runtime.hub.names import HubName
+from runtime.system.version import __version__
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+_TIMEOUT_S = 20
+
+
+@dataclass(frozen=True)
+class HubListing:
+    """The files of a repository at one commit."""
+
+    repository: str
+    commit: str
+    files: frozenset[str]
+
+    def __str__(self) -> str:
+        return f"{self.repository} at {self.commit[:12]}"
+
+
+def connect(name: HubName) -> HfApi:
+    """Return what asks the hub.
+
+    Raises:
+        BundleError: huggingface_hub is not installed.
+    """
+    try:
+        from huggingface_hub import HfApi
+    except ModuleNotFoundError:
+        raise BundleError(
+            f"{name}: no such folder here, and bundles of the Hugging Face hub need huggingface_hub: "
+            "pip install 'patchcaption[hub]'"
+        ) from None
+    return HfApi(library_name="patchcaption", library_version=__version__)
+
+
+def list_repository(name: HubName, revision: str) -> HubListing:
+    """Return the files of a repository, by one request.
+
+    Args:
+        name: of the repository, as the user has it, for messages.
+        revision: a branch, a tag or a commit.
+
+    Raises:
+        BundleError: it is not to be had.
+    """
+    hub = connect(name)
+    with hub_errors(name):
+        found = hub.model_info(name.repository, revision=revision, timeout=_TIMEOUT_S)
+    commit = found.sha or ""
+    if not is_commit(commit):
+        raise BundleError(f"{name}: the hub's answer has no commit, but {commit!r}; is HF_ENDPOINT right?")
+    return HubListing(name.repository, commit, frozenset(file.rfilename for file in found.siblings or []))
+
+
+def download(name: HubName, commit: str, file: str, folder: Path) -> Path:
+    """Download a file of a repository into a folder.
+
+    Raises:
+        BundleError: it is not to be had, or the disk is full.
+    """
+    hub = connect(name)
+    with hub_errors(name):
+        return Path(hub.hf_hub_download(name.repository, file, revision=commit, local_dir=folder))
+
+
+@contextmanager
+def hub_errors(name: HubName) -> Iterator[None]:
+    """Turn what huggingface_hub raises, and the library that it asks by, into one line.
+
+    Raises:
+        BundleError: in its place.
+    """
+    try:
+        yield
+    except BundleError:
+        raise
+    except Exception as error:  # of that HTTP library, of which each version has another
+        raise BundleError(f"{name}: {_reason(name, error)}") from error
+
+
+def _reason(name: HubName, error: Exception) -> str:
+    """Return what went wrong, and what mends it."""
+    from huggingface_hub import constants, errors
+
+    endpoint = constants.ENDPOINT
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return "not in the cache, and HF_HUB_OFFLINE keeps the hub from being asked; load it once without that"
+    if isinstance(error, errors.GatedRepoError):
+        return f"its owner lets those in who ask: do so at {endpoint}/{name.repository}, and set HF_TOKEN"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return (
+            f"no such folder here, and no such repository at {endpoint}, or a private one; "
+            "set HF_TOKEN, or run hf auth login, if you may read it"
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"the repository has no branch, tag or commit {name.revision!r}"
+    if isinstance(error, errors.HfHubHTTPError):
+        return _answer(error.response.status_code, endpoint, str(error))
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full: {error.filename or os.strerror(error.errno)}; empty it, or set XDG_CACHE_HOME"
+    cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ else error
+    if isinstance(cause, errors.HfHubHTTPError):
+        return _answer(cause.response.status_code, endpoint, str(cause))
+    return f"not in the cache, and {endpoint} cannot be reached: {_first_line(cause)}; try again with the network"
+
+
+def _answer(status: int, endpoint: str, text: str) -> str:
+    if status == 401:
+        return f"{endpoint} does not take the token; check HF_TOKEN, or run hf auth login"
+    if status == 403:
+        return f"{endpoint} forbids it (403): the token has no right to do that; check HF_TOKEN"
+    return f"{endpoint} answered {status}: {_first_line(text)}; try again later"
+
+
+def _first_line(said: object) -> str:
+    return next((line.strip() for line in str(said).splitlines() if line.strip()), type(said).__name__)
