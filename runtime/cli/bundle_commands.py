@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
 
 from runtime.backends import BACKEND_NAMES, select_backend
-from runtime.bundle import Bundle, DecoderKind, EntitiesConfig, Manifest, MemoryConfig, PromptConfig
+from runtime.bundle import Bundle, EntitiesConfig, MemoryConfig, PromptConfig
 from runtime.bundle.trust import trust
 from runtime.captioner import Captioner
 from runtime.cli import exits
@@ -84,7 +83,7 @@ def _summary(bundle: Bundle) -> dict[str, object]:
         f"{len(backbone.tokens.register_indices)} registers",
         "text space": backbone.text_space,
         "memory": _memory_text(memory),
-        "decoder": f"{_decoder_name(manifest)}, {decoder.num_layers} layers of width {decoder.embed_dim}, at most "
+        "decoder": f"{manifest.decoder_name}, {decoder.num_layers} layers of width {decoder.embed_dim}, at most "
         f"{decoder.max_new_tokens} tokens, {engines['decoder'].precision}{_prompt_text(decoder.prompt)}",
         "backend": f"auto is {selection.backend} ({selection.reason})",
         "size": f"{sum(record.bytes for record in manifest.files.values()) / 2**20:.1f} MiB",
@@ -96,15 +95,6 @@ def _memory_text(memory: MemoryConfig | None) -> str:
     if memory is None:
         return "none (vectors go to the decoder as they are)"
     return f"{memory.num_rows} captions{'' if memory.projects else ', looked up only'}"
-
-
-_DECODERS: Mapping[DecoderKind, str] = {"decap": "DeCap", "viecap": "ViECap", "meacap": "MeaCap", "clipcap": "ClipCap"}
-
-
-def _decoder_name(manifest: Manifest) -> str:
-    """Return what the decoder is called; DeCap's, trained with noise, reads vectors that no bank was projected onto."""
-    is_capdec = manifest.decoder.kind == "decap" and manifest.memory is None
-    return "CapDec" if is_capdec else _DECODERS[manifest.decoder.kind]
 
 
 def _prompt_text(prompt: PromptConfig | None) -> str:

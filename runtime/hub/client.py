@@ -98,15 +98,18 @@ def _reason(name: HubName, error: Exception) -> str:
     """Return what went wrong, and what mends it."""
     from huggingface_hub import constants, errors
 
-    endpoint = constants.ENDPOINT
+    endpoint, no_folder = constants.ENDPOINT, "" if name.is_certain else "no such folder here, and "
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return "not in the cache, and HF_HUB_OFFLINE keeps the hub from being asked; load it once without that"
+        return (
+            f"{no_folder}HF_HUB_OFFLINE keeps the hub from being asked for what is not in the cache; "
+            "load it once without that"
+        )
     if isinstance(error, errors.GatedRepoError):
-        return f"its owner lets those in who ask: do so at {endpoint}/{name.repository}, and set HF_TOKEN"
+        return f"its owner must let you in: ask at {endpoint}/{name.repository}, and set HF_TOKEN, or run hf auth login"
     if isinstance(error, errors.RepositoryNotFoundError):
         return (
-            f"no such folder here, and no such repository at {endpoint}, or a private one; "
-            "set HF_TOKEN, or run hf auth login, if you may read it"
+            f"{no_folder}no such repository at {endpoint}, or a private one; if you may read it, set HF_TOKEN, or run "
+            "hf auth login"
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return f"the repository has no branch, tag or commit {name.revision!r}"
@@ -117,14 +120,17 @@ def _reason(name: HubName, error: Exception) -> str:
     cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ else error
     if isinstance(cause, errors.HfHubHTTPError):
         return _answer(cause.response.status_code, endpoint, str(cause))
-    return f"not in the cache, and {endpoint} cannot be reached: {_first_line(cause)}; try again with the network"
+    return (
+        f"{no_folder}{endpoint}, which is asked for what is not in the cache, cannot be reached: {_first_line(cause)}; "
+        "try again with the network"
+    )
 
 
 def _answer(status: int, endpoint: str, text: str) -> str:
     if status == 401:
-        return f"{endpoint} does not take the token; check HF_TOKEN, or run hf auth login"
+        return f"{endpoint} wants a token that it knows (401); set HF_TOKEN, or run hf auth login"
     if status == 403:
-        return f"{endpoint} forbids it (403): the token has no right to do that; check HF_TOKEN"
+        return f"{endpoint} forbids it (403); the token in HF_TOKEN must have the right to do that"
     return f"{endpoint} answered {status}: {_first_line(text)}; try again later"
 
 

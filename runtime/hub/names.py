@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from runtime.errors import BundleError
@@ -17,6 +17,8 @@ _UNUSED = ("--", "..")
 """What no repository has in its name; the first separates owner and name in the cache."""
 _BUILDS = "engines"
 """The folder that bundles are built in by default: what is missing there is not asked of the hub."""
+_FILES = (".yaml", ".yml", ".json")
+"""The ends of checkpoints' names that are paths."""
 _DEFAULT_REVISION = "main"
 
 
@@ -27,13 +29,20 @@ class HubName:
     Attributes:
         repository: "owner/name".
         revision: a branch, a tag or a commit.
+        is_certain: whether no folder can have been meant.
     """
 
     repository: str
     revision: str = _DEFAULT_REVISION
+    is_certain: bool = field(default=False, compare=False)
+
+    @property
+    def is_default(self) -> bool:
+        """Whether no revision was asked for."""
+        return self.revision == _DEFAULT_REVISION
 
     def __str__(self) -> str:
-        return self.repository if self.revision == _DEFAULT_REVISION else f"{self.repository}@{self.revision}"
+        return self.repository if self.is_default else f"{self.repository}@{self.revision}"
 
 
 def hub_name(bundle: str | os.PathLike[str]) -> HubName | None:
@@ -48,7 +57,7 @@ def hub_name(bundle: str | os.PathLike[str]) -> HubName | None:
     if not isinstance(bundle, str):
         return None
     if bundle.startswith(_SCHEME):
-        return _parse_address(bundle)
+        return repository_name(bundle)
     first = bundle.partition("/")[0]
     if first == _BUILDS or os.path.lexists(bundle) or Path(first).is_dir():
         return None
@@ -56,7 +65,7 @@ def hub_name(bundle: str | os.PathLike[str]) -> HubName | None:
 
 
 def repository_name(text: str) -> HubName:
-    """Return the repository that a command is to write to or to pull, whatever folders there are.
+    """Return the repository that is meant, whatever folders there are; ``hf://`` may be before it.
 
     Raises:
         BundleError: it is no name of a repository.
@@ -64,14 +73,13 @@ def repository_name(text: str) -> HubName:
     name = _parse(text.removeprefix(_SCHEME))
     if name is None:
         raise BundleError(f"{text!r}: expected a repository of the hub, OWNER/NAME or OWNER/NAME@REVISION")
-    return name
+    return replace(name, is_certain=True)
 
 
-def _parse_address(text: str) -> HubName:
-    name = _parse(text.removeprefix(_SCHEME))
-    if name is None:
-        raise BundleError(f"{text!r}: expected {_SCHEME}OWNER/NAME or {_SCHEME}OWNER/NAME@REVISION")
-    return name
+def repository_of_checkpoint(checkpoint: str) -> str | None:
+    """Return the repository that a bundle's checkpoint is of, by what the manifest calls it; None for any other."""
+    name = None if checkpoint.endswith(_FILES) else _parse(checkpoint)
+    return None if name is None else name.repository
 
 
 def _parse(text: str) -> HubName | None:
