@@ -10,7 +10,7 @@ from runtime.bundle import Bundle, EntitiesConfig, MemoryConfig, PromptConfig
 from runtime.bundle.trust import trust
 from runtime.captioner import Captioner
 from runtime.cli import exits
-from runtime.cli.captioner_arguments import add_bundle_argument
+from runtime.cli.bundle_arguments import add_bundle_argument
 from runtime.hub import open_bundle
 from runtime.system.standard_streams import show
 

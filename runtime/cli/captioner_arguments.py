@@ -8,23 +8,11 @@ from typing import Any
 
 from runtime.backends import BACKEND_NAMES, PRECISIONS
 from runtime.captioner import Captioner
+from runtime.cli.bundle_arguments import add_bundle_flag as add_bundle_flag
 from runtime.cli.region_arguments import argument_type
 from runtime.errors import PatchcaptionError
 from runtime.image import Fit
 from runtime.options import DecodeKeywords, DecodingOptions, split_options
-
-BUNDLE_FORMS = "a folder, or OWNER/NAME[@REVISION] of the Hugging Face hub"
-"""What a bundle is named by; `runtime.hub` finds it when it is opened."""
-
-
-def add_bundle_flag(parser: argparse.ArgumentParser, help: str, required: bool = False) -> None:
-    """Add ``--bundle BUNDLE``, whose former name ``--engines`` is still taken."""
-    parser.add_argument("--bundle", "--engines", required=required, metavar="BUNDLE", help=f"{help}: {BUNDLE_FORMS}")
-
-
-def add_bundle_argument(parser: argparse.ArgumentParser) -> None:
-    """Add ``BUNDLE``, of commands that are about one."""
-    parser.add_argument("bundle", metavar="BUNDLE", help=BUNDLE_FORMS)
 
 
 def add_captioner_flags(parser: argparse.ArgumentParser) -> None:

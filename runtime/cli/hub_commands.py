@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from runtime.cli import exits
-from runtime.cli.captioner_arguments import add_bundle_argument
+from runtime.cli.bundle_arguments import add_bundle_argument
 from runtime.hub import open_bundle, pull
 from runtime.hub.names import repository_name
 from runtime.hub.pushing import PushOptions, push

@@ -12,7 +12,7 @@ from runtime.autotune import BATCH_SIZES, measure, open_all
 from runtime.backends import PRECISIONS
 from runtime.backends.selection import measurements_file, save_measurement
 from runtime.cli import exits
-from runtime.cli.captioner_arguments import add_bundle_argument, add_bundle_flag
+from runtime.cli.bundle_arguments import add_bundle_argument, add_bundle_flag
 from runtime.doctor import examine
 from runtime.hub import open_bundle
 from runtime.system.standard_streams import show

@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 
 from runtime.cli import exits
-from runtime.cli.captioner_arguments import add_bundle_argument, add_captioner_flags, load_captioner
+from runtime.cli.bundle_arguments import add_bundle_argument
+from runtime.cli.captioner_arguments import add_captioner_flags, load_captioner
 from runtime.errors import OptionError, PatchcaptionError
 from runtime.serving.http.settings import DEFAULT_WORKERS, LOOPBACK, Access, ServiceLimits
 from runtime.system.standard_streams import show

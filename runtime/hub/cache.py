@@ -89,17 +89,29 @@ class RepositoryCache:
         """Keep other processes and threads from fetching the same repository; yield the lock's descriptor.
 
         It ends with the last process that has the descriptor, however that ends.
+
+        Raises:
+            BundleError: the cache cannot be written, also by what the block does.
         """
-        make_private(self._folder)
-        descriptor = os.open(self._folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
-            with suppress(OSError):  # a file system without locks: work is done twice, and nothing is mixed
-                if not lock(descriptor):
-                    note(f"{self._repository}: another process is fetching it; waiting for that")
-                    fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield descriptor
-        finally:
-            os.close(descriptor)
+            make_private(self._folder)
+            descriptor = os.open(self._folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            try:
+                self._wait_for(descriptor)
+                yield descriptor
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise BundleError(
+                f"{self._repository}: {error.filename or self._folder}: cannot be written: {error.strerror or error}; "
+                "set XDG_CACHE_HOME to a folder of your own, with room for the bundle"
+            ) from None
+
+    def _wait_for(self, descriptor: int) -> None:
+        with suppress(OSError):  # a file system without locks: work is done twice, and nothing is mixed
+            if not lock(descriptor):
+                note(f"{self._repository}: another process is fetching it; waiting for that")
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
 
     def _pin(self, revision: str) -> Path:
         return self._folder / "refs" / quote(revision, safe="")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +19,10 @@ from runtime.system.version import __version__
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
 
 _TIMEOUT_S = 20
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM)
 
 
 @dataclass(frozen=True)
@@ -94,44 +98,55 @@ def hub_errors(name: HubName) -> Iterator[None]:
         raise BundleError(f"{name}: {_reason(name, error)}") from error
 
 
-def _reason(name: HubName, error: Exception) -> str:
+def _reason(name: HubName, error: BaseException) -> str:
     """Return what went wrong, and what mends it."""
     from huggingface_hub import constants, errors
 
-    endpoint, no_folder = constants.ENDPOINT, "" if name.is_certain else "no such folder here, and "
+    endpoint = constants.ENDPOINT
+    if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, errors.HfHubHTTPError):
+        return _refusal(name, error, endpoint)
+    if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+        return f"{error.filename or 'the cache'}: cannot be written: {os.strerror(error.errno)}; set XDG_CACHE_HOME"
+    if isinstance(error, json.JSONDecodeError):
+        return f"{endpoint} gave an answer that is none of a hub's; is HF_ENDPOINT right?"
+    if isinstance(error, ValueError):  # what was asked for is refused before it is sent
+        return " ".join(str(error).split())
     if isinstance(error, errors.OfflineModeIsEnabled):
         return (
-            f"{no_folder}HF_HUB_OFFLINE keeps the hub from being asked for what is not in the cache; "
+            f"{_no_folder(name)}HF_HUB_OFFLINE keeps the hub from being asked for what is not in the cache; "
             "load it once without that"
         )
+    return (
+        f"{_no_folder(name)}{endpoint}, which is asked for what is not in the cache, cannot be reached: "
+        f"{_first_line(error)}; try again with the network"
+    )
+
+
+def _refusal(name: HubName, error: HfHubHTTPError, endpoint: str) -> str:
+    """Return why the hub answered with an error."""
+    from huggingface_hub import errors
+
+    status = error.response.status_code
     if isinstance(error, errors.GatedRepoError):
         return f"its owner must let you in: ask at {endpoint}/{name.repository}, and set HF_TOKEN, or run hf auth login"
     if isinstance(error, errors.RepositoryNotFoundError):
         return (
-            f"{no_folder}no such repository at {endpoint}, or a private one; if you may read it, set HF_TOKEN, or run "
-            "hf auth login"
+            f"{_no_folder(name)}no such repository at {endpoint}, or a private one; if you may read it, set HF_TOKEN, "
+            "or run hf auth login"
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return f"the repository has no branch, tag or commit {name.revision!r}"
-    if isinstance(error, errors.HfHubHTTPError):
-        return _answer(error.response.status_code, endpoint, str(error))
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk is full: {error.filename or os.strerror(error.errno)}; empty it, or set XDG_CACHE_HOME"
-    cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ else error
-    if isinstance(cause, errors.HfHubHTTPError):
-        return _answer(cause.response.status_code, endpoint, str(cause))
-    return (
-        f"{no_folder}{endpoint}, which is asked for what is not in the cache, cannot be reached: {_first_line(cause)}; "
-        "try again with the network"
-    )
-
-
-def _answer(status: int, endpoint: str, text: str) -> str:
-    if status == 401:
+    if status == HTTPStatus.UNAUTHORIZED:
         return f"{endpoint} wants a token that it knows (401); set HF_TOKEN, or run hf auth login"
-    if status == 403:
+    if status == HTTPStatus.FORBIDDEN:
         return f"{endpoint} forbids it (403); the token in HF_TOKEN must have the right to do that"
-    return f"{endpoint} answered {status}: {_first_line(text)}; try again later"
+    return f"{endpoint} answered {status}: {_first_line(error)}; try again later"
+
+
+def _no_folder(name: HubName) -> str:
+    return "" if name.is_certain else "no such folder here, and "
 
 
 def _first_line(said: object) -> str:

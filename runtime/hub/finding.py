@@ -64,6 +64,7 @@ def pull(name: HubName) -> Path:
         if folder is None or damaged_file(folder) is not None:
             folder = _fetch(name, listing, cache, descriptor)
         Bundle(folder)
+        _say_what_changed(name, cache.pinned(name.revision), listing)
         cache.pin(name.revision, listing.commit)
     return folder
 
@@ -80,6 +81,13 @@ def _find(name: HubName) -> Path:
             folder = _fetch(name, listing, cache, descriptor)
             cache.pin(name.revision, listing.commit)
     return folder
+
+
+def _say_what_changed(name: HubName, before: str | None, listing: HubListing) -> None:
+    if before not in (None, listing.commit):
+        note(f"{name} was {before[:12]}, and is {listing.commit[:12]} from now on")
+    elif before == listing.commit:
+        note(f"{name} is {before[:12]}, as it was")
 
 
 def _repair(name: HubName, folder: Path, error: BundleError) -> None:

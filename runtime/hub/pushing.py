@@ -53,7 +53,8 @@ def push(bundle: Bundle, name: HubName, options: PushOptions) -> str:
 
     with hub_errors(name):
         hub.create_repo(name.repository, private=options.is_private or None, exist_ok=True)
-    _check_private(name, options)
+    if options.is_private:
+        _check_private(name)
     if not name.is_default:
         with hub_errors(name):
             hub.create_branch(name.repository, branch=name.revision, exist_ok=True)
@@ -86,12 +87,12 @@ def _check_plans(bundle: Bundle, options: PushOptions) -> None:
         )
 
 
-def _check_private(name: HubName, options: PushOptions) -> None:
-    """Raise if a repository that must be private is not, which it was made by others or before."""
+def _check_private(name: HubName) -> None:
+    """Raise if a repository that must be private is not, as one that was there before may be."""
     hub = connect(name)
     with hub_errors(name):
         is_private = hub.model_info(name.repository).private
-    if options.is_private and not is_private:
+    if not is_private:
         raise BundleError(f"{name}: --private, but the repository is there, and public; nothing was uploaded")
 
 

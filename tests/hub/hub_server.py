@@ -25,6 +25,7 @@ import yaml
 Tree = dict[str, bytes]
 _LFS_BYTES = 10_000
 """Smaller than the hub's, so that small bundles have files of both kinds."""
+_CUT_AT = 12_000_000
 _LICENSES = {"apache-2.0", "mit", "cc-by-4.0", "other"}
 _ENDPOINTS = ("/revision/", "/tree/", "/preupload/", "/commit/", "/branch/", "/paths-info/", "/refs")
 
@@ -64,6 +65,9 @@ class Hub:
         requests: "METHOD /path" of each request, in the order that they came.
         lies: contents that are sent in place of a file's, by its name.
         gates: by a file's name what is called before its contents are sent: it may wait.
+        answers: bodies that are sent in place of the hub's own, by path.
+        cuts: names of files whose connection breaks, once, after 12 MB.
+        ranges: the Range of each request that has one.
     """
 
     url: str = ""
@@ -73,6 +77,9 @@ class Hub:
     requests: list[str] = field(default_factory=list)
     lies: dict[str, bytes] = field(default_factory=dict)
     gates: dict[str, Callable[[], None]] = field(default_factory=dict)
+    answers: dict[str, bytes] = field(default_factory=dict)
+    cuts: list[str] = field(default_factory=list)
+    ranges: list[str] = field(default_factory=list)
     large: dict[str, bytes] = field(default_factory=dict)
 
     def files_sent(self) -> list[str]:
@@ -175,7 +182,9 @@ class _HubHandler(BaseHTTPRequestHandler):
         return body
 
     def _route(self, path: str) -> None:
-        if resolve := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+        if path in self.state.answers:
+            self._send(self.state.answers[path], 200)
+        elif resolve := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self._send_file(*resolve.groups())
         elif large := re.fullmatch(r"/large/([0-9a-f]{64})/(.+)", path):
             self._large_file(*large.groups())
@@ -290,10 +299,15 @@ class _HubHandler(BaseHTTPRequestHandler):
             data = self.state.lies.get(path, data)
         status, start = 200, 0
         if part := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
+            self.state.ranges.append(part[0])
             start, end = int(part[1]), int(part[2] or len(data) - 1)
             headers = {**headers, "Content-Range": f"bytes {start}-{end}/{len(data)}"}
             status, data = 206, data[start : end + 1]
-        self._send(data, status, headers)
+        if self.command == "GET" and path in self.state.cuts:
+            self.state.cuts.remove(path)
+            self._send(data, status, headers, cut_at=_CUT_AT)
+        else:
+            self._send(data, status, headers)
 
     # publishing
 
@@ -376,11 +390,15 @@ class _HubHandler(BaseHTTPRequestHandler):
     def _send_json(self, answer: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
         self._send(json.dumps(answer).encode(), status, {"Content-Type": "application/json", **(headers or {})})
 
-    def _send(self, data: bytes, status: int, headers: Mapping[str, str] | None = None) -> None:
+    def _send(
+        self, data: bytes, status: int, headers: Mapping[str, str] | None = None, cut_at: int | None = None
+    ) -> None:
         self.send_response(status)
         for key, value in (headers or {}).items():
             self.send_header(key, value)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(data)
+            self.wfile.write(data[:cut_at])
+        if cut_at is not None:
+            self.close_connection = True
