@@ -69,13 +69,13 @@ def _by_hand(listing: HubListing) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment of the build: as this one's, with this version's packages, and bars if they are seen."""
+    """Return the environment of the build: as this one's, with this version's packages, and its bar where it is seen."""
     paths = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*paths, str(_ROOT)])}
     with suppress(AttributeError, ValueError):  # no stderr, or a closed one
         if sys.stderr.isatty():
             columns, lines = shutil.get_terminal_size()
-            environment |= {"FORCE_COLOR": "1", "TQDM_POSITION": "-1", "COLUMNS": str(columns), "LINES": str(lines)}
+            environment |= {"FORCE_COLOR": "1", "COLUMNS": str(columns), "LINES": str(lines)}
     return environment
 
 
