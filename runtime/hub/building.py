@@ -69,7 +69,7 @@ def _by_hand(listing: HubListing) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment of the build: as this one's, with this version's packages, and its bar where it is seen."""
+    """Return this environment, with this version's packages, and the bar of a terminal where stderr is one."""
     paths = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*paths, str(_ROOT)])}
     with suppress(AttributeError, ValueError):  # no stderr, or a closed one

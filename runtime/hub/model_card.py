@@ -90,7 +90,7 @@ _TEXT = """---
 
 # {title}
 
-A bundle of [patchcaption](https://pypi.org/project/patchcaption/): it describes any region of an image in words.
+A bundle of patchcaption, which describes any region of an image in words.
 
 ```sh
 pip install 'patchcaption[cpu,hub]'

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
-from tests.conftest import SAMPLE
+from patchcaption._commands import TOOLS
+from tests.conftest import ROOT, SAMPLE
 from tests.hub.conftest import NAME
 from tests.hub.hub_server import Hub, Tree
 from tests.hub.machine import Machine
@@ -183,3 +187,19 @@ print(is_trusted(files["decoder.plan"].sha256))
     assert (trusted.code, trusted.out) == (0, f"{there.bundle(NAME) / 'decoder.plan'}: trusted from now on\n")
     assert there.run(is_trusted).out == "True\n"
     push(here, hub, Path(here.run(["pull", NAME]).out.strip()), "--with-plans")
+
+
+def test_the_commands_of_the_page_run(hub: Hub, machine: Machine, demo_bundle: Path, sample_image: Image.Image) -> None:
+    page = (ROOT / "docs" / "hub.md").read_text(encoding="utf-8")
+    shown = "\n".join(re.findall(r"```console\n(.*?)```", page, re.DOTALL))
+    commands = [shlex.split(line, comments=True) for line in re.findall(r"^\$ patchcaption (.*)$", shown, re.MULTILINE)]
+    commands = [command for command in commands if command[0] not in TOOLS]
+    commands.sort(key=lambda command: command[0] != "push")
+    assert len(commands) == 5
+    (machine.folder / "engines").mkdir()
+    (machine.folder / "engines" / "demo").symlink_to(demo_bundle)
+    sample_image.save(machine.folder / "image.jpg")
+    hub.add("owner/name", {"x": b""}, is_private=True)
+    for command in commands:
+        done = machine.run(command, HF_TOKEN=hub.token)
+        assert done.code == 0, (command, done)
