@@ -39,16 +39,7 @@ def build_bundle(listing: HubListing, target: Path, lock_descriptor: int) -> Pat
     note(f"{listing}: a checkpoint, of which a bundle is built in {target}; that takes minutes, once")
     if target.exists() and damaged_file(target) is not None:
         shutil.rmtree(target)
-    arguments = ["build", f"{listing.repository}@{listing.commit}", "--out", str(target)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "patchcaption", *arguments],
-        cwd=target.parent,  # where no module of the user's is that Python would find first
-        env=_environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        pass_fds=(lock_descriptor,),
-    )
+    process = _start(listing, target, lock_descriptor)
     assert process.stderr is not None
     with process:
         try:
@@ -62,6 +53,25 @@ def build_bundle(listing: HubListing, target: Path, lock_descriptor: int) -> Pat
             f"{listing}: its checkpoint was not built: {reason or _ending(code)}; by hand: {_by_hand(listing)}"
         )
     return target
+
+
+def _start(listing: HubListing, target: Path, lock_descriptor: int) -> subprocess.Popen[bytes]:
+    arguments = ["build", f"{listing.repository}@{listing.commit}", "--out", str(target)]
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", "patchcaption", *arguments],
+            cwd=target.parent,  # where no module of the user's is that Python would find first
+            env=_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            pass_fds=(lock_descriptor,),
+        )
+    except OSError as error:
+        raise BundleError(
+            f"{listing}: a checkpoint, and {sys.executable} cannot be run to build it: {error.strerror}; "
+            f"by hand: {_by_hand(listing)}"
+        ) from None
 
 
 def _by_hand(listing: HubListing) -> str:

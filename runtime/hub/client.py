@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,11 +28,16 @@ _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPE
 
 @dataclass(frozen=True)
 class HubListing:
-    """The files of a repository at one commit."""
+    """The files of a repository at one commit.
+
+    Attributes:
+        snapshot: the folder of huggingface_hub's own cache that they are in; None to ask the hub for them.
+    """
 
     repository: str
     commit: str
     files: frozenset[str]
+    snapshot: Path | None = None
 
     def __str__(self) -> str:
         return f"{self.repository} at {self.commit[:12]}"
@@ -63,24 +69,69 @@ def list_repository(name: HubName, revision: str) -> HubListing:
     Raises:
         BundleError: it is not to be had.
     """
+    listing = list_to_write(name, revision)
+    if not is_commit(listing.commit):
+        raise BundleError(f"{name}: the hub's answer has no commit, but {listing.commit!r}; is HF_ENDPOINT right?")
+    return listing
+
+
+def list_to_write(name: HubName, revision: str) -> HubListing:
+    """Return the files of a repository, which may have no commit yet: "".
+
+    Raises:
+        BundleError: as `list_repository`.
+    """
     hub = connect(name)
     with hub_errors(name):
         found = hub.model_info(name.repository, revision=revision, timeout=_TIMEOUT_S)
-    commit = found.sha or ""
-    if not is_commit(commit):
-        raise BundleError(f"{name}: the hub's answer has no commit, but {commit!r}; is HF_ENDPOINT right?")
-    return HubListing(name.repository, commit, frozenset(file.rfilename for file in found.siblings or []))
+    return HubListing(name.repository, found.sha or "", frozenset(file.rfilename for file in found.siblings or []))
 
 
-def download(name: HubName, commit: str, file: str, folder: Path) -> Path:
-    """Download a file of a repository into a folder.
+def list_repository_anywhere(name: HubName, revision: str) -> HubListing:
+    """Return the files of a repository; where the hub cannot be reached, those that `hf download` has brought here.
+
+    Raises:
+        BundleError: as `list_repository`.
+    """
+    try:
+        return list_repository(name, revision)
+    except BundleError as error:
+        listing = _list_snapshot(name, revision) if _is_of_the_network(error) else None
+        if listing is None:
+            raise
+        return listing
+
+
+def _is_of_the_network(error: BundleError) -> bool:
+    """Return whether the hub was asked, or was to be, and has not answered."""
+    return error.__cause__ is not None and getattr(error.__cause__, "response", None) is None
+
+
+def _list_snapshot(name: HubName, revision: str) -> HubListing | None:
+    """Return the files of a revision in huggingface_hub's own cache; None if it has none of it."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        snapshot = Path(snapshot_download(name.repository, revision=revision, local_files_only=True))
+    except (OSError, ValueError):
+        return None
+    if not is_commit(snapshot.name):
+        return None
+    files = (path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file())
+    return HubListing(name.repository, snapshot.name, frozenset(files), snapshot)
+
+
+def download(name: HubName, listing: HubListing, file: str, folder: Path) -> Path:
+    """Bring a file of a repository into a folder.
 
     Raises:
         BundleError: it is not to be had, or the disk is full.
     """
+    if listing.snapshot is not None:
+        return Path(shutil.copyfile(listing.snapshot / file, folder / file))
     hub = connect(name)
     with hub_errors(name):
-        return Path(hub.hf_hub_download(name.repository, file, revision=commit, local_dir=folder))
+        return Path(hub.hf_hub_download(name.repository, file, revision=listing.commit, local_dir=folder))
 
 
 @contextmanager

@@ -30,7 +30,7 @@ def download_bundle(name: HubName, listing: HubListing, cache: RepositoryCache) 
     """
     folder, target = cache.unfinished(listing.commit), cache.downloaded(listing.commit)
     (folder / MANIFEST).unlink(missing_ok=True)
-    download(name, listing.commit, MANIFEST, folder)
+    download(name, listing, MANIFEST, folder)
     if not _is_of_a_bundle(folder / MANIFEST):
         shutil.rmtree(folder)
         return None
@@ -43,9 +43,10 @@ def download_bundle(name: HubName, listing: HubListing, cache: RepositoryCache) 
     _check_listed(name, listing, missing)
     _check_space(name, folder, missing)
     size_mib = sum(record.bytes for record in missing.values()) / 2**20
-    note(f"{listing}: downloading {len(missing)} of its {len(manifest.files)} files, {size_mib:.1f} MiB")
+    verb = "downloading" if listing.snapshot is None else "copying from huggingface_hub's cache"
+    note(f"{listing}: {verb} {len(missing)} of its {len(manifest.files)} files, {size_mib:.1f} MiB")
     for file, record in missing.items():
-        _download_whole(name, listing.commit, file, record, folder)
+        _download_whole(name, listing, file, record, folder)
     shutil.rmtree(folder / _OF_HUGGINGFACE_HUB, ignore_errors=True)
     put_in_place(folder, target)
     return target
@@ -82,11 +83,11 @@ def _check_space(name: HubName, folder: Path, files: dict[str, FileRecord]) -> N
         )
 
 
-def _download_whole(name: HubName, commit: str, file: str, record: FileRecord, folder: Path) -> None:
+def _download_whole(name: HubName, listing: HubListing, file: str, record: FileRecord, folder: Path) -> None:
     """Download a file, in place of what is there of it."""
     path = folder / file
     path.unlink(missing_ok=True)
-    download(name, commit, file, folder)
+    download(name, listing, file, folder)
     if not is_whole(path, record):
         size = path.stat().st_size
         path.unlink()

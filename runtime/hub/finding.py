@@ -9,7 +9,7 @@ from runtime.bundle import MANIFEST, Bundle
 from runtime.errors import BundleError
 from runtime.hub.building import build_bundle
 from runtime.hub.cache import RepositoryCache, damaged_file
-from runtime.hub.client import HubListing, list_repository
+from runtime.hub.client import HubListing, list_repository, list_repository_anywhere
 from runtime.hub.downloading import download_bundle
 from runtime.hub.messages import note
 from runtime.hub.names import HubName, hub_name
@@ -44,8 +44,10 @@ def open_bundle(bundle: str | os.PathLike[str], verify: bool = True) -> Bundle:
     try:
         return Bundle(folder, verify)
     except BundleError as error:
-        if name is None or damaged_file(folder) is None:
+        if name is None:
             raise
+        if damaged_file(folder) is None:
+            raise BundleError(f"{error}; patchcaption pull {name} fetches or builds it again") from None
         note(f"{error}: fetching it again")
         _repair(name, folder, error)
     return Bundle(folder, verify)
@@ -61,7 +63,7 @@ def pull(name: HubName) -> Path:
     with cache.locked() as descriptor:
         listing = list_repository(name, name.revision)
         folder = cache.bundle_of(listing.commit)
-        if folder is None or damaged_file(folder) is not None:
+        if folder is None or not _opens(folder):
             folder = _fetch(name, listing, cache, descriptor)
         Bundle(folder)
         _say_what_changed(name, cache.pinned(name.revision), listing)
@@ -77,7 +79,7 @@ def _find(name: HubName) -> Path:
     with cache.locked() as descriptor:
         folder = cache.find(name)  # another process may have fetched it
         if folder is None:
-            listing = list_repository(name, cache.pinned(name.revision) or name.revision)
+            listing = list_repository_anywhere(name, cache.pinned(name.revision) or name.revision)
             folder = _fetch(name, listing, cache, descriptor)
             cache.pin(name.revision, listing.commit)
     return folder
@@ -90,6 +92,14 @@ def _say_what_changed(name: HubName, before: str | None, listing: HubListing) ->
         note(f"{name} is {before[:12]}, as it was")
 
 
+def _opens(folder: Path) -> bool:
+    try:
+        Bundle(folder)
+    except BundleError:
+        return False
+    return True
+
+
 def _repair(name: HubName, folder: Path, error: BundleError) -> None:
     """Fetch the bundle of a pinned commit again, unless another process has."""
     cache = RepositoryCache(name.repository)
@@ -97,7 +107,7 @@ def _repair(name: HubName, folder: Path, error: BundleError) -> None:
         if damaged_file(folder) is None:
             return
         try:
-            listing = list_repository(name, cache.pinned(name.revision) or name.revision)
+            listing = list_repository_anywhere(name, cache.pinned(name.revision) or name.revision)
             _fetch(name, listing, cache, descriptor)
         except BundleError as reason:
             raise BundleError(f"{error}; it could not be fetched again: {reason}") from None

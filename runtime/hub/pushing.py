@@ -5,15 +5,19 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from runtime.bundle import MANIFEST, Bundle, read_manifest
 from runtime.errors import BundleError
 from runtime.hub.cache import is_commit
-from runtime.hub.client import HubListing, connect, download, hub_errors, list_repository
+from runtime.hub.client import HubListing, connect, download, hub_errors, list_to_write
 from runtime.hub.messages import note
 from runtime.hub.model_card import CARD, MARK, model_card
 from runtime.hub.names import HubName
 from runtime.system.version import __version__
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 
 @dataclass(frozen=True)
@@ -51,14 +55,7 @@ def push(bundle: Bundle, name: HubName, options: PushOptions) -> str:
     hub = connect(name)
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    with hub_errors(name):
-        hub.create_repo(name.repository, private=options.is_private or None, exist_ok=True)
-    if options.is_private:
-        _check_private(name)
-    if not name.is_default:
-        with hub_errors(name):
-            hub.create_branch(name.repository, branch=name.revision, exist_ok=True)
-    listing = list_repository(name, name.revision)
+    listing = _prepare_repository(hub, name, options)
     added = [CommitOperationAdd(file, bundle.path(file)) for file in (*bundle.manifest.files, MANIFEST)]
     with tempfile.TemporaryDirectory() as temporary:
         older = Path(temporary)
@@ -72,9 +69,20 @@ def push(bundle: Bundle, name: HubName, options: PushOptions) -> str:
             [*added, *removed],
             commit_message=options.message or f"Upload a bundle of patchcaption {__version__}",
             revision=name.revision,
-            parent_commit=listing.commit,
+            parent_commit=listing.commit or None,
         )
     return str(commit.commit_url)
+
+
+def _prepare_repository(hub: HfApi, name: HubName, options: PushOptions) -> HubListing:
+    """Make the repository and the branch if need be; return what is there."""
+    with hub_errors(name):
+        hub.create_repo(name.repository, private=options.is_private or None, exist_ok=True)
+        if options.is_private and not hub.model_info(name.repository).private:
+            raise BundleError(f"{name}: --private, but the repository is there, and public; nothing was uploaded")
+        if not name.is_default:
+            hub.create_branch(name.repository, branch=name.revision, exist_ok=True)
+    return list_to_write(name, name.revision)
 
 
 def _check_plans(bundle: Bundle, options: PushOptions) -> None:
@@ -87,20 +95,11 @@ def _check_plans(bundle: Bundle, options: PushOptions) -> None:
         )
 
 
-def _check_private(name: HubName) -> None:
-    """Raise if a repository that must be private is not, as one that was there before may be."""
-    hub = connect(name)
-    with hub_errors(name):
-        is_private = hub.model_info(name.repository).private
-    if not is_private:
-        raise BundleError(f"{name}: --private, but the repository is there, and public; nothing was uploaded")
-
-
 def _may_write_card(name: HubName, listing: HubListing, folder: Path) -> bool:
     """Return whether the repository has no card, or one that was written here."""
     if CARD not in listing.files:
         return True
-    if MARK in download(name, listing.commit, CARD, folder).read_text(encoding="utf-8", errors="replace"):
+    if MARK in download(name, listing, CARD, folder).read_text(encoding="utf-8", errors="replace"):
         return True
     note(f"{name}: its {CARD} was written by hand, and is left as it is")
     return False
@@ -110,7 +109,7 @@ def _outdated(bundle: Bundle, name: HubName, listing: HubListing, folder: Path) 
     """Return the files of the bundle that is in the repository which this one does not have."""
     if MANIFEST not in listing.files:
         return []
-    download(name, listing.commit, MANIFEST, folder)
+    download(name, listing, MANIFEST, folder)
     try:
         older = read_manifest(folder).files
     except BundleError:  # of another schema, or no bundle's: which files are its own is not known

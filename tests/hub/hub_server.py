@@ -253,7 +253,11 @@ class _HubHandler(BaseHTTPRequestHandler):
 
     def _tree(self, name: str, revision: str) -> None:
         _, tree = self._files(name, revision)
-        entries = [{"type": "file", "path": path, "size": len(tree[path]), "oid": blob_id(tree[path])} for path in tree]
+        entries = []
+        for path, data in tree.items():
+            lfs = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
+            large = {"lfs": lfs} if is_large(path, data) else {}
+            entries.append({"type": "file", "path": path, "size": len(data), "oid": blob_id(data), **large})
         self._send_json(entries)
 
     def _refs(self, name: str, _: str) -> None:

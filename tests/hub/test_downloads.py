@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import threading
 from collections.abc import Callable
@@ -193,6 +195,42 @@ def test_a_connection_that_breaks_goes_on_where_it_was(published: Hub, machine: 
     assert machine.run(OPEN).code == 0
     assert published.files_sent().count(LARGEST) == 2
     assert published.ranges == [f"bytes={10 * 2**20}-"]
+
+
+def test_what_hf_download_has_brought_needs_no_hub(published: Hub, machine: Machine, demo_files: Tree) -> None:
+    brought = machine.run(
+        f"from huggingface_hub import snapshot_download; snapshot_download('{NAME}', revision='main')"
+    )
+    assert brought.code == 0, brought
+    asked = len(published.requests)
+    done = machine.run(OPEN, HF_HUB_OFFLINE="1")
+    assert done.code == 0, done
+    assert "copying from huggingface_hub's cache 10 of its 10 files" in done.err
+    assert {path.name: path.read_bytes() for path in machine.bundle(NAME).iterdir()} == demo_files
+    assert not any(path.is_symlink() for path in machine.bundle(NAME).iterdir())
+    assert machine.run(["pull", NAME], HF_HUB_OFFLINE="1").code == 1
+    assert len(published.requests) == asked
+
+
+def test_a_bundle_that_this_version_does_not_open_says_how_to_go_on(
+    published: Hub, machine: Machine, demo_files: Tree
+) -> None:
+    graph = demo_files["decoder.onnx"].replace(b"Softmax", b"Hardmax")
+    published.repositories[NAME].commit(with_file(demo_files, "decoder.onnx", graph))
+    done = machine.run(["info", NAME])
+    assert done.code == 1
+    assert done.err.count("error: ") == 1
+    assert done.err.endswith("; patchcaption pull acme/demo fetches or builds it again\n")
+    published.repositories[NAME].commit(demo_files)
+    assert machine.run(["pull", NAME]).code == 0
+    assert machine.run(["info", NAME]).code == 0
+
+
+def with_file(files: Tree, name: str, data: bytes) -> Tree:
+    """Return a bundle with another file, and the manifest that says so."""
+    manifest = json.loads(files["manifest.json"])
+    manifest["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    return {**files, name: data, "manifest.json": json.dumps(manifest).encode()}
 
 
 def test_a_folder_of_that_name_wins(published: Hub, machine: Machine, demo_bundle: Path) -> None:
