@@ -134,6 +134,20 @@ def download(name: HubName, listing: HubListing, file: str, folder: Path) -> Pat
         return Path(hub.hf_hub_download(name.repository, file, revision=listing.commit, local_dir=folder))
 
 
+def check_readable(name: HubName, listing: HubListing, file: str) -> None:
+    """Raise unless a file of a repository may be downloaded: of a gated one all may see the list, and few the files.
+
+    Raises:
+        BundleError: it may not, or the hub cannot be reached.
+    """
+    if listing.snapshot is None:
+        from huggingface_hub import hf_hub_url
+
+        hub = connect(name)
+        with hub_errors(name):
+            hub.get_hf_file_metadata(url=hf_hub_url(name.repository, file, revision=listing.commit))
+
+
 @contextmanager
 def hub_errors(name: HubName) -> Iterator[None]:
     """Turn what huggingface_hub raises, and the library that it asks by, into one line.

@@ -9,7 +9,7 @@ from runtime.bundle import MANIFEST, Bundle
 from runtime.errors import BundleError
 from runtime.hub.building import build_bundle
 from runtime.hub.cache import RepositoryCache, damaged_file
-from runtime.hub.client import HubListing, list_repository, list_repository_anywhere
+from runtime.hub.client import HubListing, check_readable, list_repository, list_repository_anywhere
 from runtime.hub.downloading import download_bundle
 from runtime.hub.messages import note
 from runtime.hub.names import HubName, hub_name
@@ -51,6 +51,21 @@ def open_bundle(bundle: str | os.PathLike[str], verify: bool = True) -> Bundle:
         note(f"{error}: fetching it again")
         _repair(name, folder, error)
     return Bundle(folder, verify)
+
+
+def exact_name(bundle: str | os.PathLike[str]) -> str:
+    """Return what means the same bundle to other processes, whenever and wherever they load it.
+
+    That is the commit of a repository, "owner/name@COMMIT", which is fetched if need be; and a folder's absolute path.
+
+    Raises:
+        BundleError: as `find_bundle`.
+    """
+    name, folder = hub_name(bundle), find_bundle(bundle)
+    if name is None:
+        return os.path.abspath(folder)
+    commit = RepositoryCache(name.repository).pinned(name.revision)
+    return f"hf://{name.repository}@{commit}"
 
 
 def pull(name: HubName) -> Path:
@@ -116,11 +131,13 @@ def _repair(name: HubName, folder: Path, error: BundleError) -> None:
 def _fetch(name: HubName, listing: HubListing, cache: RepositoryCache, lock_descriptor: int) -> Path:
     """Download or build the bundle of a commit; return its folder."""
     folder = download_bundle(name, listing, cache) if MANIFEST in listing.files else None
-    if folder is None and any(file.endswith(_CONFIGURATIONS) for file in listing.files):
-        folder = build_bundle(listing, cache.built(listing.commit), lock_descriptor)
-    if folder is None:
+    if folder is not None:
+        return folder
+    configurations = [file for file in listing.files if file.endswith(_CONFIGURATIONS)]
+    if not configurations:
         raise BundleError(
             f"{name}: the repository has neither a bundle ({MANIFEST}) nor a checkpoint to build one of (a Patch-ioner "
             "configuration, .yaml); patchcaption push publishes a bundle"
         )
-    return folder
+    check_readable(name, listing, configurations[0])
+    return build_bundle(listing, cache.built(listing.commit), lock_descriptor)

@@ -104,6 +104,15 @@ def manifest_of(files: Tree, checkpoint: str) -> Tree:
     return {**files, "manifest.json": files["manifest.json"].replace(b'"demo"', f'"{checkpoint}"'.encode())}
 
 
+def test_the_exact_name_is_that_of_the_commit(published: Hub, machine: Machine, demo_bundle: Path) -> None:
+    commit = published.repositories[NAME].refs["main"]
+    exact = machine.run(f"from runtime.hub import exact_name; print(exact_name('{NAME}'), exact_name('{demo_bundle}'))")
+    assert exact.out == f"hf://{NAME}@{commit} {demo_bundle}\n"
+    published.repositories[NAME].commit({"x": b""})
+    code = f"from runtime.hub import find_bundle; print(find_bundle('hf://{NAME}@{commit}').name)"
+    assert machine.run(code).out == f"{commit}\n"
+
+
 def test_revisions_are_branches_tags_and_commits(published: Hub, machine: Machine, demo_files: Tree) -> None:
     repository = published.repositories[NAME]
     first = repository.refs["main"]

@@ -6,7 +6,9 @@ import json
 
 import pytest
 
-from tests.conftest import SAMPLE
+from runtime.errors import BundleError
+from runtime.hub import find_bundle
+from tests.conftest import SAMPLE, without_home
 from tests.hub.conftest import NAME
 from tests.hub.hub_server import Hub, Tree
 from tests.hub.machine import Finished, Machine
@@ -48,6 +50,24 @@ def test_gated_repositories_want_their_owners_consent(published: Hub, machine: M
         "login"
     )
     assert machine.run(["info", NAME], HF_TOKEN=published.token).code == 0
+
+
+def test_gated_checkpoints_are_not_begun(hub: Hub, machine: Machine) -> None:
+    hub.add(NAME, {"config.yaml": b"dino_model: x"}, is_gated=True)
+    assert "acme/demo: its owner must let you in: ask at" in error_of(machine.run(["info", NAME]))
+
+
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_home(monkeypatch)
+    with pytest.raises(BundleError, match="bundles of the hub cannot be kept: .*; set XDG_CACHE_HOME to a folder"):
+        find_bundle(NAME)
+
+
+def test_a_cache_that_is_in_the_way(hub: Hub, machine: Machine) -> None:
+    machine.cache.parent.mkdir(parents=True)
+    machine.cache.write_bytes(b"a file")
+    assert "hub: cannot be written: File exists; set XDG_CACHE_HOME" in error_of(machine.run(["info", NAME]))
+    assert hub.requests == []
 
 
 def test_a_revision_that_is_not_there(published: Hub, machine: Machine) -> None:
