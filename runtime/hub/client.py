@@ -1,13 +1,8 @@
-"""What is asked of the hub, by huggingface_hub, and its failures in one line each."""
+"""What is asked of the hub, by huggingface_hub."""
 
 from __future__ import annotations
 
-import errno
-import json
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -15,15 +10,14 @@ from typing import TYPE_CHECKING
 
 from runtime.errors import BundleError
 from runtime.hub.cache import is_commit
+from runtime.hub.failures import NO_FOLDER, hub_errors
 from runtime.hub.names import HubName
 from runtime.system.version import __version__
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
 _TIMEOUT_S = 20
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM)
 
 
 @dataclass(frozen=True)
@@ -52,9 +46,9 @@ def connect(name: HubName) -> HfApi:
     try:
         from huggingface_hub import HfApi
     except ModuleNotFoundError:
+        no_folder = "" if name.is_certain else NO_FOLDER
         raise BundleError(
-            f"{name}: no such folder here, and bundles of the Hugging Face hub need huggingface_hub: "
-            "pip install 'patchcaption[hub]'"
+            f"{name}: {no_folder}bundles of the Hugging Face hub need huggingface_hub: pip install 'patchcaption[hub]'"
         ) from None
     return HfApi(library_name="patchcaption", library_version=__version__)
 
@@ -103,8 +97,11 @@ def list_repository_anywhere(name: HubName, revision: str) -> HubListing:
 
 
 def _is_of_the_network(error: BundleError) -> bool:
-    """Return whether the hub was asked, or was to be, and has not answered."""
-    return error.__cause__ is not None and getattr(error.__cause__, "response", None) is None
+    """Return whether the hub was asked, or was to be, and has not answered, or only that it is out of order."""
+    cause = error.__cause__
+    response = getattr(cause, "response", None)
+    is_down = response is not None and response.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR
+    return cause is not None and (response is None or is_down)
 
 
 def _list_snapshot(name: HubName, revision: str) -> HubListing | None:
@@ -146,73 +143,3 @@ def check_readable(name: HubName, listing: HubListing, file: str) -> None:
         hub = connect(name)
         with hub_errors(name):
             hub.get_hf_file_metadata(url=hf_hub_url(name.repository, file, revision=listing.commit))
-
-
-@contextmanager
-def hub_errors(name: HubName) -> Iterator[None]:
-    """Turn what huggingface_hub raises, and the library that it asks by, into one line.
-
-    Raises:
-        BundleError: in its place.
-    """
-    try:
-        yield
-    except BundleError:
-        raise
-    except Exception as error:  # of that HTTP library, of which each version has another
-        raise BundleError(f"{name}: {_reason(name, error)}") from error
-
-
-def _reason(name: HubName, error: BaseException) -> str:
-    """Return what went wrong, and what mends it."""
-    from huggingface_hub import constants, errors
-
-    endpoint = constants.ENDPOINT
-    if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
-        error = error.__cause__
-    if isinstance(error, errors.HfHubHTTPError):
-        return _refusal(name, error, endpoint)
-    if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
-        return f"{error.filename or 'the cache'}: cannot be written: {os.strerror(error.errno)}; set XDG_CACHE_HOME"
-    if isinstance(error, json.JSONDecodeError):
-        return f"{endpoint} gave an answer that is none of a hub's; is HF_ENDPOINT right?"
-    if isinstance(error, ValueError):  # what was asked for is refused before it is sent
-        return " ".join(str(error).split())
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return (
-            f"{_no_folder(name)}HF_HUB_OFFLINE keeps the hub from being asked for what is not in the cache; "
-            "load it once without that"
-        )
-    return (
-        f"{_no_folder(name)}{endpoint}, which is asked for what is not in the cache, cannot be reached: "
-        f"{_first_line(error)}; try again with the network"
-    )
-
-
-def _refusal(name: HubName, error: HfHubHTTPError, endpoint: str) -> str:
-    """Return why the hub answered with an error."""
-    from huggingface_hub import errors
-
-    status = error.response.status_code
-    if isinstance(error, errors.GatedRepoError):
-        return f"its owner must let you in: ask at {endpoint}/{name.repository}, and set HF_TOKEN, or run hf auth login"
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return (
-            f"{_no_folder(name)}no such repository at {endpoint}, or a private one; if you may read it, set HF_TOKEN, "
-            "or run hf auth login"
-        )
-    if isinstance(error, errors.RevisionNotFoundError):
-        return f"the repository has no branch, tag or commit {name.revision!r}"
-    if status == HTTPStatus.UNAUTHORIZED:
-        return f"{endpoint} wants a token that it knows (401); set HF_TOKEN, or run hf auth login"
-    if status == HTTPStatus.FORBIDDEN:
-        return f"{endpoint} forbids it (403); the token in HF_TOKEN must have the right to do that"
-    return f"{endpoint} answered {status}: {_first_line(error)}; try again later"
-
-
-def _no_folder(name: HubName) -> str:
-    return "" if name.is_certain else "no such folder here, and "
-
-
-def _first_line(said: object) -> str:
-    return next((line.strip() for line in str(said).splitlines() if line.strip()), type(said).__name__)

@@ -10,7 +10,7 @@ from pathlib import Path
 from runtime.errors import BundleError
 
 _SCHEME = "hf://"
-_PART = "[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
+_PART = "[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
 _NAME = re.compile(f"(?P<repository>{_PART}/{_PART})(?:@(?P<revision>[A-Za-z0-9][A-Za-z0-9._/-]*))?")
 _MAX_REPOSITORY, _MAX_REVISION = 96, 200
 _UNUSED = ("--", "..")

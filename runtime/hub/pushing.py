@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from runtime.bundle import MANIFEST, Bundle, read_manifest
 from runtime.errors import BundleError
 from runtime.hub.cache import is_commit
-from runtime.hub.client import HubListing, connect, download, hub_errors, list_to_write
+from runtime.hub.client import HubListing, connect, download, list_to_write
+from runtime.hub.failures import hub_errors
 from runtime.hub.messages import note
 from runtime.hub.model_card import CARD, MARK, model_card
 from runtime.hub.names import HubName

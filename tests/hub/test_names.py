@@ -23,6 +23,7 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         ("acme/demo", "acme/demo", "main"),
         ("a/b", "a/b", "main"),
+        ("_a/_b_", "_a/_b_", "main"),
         ("Acme-2/dino_v2.b-14_", "Acme-2/dino_v2.b-14_", "main"),
         ("acme/demo@v1.0", "acme/demo", "v1.0"),
         ("acme/demo@refs/pr/3", "acme/demo", "refs/pr/3"),

@@ -80,7 +80,7 @@ def test_a_revision_that_is_not_there(published: Hub, machine: Machine) -> None:
 def test_no_network_and_nothing_in_the_cache(published: Hub, machine: Machine) -> None:
     assert error_of(machine.run(["info", NAME], HF_HUB_OFFLINE="1")) == (
         "acme/demo: no such folder here, and HF_HUB_OFFLINE keeps the hub from being asked for what is not in the "
-        "cache; load it once without that"
+        "cache; unset it once"
     )
     assert error_of(machine.run(["info", NAME], HF_ENDPOINT="http://127.0.0.1:9")) == (
         "acme/demo: no such folder here, and http://127.0.0.1:9, which is asked for what is not in the cache, cannot "
@@ -135,6 +135,22 @@ shutil.disk_usage = lambda _: shutil._ntuple_diskusage(2**30, 2**30 - 2**20, 2**
     assert published.files_sent() == ["manifest.json"]
 
 
+def test_a_file_that_cannot_be_written(published: Hub, machine: Machine) -> None:
+    code = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+from patchcaption.__main__ import main
+sys.exit(main(["info", "acme/demo"]))
+"""
+    done = machine.run(code)
+    *_, line = [line for line in done.err.splitlines() if line.startswith("patchcaption: error: ")]
+    assert "acme/demo: " in line
+    assert "cannot be written: File too large; set XDG_CACHE_HOME" in line
+    assert machine.run(OPEN).code == 0
+    assert published.files_sent().count("backbone.onnx.data") == 2
+
+
 def test_no_huggingface_hub(published: Hub, machine: Machine) -> None:
     code = """
 import sys
@@ -151,7 +167,8 @@ sys.exit(main(["info", "acme/demo"]))
 
 
 def test_a_server_that_is_no_hub(published: Hub, machine: Machine) -> None:
-    published.answers["/api/models/acme/demo/revision/main"] = b"<html>sign in</html>"
-    assert "gave an answer that is none of a hub's; is HF_ENDPOINT right?" in error_of(machine.run(["info", NAME]))
+    for answer in (b"<html>sign in</html>", b"[]"):
+        published.answers["/api/models/acme/demo/revision/main"] = answer
+        assert "gave an answer that is none of a hub's; is HF_ENDPOINT right?" in error_of(machine.run(["info", NAME]))
     published.answers["/api/models/acme/demo/revision/main"] = b'{"id": "x", "sha": "../../x", "siblings": []}'
     assert "the hub's answer has no commit, but '../../x'" in error_of(machine.run(["info", NAME]))
