@@ -22,6 +22,7 @@ from runtime.hub.names import HubName
 from runtime.system.files import lock, write_atomically
 from runtime.system.user_dirs import cache_folder, is_private, make_private
 
+_UNFINISHED = ".part"
 _COMMIT = re.compile("[0-9a-f]{40}")
 
 
@@ -80,9 +81,14 @@ class RepositoryCache:
 
     def unfinished(self, commit: str) -> Path:
         """Return the folder that a commit's files are downloaded to, made if need be."""
-        folder = self._folder / f"{commit}.part"
+        folder = self._folder / f"{commit}{_UNFINISHED}"
         make_private(folder)
         return folder
+
+    def remove_unfinished(self) -> None:
+        """Remove what interrupted downloads have left, also of commits that nobody asks for any more."""
+        for folder in self._folder.glob(f"*{_UNFINISHED}"):
+            shutil.rmtree(folder, ignore_errors=True)
 
     @contextmanager
     def locked(self) -> Iterator[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from runtime.hub.names import HubName
 
 _OF_HUGGINGFACE_HUB = ".cache"
 """Its notes on what it has downloaded to a folder."""
+_TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.incomplete$")
+"""As versions of it name parts of files that belong to one process; others name them by what they are parts of."""
 
 
 def download_bundle(name: HubName, listing: HubListing, cache: RepositoryCache) -> Path | None:
@@ -29,6 +32,7 @@ def download_bundle(name: HubName, listing: HubListing, cache: RepositoryCache) 
         BundleError: a file is not to be had, or not what the manifest lists.
     """
     folder, target = cache.unfinished(listing.commit), cache.downloaded(listing.commit)
+    _remove_temporary(folder)
     (folder / MANIFEST).unlink(missing_ok=True)
     download(name, listing, MANIFEST, folder)
     if not _is_of_a_bundle(folder / MANIFEST):
@@ -50,6 +54,13 @@ def download_bundle(name: HubName, listing: HubListing, cache: RepositoryCache) 
     shutil.rmtree(folder / _OF_HUGGINGFACE_HUB, ignore_errors=True)
     put_in_place(folder, target)
     return target
+
+
+def _remove_temporary(folder: Path) -> None:
+    """Remove the parts of files that killed downloads have left, and that no other goes on with."""
+    for path in (folder / _OF_HUGGINGFACE_HUB).rglob("*.incomplete"):
+        if _TEMPORARY.search(path.name):
+            path.unlink(missing_ok=True)
 
 
 def _is_of_a_bundle(path: Path) -> bool:

@@ -132,6 +132,7 @@ def _fetch(name: HubName, listing: HubListing, cache: RepositoryCache, lock_desc
     """Download or build the bundle of a commit; return its folder."""
     folder = download_bundle(name, listing, cache) if MANIFEST in listing.files else None
     if folder is not None:
+        cache.remove_unfinished()
         return folder
     configurations = [file for file in listing.files if file.endswith(_CONFIGURATIONS)]
     if not configurations:

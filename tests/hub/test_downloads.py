@@ -192,7 +192,16 @@ def test_a_download_that_was_killed_goes_on(published: Hub, machine: Machine, de
     job.kill()
     before = published.files_sent()
     gate.open()
+    (left,) = machine.cache.rglob("*.incomplete")
+    gate = Gate(published, "memory.safetensors")
+    job = machine.start(OPEN)
+    assert gate.reached.wait(60)
+    (again,) = machine.cache.rglob("*.incomplete")
+    assert again != left
+    job.kill()
+    gate.open()
     assert machine.run(OPEN, HF_HUB_OFFLINE="1").code == 1, "a part was taken for a bundle"
+    (machine.cache / "acme--demo" / f"{'0' * 40}.part").mkdir()  # of a commit that was the newest then
     published.requests.clear()
     assert machine.run(OPEN).code == 0
     assert set(published.files_sent()) == demo_files.keys() - set(before) | {"manifest.json", "memory.safetensors"}

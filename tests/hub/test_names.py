@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import pytest
 
+from export import build_plans
+from export.command_line import bundle_folder
 from runtime.bundle import Bundle
 from runtime.errors import BundleError
 from runtime.hub import find_bundle, open_bundle
@@ -81,3 +84,19 @@ def test_folders_and_paths_win(empty_folder: Path, demo_bundle: Path) -> None:
 )
 def test_the_repository_of_a_checkpoint(checkpoint: str, expected: str | None) -> None:
     assert repository_of_checkpoint(checkpoint) == expected
+
+
+def test_the_tools_take_names_too(
+    demo_bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert bundle_folder(str(demo_bundle)) == demo_bundle
+    monkeypatch.setattr("export.command_line.find_bundle", _refuse)
+    with pytest.raises(argparse.ArgumentTypeError, match="^acme/demo: no such repository$"):
+        bundle_folder("acme/demo")
+    with pytest.raises(SystemExit, match="2"):
+        build_plans.main(["acme/demo"])
+    assert "--out is needed for a bundle of the hub" in capsys.readouterr().err
+
+
+def _refuse(text: str) -> Path:
+    raise BundleError(f"{text}: no such repository")
