@@ -33,7 +33,7 @@ from rich.table import Table
 from benchmarks.timing.http_clients import Step, Tally, ask_at_once
 from benchmarks.timing.http_sessions import MIXES, scenes
 from benchmarks.timing.machine_limits import calls_a_second, machine_line
-from export.command_line import run_command
+from export.command_line import bundle_folder, run_command
 from runtime import Captioner, PatchcaptionError, Point, Region
 
 _ROOT = Path(__file__).parents[1]
@@ -67,7 +67,9 @@ class Turn:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(description="Load a service with one client and with many.")
-    parser.add_argument("bundle", type=Path, nargs="?", default=Path("engines/demo"), help="default: %(default)s")
+    parser.add_argument(
+        "bundle", type=bundle_folder, nargs="?", default=Path("engines/demo"), help="default: %(default)s"
+    )
     parser.add_argument("--clients", type=int, default=64, help="default: %(default)s")
     parser.add_argument("--seconds", type=float, default=60.0, help="of the many clients (default: %(default)s)")
     parser.add_argument("--mix", choices=tuple(MIXES), nargs="+", default=list(MIXES))

@@ -22,6 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "system": {"errors"},
     "options": {"errors"},
     "bundle": {"errors", "system"},
+    "hub": {"errors", "system", "bundle"},
     "image": {"errors"},
     "regions": {"errors", "bundle", "image"},
     "features": {"bundle", "image", "regions"},
@@ -36,16 +37,16 @@ ALLOWED: dict[str, set[str]] = {
     "serving": FOUNDATION | {"image", "features", "results", "pipeline"},
     "video": FOUNDATION | {"image", "regions", "features", "results", "pipeline"},
     "captioner": FOUNDATION
-    | {"bundle", "image", "features", "backends", "encoder", "results", "pipeline", "serving", "video"},
+    | {"hub", "image", "features", "backends", "encoder", "results", "pipeline", "serving", "video", "bundle"},
     "output": FOUNDATION | {"image", "regions", "memory", "results", "video"},
     "serving.http": FOUNDATION
     | {"bundle", "image", "regions", "features", "results", "serving", "captioner", "output"},
-    "batch": FOUNDATION | {"bundle", "image", "regions", "results", "captioner", "output"},
+    "batch": FOUNDATION | {"bundle", "hub", "image", "regions", "results", "captioner", "output"},
     "doctor": FOUNDATION
-    | {"bundle", "image", "regions", "features", "backends", "memory", "decoding", "results", "captioner"},
+    | {"bundle", "hub", "image", "regions", "features", "backends", "memory", "decoding", "results", "captioner"},
     "cli": FOUNDATION
     | {"bundle", "image", "regions", "backends", "results", "video", "captioner", "output", "doctor"}
-    | {"serving.http", "batch"},
+    | {"hub", "serving.http", "batch"},
 }
 INNER_ROOMS = {"serving.http"}
 """Rooms inside a folder of the runtime, which come later than the rest of it."""
@@ -54,12 +55,13 @@ FACES = {"__init__", "__main__"}
 EXPORT_MAY_USE = (
     "runtime.errors",
     "runtime.bundle",
+    "runtime.hub",  # what the user calls a bundle
     "runtime.backends",  # what each executes, and TensorRT's builder
     "runtime.image",  # calibration images, and the demo's scenes
     "runtime.regions",  # the demo's scenes
     "runtime.system",
 )
-MAX_ROOT_ENTRIES = 24
+MAX_ROOT_ENTRIES = 25
 
 
 def modules(*packages: str) -> Iterator[tuple[str, Path]]:

@@ -32,7 +32,7 @@ class CaptionerSettings:
     """How a captioner is loaded, in this process or another, and what is asked of it.
 
     Attributes:
-        bundle: its folder, or its name on the hub.
+        bundle: its folder or its commit on the hub, as `runtime.hub.exact_name` gives them.
         manifest_sha256: of the bundle that is meant, whatever there is in the folder where it is loaded.
         fit: as for `Captioner.load`, as are backend, precision and threads.
         options: those of `Captioner.describe`.

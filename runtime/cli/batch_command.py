@@ -22,6 +22,7 @@ from runtime.cli.captioner_arguments import (
 )
 from runtime.cli.region_arguments import argument_type
 from runtime.errors import OptionError, PatchcaptionError, RegionError
+from runtime.hub import exact_name, open_bundle
 from runtime.image import Fit
 from runtime.options import DecodingOptions, DescribeKeywords, Mode, check_number, check_threads
 from runtime.system.outputs import Output, check_distinct
@@ -83,7 +84,7 @@ def run_batch_command(options: argparse.Namespace) -> int:
     check_number("--part-images", job.part_images, 1, _MAX_PART_IMAGES, whole=True)
     Output(job.own_out).check()
     check_distinct({"--out": Output(job.own_out)}, [] if job.regions is None else [job.regions])
-    bundle = Bundle(options.bundle, verify=False)
+    bundle = open_bundle(options.bundle, verify=False)
     summary = run_batch(job, _settings(options, bundle), _executor(options, bundle), exits.note)
     _report(summary, options)
     return exits.DONE
@@ -125,7 +126,7 @@ def _executor(options: argparse.Namespace, bundle: Bundle) -> Executor:
 
 def _settings(options: argparse.Namespace, bundle: Bundle) -> CaptionerSettings:
     return CaptionerSettings(
-        str(options.bundle),
+        exact_name(options.bundle),
         bundle.manifest_sha256(),
         options.backend,
         Fit(options.fit),
