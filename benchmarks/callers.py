@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.timing.stages import as_regions, sample_boxes
-from export.command_line import run_command
+from export.command_line import bundle_folder, run_command
 from runtime import Captioner, FeatureMap, PatchcaptionError, Region
 from runtime.backends import BACKENDS
 
@@ -35,7 +35,9 @@ _TURNS = 3
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(description="Time many callers of one captioner, alone and batched.")
-    parser.add_argument("bundle", type=Path, nargs="?", default=Path("engines/demo"), help="default: %(default)s")
+    parser.add_argument(
+        "bundle", type=bundle_folder, nargs="?", default=Path("engines/demo"), help="default: %(default)s"
+    )
     parser.add_argument("--callers", type=int, nargs="+", default=[1, 4, 16], help="threads (default: 1 4 16)")
     parser.add_argument("--calls", type=int, default=20, help="of each caller in a turn (default: %(default)s)")
     parser.add_argument("--max-wait-ms", type=float, default=4.0, help="default: 4")

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from benchmarks.timing.stages import TYPICAL_TOKENS
 from benchmarks.timing.work_estimate import WorkEstimate, backbone_work, decoding_work, projection_work
-from export.command_line import run_command
+from export.command_line import bundle_folder, run_command
 from runtime import PatchcaptionError
 from runtime.bundle import Bundle, Manifest
 from runtime.bundle.dtypes import NUMBER_FORMATS, StoragePrecision
@@ -61,7 +61,7 @@ SHARES = {"backbone": 0.6, "projection": 0.8, "decoding": 0.7}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(description="Work out how long a bundle should take on Jetson boards.")
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument("bundle", type=bundle_folder)
     parser.add_argument("--regions", type=int, nargs="+", default=[1, 16, 64], help="default: 1 16 64")
     parser.add_argument("--precision", choices=("fp32", "fp16", "bf16"), default="fp16", help="default: %(default)s")
     parser.add_argument("--memory-precision", choices=NUMBER_FORMATS, default="fp16", help="default: %(default)s")

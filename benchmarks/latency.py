@@ -33,7 +33,7 @@ from benchmarks.timing.machine_limits import describe_machine, measure_limits
 from benchmarks.timing.plot import check_plotting, plot
 from benchmarks.timing.report import BundleFacts, Comparison, Report, Settings
 from benchmarks.timing.stages import PipelineStages, caption_lengths, sample_boxes, write_sample
-from export.command_line import run_command
+from export.command_line import bundle_folder, run_command
 from runtime import Captioner, Fit, PatchcaptionError
 from runtime.backends import BACKENDS, PRECISIONS
 
@@ -49,7 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the bundle, what of it is timed and how, where the numbers go, and what they are compared with."""
-    parser.add_argument("bundle", type=Path, nargs="?", default=Path("engines/demo"), help="default: %(default)s")
+    parser.add_argument(
+        "bundle", type=bundle_folder, nargs="?", default=Path("engines/demo"), help="default: %(default)s"
+    )
     parser.add_argument(
         "--regions", type=int, nargs="+", default=[1, 16, 64], help="how many at once (default: 1 16 64)"
     )

@@ -23,7 +23,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from export.command_line import run_command
+from export.command_line import bundle_folder, run_command
 from export.plans.builder import PlanOptions
 from export.plans.bundle_plans import open_target
 from export.plans.profiles import profiles_of
@@ -38,7 +38,9 @@ _COUNTS = ("kernels", "fused attentions", "conversions")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(description="Build a bundle's plans for RTX cards and show what they take.")
-    parser.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE", help="built with --backend tensorrt-rtx")
+    parser.add_argument(
+        "bundles", type=bundle_folder, nargs="+", metavar="BUNDLE", help="built with --backend tensorrt-rtx"
+    )
     return run_command(partial(_run, parser.parse_args(arguments)))
 
 

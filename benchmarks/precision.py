@@ -32,7 +32,7 @@ from torch import Tensor
 
 from benchmarks.scoring.demo_scenes import EvaluationCase, evaluation_cases, names_objects
 from benchmarks.timing.stages import PipelineStages
-from export.command_line import run_command
+from export.command_line import bundle_folder, run_command
 from export.demo import scenes
 from runtime import BackendError, Captioner, PatchcaptionError
 from runtime.options import Precision
@@ -74,12 +74,14 @@ class Speed:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(description="Compare backends and precisions in quality and speed.")
-    parser.add_argument("bundle", type=Path, nargs="?", default=Path("engines/demo"), help="the demo bundle")
-    parser.add_argument("--also", type=Path, action="append", default=[], help="the demo built in another precision")
-    parser.add_argument("--scenes", type=int, default=100, help="how many held-out scenes (default: 100)")
-    parser.add_argument("--speed", type=Path, help="the bundle whose speed is measured (default: the demo)")
+    parser.add_argument("bundle", type=bundle_folder, nargs="?", default=Path("engines/demo"), help="the demo bundle")
     parser.add_argument(
-        "--speed-also", type=Path, action="append", default=[], help="for each --also, in its precision"
+        "--also", type=bundle_folder, action="append", default=[], help="the demo built in another precision"
+    )
+    parser.add_argument("--scenes", type=int, default=100, help="how many held-out scenes (default: 100)")
+    parser.add_argument("--speed", type=bundle_folder, help="the bundle whose speed is measured (default: the demo)")
+    parser.add_argument(
+        "--speed-also", type=bundle_folder, action="append", default=[], help="for each --also, in its precision"
     )
     return run_command(partial(_run, parser.parse_args(arguments)))
 

@@ -37,7 +37,7 @@ from benchmarks.scoring.published_rows import PUBLISHED_POOLS, PUBLISHED_VARIANC
 from benchmarks.scoring.region_forms import POOLS, RegionForm
 from benchmarks.scoring.score_report import ScoreReport
 from benchmarks.scoring.scores import score_captions
-from export.command_line import EXIT_FAILED, print_error, print_note, run_command, show_result
+from export.command_line import EXIT_FAILED, bundle_folder, print_error, print_note, run_command, show_result
 from export.demo.scenes import HELD_OUT_SEED
 from runtime import Captioner, PatchcaptionError
 from runtime.system.files import write_atomically
@@ -63,7 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the bundle, the ground truth and the regions that are made of it, the metrics, and the outputs."""
-    parser.add_argument("bundle", type=Path, nargs="?", default=Path("engines/demo"), help="default: %(default)s")
+    parser.add_argument(
+        "bundle", type=bundle_folder, nargs="?", default=Path("engines/demo"), help="default: %(default)s"
+    )
     parser.add_argument("--json", type=Output, metavar="OUT", help="also write scores, settings and captions as JSON")
     parser.add_argument("--markdown", type=Output, metavar="OUT", help="also write the table to this file")
     parser.add_argument("--scenes", type=int, help="how many held-out demo scenes, without --images (default: 300)")

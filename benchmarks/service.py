@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -32,8 +32,8 @@ from rich.table import Table
 
 from benchmarks.timing.http_clients import Step, Tally, ask_at_once
 from benchmarks.timing.http_sessions import MIXES, scenes
-from benchmarks.timing.machine_limits import describe_machine
-from export.command_line import run_command
+from benchmarks.timing.machine_limits import calls_a_second, machine_line
+from export.command_line import bundle_folder, run_command
 from runtime import Captioner, PatchcaptionError, Point, Region
 
 _ROOT = Path(__file__).parents[1]
@@ -67,7 +67,9 @@ class Turn:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(description="Load a service with one client and with many.")
-    parser.add_argument("bundle", type=Path, nargs="?", default=Path("engines/demo"), help="default: %(default)s")
+    parser.add_argument(
+        "bundle", type=bundle_folder, nargs="?", default=Path("engines/demo"), help="default: %(default)s"
+    )
     parser.add_argument("--clients", type=int, default=64, help="default: %(default)s")
     parser.add_argument("--seconds", type=float, default=60.0, help="of the many clients (default: %(default)s)")
     parser.add_argument("--mix", choices=tuple(MIXES), nargs="+", default=list(MIXES))
@@ -82,7 +84,7 @@ def _run(options: argparse.Namespace) -> None:
     with Captioner.load(options.bundle) as captioner:
         mixes = {name: MIXES[name](captioner) for name in options.mix}
         console.print(_ceilings(captioner), markup=False)
-    console.print(_machine(), markup=False)
+    console.print(machine_line(), markup=False)
     for name, sessions in mixes.items():
         with _serving(options.bundle, options.serve.split()) as (pid, port):
             _load(pid, port, sessions, options.clients, _WARM_UP_S)
@@ -128,30 +130,15 @@ def _show(console: Console, name: str, turns: Sequence[Turn]) -> None:
 def _ceilings(captioner: Captioner) -> str:
     """Return what the machine does where nobody serves: the backbone's images and the decoder's captions a second."""
     images = list(scenes())
-    encoding = {n: n * _rate(partial(captioner.encode, images[:n])) for n in _CEILING_BATCHES}
+    encoding = {n: n * calls_a_second(partial(captioner.encode, images[:n]), _CEILING_S) for n in _CEILING_BATCHES}
     features = captioner.encode(images[0])
     regions: list[Region] = [Point(10 + 5 * number, 20) for number in range(64)]
-    describing = 64 * _rate(partial(captioner.describe, features, regions))
+    describing = 64 * calls_a_second(partial(captioner.describe, features, regions), _CEILING_S)
     best = max(encoding, key=lambda n: encoding[n])
     return (
         f"- the library alone: {encoding[best]:.1f} images/s in batches of {best} ({encoding[1]:.1f} one by one), "
         f"{describing:,.0f} captions/s in batches of 64"
     )
-
-
-def _rate(call: Callable[[], object]) -> float:
-    call()
-    done, start = 0, time.perf_counter()
-    while time.perf_counter() - start < _CEILING_S:
-        call()
-        done += 1
-    return done / (time.perf_counter() - start)
-
-
-def _machine() -> str:
-    machine = describe_machine()
-    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
-    return f"- {machine.usable_cores} cores, {machine.cpu}; {versions}"
 
 
 @contextmanager

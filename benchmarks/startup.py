@@ -24,7 +24,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from export.command_line import run_command
+from export.command_line import bundle_folder, run_command
 from runtime.backends import BACKENDS
 from runtime.errors import PatchcaptionError
 
@@ -55,7 +55,9 @@ print(json.dumps({{"load": load_s, "first": captions[0], "later": sorted(caption
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(description="Time imports, the command, loading, and the first caption.")
-    parser.add_argument("bundle", type=Path, nargs="?", default=Path("engines/demo"), help="default: %(default)s")
+    parser.add_argument(
+        "bundle", type=bundle_folder, nargs="?", default=Path("engines/demo"), help="default: %(default)s"
+    )
     parser.add_argument("--backend", choices=BACKENDS, default="auto", help="default: %(default)s")
     parser.add_argument("--turns", type=int, default=7, help="processes for each (default: %(default)s)")
     return run_command(partial(_run, parser.parse_args(arguments)))

@@ -26,6 +26,7 @@ from export.command_line import (
 )
 from export.plans.builder import PlanOptions
 from export.readers import is_backbone, is_repository
+from export.readers.hub import base_name
 from runtime.backends import BACKENDS
 from runtime.bundle import Bundle, BundleBackend, EnginePrecision
 from runtime.bundle.dtypes import StoragePrecision
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "build_engines.py")
         name = options.checkpoint
         if name not in ("demo", "demo-viecap") and not is_repository(name) and not is_backbone(name):
             parser.error("--out is needed for any checkpoint but demo, demo-viecap and those of the hub")
-        options.out = Path("engines") / options.checkpoint.split("/")[-1]
+        options.out = Path("engines") / base_name(options.checkpoint)
     return run_command(partial(_build, options), interrupted=f"interrupted: {options.out} is as it was")
 
 
@@ -52,7 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="demo",
         help="demo (default); demo-viecap, the same with a second decoder; "
         "seeded:ARCHITECTURE[,size=518][,memory=2000][,salt=] with made-up weights, for example "
-        "seeded:dinov2_vitb14_reg,size=224; the path of a Patch-ioner .yaml; or OWNER/NAME on the Hugging Face hub",
+        "seeded:dinov2_vitb14_reg,size=224; the path of a Patch-ioner .yaml; or OWNER/NAME[@REVISION] on the "
+        "Hugging Face hub",
     )
     parser.add_argument(
         "--out", type=Path, help="the bundle's folder (default: engines/NAME for demo, demo-viecap and the hub)"

@@ -24,13 +24,19 @@ from export.plans.builder import PlanOptions
 from export.plans.bundle_plans import BuildReporter, build_plans, open_target
 from runtime.bundle import Bundle, Manifest, PlanProduct, new_bundle, record_files, write_manifest
 from runtime.errors import BackendError
+from runtime.hub import open_bundle
+from runtime.hub.names import hub_name
 from runtime.system.standard_streams import show
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "build_plans.py") -> int:
     """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(prog=prog, description="Add TensorRT plans to a bundle.")
-    parser.add_argument("bundle", type=Path, help="graphs in fp32, fp16, bf16, or TensorRT's int8 or fp8")
+    parser.add_argument(
+        "bundle",
+        help="a folder, or OWNER/NAME[@REVISION] of the Hugging Face hub; its graphs in fp32, fp16, bf16, or "
+        "TensorRT's int8 or fp8",
+    )
     parser.add_argument(
         "--backend",
         choices=get_args(PlanProduct),
@@ -39,13 +45,15 @@ def main(arguments: Sequence[str] | None = None, prog: str = "build_plans.py") -
     parser.add_argument("--out", type=Path, help="where the bundle with plans is put (default: in its place)")
     add_plan_options(parser)
     options = parser.parse_args(arguments)
-    out = options.out or options.bundle
+    if options.out is None and hub_name(options.bundle) is not None:
+        parser.error("--out is needed for a bundle of the hub: what is in the cache stays as it was published")
+    out = options.out or Path(options.bundle)
     body = partial(_run, options.bundle, out, options.backend, from_namespace(PlanOptions, options))
     return run_command(body, interrupted=f"interrupted: {out} is as it was")
 
 
-def _run(bundle_dir: Path, out: Path, backend: PlanProduct | None, options: PlanOptions) -> None:
-    bundle = Bundle(bundle_dir)
+def _run(bundle_name: str, out: Path, backend: PlanProduct | None, options: PlanOptions) -> None:
+    bundle = open_bundle(bundle_name)
     if backend is None:
         backend = "tensorrt-rtx" if bundle.manifest.backend == "tensorrt-rtx" else "tensorrt"
     with show_progress(Console(stderr=True), _step_count(bundle.manifest)) as progress:

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from rich.console import Console
@@ -13,7 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from export.plans.builder import PlanOptions
 from runtime.bundle import PlanHardware
-from runtime.errors import PatchcaptionError
+from runtime.errors import BundleError, PatchcaptionError
+from runtime.hub import find_bundle
 from runtime.system.signals import Terminated, terminating
 from runtime.system.standard_streams import finish_standard_streams, open_standard_streams, stdout_errors
 
@@ -75,6 +77,14 @@ def print_error(error: Exception) -> None:
 def print_note(text: object, console: Console | None = None) -> None:
     """Print what the user should know, and is no error, on stderr, or on a console that shows something there."""
     (console or Console(stderr=True)).print(f"note: {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def bundle_folder(text: str) -> Path:
+    """Parse what names a bundle, a folder or a repository of the hub, which is fetched, as a type of argparse."""
+    try:
+        return find_bundle(text)
+    except BundleError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def positive_int(text: str) -> int:

@@ -25,6 +25,7 @@ from export.triton_server.config import MARK, Kind, ModelConfig
 from runtime.backends import BACKEND_NAMES, BACKENDS, PRECISIONS
 from runtime.bundle import MANIFEST, Bundle, new_folder
 from runtime.errors import BundleError
+from runtime.hub import open_bundle
 from runtime.image import Fit
 from runtime.system.standard_streams import show
 
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "triton_repository.
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle")
+    parser.add_argument("bundle", metavar="BUNDLE", help="a folder, or OWNER/NAME[@REVISION] of the Hugging Face hub")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the repository, of any models")
     parser.add_argument("--name", default="patchcaption", help="of the model, and of its folder (default: %(default)s)")
     parser.add_argument(
@@ -93,7 +94,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     _check(options)
-    bundle = Bundle(options.bundle)
+    bundle = open_bundle(options.bundle)
     config = _config(options, bundle)
     model = options.out / options.name
     with new_folder(model, _check_replaceable) as folder:

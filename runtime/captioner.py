@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Literal, cast, overload
 from torch import Tensor
 
 from runtime.backends import Backend, open_backend
-from runtime.bundle import Bundle, Manifest
+from runtime.bundle import Manifest
 from runtime.encoder import EncodeFunction
 from runtime.errors import OptionError
 from runtime.features import FeatureMap
+from runtime.hub import open_bundle
 from runtime.image import Fit, ImageSource
 from runtime.options import (
     Channels,
@@ -74,7 +75,8 @@ class Captioner(Closeable):
         """Open a bundle.
 
         Args:
-            folder: the bundle, for example "engines/demo".
+            folder: the bundle, for example "engines/demo"; or, if no folder has that name, a repository of the Hugging
+                Face hub, "owner/name" or "owner/name@revision", whose bundle is kept in the user's cache.
             backend: what executes it: "cpu" (ONNX Runtime) or "openvino"; on an NVIDIA GPU "ort-cuda", "ort-tensorrt",
                 or for a bundle with plans "tensorrt" or "tensorrt-rtx". "auto" is the one that the bundle was built
                 for; for CPUs the one that `patchcaption tune` measured to be faster here; without it "cpu", or OpenVINO
@@ -87,7 +89,7 @@ class Captioner(Closeable):
             verify: compare the sha256 of every file first.
 
         Raises:
-            BundleError: the bundle is missing, incomplete, altered or of another schema.
+            BundleError: the bundle is missing, incomplete, altered or of another schema, or not to be had from the hub.
             BackendError: the backend is unknown or not usable here.
             OptionError: an option has no such value.
 
@@ -98,7 +100,7 @@ class Captioner(Closeable):
         """
         if fit not in list(Fit):
             raise OptionError(f'fit {fit!r}: expected "stretch" or "crop"')
-        bundle = Bundle(folder, verify)
+        bundle = open_bundle(folder, verify)
         pipeline = Pipeline(bundle, open_backend(backend, threads, precision, bundle), Fit(fit))
         if pipeline.backend.needs_warm_up:
             pipeline.warm_up()

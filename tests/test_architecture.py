@@ -22,6 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "system": {"errors"},
     "options": {"errors"},
     "bundle": {"errors", "system"},
+    "hub": {"errors", "system", "bundle"},
     "image": {"errors"},
     "regions": {"errors", "bundle", "image"},
     "features": {"bundle", "image", "regions"},
@@ -36,18 +37,19 @@ ALLOWED: dict[str, set[str]] = {
     "serving": FOUNDATION | {"image", "regions", "features", "results", "pipeline"},
     "video": FOUNDATION | {"image", "regions", "features", "results", "pipeline"},
     "captioner": FOUNDATION
-    | {"bundle", "image", "features", "backends", "encoder", "results", "pipeline", "serving", "video"},
+    | {"hub", "image", "features", "backends", "encoder", "results", "pipeline", "serving", "video", "bundle"},
     "output": FOUNDATION | {"image", "regions", "memory", "results", "video"},
     "serving.http": FOUNDATION
     | {"bundle", "image", "regions", "features", "results", "serving", "captioner", "output"},
     "serving.triton_requests": set(),
     "serving.triton": FOUNDATION
     | {"image", "features", "results", "pipeline", "serving", "captioner", "output", "serving.triton_requests"},
-    "autotune": FOUNDATION | {"bundle", "backends", "memory", "decoding"},
-    "doctor": FOUNDATION | {"bundle", "image", "regions", "features", "backends", "memory", "results", "captioner"},
+    "batch": FOUNDATION | {"bundle", "hub", "image", "regions", "results", "captioner", "output"},
+    "doctor": FOUNDATION
+    | {"bundle", "hub", "image", "regions", "features", "backends", "memory", "decoding", "results", "captioner"},
     "cli": FOUNDATION
-    | {"bundle", "image", "regions", "backends", "results", "video", "captioner", "output", "autotune", "doctor"}
-    | {"serving.http"},
+    | {"bundle", "image", "regions", "backends", "results", "video", "captioner", "output", "doctor"}
+    | {"hub", "serving.http", "batch"},
 }
 INNER_ROOMS = {"serving.http", "serving.triton", "serving.triton_requests"}
 """Rooms inside a folder of the runtime, which come later than the rest of it."""
@@ -56,6 +58,7 @@ FACES = {"__init__", "__main__"}
 EXPORT_MAY_USE = (
     "runtime.errors",
     "runtime.bundle",
+    "runtime.hub",  # what the user calls a bundle
     "runtime.backends",  # what each executes, and TensorRT's builder
     "runtime.image",  # calibration images, and the demo's scenes
     "runtime.regions",  # the demo's scenes
@@ -63,7 +66,7 @@ EXPORT_MAY_USE = (
 )
 RUN_BY_TRITON = "export.triton_server.model"
 """What `export/` copies and does not import."""
-MAX_ROOT_ENTRIES = 24
+MAX_ROOT_ENTRIES = 25
 
 
 def modules(*packages: str) -> Iterator[tuple[str, Path]]:

@@ -46,6 +46,23 @@ def describe_machine() -> Machine:
     )
 
 
+def machine_line() -> str:
+    """Return the machine and the versions as one line of a list."""
+    machine = describe_machine()
+    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
+    return f"- {machine.usable_cores} cores, {machine.cpu}; {versions}"
+
+
+def calls_a_second(call: Callable[[], object], seconds: float) -> float:
+    """Call again and again for so long, and once before; return how many calls there were a second."""
+    call()
+    done, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        call()
+        done += 1
+    return done / (time.perf_counter() - start)
+
+
 def measure_limits(
     device: torch.device, copied_bytes: int | None = None, side: int | None = None, seconds: float = _SECONDS
 ) -> Limits:

@@ -14,6 +14,7 @@ from export.readers.hub import (
     ANYTHING,
     FileRequest,
     NothingFitsError,
+    base_name,
     download,
     find_local,
     resolve_files,
@@ -62,7 +63,7 @@ def _local_config(name: str, folders: tuple[Path, ...]) -> Path | None:
     if found is not None:
         return found
     files = (path for folder in folders for path in sorted(folder.glob("*.yaml")))
-    repository = f"_{name.split('/')[1]}_"
+    repository = f"_{base_name(name)}_"
     return next((path for path in files if f"_{path.name.split('.')[0]}_" in repository), None)
 
 

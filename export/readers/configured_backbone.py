@@ -96,8 +96,12 @@ class ConfiguredBackbone:
         except CheckpointError as error:
             raise CheckpointError(f"{self.source}: {error}") from None
 
-    def requests(self) -> list[FileRequest]:
-        """Return the requests for the files of its weights."""
+    def requests(self, repository: str | None = None) -> list[FileRequest]:
+        """Return the requests for the files of its weights.
+
+        Args:
+            repository: the hub's, which has the files that the configuration names.
+        """
         files = self.architecture.files if self.architecture else ()
         named = self.settings.get("dino_weights")
         if named is not None:
@@ -106,7 +110,12 @@ class ConfiguredBackbone:
                 raise CheckpointError(
                     f"{self.source}: dino_weights: expected 1 to {max(1, len(files))} names of files, got {len(names)}"
                 )
-            requests = [FileRequest("dino_weights, the backbone", (name,)) for name in names]
+            requests = [
+                FileRequest(
+                    "dino_weights, the backbone", (name,), ((repository, Path(name).name),) if repository else ()
+                )
+                for name in names
+            ]
             return requests + [self._request(file) for file in files[len(names) :]]
         own = None if self.family is None else _asked(self.family.weights_of, self.settings, self.source)
         first = [] if own is None else [replace(self._request(files[0]), names=(own,), sources=())]

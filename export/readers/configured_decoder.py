@@ -183,7 +183,7 @@ class _Prompted:
         named = configuration.settings.get("tokenizer")
         self._has_own_tokenizer = named is not None
         self._tokenizer_requests = (
-            gpt2_requests(configuration.folders) if named is None else [FileRequest("tokenizer", (str(named),))]
+            gpt2_requests(configuration.folders) if named is None else [configuration.request("tokenizer", str(named))]
         )
 
     def _read_tokenizer(self, files: Sequence[Path]) -> Tokenizer:
@@ -335,5 +335,7 @@ def _clip_tokenizer(configuration: Configuration) -> Tokenizer:
     settings, folders = configuration.settings, configuration.folders
     if "tokenizer" not in settings:
         return read_clip_bpe(find_local((MERGES_FILE,), folders))
-    (path,) = resolve_files([FileRequest("tokenizer", (str(settings["tokenizer"]),))], folders, configuration.source)
+    (path,) = resolve_files(
+        [configuration.request("tokenizer", str(settings["tokenizer"]))], folders, configuration.source
+    )
     return read_tokenizer(path)

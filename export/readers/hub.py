@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from export.checkpoint import CheckpointError
 
@@ -14,7 +15,7 @@ ANYTHING = "*"
 """Stands for any text in the name of a file, which one file alone may have."""
 
 _TIMEOUT_S = 20
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,19 @@ _REMEDY = "put what is missing into one folder and name it with --checkpoint-dir
 
 
 def is_repository(name: str) -> bool:
-    """Return whether a name is that of a repository on the hub and nothing on this machine."""
+    """Return whether a name is that of a repository on the hub, or a revision of one, and nothing on this machine."""
     return _REPOSITORY.fullmatch(name) is not None and not Path(name).exists()
+
+
+def base_name(repository: str) -> str:
+    """Return the name of a repository without its owner and revision: "mem" of "owner/mem@v1"."""
+    return repository.partition("@")[0].split("/")[-1]
+
+
+def _of_revision(repository: str) -> tuple[str, dict[str, Any]]:
+    """Return the name of a repository without its revision, and that as the keyword argument of huggingface_hub."""
+    name, _, revision = repository.partition("@")
+    return name, {"revision": revision} if revision else {}
 
 
 def resolve_files(
@@ -113,17 +125,21 @@ def one_of(names: Iterable[str], pattern: str, where: str) -> str | None:
 def _list_repository(repository: str) -> list[str]:
     """Return the files of a repository; where the hub cannot be reached, those of it that are in the hub's cache.
 
+    Args:
+        repository: "owner/name" or "owner/name@revision".
+
     Raises:
         Exception: there is no such repository, or neither is to be had.
     """
     from huggingface_hub import model_info, snapshot_download
 
+    repository, revision = _of_revision(repository)
     try:
         # asks once, within a time limit; list_repo_files would go on asking for a while
-        return [file.rfilename for file in model_info(repository, timeout=_TIMEOUT_S).siblings or []]
+        return [file.rfilename for file in model_info(repository, timeout=_TIMEOUT_S, **revision).siblings or []]
     except Exception:  # of the hub, or of whatever HTTP library it uses
         try:
-            cached = Path(snapshot_download(repository, local_files_only=True))
+            cached = Path(snapshot_download(repository, local_files_only=True, **revision))
         except Exception:
             cached = None
         if cached is None:
@@ -135,6 +151,7 @@ def download(repository: str, name: str) -> Path:
     """Return a file of a repository, from the hub's cache if it is there.
 
     Args:
+        repository: "owner/name" or "owner/name@revision".
         name: may have `ANYTHING` in it.
 
     Raises:
@@ -149,11 +166,13 @@ def download(repository: str, name: str) -> Path:
         if fitting is None:
             raise NothingFitsError(f"it has no {name}")
         name = fitting
-    cached = try_to_load_from_cache(repository, name)
+    repository, revision = _of_revision(repository)
+    cached = try_to_load_from_cache(repository, name, **revision)
     if isinstance(cached, str):
         return Path(cached)
-    get_hf_file_metadata(hf_hub_url(repository, name))  # asks once; the download would go on asking for a while
-    return Path(hf_hub_download(repository, name))
+    # asks once; the download would go on asking for a while
+    get_hf_file_metadata(hf_hub_url(repository, name, **revision))
+    return Path(hf_hub_download(repository, name, **revision))
 
 
 def _download(request: FileRequest) -> tuple[Path | None, tuple[str, str] | None]:

@@ -116,7 +116,7 @@ def read_patchioner(config_file: Path, origin: Origin) -> Checkpoint:
     resize = whole_number(settings, "resize_dim", size, config_file)
     memory_size = whole_number(settings, "support_memory_size", 0, config_file, at_least=0)
     has_bank = asked_for.uses_bank and memory_size > 0
-    requests = [asked_for.requests(), configured.requests()]
+    requests = [asked_for.requests(), configured.requests(repository)]
     requests += [_bank_requests(configured, memory_size, repository, config_file)] if has_bank else []
     found = iter(resolve_files(list(chain(*requests)), (*folders, _torch_hub_folder()), origin.source))
     decoder_files, backbone_files, *banks = ([next(found) for _ in part] for part in requests)

@@ -1,8 +1,8 @@
 """Opens backends by name, and chooses the one that backend="auto" stands for.
 
 "auto" is the backend that was measured here to be fastest; where nothing was measured, the first of a fixed order.
-Measurements (`runtime.autotune`) are kept in one small file in the user's cache folder. They hold for the bundle, the
-machine, the versions and the options that they were made with, and for nothing else.
+Measurements (`runtime.doctor.autotune`) are kept in one small file in the user's cache folder. They hold for the
+bundle, the machine, the versions and the options that they were made with, and for nothing else.
 """
 
 from __future__ import annotations

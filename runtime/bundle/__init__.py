@@ -29,7 +29,7 @@ from runtime.bundle.manifest import (
     ShapeRange,
     TokenLayout,
 )
-from runtime.bundle.reading import Bundle, sha256_of
+from runtime.bundle.reading import Bundle, read_manifest, sha256_of
 from runtime.bundle.writing import new_bundle, new_folder, record_files, write_manifest
 
 __all__ = [
@@ -63,6 +63,7 @@ __all__ = [
     "TokenLayout",
     "new_bundle",
     "new_folder",
+    "read_manifest",
     "record_files",
     "sha256_of",
     "write_manifest",

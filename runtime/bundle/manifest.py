@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -38,6 +39,13 @@ DecoderKind: TypeAlias = Literal["decap", "viecap", "meacap", "clipcap"]
 PromptOrder: TypeAlias = Literal["soft_first", "hard_first", "soft_only", "hard_only"]
 GlobalToken: TypeAlias = Literal["cls", "pooled", "register"]
 Shape: TypeAlias = tuple[PositiveInt, ...]
+
+DECODER_NAMES: Mapping[DecoderKind, str] = {
+    "decap": "DeCap",
+    "viecap": "ViECap",
+    "meacap": "MeaCap",
+    "clipcap": "ClipCap",
+}
 
 
 _MAX_CACHE_BYTES = 2**34
@@ -365,6 +373,11 @@ class Manifest(Part):
     build: BuildInfo
     files: Annotated[dict[FileName, FileRecord], Field(max_length=256)]
     """Few enough to be held open."""
+
+    @property
+    def decoder_name(self) -> str:
+        """What the decoder is called; DeCap's, trained with noise, reads vectors that no bank was projected onto."""
+        return "CapDec" if self.decoder.kind == "decap" and self.memory is None else DECODER_NAMES[self.decoder.kind]
 
     @model_validator(mode="after")
     def _check_engines(self) -> Manifest:

@@ -121,6 +121,15 @@ class Bundle(ProcessBound):
         self._weight_files[file] = sorted(graph.files)
 
 
+def read_manifest(folder: Path) -> Manifest:
+    """Return the manifest of a bundle whose files may be missing or damaged.
+
+    Raises:
+        BundleError: it is missing, or no manifest of this version's schema.
+    """
+    return _parse_manifest(HeldFile(folder / MANIFEST, max_bytes=_MAX_MANIFEST_BYTES))
+
+
 def sha256_of(path: Path) -> str:
     """Return the sha256 of a file's contents, in hexadecimal."""
     digest = hashlib.sha256()

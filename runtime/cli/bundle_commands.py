@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
 
 from runtime.backends import BACKEND_NAMES, select_backend
-from runtime.bundle import Bundle, DecoderKind, EntitiesConfig, Manifest, MemoryConfig, PromptConfig
+from runtime.bundle import Bundle, EntitiesConfig, MemoryConfig, PromptConfig
 from runtime.bundle.trust import trust
 from runtime.captioner import Captioner
 from runtime.cli import exits
+from runtime.cli.bundle_arguments import add_bundle_argument
+from runtime.hub import open_bundle
 from runtime.system.standard_streams import show
 
 
 def add_info(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `info`."""
     parser.set_defaults(run=run_info)
-    parser.add_argument("bundle", type=Path)
+    add_bundle_argument(parser)
     parser.add_argument("--json", action="store_true", help="the manifest as it is")
     parser.add_argument("--backend", choices=BACKEND_NAMES, help="also open the engines, and say what executes them")
 
@@ -25,26 +26,26 @@ def add_info(parser: argparse.ArgumentParser) -> None:
 def add_verify(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `verify`."""
     parser.set_defaults(run=run_verify)
-    parser.add_argument("bundle", type=Path)
+    add_bundle_argument(parser)
     parser.add_argument("--backend", choices=BACKEND_NAMES, default="auto")
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `trust`."""
     parser.set_defaults(run=run_trust)
-    parser.add_argument("bundle", type=Path)
+    add_bundle_argument(parser)
 
 
 def run_info(options: argparse.Namespace) -> int:
     """Print what the bundle's manifest says, and what executes its engines if a backend is given."""
-    bundle = Bundle(options.bundle, verify=False)
+    bundle = open_bundle(options.bundle, verify=False)
     if options.json:
         show(bundle.manifest.model_dump_json(indent=2))
         return exits.DONE
     for name, value in _summary(bundle).items():
         _print_line(name, value)
     if options.backend:
-        _print_execution(options.bundle, options.backend)
+        _print_execution(bundle.folder, options.backend)
     return exits.DONE
 
 
@@ -58,12 +59,13 @@ def run_verify(options: argparse.Namespace) -> int:
 
 def run_trust(options: argparse.Namespace) -> int:
     """Let the bundle's TensorRT plans be loaded from now on."""
-    manifest = Bundle(options.bundle).manifest
+    bundle = open_bundle(options.bundle)
+    manifest = bundle.manifest
     if not manifest.plans:
         show(f"{options.bundle}: it has no TensorRT plans, and nothing else in a bundle is a program")
     for plan in manifest.plans:
         trust(manifest.files[plan.file].sha256)
-        show(f"{options.bundle / plan.file}: trusted from now on")
+        show(f"{bundle.path(plan.file)}: trusted from now on")
     return exits.DONE
 
 
@@ -81,7 +83,7 @@ def _summary(bundle: Bundle) -> dict[str, object]:
         f"{len(backbone.tokens.register_indices)} registers",
         "text space": backbone.text_space,
         "memory": _memory_text(memory),
-        "decoder": f"{_decoder_name(manifest)}, {decoder.num_layers} layers of width {decoder.embed_dim}, at most "
+        "decoder": f"{manifest.decoder_name}, {decoder.num_layers} layers of width {decoder.embed_dim}, at most "
         f"{decoder.max_new_tokens} tokens, {engines['decoder'].precision}{_prompt_text(decoder.prompt)}",
         "backend": f"auto is {selection.backend} ({selection.reason})",
         "size": f"{sum(record.bytes for record in manifest.files.values()) / 2**20:.1f} MiB",
@@ -93,15 +95,6 @@ def _memory_text(memory: MemoryConfig | None) -> str:
     if memory is None:
         return "none (vectors go to the decoder as they are)"
     return f"{memory.num_rows} captions{'' if memory.projects else ', looked up only'}"
-
-
-_DECODERS: Mapping[DecoderKind, str] = {"decap": "DeCap", "viecap": "ViECap", "meacap": "MeaCap", "clipcap": "ClipCap"}
-
-
-def _decoder_name(manifest: Manifest) -> str:
-    """Return what the decoder is called; DeCap's, trained with noise, reads vectors that no bank was projected onto."""
-    is_capdec = manifest.decoder.kind == "decap" and manifest.memory is None
-    return "CapDec" if is_capdec else _DECODERS[manifest.decoder.kind]
 
 
 def _prompt_text(prompt: PromptConfig | None) -> str:

@@ -15,8 +15,8 @@ from PIL import Image
 
 from runtime.captioner import Captioner
 from runtime.cli import exits
+from runtime.cli.bundle_arguments import add_bundle_flag
 from runtime.cli.captioner_arguments import (
-    add_bundle_flag,
     add_captioner_flags,
     add_decoding_flags,
     decoding_keywords,

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from runtime.backends import BACKEND_NAMES, PRECISIONS
 from runtime.captioner import Captioner
+from runtime.cli.bundle_arguments import add_bundle_flag as add_bundle_flag
 from runtime.cli.region_arguments import argument_type
 from runtime.errors import PatchcaptionError
 from runtime.image import Fit
 from runtime.options import DecodeKeywords, DecodingOptions, split_options
-
-
-def add_bundle_flag(parser: argparse.ArgumentParser, help: str, required: bool = False) -> None:
-    """Add ``--bundle FOLDER``, whose former name ``--engines`` is still taken."""
-    parser.add_argument("--bundle", "--engines", type=Path, required=required, metavar="FOLDER", help=help)
 
 
 def add_captioner_flags(parser: argparse.ArgumentParser) -> None:

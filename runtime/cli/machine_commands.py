@@ -7,22 +7,21 @@ import json
 import sys
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 
-from runtime.autotune import BATCH_SIZES, measure, open_all
 from runtime.backends import PRECISIONS
 from runtime.backends.selection import measurements_file, save_measurement
-from runtime.bundle import Bundle
 from runtime.cli import exits
-from runtime.cli.captioner_arguments import add_bundle_flag
+from runtime.cli.bundle_arguments import add_bundle_argument, add_bundle_flag
 from runtime.doctor import examine
+from runtime.doctor.autotune import BATCH_SIZES, measure, open_all
+from runtime.hub import open_bundle
 from runtime.system.standard_streams import show
 
 
 def add_tune(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `tune`."""
     parser.set_defaults(run=run_tune)
-    parser.add_argument("bundle", type=Path)
+    add_bundle_argument(parser)
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
 
 
@@ -35,7 +34,7 @@ def add_doctor(parser: argparse.ArgumentParser) -> None:
 
 def run_tune(options: argparse.Namespace) -> int:
     """Time the bundle on every backend that is here, and remember the fastest."""
-    bundle = Bundle(options.bundle)
+    bundle = open_bundle(options.bundle)
     backends, refused = open_all(bundle, options.precision)
     for reason in refused.values():
         print(f"left out: {reason}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The command line: `patchcaption caption|video|serve|info|verify|trust|tune|doctor`.
+"""The command line: `patchcaption caption|batch|video|serve|info|verify|trust|push|pull|tune|doctor`.
 
 Results go to stdout, messages to stderr. Exit codes: 0 done; 1 a bundle, backend or output file is not usable; 2 a
 mistake on the command line or in what it names (an image, a region); 130 interrupted; 129 and 143 ended by SIGHUP and
@@ -25,11 +25,14 @@ _FLAG, _NEGATIVE = re.compile("--[a-z-]+"), re.compile(r"-[\d.]")
 _NONE: Mapping[str, str] = MappingProxyType({})
 _COMMANDS: Mapping[str, tuple[str, str]] = {
     "caption": ("caption_command", "caption regions of an image, or the whole of it"),
+    "batch": ("batch_command", "caption many images into one file, here or on a cluster"),
     "video": ("video_command", "caption regions of every frame of a video, a camera or a URL"),
     "serve": ("serve_command", "answer over HTTP, for programs in any language, and with a page"),
     "info": ("bundle_commands", "say what a bundle is"),
     "verify": ("bundle_commands", "compare every file of a bundle with its manifest and open its engines"),
     "trust": ("bundle_commands", "trust a bundle's TensorRT plans (they are executable code)"),
+    "push": ("hub_commands", "publish a bundle on the Hugging Face hub"),
+    "pull": ("hub_commands", "take the newest of a published bundle or checkpoint into the cache"),
     "tune": ("machine_commands", "find out which backend is fastest here, for --backend auto to take"),
     "doctor": ("machine_commands", "say what this machine has, and whether it works"),
 }

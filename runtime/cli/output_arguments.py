@@ -23,7 +23,7 @@ def check_outputs(outputs: Mapping[str, Output | None], options: argparse.Namesp
         if output is not None:
             output.check()
     images = [image for source in sources for image in _images(source)]
-    check_distinct(outputs, [*images, *options.region_files, *_files(options.bundle)])
+    check_distinct(outputs, [*images, *options.region_files, *_files(Path(options.bundle))])
 
 
 def _images(source: Path) -> list[Path]:

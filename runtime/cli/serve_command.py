@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from runtime.cli import exits
+from runtime.cli.bundle_arguments import add_bundle_argument
 from runtime.cli.captioner_arguments import add_captioner_flags, load_captioner
 from runtime.errors import OptionError, PatchcaptionError
 from runtime.serving.http.settings import DEFAULT_WORKERS, LOOPBACK, Access, ServiceLimits
@@ -34,7 +35,7 @@ _LIMITS = {
 def add_serve(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.set_defaults(run=run_serve)
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle")
+    add_bundle_argument(parser)
     parser.add_argument("--host", default=LOOPBACK.host, help="the address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="0 for any that is free (default: %(default)s)")
     parser.add_argument("--token-file", type=Path, metavar="FILE", help="clients must send the token in it")

@@ -6,7 +6,8 @@ import argparse
 import re
 from typing import get_args
 
-from runtime.cli.captioner_arguments import add_bundle_flag, add_captioner_flags, add_decoding_flags
+from runtime.cli.bundle_arguments import add_bundle_flag
+from runtime.cli.captioner_arguments import add_captioner_flags, add_decoding_flags
 from runtime.cli.region_arguments import add_region_flags
 from runtime.options import OnBad, Policy, StreamOptions
 from runtime.system.outputs import Output

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from pathlib import Path
 
 from runtime.doctor.backends import on_backends
 from runtime.doctor.bundles import on_bundle
@@ -13,11 +13,12 @@ from runtime.doctor.machine import on_machine
 __all__ = ["Finding", "examine"]
 
 
-def examine(bundle: Path | None = None) -> Iterator[Finding]:
+def examine(bundle: str | os.PathLike[str] | None = None) -> Iterator[Finding]:
     """Check the machine, each backend with a small graph, and a bundle if one is named, one by one.
 
     Args:
-        bundle: a folder to run on every backend that works here, against the first of them on the CPU.
+        bundle: a folder, or a repository of the hub, to run on every backend that works here, against the first of
+            them on the CPU.
     """
     yield from on_machine()
     works = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from runtime.captioner import Captioner
 from runtime.doctor.finding import Finding
 from runtime.errors import BackendError, PatchcaptionError
 from runtime.features import FeatureMap
+from runtime.hub import open_bundle
 from runtime.regions import Box, Region, WholeImage
 from runtime.results import Caption
 
@@ -26,16 +28,17 @@ _MIN_COSINE_HALF_PRECISION = 0.98
 _RUNS = 3
 
 
-def on_bundle(folder: Path) -> Iterator[Finding]:
+def on_bundle(named: str | os.PathLike[str]) -> Iterator[Finding]:
     """Yield findings of a bundle, backend by backend, compared with the first that runs it on the CPU."""
     try:
-        bundle = Bundle(folder)
+        bundle = open_bundle(named)
     except PatchcaptionError as error:
-        yield Finding(folder.name, "fail", str(error), "build the bundle again")
+        yield Finding(Path(named).name, "fail", str(error), "build the bundle again")
         return
+    folder, label = bundle.folder, Path(named).name
     reference: _BackendOutputs | None = None
     for name, spec in BACKENDS.items():  # those of the CPU are the first
-        subject = f"{folder.name} on {name}"
+        subject = f"{label} on {name}"
         reason = _unavailable_reason(bundle, name)
         if reason is not None:
             yield Finding(subject, "unavailable", reason)

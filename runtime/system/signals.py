@@ -39,6 +39,14 @@ def terminating() -> Iterator[None]:
 
 
 @contextmanager
+def keeping_handlers() -> Iterator[None]:
+    """Undo what a library in this block lets SIGINT, SIGTERM and SIGHUP do."""
+    numbers = (signal.SIGINT, *_ENDING)
+    with _handled({number: handler for number in numbers if (handler := signal.getsignal(number)) is not None}):
+        yield
+
+
+@contextmanager
 def uninterrupted() -> Iterator[None]:
     """Let Ctrl-C, SIGTERM and SIGHUP wait until the end of this block: it must be short."""
     waiting: list[tuple[int, FrameType | None]] = []

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from runtime import BackendError, Captioner, autotune
+from runtime import BackendError, Captioner
 from runtime.backends import EngineReport, open_backend, selection
 from runtime.backends.base import BindableEngine
 from runtime.backends.registry import BackendName
@@ -21,6 +21,7 @@ from runtime.backends.selection import Selection, measurements_file, save_measur
 from runtime.bundle import MANIFEST, Bundle, DecoderConfig, EngineFiles
 from runtime.bundle.graph_io import present_names
 from runtime.cli.main import main
+from runtime.doctor import autotune
 from tests.doubles import RecordingBackend
 
 UNMEASURED = Selection("cpu", "by order: not measured here")

@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from export import build_engines, build_plans
-from runtime import BackendError, Box, Captioner, Region, WholeImage, autotune
+from runtime import BackendError, Box, Captioner, Region, WholeImage
 from runtime.backends.cuda.device import Gpu
 from runtime.backends.selection import Selection, select_backend
 from runtime.backends.tensorrt.engine import TrtBackend, TrtBoundRun, TrtEngine
 from runtime.backends.tensorrt.rtx import CAPABILITIES, check_supported, open_tensorrt_rtx, runtime_cache_file
 from runtime.bundle import Bundle
 from runtime.cli.main import main
+from runtime.doctor import autotune
 from tests.conftest import build_once, without_home
 from tests.tensorrt_double import Double, tensorrt_double
 

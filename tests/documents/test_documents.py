@@ -39,6 +39,8 @@ ASKING = "docs/serve.md"
 """The page whose code asks a service: test_serve_page.py runs it."""
 ASKING_TRITON = "docs/triton.md"
 """The page whose code asks Triton: tests/triton/test_documents.py runs it."""
+MANY_IMAGES = "docs/batch.md"
+"""The page whose code wants folders of images: test_batch_page.py runs it."""
 LINKING = [*PAGES, "CONTRIBUTING.md", "SECURITY.md", "engines/README.md", "examples/ros2/README.md"]
 
 
@@ -71,7 +73,7 @@ def test_the_readme_has_snippets() -> None:
     assert any("make demo" in block for _, block in blocks("sh", ["README.md"]))
 
 
-SNIPPETS = blocks("python", [page for page in PAGES if page not in (ASKING, ASKING_TRITON)])
+SNIPPETS = blocks("python", [page for page in PAGES if page not in (ASKING, ASKING_TRITON, MANY_IMAGES)])
 
 
 @pytest.mark.parametrize(("name", "snippet"), SNIPPETS, ids=[name for name, _ in SNIPPETS])
@@ -86,9 +88,9 @@ def test_python_snippets_run_and_print_what_they_say(
 
 
 def commands() -> list[str]:
-    """Return the commands that need nothing but a clone: two pages are for boards and cards, two are tested apart."""
+    """Return the commands that need nothing but a clone: two pages are for boards and cards, others tested apart."""
     pages = [page for page in PAGES if page not in ("docs/jetson.md", "docs/rtx.md", "docs/train.md", ASKING)]
-    return [line for line in command_lines(pages) if line.split()[1] not in (*TOOLS, "serve")]
+    return [line for line in command_lines(pages) if line.split()[1] not in (*TOOLS, "batch", "serve")]
 
 
 def command_lines(pages: Sequence[str]) -> list[str]:

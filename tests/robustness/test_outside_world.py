@@ -32,6 +32,7 @@ CLI = ("-m", "patchcaption")
 COMMANDS = {
     "caption": [*CLI, "caption", SCENE, "--box", BOX, "--bundle", "{demo}", "--save", "out/scene.png"],
     "caption-openvino": [*CLI, "caption", SCENE, "--bundle", "{demo}", "--backend", "openvino"],
+    "batch": [*CLI, "batch", "{frames}", "--bundle", "{demo}", "--out", "out/captions.parquet"],
     "video": [*CLI, "video", "{frames}", "--bundle", "{demo}", "--save", "out/v.mp4", "--jsonl", "out/j"],
     "video-openvino": [*CLI, "video", "{frames}", "--bundle", "{demo}", "--backend", "openvino"],
     "info": [*CLI, "info", "{demo}"],

@@ -1,0 +1,1 @@
+"""Captions of many images: a plan of the work, parts of it done here or by a cluster, one file of results."""
