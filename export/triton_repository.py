@@ -97,7 +97,8 @@ def _run(options: argparse.Namespace) -> None:
     bundle = open_bundle(options.bundle)
     config = _config(options, bundle)
     model = options.out / options.name
-    with new_folder(model, _check_replaceable) as folder:
+    # Not in the repository: the server takes whatever is in there for a model, and would not start beside leftovers.
+    with new_folder(model, _check_replaceable, beside=options.out) as folder:
         version = folder / _VERSION
         version.mkdir()
         shutil.copyfile(_CODE, version / _CODE.name)

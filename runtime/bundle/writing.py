@@ -49,21 +49,26 @@ def new_bundle(folder: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(folder: str | os.PathLike[str], check_replaceable: Callable[[Path], None]) -> Iterator[Path]:
+def new_folder(
+    folder: str | os.PathLike[str], check_replaceable: Callable[[Path], None], beside: Path | None = None
+) -> Iterator[Path]:
     """Yield an empty folder that becomes ``folder`` when the block ends, and is removed on failure.
 
     Args:
         check_replaceable: raises if what is at a path, if anything, may not be replaced.
+        beside: what it is beside meanwhile, if a folder can be renamed from there; else it is beside ``folder``.
 
     Raises:
         BundleError: the disk is full or cannot be written to.
     """
     try:
         target = follow_links(Path(os.path.abspath(folder)))
+        check_replaceable(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        place = target if beside is None else _near(beside.absolute(), target)
     except OSError as error:
         raise BundleError(f"{folder}: cannot be written to: {error.strerror}") from None
-    check_replaceable(target)
-    with _building_site(target) as site:
+    with _building_site(place) as site:
         work = site / _BUNDLE
         try:
             work.mkdir()
@@ -130,9 +135,14 @@ def _building_site(target: Path) -> Iterator[Path]:
                 os.close(descriptor)
 
 
+def _near(place: Path, target: Path) -> Path:
+    """Return ``place`` if what is made beside it can be renamed to ``target``, else ``target``."""
+    is_near = place.parent.stat().st_dev == target.parent.stat().st_dev
+    return place if is_near and os.access(place.parent, os.W_OK) else target
+
+
 def _prepare_site(target: Path) -> tuple[Path, int]:
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(target)
         return _claim_site(target)
     except OSError as error:

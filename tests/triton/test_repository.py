@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import os
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,8 @@ from tritonclient.grpc import model_config_pb2
 
 from export import triton_repository
 from patchcaption._commands import run_tool
+from runtime.bundle import writing
+from tests.children import run_child
 from tests.conftest import ROOT
 
 
@@ -182,6 +185,40 @@ def test_an_interrupted_copy_leaves_nothing(demo_bundle: Path, tmp_path: Path, m
     monkeypatch.setattr(shutil, "copyfile", interrupt)
     assert triton_repository.main([str(demo_bundle), "--out", str(tmp_path / "models")]) == 128 + signal.SIGTERM
     assert list((tmp_path / "models").iterdir()) == []
+
+
+def test_a_copy_that_is_killed_leaves_nothing_that_the_server_would_take_for_a_model(
+    demo_bundle: Path, tmp_path: Path
+) -> None:
+    made(demo_bundle, tmp_path / "models")
+    kill = """
+        import os, shutil, signal, sys
+        shutil.copyfile = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        from export import triton_repository
+        triton_repository.main(sys.argv[1:])
+    """
+    done = run_child(kill, demo_bundle, "--out", tmp_path / "models")
+    assert done.returncode == -signal.SIGKILL
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["patchcaption"]
+    assert any(path.name.startswith(".models.building-") for path in tmp_path.iterdir())
+    made(demo_bundle, tmp_path / "models")
+    assert {path.name for path in tmp_path.iterdir() if path.name.startswith(".")} == set()
+
+
+def test_a_repository_on_a_disk_of_its_own_is_written_within(
+    demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places, building_site = list[Path](), writing._building_site
+
+    def noted(place: Path) -> Any:
+        places.append(place)
+        return building_site(place)
+
+    monkeypatch.setattr(writing, "_building_site", noted)
+    made(demo_bundle, tmp_path / "models")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    made(demo_bundle, tmp_path / "models")
+    assert places == [tmp_path / "models", tmp_path / "models" / "patchcaption"]
 
 
 def test_it_is_a_command_of_patchcaption_and_a_script(demo_bundle: Path, tmp_path: Path) -> None:
