@@ -24,6 +24,9 @@ from runtime.system.forks import require_own_engines
 Images: TypeAlias = "ImageSource | Sequence[ImageSource]"
 EncodeFunction: TypeAlias = Callable[[Images], FeatureMap]
 
+_SMALL_BACKBONE_BYTES = 32 << 20
+"""Up to this size a backbone leaves cores idle for one caller; a larger one is not worth opening twice."""
+
 
 class Encoder:
     """Runs the backbone over images.
@@ -49,6 +52,14 @@ class Encoder:
             ImageError: an image cannot be read or has a wrong type or shape; in a list, by its number.
         """
         return self._encode_sources(self._engine, images, channels)
+
+    def default_callers(self) -> int:
+        """Return how many callers at once encode the most images: small backbones keep a CPU's cores busier by two."""
+        manifest = self._bundle.manifest
+        file = manifest.engines["backbone"].file
+        backbone_bytes = sum(record.bytes for name, record in manifest.files.items() if name.startswith(file))
+        on_cpu = self._backend.device.type == "cpu"
+        return 2 if on_cpu and backbone_bytes <= _SMALL_BACKBONE_BYTES else 1
 
     def for_callers(self, callers: int) -> EncodeFunction:
         """Return a function like `__call__` for so many threads at once, each with its share of a CPU's cores.

@@ -1,4 +1,4 @@
-"""Captions the images of a part: files are read while the captions of those before are decoded."""
+"""Captions the images of a part: files are read while those before are encoded and described."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ from runtime.options import DescribeKeywords, Precision
 from runtime.regions import RegionRow
 from runtime.regions.detections import as_rows
 from runtime.system.closeable import Closeable
+from runtime.system.machine import usable_cores
 
 _IMAGES_AT_ONCE = 8
 """More make none of them cheaper."""
+_MOST_READERS = 4
 _PIXELS_AT_ONCE = 32_000_000
 """Of the images that are encoded together, and again of those that are read meanwhile; a larger one goes by itself."""
 
@@ -70,29 +72,35 @@ class CaptionerSettings:
 
 
 class PartCaptioner(Closeable):
-    """A captioner, and a thread that reads images for it."""
+    """A captioner, threads that read images for it, and as many that use it as keep the cores busy."""
 
     def __init__(self, settings: CaptionerSettings) -> None:
         self._captioner, self._options = settings.load(), settings.options
-        self._reader = ThreadPoolExecutor(1, "patchcaption reading")
+        self._callers = self._captioner.pipeline.encoder.default_callers()
+        self._encode = self._captioner.encoder(self._callers)
+        self._readers = ThreadPoolExecutor(min(_MOST_READERS, usable_cores()), "patchcaption reading")
+        self._describers = ThreadPoolExecutor(self._callers, "patchcaption describing")
 
     def rows(self, images: Sequence[PlannedImage]) -> list[CaptionRow]:
         """Return a row for each region of some images, and one for each image that has none because of an error."""
-        rows = list[CaptionRow]()
+        rows, working = list[CaptionRow](), deque[Future[list[CaptionRow]]]()
         for batch in _batches(self._opened(images)):
-            rows += self._rows_of_batch(batch)
-        return rows
+            if len(working) == self._callers:
+                rows += working.popleft().result()
+            working.append(self._describers.submit(self._rows_of_batch, batch))
+        return rows + [row for batch in working for row in batch.result()]
 
     def close(self) -> None:
         """Release what the engines hold."""
-        self._reader.shutdown(cancel_futures=True)
+        for threads in (self._readers, self._describers):
+            threads.shutdown(cancel_futures=True)
         self._captioner.close()
 
     def _rows_of_batch(self, batch: Sequence[_Opened]) -> list[CaptionRow]:
         """Return the rows of images that are encoded together, in order."""
         readable = [one.image for one in batch if one.image is not None]
         regions = [one.regions for one in batch if one.image is not None]
-        features = self._captioner.encode(readable)
+        features = self._encode(readable)
         captions = iter(self._captioner.describe(features, regions, on_bad="skip", **self._options))
         rows = list[CaptionRow]()
         for one in batch:
@@ -113,7 +121,7 @@ class PartCaptioner(Closeable):
                 taken, opened = reading.popleft()
                 pixels -= taken
                 yield opened.result()
-            reading.append((size, self._reader.submit(_open, image)))
+            reading.append((size, self._readers.submit(_open, image)))
             pixels += size
         for _, opened in reading:
             yield opened.result()

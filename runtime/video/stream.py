@@ -38,9 +38,6 @@ _SECONDS_TO_LEAVE = 1.0
 _SECONDS_TO_FINISH = 30.0
 """How long it waits for the frame that is being encoded and described."""
 
-_SMALL_BACKBONE_BYTES = 32 << 20
-"""Up to this size a backbone leaves cores idle at one frame at a time; a larger one is not worth opening twice."""
-
 
 @dataclass(frozen=True, eq=False)
 class FrameCaptions:
@@ -182,7 +179,7 @@ class _StreamWorkers(Closeable):
         self._begin = Handover(device=pipeline.backend.device)  # frames may have been made on the caller's stream
         self._reuse = None if options.reuse is None else CaptionReuse(options.reuse)
         drops = (options.policy or ("drop" if source.is_live else "block")) == "drop"
-        workers = options.workers or _default_workers(pipeline)
+        workers = options.workers or pipeline.encoder.default_callers()
         # Where frames wait, throughput counts; where they are dropped, how soon each is done.
         self._encode = pipeline.encoder if drops else pipeline.encoder.for_callers(workers)
         self.read: BoundedQueue[_ReadFrame] = BoundedQueue(_WAITING_FRAMES, drops)
@@ -316,11 +313,3 @@ class _StreamWorkers(Closeable):
 
     def _decode(self, vectors: RegionVectors) -> list[Caption]:
         return self._pipeline.describe_vectors(vectors, self._decoding)
-
-
-def _default_workers(pipeline: Pipeline) -> int:
-    manifest = pipeline.bundle.manifest
-    file = manifest.engines["backbone"].file
-    backbone_bytes = sum(record.bytes for name, record in manifest.files.items() if name.startswith(file))
-    on_cpu = pipeline.backend.device.type == "cpu"
-    return 2 if on_cpu and backbone_bytes <= _SMALL_BACKBONE_BYTES else 1
