@@ -81,7 +81,7 @@ def test_only_a_small_backbone_is_opened_for_two_workers(
 
     monkeypatch.setattr(demo.pipeline.encoder, "for_callers", for_callers)
     list(demo.stream(clip, REGIONS))
-    monkeypatch.setattr("runtime.video.stream._SMALL_BACKBONE_BYTES", 1 << 20)
+    monkeypatch.setattr("runtime.encoder._SMALL_BACKBONE_BYTES", 1 << 20)
     list(demo.stream(clip, REGIONS))
     assert requested == [2, 1]
 
