@@ -31,6 +31,7 @@ from benchmarks.timing.http_sessions import scenes
 from benchmarks.timing.machine_limits import calls_a_second, machine_line
 from export.command_line import run_command
 from runtime import Captioner, PatchcaptionError
+from runtime.backends import BACKEND_NAMES, PRECISIONS
 from runtime.batch.part_captioner import CaptionerSettings
 from runtime.batch.plan import PlannedPart
 from runtime.batch.ray_cluster import RayExecutor
@@ -73,6 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--part-images", type=int, default=32, help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--mode", choices=("decode", "nearest"), default="decode")
+    parser.add_argument("--backend", choices=BACKEND_NAMES, default="auto")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
     parser.add_argument("--without-ray", action="store_true")
     return run_command(partial(_run, parser.parse_args(arguments)))
 
@@ -89,7 +92,7 @@ def _run(options: argparse.Namespace) -> None:
     with TemporaryDirectory() as folder:
         images = _make_images(Path(folder), options.images, options.side)
         for _ in range(options.rounds):
-            console.print(f"- ceiling: {_ceiling(options.bundle, images):.1f} images/s", markup=False)
+            console.print(f"- ceiling: {_ceiling(options, images):.1f} images/s", markup=False)
             for name, executor in executors.items():
                 turn = _turn(options, executor, images)
                 rates[name].append(turn.rate(options.part_images))
@@ -121,7 +124,12 @@ def _turn(options: argparse.Namespace, executor: Executor, images: Path) -> Batc
     bundle = Bundle(options.bundle, verify=False)
     keywords: DescribeKeywords = {"mode": options.mode}
     settings = CaptionerSettings(
-        str(options.bundle.absolute()), bundle.manifest_sha256(), threads=usable_cores(), options=keywords
+        str(options.bundle.absolute()),
+        bundle.manifest_sha256(),
+        options.backend,
+        precision=options.precision,
+        threads=usable_cores(),
+        options=keywords,
     )
     with TemporaryDirectory() as folder:
         regions = Path(folder) / "regions.json"
@@ -149,10 +157,12 @@ def _make_images(folder: Path, count: int, side: int) -> Path:
     return folder / "images"
 
 
-def _ceiling(bundle: Path, images: Path) -> float:
+def _ceiling(options: argparse.Namespace, images: Path) -> float:
     """Return the images a second of the backbone alone."""
     files = [str(path) for path in sorted(images.rglob("*.jpg"))[:_BATCH]]
-    with Captioner.load(bundle, threads=usable_cores(), verify=False) as captioner:
+    with Captioner.load(
+        options.bundle, options.backend, precision=options.precision, threads=usable_cores(), verify=False
+    ) as captioner:
         opened = [np.asarray(Image.open(file)) for file in files]
         return _BATCH * calls_a_second(partial(captioner.encode, opened), _CEILING_S)
 
