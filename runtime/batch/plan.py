@@ -23,6 +23,7 @@ from runtime.regions.detections import as_rows
 from runtime.system.closeable import Closeable
 
 _IMAGES_AT_ONCE = 10_000
+_MAX_DIGITS = 30
 _SCHEMA = """
 PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA temp_store = FILE;
 CREATE TABLE found (argument INTEGER, line INTEGER, name BLOB PRIMARY KEY) WITHOUT ROWID;
@@ -260,9 +261,15 @@ def _key_of(database: sqlite3.Connection, name: str) -> tuple[str | None, str | 
 
 
 def _endings(name: str) -> Sequence[str]:
-    """Return a path, and what is left of it without its first folders, down to the file's name."""
-    parts = PurePath(name).parts
-    return [_storable(name), *(_storable(os.path.join(*parts[first:])) for first in range(1, len(parts)))]
+    """Return what an image may be called: its path, and what is left without its first folders, down to its own name.
+
+    After these come the same without the file's ending, and the number that it is, as data sets call their images.
+    """
+    path, stem = PurePath(name), PurePath(name).stem
+    whole = [name, *(os.path.join(*path.parts[first:]) for first in range(1, len(path.parts)))]
+    without = [one.removesuffix(path.suffix) for one in whole]
+    numbers = [str(int(stem))] if stem.isascii() and stem.isdecimal() and len(stem) <= _MAX_DIGITS else []
+    return [_storable(one) for one in (*whole, *without, *numbers)]
 
 
 def _sha256(database: sqlite3.Connection) -> str:

@@ -18,8 +18,8 @@ from runtime.regions.inputs.entries import DETECTION_KEYS
 from runtime.regions.inputs.results import is_results
 from runtime.regions.serialization import parse_json
 
-IMAGE_KEYS = ("image", "file_name", "image_path", "image_name", "filename", "path", "file")
-"""Keys that hold the name of a region's image; the first that is there counts."""
+IMAGE_KEYS = ("image", "file_name", "image_path", "image_name", "filename", "path", "file", "image_id")
+"""Keys that hold the name of a region's image, or the number that is its file's name; the first one counts."""
 _COLUMNS = ("kind", "xyxy", "boxes", "masks", "segments_info")
 """Keys of an object that is a region, or what a detector found on one image."""
 _PREVIEW_BYTES = 2**16
@@ -30,7 +30,7 @@ class RegionEntry(NamedTuple):
     """Some regions of an image.
 
     Attributes:
-        image: its name; None for regions of every image.
+        image: its path or the end of it, with its ending or without; None for regions of every image.
         regions: in a form that `runtime.regions.detections.as_rows` takes; none of an image that has no regions.
     """
 
@@ -98,10 +98,17 @@ def _parquet(file: Path) -> Iterator[RegionEntry]:
         with parquet.ParquetFile(file) as table:
             for batch in table.iter_batches(_ROWS_AT_ONCE):
                 for row in batch.to_pylist():
-                    yield from _entries_of(row, f"{file}: row {number}")
+                    yield from _entries_of(_without_nulls(row), f"{file}: row {number}")
                     number += 1
     except (arrow.ArrowException, arrow.ArrowInvalid) as error:
         raise RegionError(f"{file}: expected Parquet: {error}") from None
+
+
+def _without_nulls(value: Any) -> Any:
+    """Return a row of a table without the fields that only other rows have."""
+    if isinstance(value, dict):
+        return {name: _without_nulls(one) for name, one in value.items() if one is not None}
+    return [_without_nulls(one) for one in value] if isinstance(value, list) else value
 
 
 def _json(file: Path) -> Iterator[RegionEntry]:
@@ -178,19 +185,20 @@ def _entries_of(row: object, where: str) -> Iterator[RegionEntry]:
     if key is None or not isinstance(row, Mapping):
         got = ", ".join(map(str, row)) or "none" if isinstance(row, Mapping) else type(row).__name__
         raise RegionError(f'{where}: expected an object with the name of an image as "image", got {got}')
+    image = str(row[key])
     said = {name: value for name, value in row.items() if name != key and value is not None and value != ""}
     for name in ("regions", "detections"):
         if name in said:
-            yield RegionEntry(row[key], _json_value(said[name], where))
+            yield RegionEntry(image, _json_value(said[name], where))
             return
     if "region" in said:
         region = _json_value(said["region"], where)
         about = {name: said[name] for name in DETECTION_KEYS if name in said}
-        yield RegionEntry(row[key], [{**region, **about} if isinstance(region, Mapping) else region])
+        yield RegionEntry(image, [{**region, **about} if isinstance(region, Mapping) else region])
     elif is_results(said):
-        yield RegionEntry(row[key], said)
+        yield RegionEntry(image, said)
     elif "error" not in said:
-        yield RegionEntry(row[key], [said] if said else [])
+        yield RegionEntry(image, [said] if said else [])
 
 
 def _json_value(value: Any, where: str) -> Any:
@@ -205,7 +213,12 @@ def _json_value(value: Any, where: str) -> Any:
 def _image_key(row: object) -> str | None:
     if not isinstance(row, Mapping):
         return None
-    return next((key for key in IMAGE_KEYS if isinstance(row.get(key), str) and row[key]), None)
+    return next((key for key in IMAGE_KEYS if _is_name(row.get(key), may_be_number=key == "image_id")), None)
+
+
+def _is_name(value: object, may_be_number: bool) -> bool:
+    is_number = may_be_number and isinstance(value, int) and not isinstance(value, bool)
+    return is_number or (isinstance(value, str) and value != "")
 
 
 def _objects(file: Path, part: str) -> Iterator[Mapping[str, Any]]:

@@ -52,6 +52,9 @@ def test_images_come_in_order_and_once_in_parts(tmp_path: Path) -> None:
         ("b.jpg", "/elsewhere/a/b.jpg"),
         ("x/b.jpg", "y/b.jpg"),
         ("a/b.jpg", "./a//b.jpg"),
+        ("x/a/b.jpg", "a/b"),
+        ("VOC/2007_000027.jpg", "2007_000027"),
+        ("val/000000000042.jpg", "42"),
     ],
 )
 def test_regions_are_found_by_the_end_of_a_path(tmp_path: Path, image: str, key: str) -> None:

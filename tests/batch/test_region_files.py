@@ -123,8 +123,19 @@ def test_tables_hold_regions_as_json_texts_as_lists_and_as_columns(tmp_path: Pat
         RegionEntry("a.jpg", [{**BOX, "id": "7"}])
     ]
     assert table(tmp_path, [{"image": "a.jpg", "regions": [text, text]}]) == [RegionEntry("a.jpg", [BOX, BOX])]
+    point = {"kind": "point", "x": 1.0, "y": 2.0}
+    assert table(tmp_path, [{"image": "a.jpg", "regions": [{**BOX, "xyxy": [1.0, 2.0, 3.0, 4.0]}, point]}]) == [
+        RegionEntry("a.jpg", [{**BOX, "xyxy": [1.0, 2.0, 3.0, 4.0]}, point])
+    ]
     assert table(tmp_path, [{"image": "a.jpg", "bbox": [1.0, 2.0, 3.0, 4.0], "id": None}]) == [
         RegionEntry("a.jpg", [{"bbox": [1.0, 2.0, 3.0, 4.0]}])
+    ]
+
+
+def test_results_in_cocos_form_name_their_images_by_number(tmp_path: Path) -> None:
+    rows = [{"image_id": 42, "category_id": 5, "bbox": [1, 2, 3, 4], "score": 0.5}]
+    assert read(tmp_path, "results.json", json.dumps(rows)) == [
+        RegionEntry("42", [{"category_id": 5, "bbox": [1, 2, 3, 4], "score": 0.5}])
     ]
 
 
