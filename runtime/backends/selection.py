@@ -35,6 +35,7 @@ class Selection:
 
     backend: BackendName
     reason: str
+    is_measured: bool = False
 
 
 def open_backend(
@@ -99,7 +100,7 @@ def select_backend(
     """
     measured = None if bundle is None else _read().measurements.get(_key(bundle, precision, threads))
     if measured is not None:
-        return Selection(measured.backend, "measured on this machine")
+        return Selection(measured.backend, "measured on this machine", is_measured=True)
     if bundle is not None and bundle.manifest.backend != "cpu":
         return Selection(bundle.manifest.backend, "the bundle was built for it")
     if precision == "bf16":

@@ -18,10 +18,10 @@ from typing import Any
 
 from runtime.batch.result_files import ResultFormat, RowCounts
 from runtime.errors import OptionError, PatchcaptionError
-from runtime.system.files import lock, write_atomically
+from runtime.system.files import lock, move_into_place, write_atomically
 from runtime.system.signals import uninterrupted
 
-_SETTINGS, _PLAN = "settings.json", "plan.sqlite"
+_SETTINGS, _PLAN, _UNFINISHED = "settings.json", "plan.sqlite", "unfinished"
 
 
 class RunFolder:
@@ -82,11 +82,15 @@ class RunFolder:
     def add(self, number: int, data: bytes) -> None:
         """Write a part that is done.
 
+        Until it is whole it has a name that those who look for parts do not take for one.
+
         Raises:
             PatchcaptionError: it cannot be written.
         """
-        with self.errors(), write_atomically(self._part(number)) as part:
-            part.write_bytes(data)
+        unfinished = self.path / _UNFINISHED
+        with self.errors():
+            unfinished.write_bytes(data)
+            move_into_place(unfinished, self._part(number))
 
     def finished(self, plan_sha256: str) -> Mapping[str, Any] | None:
         """Return the report on results that are there already, if they are those of this plan and these settings."""

@@ -11,6 +11,7 @@ from runtime.bundle.trust import trust
 from runtime.captioner import Captioner
 from runtime.cli import exits
 from runtime.cli.bundle_arguments import add_bundle_argument
+from runtime.doctor.advice import faster_here, in_use
 from runtime.hub import open_bundle
 from runtime.system.standard_streams import show
 
@@ -42,8 +43,10 @@ def run_info(options: argparse.Namespace) -> int:
     if options.json:
         show(bundle.manifest.model_dump_json(indent=2))
         return exits.DONE
-    for name, value in _summary(bundle).items():
+    for name, value in (_summary(bundle) | in_use(bundle)).items():
         _print_line(name, value)
+    for advice in faster_here(bundle):
+        _print_line("faster", advice)
     if options.backend:
         _print_execution(bundle.folder, options.backend)
     return exits.DONE

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from runtime.backends import BACKENDS, BackendName, open_backend
 from runtime.bundle import Bundle
 from runtime.captioner import Captioner
+from runtime.doctor.advice import faster_here, in_use
 from runtime.doctor.finding import Finding
 from runtime.errors import BackendError, PatchcaptionError
 from runtime.features import FeatureMap
@@ -51,6 +52,10 @@ def on_bundle(named: str | os.PathLike[str]) -> Iterator[Finding]:
         if reference is None and spec.device == "cpu":
             reference = outputs
         yield from outputs.findings(subject, reference)
+    for part, what in in_use(bundle).items():
+        yield Finding(f"{label}: {part}", "pass", what)
+    for advice in faster_here(bundle):
+        yield Finding(f"{label}: faster", "advice", advice)
 
 
 def _unavailable_reason(bundle: Bundle, backend: BackendName) -> str | None:

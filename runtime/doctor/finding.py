@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-State: TypeAlias = Literal["pass", "fail", "unavailable"]
+State: TypeAlias = Literal["pass", "fail", "unavailable", "advice"]
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class Finding:
 
     Attributes:
         subject: what was checked.
-        state: it works, it does not, or it is not on this machine and nothing asked for it.
+        state: it works, it does not, it is not on this machine and nothing asked for it, or it would be faster.
         detail: the result, with its numbers.
         fix: what to do about it; of failures only.
     """

@@ -31,6 +31,8 @@ _ARM_CORES = {
 }
 """Names of cores by the codes of implementer and part, as lscpu gives them: those of edge boards and Arm servers."""
 
+_BFLOAT16_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")
+
 
 def cpu_name() -> str:
     """Return the processor's model: "Intel(R) Xeon(R) ...", or on Arm its kinds of cores, "Cortex-A55 + Cortex-A76"."""
@@ -65,6 +67,17 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # on Linux
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def multiplies_bfloat16() -> bool:
+    """Return whether the processor has instructions that multiply bfloat16: AMX, AVX-512 BF16, or Arm's BF16."""
+    try:
+        text = _CPUINFO.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    lines = (line.partition(":") for line in text.splitlines())
+    flags = {flag for name, _, value in lines if name.strip() in ("flags", "Features") for flag in value.split()}
+    return not flags.isdisjoint(_BFLOAT16_FLAGS)
 
 
 def threads_per_caller(callers: int, threads: int | None) -> int | None:

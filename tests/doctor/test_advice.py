@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from runtime.backends.selection import save_measurement
+from runtime.bundle import Bundle
+from runtime.doctor import advice
+from runtime.errors import BackendError
+from runtime.system import machine
+
+BFLOAT16 = "--backend openvino --precision bf16: this processor multiplies bfloat16"
+
+
+@pytest.fixture
+def bundle(demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    """A bundle of which nothing was measured, on a machine that has nothing else."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(advice, "multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr(advice, "_kernels", lambda: "avx2")
+    return Bundle(demo_bundle)
+
+
+@pytest.mark.parametrize(
+    ("info", "expected"),
+    [
+        ("model name : x\nflags : fpu avx512f avx512_bf16\n", True),
+        ("flags\t\t: fpu amx_bf16 amx_tile\n", True),
+        ("flags : fpu avx512f avx512_vnni\n", False),
+        ("processor : 0\nFeatures : fp asimd i8mm bf16\n", True),
+        ("Features : fp asimd asimddp\nmodel name : bf16\n", False),
+    ],
+)
+def test_bfloat16_is_known_by_the_processors_flags(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, info: str, expected: bool
+) -> None:
+    (tmp_path / "cpuinfo").write_text(info)
+    monkeypatch.setattr(machine, "_CPUINFO", tmp_path / "cpuinfo")
+    assert machine.multiplies_bfloat16() == expected
+    monkeypatch.setattr(machine, "_CPUINFO", tmp_path / "lost")
+    assert not machine.multiplies_bfloat16()
+
+
+def test_what_is_in_use_is_said(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(advice, "usable_cores", lambda: 6)
+    assert advice.in_use(bundle) == {
+        "kernels": "projection by avx2",
+        "threads": f"an engine may use all of 6 cores, torch {torch.get_num_threads()} threads",
+        "precision": "that of the graphs, fp32, the memory bank is stored in fp32",
+    }
+
+
+def test_a_measurement_is_advised_until_there_is_one(bundle: Bundle) -> None:
+    assert list(advice.faster_here(bundle)) == [
+        f"cpu was not measured: patchcaption tune {bundle.folder} finds the fastest backend"
+    ]
+    save_measurement(bundle, "fp32", None, {"cpu": 1.0})
+    assert list(advice.faster_here(bundle)) == []
+
+
+Change = Callable[[pytest.MonkeyPatch], None]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda patch: patch.setattr(advice, "multiplies_bfloat16", lambda: True), BFLOAT16),
+        (lambda patch: patch.setattr(torch.cuda, "is_available", lambda: True), "a bundle that is built for this GPU"),
+        (lambda patch: patch.setattr(advice, "_kernels", lambda: "torch"), "the native kernels: "),
+        (lambda patch: patch.setattr(advice, "_WIDE_BANK_BYTES", 1000), "a memory bank in int8"),
+    ],
+)
+def test_what_this_machine_has_is_advised(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, change: Change, expected: str
+) -> None:
+    save_measurement(bundle, "fp32", None, {"cpu": 1.0})
+    change(monkeypatch)
+    (said,) = advice.faster_here(bundle)
+    assert said.startswith(expected)
+
+
+def test_openvino_is_advised_with_the_way_to_it(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(advice, "multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(advice, "package_version", lambda _: None)
+    assert f"pip install 'patchcaption[openvino]', then {BFLOAT16}" in list(advice.faster_here(bundle))
+
+
+def test_the_kernels_are_those_that_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise BackendError("altered")
+
+    monkeypatch.setattr(advice.native_kernels, "library", lambda: SimpleNamespace(variants=("avx512", "baseline")))
+    assert advice._kernels() == "avx512"
+    monkeypatch.setattr(advice.native_kernels, "library", lambda: None)
+    assert advice._kernels() == "torch"
+    monkeypatch.setattr(advice.native_kernels, "library", broken)
+    assert advice._kernels() == "torch"
