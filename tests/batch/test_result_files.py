@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from pyarrow import parquet
 from runtime import Caption, Detection, Point
 from runtime.batch.result_files import FORMATS, RowCounts, result_format
 from runtime.batch.rows import CaptionRow
-from runtime.errors import OptionError
+from runtime.errors import OptionError, PatchcaptionError
 
 ROWS = [
     CaptionRow.of("a.jpg", 0, Caption("a cat", 0.5, (1,), Point(1, 2), detection=Detection(7, 3, "cat", 0.25))),
@@ -66,3 +67,11 @@ def test_a_score_that_is_none_is_null() -> None:
 def test_another_ending_is_a_mistake() -> None:
     with pytest.raises(OptionError, match="--out x.csv: expected a file that ends in .parquet, .jsonl, .ndjson"):
         result_format(Path("x.csv"))
+
+
+@pytest.mark.parametrize("module", ["pyarrow", "pyarrow.parquet"])
+def test_what_is_not_installed_is_said_with_the_way_to_it(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(PatchcaptionError, match=rf"\.parquet: {module} .*: pip install 'patchcaption\[batch\]'"):
+        result_format(Path("x.parquet"))
+    assert result_format(Path("x.jsonl")) is FORMATS[".jsonl"]
