@@ -102,8 +102,7 @@ class Captioner(Closeable):
             raise OptionError(f'fit {fit!r}: expected "stretch" or "crop"')
         bundle = open_bundle(folder, verify)
         pipeline = Pipeline(bundle, open_backend(backend, threads, precision, bundle), Fit(fit))
-        if pipeline.backend.needs_warm_up:
-            pipeline.warm_up()
+        pipeline.warm_up()
         return cls(pipeline)
 
     @property

@@ -25,7 +25,6 @@ Images: TypeAlias = "ImageSource | Sequence[ImageSource]"
 EncodeFunction: TypeAlias = Callable[[Images], FeatureMap]
 
 _SMALL_BACKBONE_BYTES = 32 << 20
-"""Up to this size a backbone leaves cores idle for one caller; a larger one is not worth opening twice."""
 
 
 class Encoder:
@@ -53,13 +52,17 @@ class Encoder:
         """
         return self._encode_sources(self._engine, images, channels)
 
-    def default_callers(self) -> int:
-        """Return how many callers at once encode the most images: small backbones keep a CPU's cores busier by two."""
+    @property
+    def is_small(self) -> bool:
+        """Whether the backbone leaves cores of a CPU idle for one caller, and is worth opening twice."""
         manifest = self._bundle.manifest
         file = manifest.engines["backbone"].file
         backbone_bytes = sum(record.bytes for name, record in manifest.files.items() if name.startswith(file))
-        on_cpu = self._backend.device.type == "cpu"
-        return 2 if on_cpu and backbone_bytes <= _SMALL_BACKBONE_BYTES else 1
+        return backbone_bytes <= _SMALL_BACKBONE_BYTES
+
+    def default_callers(self) -> int:
+        """Return how many callers at once encode the most images: small backbones keep a CPU's cores busier by two."""
+        return 2 if self.is_small and self._backend.device.type == "cpu" else 1
 
     def for_callers(self, callers: int) -> EncodeFunction:
         """Return a function like `__call__` for so many threads at once, each with its share of a CPU's cores.

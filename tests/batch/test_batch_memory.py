@@ -21,11 +21,11 @@ from runtime.batch.run import BatchJob, DoneParts, execute_here, run_batch
 from runtime.bundle import Bundle
 from tests.robustness.test_memory_growth import resources
 
-IMAGES = int(os.environ.get("PATCHCAPTION_BATCH_IMAGES", "160"))
+IMAGES = int(os.environ.get("PATCHCAPTION_BATCH_IMAGES", "96"))
 SIDE = int(os.environ.get("PATCHCAPTION_BATCH_SIDE", "320"))
 A_PART = max(8, IMAGES // 400)
 MAX_GROWTH_MIB = 8
-"""Of three quarters of the images, which are 37 MiB if they are kept by mistake, and their tokens 24 MiB."""
+"""Of three quarters of the images, which are 22 MiB if they are kept by mistake, and their tokens 14 MiB."""
 
 
 @pytest.mark.slow

@@ -93,9 +93,11 @@ def test_the_kernels_are_those_that_project(monkeypatch: pytest.MonkeyPatch) -> 
     def broken() -> None:
         raise BackendError("altered")
 
-    monkeypatch.setattr(advice.native_kernels, "library", lambda: SimpleNamespace(variants=("avx512", "baseline")))
+    monkeypatch.setattr(
+        "runtime.memory.native_kernels.library", lambda: SimpleNamespace(variants=("avx512", "baseline"))
+    )
     assert advice._kernels() == "avx512"
-    monkeypatch.setattr(advice.native_kernels, "library", lambda: None)
+    monkeypatch.setattr("runtime.memory.native_kernels.library", lambda: None)
     assert advice._kernels() == "torch"
-    monkeypatch.setattr(advice.native_kernels, "library", broken)
+    monkeypatch.setattr("runtime.memory.native_kernels.library", broken)
     assert advice._kernels() == "torch"
