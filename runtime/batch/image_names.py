@@ -48,6 +48,11 @@ def find_images(arguments: Iterable[str]) -> Iterator[FoundImage]:
             raise ImageError(f"{argument}: no images in it; they are found by the endings of their names")
 
 
+def as_unicode(text: str) -> str:
+    """Return a path, or a text with one in it, as databases and tables hold it: bytes that are no UTF-8 as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def _names(argument: str) -> Iterator[tuple[int, str]]:
     path = Path(argument)
     if not argument:  # which pathlib takes for the working directory

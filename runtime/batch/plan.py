@@ -16,7 +16,7 @@ from itertools import chain
 from pathlib import Path, PurePath
 from typing import Any
 
-from runtime.batch.image_names import FoundImage
+from runtime.batch.image_names import FoundImage, as_unicode
 from runtime.batch.region_files import RegionEntry
 from runtime.errors import RegionError
 from runtime.regions.detections import as_rows
@@ -199,9 +199,11 @@ def _add_regions(database: sqlite3.Connection, regions: Iterable[RegionEntry], r
         if entry.image is None:
             raise RegionError(f"{regions_name}: expected regions of every image, or of images by their names, got both")
         key = os.path.normpath(entry.image)
-        database.execute("INSERT OR IGNORE INTO keys VALUES (?, ?)", [_storable(key), _storable(PurePath(key).name)])
+        database.execute("INSERT OR IGNORE INTO keys VALUES (?, ?)", [as_unicode(key), as_unicode(PurePath(key).name)])
         if entry.regions:
-            database.execute("INSERT INTO regions (key, data) VALUES (?, ?)", [_storable(key), _as_text(entry.regions)])
+            database.execute(
+                "INSERT INTO regions (key, data) VALUES (?, ?)", [as_unicode(key), _as_text(entry.regions)]
+            )
 
 
 def _check(regions: Any, regions_name: str) -> None:
@@ -253,7 +255,7 @@ def _key_of(database: sqlite3.Connection, name: str) -> tuple[str | None, str | 
     for key in _endings(name):
         if database.execute("SELECT 1 FROM keys WHERE key = ?", [key]).fetchone():
             return key, None
-    base = _storable(PurePath(name).name)
+    base = as_unicode(PurePath(name).name)
     found = [key for (key,) in database.execute("SELECT key FROM keys WHERE base = ? LIMIT 2", [base])]
     if len(found) == 2:
         return None, f"its regions may be those of {found[0]} or of {found[1]}; name it in the regions with its folder"
@@ -269,7 +271,7 @@ def _endings(name: str) -> Sequence[str]:
     whole = [name, *(os.path.join(*path.parts[first:]) for first in range(1, len(path.parts)))]
     without = [one.removesuffix(path.suffix) for one in whole]
     numbers = [str(int(stem))] if stem.isascii() and stem.isdecimal() and len(stem) <= _MAX_DIGITS else []
-    return [_storable(one) for one in (*whole, *without, *numbers)]
+    return [as_unicode(one) for one in (*whole, *without, *numbers)]
 
 
 def _sha256(database: sqlite3.Connection) -> str:
@@ -285,11 +287,6 @@ def _sha256(database: sqlite3.Connection) -> str:
 
 def _as_text(regions: Any) -> str:
     return json.dumps(regions, separators=(",", ":"), default=str)  # str: of what tables hold beside regions
-
-
-def _storable(text: str) -> str:
-    """Return a name as SQLite takes it: of bytes that are no UTF-8, as escapes."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _quoted(file: Path) -> str:

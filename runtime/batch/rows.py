@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from runtime.batch.image_names import as_unicode
 from runtime.output.as_json import region_as_json
 from runtime.results import Caption
 
@@ -44,7 +45,7 @@ class CaptionRow:
         said = caption.detection
         is_missing = caption.error is not None
         return cls(
-            _written(image),
+            as_unicode(image),
             index,
             region_as_json(caption.region),
             None if is_missing else caption.text,
@@ -56,9 +57,4 @@ class CaptionRow:
     @classmethod
     def missing(cls, image: str, error: str) -> CaptionRow:
         """Return the row of an image that has no captions."""
-        return cls(_written(image), error=_written(error))
-
-
-def _written(text: str) -> str:
-    """Return a text as files can hold it: bytes of names that are no UTF-8 as escapes."""
-    return text.encode("utf-8", "backslashreplace").decode()
+        return cls(as_unicode(image), error=as_unicode(error))
