@@ -198,12 +198,10 @@ def _add_regions(database: sqlite3.Connection, regions: Iterable[RegionEntry], r
     for entry in entries if first is None else chain([first], entries):
         if entry.image is None:
             raise RegionError(f"{regions_name}: expected regions of every image, or of images by their names, got both")
-        key = os.path.normpath(entry.image)
-        database.execute("INSERT OR IGNORE INTO keys VALUES (?, ?)", [as_unicode(key), as_unicode(PurePath(key).name)])
+        key = as_unicode(os.path.normpath(entry.image))
+        database.execute("INSERT OR IGNORE INTO keys VALUES (?, ?)", [key, PurePath(key).name])
         if entry.regions:
-            database.execute(
-                "INSERT INTO regions (key, data) VALUES (?, ?)", [as_unicode(key), _as_text(entry.regions)]
-            )
+            database.execute("INSERT INTO regions (key, data) VALUES (?, ?)", [key, _as_text(entry.regions)])
 
 
 def _check(regions: Any, regions_name: str) -> None:

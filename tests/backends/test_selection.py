@@ -25,7 +25,7 @@ from runtime.doctor import autotune
 from tests.doubles import RecordingBackend
 
 UNMEASURED = Selection("cpu", "by order: not measured here")
-MEASURED = Selection("openvino", "measured on this machine")
+MEASURED = Selection("openvino", "measured on this machine", is_measured=True)
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +51,7 @@ def test_what_was_measured_is_what_auto_takes(bundle: Bundle, cache: Path) -> No
     assert select_backend(bundle) == MEASURED
     assert [path.name for path in (cache / "patchcaption").iterdir()] == ["measurements.json"]
     assert save_measurement(bundle, "fp32", None, {"cpu": 1.0, "openvino": 2.0}) == "cpu"
-    assert select_backend(bundle) == Selection("cpu", "measured on this machine")
+    assert select_backend(bundle) == Selection("cpu", "measured on this machine", is_measured=True)
 
 
 def test_auto_opens_the_measured_backend(demo_bundle: Path, bundle: Bundle) -> None:

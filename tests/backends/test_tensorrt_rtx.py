@@ -227,4 +227,4 @@ def test_tune_times_the_backends_of_the_gpu_that_have_plans(
     out, err = capsys.readouterr()
     assert err.count("left out: ") == 2, "no ONNX Runtime for GPUs is here"
     assert f"auto is tensorrt-rtx for {bundle.folder} in fp32 from now on" in out
-    assert select_backend(bundle) == Selection("tensorrt-rtx", "measured on this machine")
+    assert select_backend(bundle) == Selection("tensorrt-rtx", "measured on this machine", is_measured=True)
