@@ -15,7 +15,7 @@ from runtime.batch.plan import PlannedImage
 from runtime.batch.rows import CaptionRow
 from runtime.captioner import Captioner
 from runtime.errors import BundleError, ImageError, RegionError
-from runtime.image import Fit, open_image, read_size
+from runtime.image import Fit, open_image, read_size, split_by_pixels
 from runtime.options import DescribeKeywords, Precision
 from runtime.regions import RegionRow
 from runtime.regions.detections import as_rows
@@ -84,7 +84,8 @@ class PartCaptioner(Closeable):
     def rows(self, images: Sequence[PlannedImage]) -> list[CaptionRow]:
         """Return a row for each region of some images, and one for each image that has none because of an error."""
         rows, working = list[CaptionRow](), deque[Future[list[CaptionRow]]]()
-        for batch in _batches(self._opened(images)):
+        opened = self._opened(images)
+        for batch in split_by_pixels(opened, lambda one: one.num_pixels, _PIXELS_AT_ONCE, _IMAGES_AT_ONCE):
             if len(working) == self._callers:
                 rows += working.popleft().result()
             working.append(self._describers.submit(self._rows_of_batch, batch))
@@ -156,18 +157,6 @@ def _rows_of(found: Any, image_wh: tuple[int, int]) -> list[RegionRow]:
         return as_rows(found, image_wh)
     except RegionError as error:
         return [RegionRow(error)]
-
-
-def _batches(images: Iterable[_Opened]) -> Iterator[list[_Opened]]:
-    batch, pixels = list[_Opened](), 0
-    for image in images:
-        if batch and (len(batch) == _IMAGES_AT_ONCE or pixels + image.num_pixels > _PIXELS_AT_ONCE):
-            yield batch
-            batch, pixels = [], 0
-        batch.append(image)
-        pixels += image.num_pixels
-    if batch:
-        yield batch
 
 
 def _num_pixels(name: str) -> int:

@@ -5,9 +5,14 @@ A few kilobytes can decode to gigabytes; the limit is `PIL.Image.MAX_IMAGE_PIXEL
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
 from PIL import Image
 
 from runtime.errors import ImageError
+
+T = TypeVar("T")
 
 
 def max_pixels() -> int | None:
@@ -26,3 +31,25 @@ def require_within_limit(name: str, width: int, height: int) -> None:
         raise ImageError(
             f"{name}: expected at most {limit} pixels, got {width} x {height}; PIL.Image.MAX_IMAGE_PIXELS is the limit"
         )
+
+
+def split_by_pixels(
+    images: Iterable[T], num_pixels: Callable[[T], int], most_pixels: int, most_images: int | None = None
+) -> Iterator[list[T]]:
+    """Yield images in order, as many at a time as may be held together; one that is too large goes by itself.
+
+    Args:
+        num_pixels: of an image.
+        most_pixels: of those of a part together.
+        most_images: of a part; None for any number.
+    """
+    part, pixels = list[T](), 0
+    for image in images:
+        size = num_pixels(image)
+        if part and (len(part) == most_images or pixels + size > most_pixels):
+            yield part
+            part, pixels = [], 0
+        part.append(image)
+        pixels += size
+    if part:
+        yield part

@@ -18,7 +18,7 @@ import torch
 from runtime.captioner import Captioner
 from runtime.errors import ImageError, OptionError, PatchcaptionError, RegionError
 from runtime.features import FeatureMap, RegionVectors
-from runtime.image import open_on
+from runtime.image import open_on, split_by_pixels
 from runtime.options import DecodingOptions, PoolingOptions, split_options
 from runtime.output.as_json import caption_as_json
 from runtime.results import Caption, RegionBatch, with_missing
@@ -127,7 +127,9 @@ class TritonCaptioner(Closeable):
     def _answer_images(self, images: Sequence[ImageRequest]) -> list[bytes | Refusal]:
         questions = [self._attempt(self._read, image) for image in images]
         asked = [question for question in questions if not isinstance(question, Refusal)]
-        pooled = [one for part in self._parts(asked) for one in self._pool_part(part)]
+        # As many pixels are decoded at a time as one image may have.
+        parts = split_by_pixels(asked, lambda question: question.num_pixels, self._limits.pixels)
+        pooled = [one for part in parts for one in self._pool_part(part)]
         answers = iter(self._describe(pooled))
         return [question if isinstance(question, Refusal) else next(answers) for question in questions]
 
@@ -144,18 +146,6 @@ class TritonCaptioner(Closeable):
         require_own_prompts(decoding)
         regions = read_bounded_json("REGIONS", given.regions) if given.regions else WHOLE_IMAGE
         return _Question(given.image, count_pixels(given.image, limits.pixels), regions, pooling, decoding)
-
-    def _parts(self, asked: Sequence[_Question]) -> Iterator[list[_Question]]:
-        """Yield those whose images may be decoded at a time: as many pixels as one image may have."""
-        part, left = list[_Question](), self._limits.pixels
-        for question in asked:
-            if question.num_pixels > left:
-                yield part
-                part, left = [], self._limits.pixels
-            part.append(question)
-            left -= question.num_pixels
-        if part:
-            yield part
 
     def _pool_part(self, part: Sequence[_Question]) -> list[_Pooled | Refusal]:
         maps = self._encode([question.image for question in part])
