@@ -19,7 +19,7 @@ from typing import Any
 from runtime.batch.image_names import FoundImage, as_unicode
 from runtime.batch.region_files import RegionEntry
 from runtime.errors import RegionError
-from runtime.regions.detections import as_rows
+from runtime.regions.detections import checked_rows
 from runtime.system.closeable import Closeable
 
 _IMAGES_AT_ONCE = 10_000
@@ -207,12 +207,9 @@ def _add_regions(database: sqlite3.Connection, regions: Iterable[RegionEntry], r
 def _check(regions: Any, regions_name: str) -> None:
     """Raise RegionError if regions of every image are none."""
     try:
-        rows = as_rows(regions, None)
+        checked_rows(regions)
     except RegionError as error:
         raise RegionError(f"{regions_name}: {error}") from None
-    for number, row in enumerate(rows):
-        if isinstance(row.region, RegionError):
-            raise RegionError(f"{regions_name}: region {number}: {row.region}")
 
 
 def _match(database: sqlite3.Connection, regions_name: str, has_all_images: bool) -> None:

@@ -22,7 +22,7 @@ from runtime.regions import (
     Trace,
     WholeImage,
 )
-from runtime.regions.detections import as_rows
+from runtime.regions.detections import checked_rows
 from runtime.regions.inputs.coco import CocoAnnotations, is_dataset
 from runtime.regions.inputs.masks import mask_of
 from runtime.regions.serialization import parse_json
@@ -183,8 +183,4 @@ def _regions_of(data: Any) -> list[RegionRow | CocoAnnotations]:
     """Return the regions of parsed JSON in any form; of a data set, which depend on the image, all of it."""
     if is_dataset(data):
         return [CocoAnnotations(data)]
-    rows = as_rows(data, None)
-    for number, row in enumerate(rows):
-        if isinstance(row.region, RegionError):
-            raise RegionError(f"region {number}: {row.region}")
-    return list(rows)
+    return list(checked_rows(data))

@@ -91,6 +91,19 @@ def as_regions(found: RegionsLike, image_wh: tuple[int, int]) -> list[Region]:
     return regions
 
 
+def checked_rows(found: RegionsLike) -> list[RegionRow]:
+    """Return regions as `as_rows` does where no image is known yet, and refuse them all if one is none.
+
+    Raises:
+        RegionError: of the first that is none, by its number; or as `as_rows`.
+    """
+    rows = as_rows(found, None)
+    for number, row in enumerate(rows):
+        if isinstance(row.region, RegionError):
+            raise RegionError(f"region {number}: {row.region}")
+    return rows
+
+
 def as_rows(found: RegionsLike, image_wh: ImageSize) -> list[RegionRow]:
     """Return the regions of one image as `as_regions` does, with what is said of each, or with the error of each.
 
