@@ -25,7 +25,7 @@ from export.plans.bundle_plans import BuildReporter, build_plans, open_target
 from runtime.bundle import Bundle, Manifest, PlanProduct, new_bundle, record_files, write_manifest
 from runtime.errors import BackendError
 from runtime.hub import open_bundle
-from runtime.hub.names import hub_name
+from runtime.hub.names import BUNDLE_FORMS, hub_name
 from runtime.system.standard_streams import show
 
 
@@ -34,8 +34,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "build_plans.py") -
     parser = argparse.ArgumentParser(prog=prog, description="Add TensorRT plans to a bundle.")
     parser.add_argument(
         "bundle",
-        help="a folder, or OWNER/NAME[@REVISION] of the Hugging Face hub; its graphs in fp32, fp16, bf16, or "
-        "TensorRT's int8 or fp8",
+        help=f"{BUNDLE_FORMS}; its graphs in fp32, fp16, bf16, or TensorRT's int8 or fp8",
     )
     parser.add_argument(
         "--backend",

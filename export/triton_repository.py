@@ -26,6 +26,7 @@ from runtime.backends import BACKEND_NAMES, BACKENDS, PRECISIONS
 from runtime.bundle import MANIFEST, Bundle, new_folder
 from runtime.errors import BundleError
 from runtime.hub import open_bundle
+from runtime.hub.names import BUNDLE_FORMS
 from runtime.image import Fit
 from runtime.system.standard_streams import show
 
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "triton_repository.
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", metavar="BUNDLE", help="a folder, or OWNER/NAME[@REVISION] of the Hugging Face hub")
+    parser.add_argument("bundle", metavar="BUNDLE", help=BUNDLE_FORMS)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the repository, of any models")
     parser.add_argument("--name", default="patchcaption", help="of the model, and of its folder (default: %(default)s)")
     parser.add_argument(

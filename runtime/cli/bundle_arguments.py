@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-BUNDLE_FORMS = "a folder, or OWNER/NAME[@REVISION] of the Hugging Face hub"
-"""What a bundle is named by; `runtime.hub` finds it when it is opened."""
+from runtime.hub.names import BUNDLE_FORMS
 
 
 def add_bundle_argument(parser: argparse.ArgumentParser) -> None:

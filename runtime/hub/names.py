@@ -9,6 +9,8 @@ from pathlib import Path
 
 from runtime.errors import BundleError
 
+BUNDLE_FORMS = "a folder, or OWNER/NAME[@REVISION] of the Hugging Face hub"
+"""What a bundle is named by, for the help of commands."""
 _SCHEME = "hf://"
 _PART = "[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
 _NAME = re.compile(f"(?P<repository>{_PART}/{_PART})(?:@(?P<revision>[A-Za-z0-9][A-Za-z0-9._/-]*))?")
