@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
-from typing import cast, get_args
+from typing import cast
 
 from runtime.backends import BACKENDS, select_backend
 from runtime.batch.part_captioner import CaptionerSettings
@@ -14,17 +14,18 @@ from runtime.batch.ray_cluster import RayExecutor
 from runtime.batch.run import PART_IMAGES, BatchJob, BatchSummary, Executor, execute_here, run_batch
 from runtime.bundle import Bundle
 from runtime.cli import exits
+from runtime.cli.bundle_arguments import add_bundle_flag
 from runtime.cli.captioner_arguments import (
-    add_bundle_flag,
     add_captioner_flags,
     add_decoding_flags,
+    add_mode_flag,
     decoding_keywords,
 )
 from runtime.cli.region_arguments import argument_type
 from runtime.errors import OptionError, PatchcaptionError, RegionError
 from runtime.hub import exact_name, open_bundle
 from runtime.image import Fit
-from runtime.options import DecodingOptions, DescribeKeywords, Mode, check_number, check_threads
+from runtime.options import DescribeKeywords, check_number, check_threads
 from runtime.system.outputs import Output, check_distinct
 
 _MAX_SHARDS = 1_000_000
@@ -72,7 +73,7 @@ def add_batch(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="images that are done whole or not at all (default: %(default)s)",
     )
-    parser.add_argument("--mode", choices=get_args(Mode), default=DecodingOptions.mode, help="as for caption")
+    add_mode_flag(parser)
     add_decoding_flags(parser)
     add_captioner_flags(parser)
     _add_cluster_flags(parser)

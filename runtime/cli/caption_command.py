@@ -19,6 +19,7 @@ from runtime.cli.bundle_arguments import add_bundle_flag
 from runtime.cli.captioner_arguments import (
     add_captioner_flags,
     add_decoding_flags,
+    add_mode_flag,
     decoding_keywords,
     load_captioner,
 )
@@ -28,7 +29,7 @@ from runtime.cli.region_arguments import add_region_flags, argument_type, region
 from runtime.cli.saved_pictures import make_folder, outputs_of
 from runtime.errors import ImageError, PatchcaptionError, RegionError
 from runtime.image import open_image
-from runtime.options import DecodingOptions, Mode, OnBad, StreamOptions
+from runtime.options import DecodingOptions, OnBad, StreamOptions
 from runtime.output.as_json import caption_as_json
 from runtime.output.drawing import draw_captions
 from runtime.output.fonts import load_font
@@ -48,12 +49,7 @@ def add_caption(parser: argparse.ArgumentParser) -> None:
     )
     add_bundle_flag(parser, "the bundle", required=True)
     add_region_flags(parser)
-    parser.add_argument(
-        "--mode",
-        choices=get_args(Mode),
-        default=DecodingOptions.mode,
-        help="the decoder's caption, or the nearest of the memory bank",
-    )
+    add_mode_flag(parser)
     parser.add_argument(
         "--n-best",
         type=int,

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 from runtime.backends import BACKEND_NAMES, PRECISIONS
 from runtime.captioner import Captioner
-from runtime.cli.bundle_arguments import add_bundle_flag as add_bundle_flag
 from runtime.cli.region_arguments import argument_type
 from runtime.errors import PatchcaptionError
 from runtime.image import Fit
-from runtime.options import DecodeKeywords, DecodingOptions, split_options
+from runtime.options import DecodeKeywords, DecodingOptions, Mode, split_options
 
 
 def add_captioner_flags(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +20,16 @@ def add_captioner_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", choices=BACKEND_NAMES, default="auto")
     parser.add_argument(
         "--precision", choices=PRECISIONS, default="fp32", help="bf16: with openvino, on CPUs that have it"
+    )
+
+
+def add_mode_flag(parser: argparse.ArgumentParser) -> None:
+    """Add ``--mode``, of commands that can look captions up too."""
+    parser.add_argument(
+        "--mode",
+        choices=get_args(Mode),
+        default=DecodingOptions.mode,
+        help="the decoder's caption, or the nearest of the memory bank",
     )
 
 
