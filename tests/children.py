@@ -42,6 +42,15 @@ def run_child(
     )
 
 
+def run_module(module: str, *arguments: str | Path) -> str:
+    """Run a module of the tests in a process of its own and return what it printed; it must succeed."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def run_fork(call: Callable[[], int]) -> int:
     """Return the result of a call in a fork of this process, or minus the signal that ended it."""
     read_end, write_end = os.pipe()

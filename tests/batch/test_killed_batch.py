@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.children import run_module
 
 POINTS = 30 if os.environ.get("PATCHCAPTION_ENDURANCE") == "1" else 2
 """Of each ending."""
@@ -18,13 +16,5 @@ ENDINGS = ("kill", "term", "int", "full")
 
 @pytest.mark.slow
 def test_a_run_that_was_ended_goes_on_and_gives_the_same_rows_once(demo_bundle: Path, tmp_path: Path) -> None:
-    arguments = [",".join(ENDINGS), str(POINTS), str(demo_bundle), str(tmp_path)]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.batch.killed_batch", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-    )
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout.splitlines()[-1]) > POINTS
+    printed = run_module("tests.batch.killed_batch", ",".join(ENDINGS), str(POINTS), demo_bundle, tmp_path)
+    assert int(printed.splitlines()[-1]) > POINTS

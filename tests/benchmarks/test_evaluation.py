@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from benchmarks.scoring.prediction_log import EvaluationLogError, open_log
 from benchmarks.scoring.predictions import PredictedImage, Prediction
 from export.demo.annotations import write_annotations
 from runtime import Captioner
-from tests.conftest import ROOT
+from tests.children import run_module
 
 JOB = {"bundle": "a1", "ground truth": "b2", "--pool": "mean", "--limit": None}
 BOXES = (BoxAnnotation((1.0, 2.0, 3.5, 4.0), "hat", 0), BoxAnnotation((1.0, 2.0, 3.0, 4.0), "hat\nhood", 0))
@@ -108,16 +106,9 @@ def test_a_run_that_was_killed_at_random_moments_ends_as_a_whole_one(
     records = []
     for moments in (12, 0):
         out = tmp_path / f"{moments}.json"
-        arguments = [str(demo_bundle), str(annotated_scenes), str(out), str(moments), "1"]
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.benchmarks.killed_evaluation", *arguments],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=ROOT,
-        )
-        assert done.returncode == 0, done.stderr
-        assert (int(done.stdout.splitlines()[-1]) >= 4) == (moments > 0)
+        module = "tests.benchmarks.killed_evaluation"
+        printed = run_module(module, demo_bundle, annotated_scenes, out, str(moments), "1")
+        assert (int(printed.splitlines()[-1]) >= 4) == (moments > 0)
         records.append(out.read_bytes())
     assert records[0] == records[1]
     assert sorted(tmp_path.iterdir()) == [tmp_path / "0.json", tmp_path / "12.json"]

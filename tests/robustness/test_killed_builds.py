@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.children import run_module
 
 POINTS = 30 if os.environ.get("PATCHCAPTION_ENDURANCE") == "1" else 5
 
@@ -23,7 +21,5 @@ def test_a_build_that_is_ended_at_any_point_leaves_a_whole_bundle(
     bundle_copy: Callable[[], Path], ending: str, points: int
 ) -> None:
     folder = bundle_copy()
-    command = [sys.executable, "-m", "tests.robustness.killed_build", str(folder), str(points), ending]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > points
+    printed = run_module("tests.robustness.killed_build", folder, str(points), ending)
+    assert int(printed) > points
