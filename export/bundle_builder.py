@@ -11,8 +11,10 @@ from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 
+from torch import Tensor
+
 from export.checkpoint import Checkpoint, CheckpointError
-from export.graphs.calibration_images import read_calibration
+from export.graphs.calibration_images import prepare_calibration, read_calibration
 from export.graphs.errors import ExportError
 from export.graphs.exporter import export_graph
 from export.graphs.specs import backbone_spec, decoder_specs, reencoder_spec
@@ -34,6 +36,7 @@ from runtime.bundle import (
     EnginePrecision,
     EngineRecord,
     EntitiesConfig,
+    GraphPrecision,
     Manifest,
     MemoryConfig,
     new_bundle,
@@ -59,8 +62,8 @@ class BuildOptions:
         max_images: the most images that the backbone takes at once.
         max_regions: the most captions that are decoded at once.
         plans: how TensorRT builds; None for a bundle that gets its plans elsewhere, by build_plans.py.
-        calibration: a folder of images that show how large activations become; None for a pattern and noise, which is
-            not enough for fp8 and int8 of TensorRT.
+        calibration: a folder of images that show how large activations become; None for those that the checkpoint
+            comes with, else for a pattern and noise, which is not enough for fp8 and int8.
     """
 
     checkpoint_dir: Path | None = None
@@ -73,14 +76,16 @@ class BuildOptions:
     calibration: Path | None = None
 
     @property
-    def quantizes_for_gpu(self) -> bool:
-        """Whether the backbone's products are in 8 bits and the other graphs fp16."""
-        return self.precision not in _FLOATS and BACKENDS[self.backend].device == "cuda"
+    def quantizes(self) -> bool:
+        """Whether the backbone's products are in 8 bits, by scales that images show."""
+        return self.precision not in _FLOATS
 
     @property
-    def other_precision(self) -> EnginePrecision:
+    def other_precision(self) -> GraphPrecision:
         """The precision of the graphs other than the backbone."""
-        return "fp16" if self.quantizes_for_gpu else self.precision
+        if not self.quantizes:
+            return self.precision
+        return "fp16" if BACKENDS[self.backend].device == "cuda" else "int8_weights"
 
     @property
     def has_plans(self) -> bool:
@@ -110,6 +115,7 @@ def build(name: str, out: Path, progress: BuildReporter, options: BuildOptions =
     with new_bundle(out) as folder:
         progress.step(f"reading {name}")
         checkpoint = read_checkpoint(name, options.checkpoint_dir)
+        _check_samples(checkpoint, options)
         for note in checkpoint.notes:
             progress.note(note)
         _check_text_space(checkpoint)
@@ -135,11 +141,21 @@ def _check_options(options: BuildOptions) -> None:
     available = (*_FLOATS, *quantized)
     if precision not in available:
         raise ExportError(f"--precision {precision}: the backend {backend} has {', '.join(available)}")
-    if options.quantizes_for_gpu and options.calibration is None:
-        raise ExportError(
-            f"--precision {precision} --backend {backend}: needs --calibration FOLDER with images like those to be "
-            "described"
-        )
+    if options.quantizes and BACKENDS[backend].device == "cuda" and options.calibration is None:
+        raise _needs_calibration(options)
+
+
+def _check_samples(checkpoint: Checkpoint, options: BuildOptions) -> None:
+    """Raise if nothing shows how large the activations of a backbone in 8 bits become."""
+    if options.quantizes and options.calibration is None and checkpoint.sample_images is None:
+        raise _needs_calibration(options)
+
+
+def _needs_calibration(options: BuildOptions) -> ExportError:
+    return ExportError(
+        f"--precision {options.precision} --backend {options.backend}: needs --calibration FOLDER with images like "
+        "those to be described"
+    )
 
 
 def _check_text_space(checkpoint: Checkpoint) -> None:
@@ -165,19 +181,28 @@ def _export_graphs(
 ) -> dict[EngineName, EngineRecord]:
     precision, device = options.other_precision, BACKENDS[options.backend].device
     progress.step("backbone to ONNX, checked against torch")
-    images = None if options.calibration is None else read_calibration(options.calibration, checkpoint)
+    images = _calibration_images(checkpoint, options)
     backbone = export_graph(backbone_spec(checkpoint.backbone, images), folder, options.precision, device)
     engines: dict[EngineName, EngineRecord] = {"backbone": backbone}
     progress.step("re-encoder to ONNX, checked against torch")
     if checkpoint.backbone.last_block is not None:
         engines["reencoder"] = export_graph(reencoder_spec(checkpoint.backbone), folder, precision, device)
-    checkpoint.decoder.prepare_for(device)
+    checkpoint.decoder.prepare_for(device, rounds_weights=precision == "int8_weights")
     progress.step("decoder to ONNX, checked against torch")
     for name, spec in decoder_specs(checkpoint.decoder).items():
         if name == "beam_decoder":
             progress.step("decoder for beam search to ONNX, checked against torch")
         engines[name] = export_graph(spec, folder, precision, device)
     return engines
+
+
+def _calibration_images(checkpoint: Checkpoint, options: BuildOptions) -> Tensor | None:
+    """Return images (B, S, S, 3) uint8 that show how large activations become; None for a pattern and noise."""
+    if options.calibration is not None:
+        return read_calibration(options.calibration, checkpoint)
+    if not options.quantizes or checkpoint.sample_images is None:
+        return None
+    return prepare_calibration(checkpoint.sample_images(), checkpoint)
 
 
 def _manifest(

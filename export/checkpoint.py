@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -96,6 +98,7 @@ class Checkpoint:
         end_tokens: those that end a caption, as the tokenizer has them.
         prompts: what the words of the decoder's prompts are made of; None where its prompts have none.
         resize_short_side: what fit="crop" makes of an image's short side, where it is not the backbone's size.
+        sample_images: makes RGB images (H, W, 3) uint8 like those that it describes; None where it comes with none.
         notes: what the user should know about how it was read.
     """
 
@@ -109,6 +112,7 @@ class Checkpoint:
     end_tokens: tuple[str, ...] = (END_TOKEN,)
     prompts: PromptSource | None = None
     resize_short_side: int | None = None
+    sample_images: Callable[[], Sequence[npt.NDArray[np.uint8]]] | None = None
     notes: tuple[str, ...] = ()
 
     @property

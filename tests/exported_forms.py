@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from export.bundle_builder import BuildOptions
 from export.graphs.exporter import export_graph
 from export.graphs.specs import backbone_spec, decoder_specs, reencoder_spec
 from export.graphs.tracing import OPSET
@@ -35,6 +36,7 @@ from runtime.bundle import (
     EngineName,
     EnginePrecision,
     EngineRecord,
+    GraphPrecision,
     Manifest,
     PromptOrder,
     record_files,
@@ -137,8 +139,7 @@ def _export_form(
     """Export a backbone and its re-encoder, if it has one, and a decoder if one is given."""
     backbone = randomized(backbone)
     decoder = randomized(DecapStep(decoder_config or DECODER))
-    only_backbone = precision == "fp8" or (precision == "int8" and device == "cuda")
-    other: EnginePrecision = "fp16" if only_backbone else precision
+    other = BuildOptions(backend="cpu" if device == "cpu" else "ort-cuda", precision=precision).other_precision
     numbers = BundleNumbers("test", (89,), max_images=8, batch_sizes=(1, 16), precision=other)
     manifest = Manifest.model_construct(
         backbone=backbone.manifest_entry("small", numbers), decoder=decoder.manifest_entry(numbers)
@@ -168,7 +169,7 @@ def _export_form(
 def export_prompted(
     folder: Path,
     decoder: PromptedModel,
-    precision: EnginePrecision,
+    precision: GraphPrecision,
     device: Device,
     batch_sizes: tuple[int, ...] = (1, 16),
 ) -> list[ExportedGraph]:
@@ -204,9 +205,9 @@ def export_prompted_bundle(demo: Path, folder: Path, device: Device = "cpu") -> 
 
 
 def _export_decoder(
-    folder: Path, decoder: DecoderModel, manifest: Manifest, precision: EnginePrecision, device: Device
+    folder: Path, decoder: DecoderModel, manifest: Manifest, precision: GraphPrecision, device: Device
 ) -> Iterator[ExportedGraph]:
-    decoder.prepare_for(device)
+    decoder.prepare_for(device, rounds_weights=precision == "int8_weights")
     for name, spec in decoder_specs(decoder).items():
         export_graph(spec, folder, precision, device)
         yield ExportedGraph(folder / spec.io.file, name, manifest)

@@ -24,6 +24,7 @@ Window: TypeAlias = tuple[slice, slice]
 
 SIZE = 224
 HELD_OUT_SEED = 2**31
+_NUM_SAMPLES = 16
 
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross", "heart", "moon")
 COLOURS = {
@@ -162,6 +163,11 @@ def draw_scene(seed: int) -> Scene:
         looks.append(look)
     objects = tuple(SceneObject(look, pixels) for look, pixels in zip(looks, visible, strict=True))
     return Scene(np.clip(np.rint(image), 0, 255).astype(np.uint8), objects, backdrop, tone)
+
+
+def sample_images() -> list[npt.NDArray[np.uint8]]:
+    """Return images (SIZE, SIZE, 3) of some scenes, as many as calibration needs."""
+    return [draw_scene(seed).image for seed in range(_NUM_SAMPLES)]
 
 
 def pair_caption(first: Look, second: Look) -> str:

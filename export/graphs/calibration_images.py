@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from export.checkpoint import Checkpoint, CheckpointError
 from runtime.errors import ImageError
-from runtime.image import Fit, open_image, prepare
+from runtime.image import Fit, ImageSource, open_image, prepare
 
 MAX_IMAGES = 128
 """Images that are read: ranges hardly change after some tens, and each costs a run of the backbone."""
@@ -30,11 +31,17 @@ def read_calibration(folder: Path, checkpoint: Checkpoint) -> Tensor:
     files = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in Image.registered_extensions()]
     if not files:
         raise CheckpointError(f"--calibration {folder}: expected images like those to be described, found none")
-    images = []
-    for file in files[:MAX_IMAGES]:
-        try:
-            pixels, _ = prepare([open_image(file)], checkpoint.backbone.image_size, Fit.STRETCH)
-        except ImageError as error:
-            raise ImageError(f"--calibration: {error}") from None
-        images.append(pixels)
-    return torch.cat(images)
+    try:
+        return prepare_calibration(files[:MAX_IMAGES], checkpoint)
+    except ImageError as error:
+        raise ImageError(f"--calibration: {error}") from None
+
+
+def prepare_calibration(images: Iterable[ImageSource], checkpoint: Checkpoint) -> Tensor:
+    """Return images as the backbone takes them: (B, S, S, 3) uint8.
+
+    Raises:
+        ImageError: one cannot be read.
+    """
+    size = checkpoint.backbone.image_size
+    return torch.cat([prepare([open_image(image)], size, Fit.STRETCH)[0] for image in images])

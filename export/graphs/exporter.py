@@ -10,24 +10,25 @@ import onnx_ir
 
 from export.graphs.attention_fusion import fuse_attention
 from export.graphs.half_precision import convert_to_half
-from export.graphs.int8 import quantize
 from export.graphs.qdq import quantize_products
 from export.graphs.shared_weights import share_weights
 from export.graphs.specs import GraphSpec, Inputs
-from export.graphs.tracing import OPSET, trace
+from export.graphs.tracing import trace
 from export.graphs.value_ranges import measure_ranges
 from export.graphs.verification import compare
+from export.graphs.weight_compression import compress_weights
 from export.graphs.weight_layout import transpose_weights
 from runtime.backends.base import Device
-from runtime.bundle import EnginePrecision, EngineRecord
+from runtime.bundle import EngineRecord, GraphPrecision
 
 
 def export_graph(
-    spec: GraphSpec, folder: Path, precision: EnginePrecision = "fp32", device: Device = "cpu"
+    spec: GraphSpec, folder: Path, precision: GraphPrecision = "fp32", device: Device = "cpu"
 ) -> EngineRecord:
     """Write a graph and check it.
 
     Args:
+        precision: of its products; for "int8" and "fp8" the spec has samples.
         device: what is to run it; its weights are stored as kernels there read them.
 
     Raises:
@@ -35,20 +36,25 @@ def export_graph(
     """
     path = folder / spec.io.file
     _write(spec, path, precision, device)
-    return _record(path, precision, compare(path, spec.module, *spec.checks, precision=precision))
+    max_error = compare(path, spec.module, *spec.checks, precision=precision)
+    opset = onnx.load(path, load_external_data=False).opset_import[0].version
+    return EngineRecord(file=path.name, precision=precision, opset=opset, max_error=max_error)
 
 
-def _write(spec: GraphSpec, path: Path, precision: EnginePrecision, device: Device) -> None:
+def _write(spec: GraphSpec, path: Path, precision: GraphPrecision, device: Device) -> None:
     """Write a graph with its weights, or with references to those of the graph that owns them."""
     model = trace(spec)
-    if precision == "int8" and device == "cpu":  # such a graph has operators of ONNX Runtime's own anyway
-        fuse_attention(model)
-        quantize(model)
+    if precision == "int8_weights":
+        compress_weights(model)
+    elif precision == "int8" and device == "cpu":
+        ranges, sample_ranges = _measure_ranges(model, spec)
+        quantize_products(model, precision, sample_ranges, device)
+        fuse_attention(model, ranges)
     elif precision != "fp32":
         ranges, sample_ranges = _measure_ranges(model, spec)
         convert_to_half(model, "bf16" if precision == "bf16" else "fp16", ranges)
         if precision in ("int8", "fp8"):
-            quantize_products(model, precision, sample_ranges)
+            quantize_products(model, precision, sample_ranges, device)
     if device == "cuda":
         transpose_weights(model)
     if spec.weights_from is None:
@@ -68,7 +74,3 @@ def _measure_ranges(model: onnx_ir.Model, spec: GraphSpec) -> tuple[dict[str, fl
 
     sampled = measured(spec.samples) if spec.samples else {}
     return {name: max(value, sampled.get(name, 0.0)) for name, value in measured(spec.calibration).items()}, sampled
-
-
-def _record(path: Path, precision: EnginePrecision, max_error: float) -> EngineRecord:
-    return EngineRecord(file=path.name, precision=precision, opset=OPSET, max_error=max_error)

@@ -75,6 +75,11 @@ def convert_to_half(model: onnx_ir.Model, to: HalfPrecision, ranges: Mapping[str
             del graph.initializers[initializer.name]
 
 
+def fits_fp16(largest: float) -> bool:
+    """Return whether float16 holds values that were measured to be up to ``largest``, with a margin for others."""
+    return _RANGE_MARGIN * largest <= _FP16_MAX
+
+
 def emulate_bf16(model: onnx_ir.Model) -> onnx_ir.Model:
     """Return the same graph with bfloat16 emulated as float32 rounded to it, for runtimes without bfloat16."""
     copy = model.clone()
@@ -136,7 +141,7 @@ class _DtypeAssignment:
     def _choose_dtype(self, node: onnx_ir.Node, cache: Collection[onnx_ir.Value]) -> DataType | None:
         """Return the dtype that a node should have if its values fit; None for float32."""
         if node.op_type in _MATMUL_OPS:
-            if any(_becomes_output(output, cache) for output in node.outputs):
+            if any(becomes_output(output, cache) for output in node.outputs):
                 return None
             return DataType.FLOAT16 if _is_vocabulary_product(node) else self.half
         computed = [value for value in _float_inputs(node) if value.const_value is None]
@@ -169,7 +174,7 @@ class _DtypeAssignment:
         if dtype != DataType.FLOAT16:
             return True
         values = [*node.outputs, *_float_inputs(node)]
-        return all(_RANGE_MARGIN * self.ranges.get(value.name, 0.0) <= _FP16_MAX for value in values) and all(
+        return all(fits_fp16(self.ranges.get(value.name, 0.0)) for value in values) and all(
             float(np.abs(value.const_value.numpy()).max(initial=0)) <= _FP16_MAX
             for value in values
             if value.const_value is not None
@@ -278,7 +283,7 @@ def _is_channel_scale(node: onnx_ir.Node) -> bool:
     )
 
 
-def _becomes_output(value: onnx_ir.Value, cache: Collection[onnx_ir.Value]) -> bool:
+def becomes_output(value: onnx_ir.Value, cache: Collection[onnx_ir.Value] = ()) -> bool:
     """Return whether a tensor leaves the graph as it is: attention logits, region vectors.
 
     Entries of the cache and soft tokens do not count: what reads them does so in half precision.
@@ -286,4 +291,4 @@ def _becomes_output(value: onnx_ir.Value, cache: Collection[onnx_ir.Value]) -> b
     if value.is_graph_output():
         return value not in cache and value.name != SOFT_PROMPT
     moves = [use.node for use in value.uses() if use.node.op_type in _LAYOUT_OPS]
-    return any(_becomes_output(output, cache) for move in moves for output in move.outputs)
+    return any(becomes_output(output, cache) for move in moves for output in move.outputs)

@@ -1,10 +1,13 @@
-"""Rounds the products of weights in a float16 graph to 8 bits, for TensorRT: int8 or fp8, by scales fixed beforehand.
+"""Rounds the products of weights to 8 bits, int8 or fp8, by scales that are fixed beforehand.
 
-Each product's activations and weight pass a pair of QuantizeLinear and DequantizeLinear, which TensorRT makes a product
-in 8 bits of ("explicit quantization" in its documents; symmetric, for it has no zero points). Weights stay float16 in
-the graph: of weights that are stored in 8 bits TensorRT does not join the products with queries, keys and values.
-Attention's products of activations with each other stay float16 and so are fused; the patch embedding, whose input is
-pixels, stays float16 too.
+Each product's activations and weight pass a pair of QuantizeLinear and DequantizeLinear, which OpenVINO, ONNX Runtime
+and TensorRT make a product in 8 bits of (TensorRT's "explicit quantization"; symmetric, for it has no zero points).
+Attention's products of activations with each other are not rounded, nor is the patch embedding, whose input is pixels,
+nor what makes an output.
+
+For GPUs the graph is in float16, and so are the weights in it: of weights that are stored in 8 bits TensorRT does not
+join the products with queries, keys and values. For CPUs the graph is in float32, and its weights are stored in 8 bits:
+the file is a quarter of the size, and TensorRT still makes every product in 8 bits of it.
 
 Shapes: K inputs, N outputs of a product.
 """
@@ -21,6 +24,8 @@ import numpy.typing as npt
 import onnx_ir
 
 from export.graphs.constants import ConstantPool
+from export.graphs.half_precision import becomes_output
+from runtime.backends.base import Device
 
 EightBits: TypeAlias = Literal["int8", "fp8"]
 
@@ -45,32 +50,34 @@ _FORMATS: dict[EightBits, _Format] = {
     "fp8": _Format(ml_dtypes.float8_e4m3fn, 448.0, by_channel=False),
 }
 
-_HALF = onnx_ir.DataType.FLOAT16
+_DTYPES: dict[Device, onnx_ir.DataType] = {"cpu": onnx_ir.DataType.FLOAT, "cuda": onnx_ir.DataType.FLOAT16}
+"""Of the graphs for a device, and so of the products that are rounded."""
 _MIN_LARGEST = 1e-3
 """Stands for the largest of weights that are all zero, or nearly: float16 could not hold the scale of a smaller one."""
 
 
-def quantize_products(model: onnx_ir.Model, to: EightBits, ranges: Mapping[str, float]) -> None:
+def quantize_products(model: onnx_ir.Model, to: EightBits, ranges: Mapping[str, float], device: Device) -> None:
     """Round the products of weights to 8 bits, in place.
 
     Args:
-        model: in float16.
+        model: for a GPU in float16, for a CPU in float32.
         ranges: the largest absolute values of its activations, by tensor (`export.graphs.value_ranges`).
 
     Raises:
         KeyError: of an activation there is none.
     """
-    quantizer = _Quantizer(model.graph, _FORMATS[to])
-    for node in list(_weight_products(model.graph)):
+    quantizer = _Quantizer(model.graph, _FORMATS[to], stores_eight_bits=device == "cpu")
+    for node in list(_weight_products(model.graph, _DTYPES[device])):
         activations, weight = node.inputs[0], node.inputs[1]
         quantizer.quantize_activations(node, ranges[_measured_name(activations, ranges)])
         quantizer.quantize_weight(node, weight)
 
 
-def _weight_products(graph: onnx_ir.Graph) -> Iterator[onnx_ir.Node]:
-    """Yield each MatMul in float16 whose second input is a weight (K, N): what makes an output stays float32."""
+def _weight_products(graph: onnx_ir.Graph, dtype: onnx_ir.DataType) -> Iterator[onnx_ir.Node]:
+    """Yield each MatMul of a dtype whose second input is a weight (K, N), but none that makes an output."""
     for node in graph:
-        if node.op_type == "MatMul" and node.inputs[1].is_initializer() and node.inputs[0].dtype == _HALF:
+        is_product = node.op_type == "MatMul" and node.inputs[1].is_initializer() and node.inputs[0].dtype == dtype
+        if is_product and not becomes_output(node.outputs[0]):
             yield node
 
 
@@ -85,10 +92,15 @@ def _measured_name(value: onnx_ir.Value, ranges: Mapping[str, float]) -> str:
 
 @dataclass
 class _Quantizer:
-    """Inserts the pairs, for activations that several products read only once."""
+    """Inserts the pairs, for activations that several products read only once.
+
+    Attributes:
+        stores_eight_bits: whether weights are stored rounded, which leaves of their pairs the second half.
+    """
 
     graph: onnx_ir.Graph
     format: _Format
+    stores_eight_bits: bool
     _rounded: dict[onnx_ir.Value, onnx_ir.Value] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -104,6 +116,8 @@ class _Quantizer:
         values = np.abs(weight.const_value.numpy())
         largest = values.max(axis=0) if self.format.by_channel else values.max()
         product.replace_input_with(1, self._insert_pair(product, weight, largest))
+        if not weight.uses():
+            del self.graph.initializers[weight.name]
 
     def _insert_pair(
         self, before: onnx_ir.Node, value: onnx_ir.Value, largest: npt.NDArray[np.floating]
@@ -117,9 +131,15 @@ class _Quantizer:
         scale = self._constants.add(f"{value.name}.scale", scales)
         zero_point = self._constants.add(f"{value.name}.zero", np.zeros(scales.shape, self.format.dtype))
         attributes = {"axis": onnx_ir.AttrInt64("axis", 1)} if scales.ndim else {}
-        quantize = onnx_ir.Node("", "QuantizeLinear", [value, scale, zero_point], attributes)
-        dequantize = onnx_ir.Node("", "DequantizeLinear", [quantize.outputs[0], scale, zero_point], attributes)
-        for output, like in ((quantize.outputs[0], zero_point), (dequantize.outputs[0], value)):
-            output.type, output.shape = like.type, value.shape
-        self.graph.insert_before(before, [quantize, dequantize])
+        if self.stores_eight_bits and value.is_initializer():
+            steps = np.rint(value.const_value.numpy() / scales).clip(-self.format.largest, self.format.largest)
+            rounded = self._constants.add(f"{value.name}.rounded", steps.astype(self.format.dtype))
+        else:
+            quantize = onnx_ir.Node("", "QuantizeLinear", [value, scale, zero_point], attributes)
+            self.graph.insert_before(before, quantize)
+            rounded = quantize.outputs[0]
+            rounded.type, rounded.shape = zero_point.type, value.shape
+        dequantize = onnx_ir.Node("", "DequantizeLinear", [rounded, scale, zero_point], attributes)
+        dequantize.outputs[0].type, dequantize.outputs[0].shape = value.type, value.shape
+        self.graph.insert_before(before, dequantize)
         return dequantize.outputs[0]

@@ -17,37 +17,40 @@ from torch import Tensor, nn
 from export.graphs.errors import ExportError
 from export.graphs.half_precision import emulate_bf16
 from runtime.backends.imports import import_onnxruntime
-from runtime.bundle import EnginePrecision
+from runtime.bundle import GraphPrecision
 from runtime.bundle.graph_io import LOG_PROBS
 
-_MAX_ERROR: dict[EnginePrecision, float] = {
+_MAX_ERROR: dict[GraphPrecision, float] = {
     "fp32": 1e-4,
     "fp16": 0.02,
     "bf16": 0.1,
     "int8": 0.2,
+    "int8_weights": 0.2,
     "fp8": 0.5,
 }
 """Relative. In float32 another order of sums differs by about 1e-6 a layer, a wrong graph by far more. Outputs differ
-by up to 0.001 in float16, 0.02 in bfloat16, 0.06 in int8 and 0.3 in fp8, those of a wrong graph by about 1."""
+by up to 0.001 in float16, 0.02 in bfloat16, 0.06 in int8 (0.1 where attention is all or nothing) and 0.3 in fp8, those
+of a wrong graph by about 1."""
 
 _ROUNDING_SPREAD = 3
 """How many times the difference that rounding makes to a module its graph may have: random weights can make a module
 that turns rounding into much more, by attention that is all or nothing for example."""
-_ROUNDED: dict[EnginePrecision, torch.dtype] = {"fp32": torch.float64, "fp16": torch.float16, "bf16": torch.bfloat16}
+_ROUNDED: dict[GraphPrecision, torch.dtype] = {"fp32": torch.float64, "fp16": torch.float16, "bf16": torch.bfloat16}
 """What shows the rounding of a precision: weights in float16 or bfloat16, or all of it in float64 beside float32."""
 
-_MAX_LOG_PROB_ERROR: dict[EnginePrecision, float] = {
+_MAX_LOG_PROB_ERROR: dict[GraphPrecision, float] = {
     "fp32": 1e-4,
     "fp16": 0.2,
     "bf16": 1.0,
     "int8": 2.0,
+    "int8_weights": 2.0,
     "fp8": 2.0,
 }
 """Absolute, of the best token. In int8 it is the difference of logits of 100 that are right to 0.02 of that; the
 log-probability of any other token of 50,000 is about -10."""
 
 
-def compare(path: Path, module: nn.Module, *cases: Sequence[Tensor], precision: EnginePrecision = "fp32") -> float:
+def compare(path: Path, module: nn.Module, *cases: Sequence[Tensor], precision: GraphPrecision = "fp32") -> float:
     """Return the largest difference between a graph's outputs and its module's over some cases of inputs.
 
     Best log-probabilities are compared absolutely, all else relative to the largest value of the output. Whole numbers,
@@ -84,7 +87,7 @@ def compare(path: Path, module: nn.Module, *cases: Sequence[Tensor], precision: 
     return largest
 
 
-def _rounding(module: nn.Module, inputs: Sequence[Tensor], number: int, name: str, precision: EnginePrecision) -> float:
+def _rounding(module: nn.Module, inputs: Sequence[Tensor], number: int, name: str, precision: GraphPrecision) -> float:
     """Return the difference that a precision makes to one of a module's outputs, as `compare` measures differences."""
     dtype = _ROUNDED[precision]
     changed = copy.deepcopy(module).to(dtype)
@@ -98,7 +101,7 @@ def _rounding(module: nn.Module, inputs: Sequence[Tensor], number: int, name: st
     return _difference(name, got[number].numpy(), want[number].numpy())
 
 
-def _open_session(path: Path, precision: EnginePrecision) -> Any:
+def _open_session(path: Path, precision: GraphPrecision) -> Any:
     onnxruntime = import_onnxruntime()
     if precision != "bf16":
         return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

@@ -13,8 +13,8 @@ from runtime.bundle import (
     ConceptsConfig,
     DecoderConfig,
     DecoderKind,
-    EnginePrecision,
     EntitiesConfig,
+    GraphPrecision,
     Preprocessing,
     TokenLayout,
 )
@@ -28,7 +28,7 @@ class BundleNumbers:
     Attributes:
         text_space: the space of backbone, memory bank and decoder.
         eos_token_ids: the tokens that end a caption.
-        precision: the precision of the decoder's graphs, and so of its cache.
+        precision: the precision of the decoder's graphs, which says that of its cache.
         resize_short_side: what fit="crop" makes of an image's short side, where it is not the backbone's size.
         hard_prompt: what the words of prompts are made of, where a decoder's prompts have words.
     """
@@ -37,7 +37,7 @@ class BundleNumbers:
     eos_token_ids: tuple[int, ...]
     max_images: int
     batch_sizes: tuple[int, ...]
-    precision: EnginePrecision
+    precision: GraphPrecision
     resize_short_side: int | None = None
     hard_prompt: EntitiesConfig | ConceptsConfig | None = None
 
@@ -151,8 +151,12 @@ class DecoderModel(nn.Module):
         """D, the width of the vectors that it decodes."""
         raise NotImplementedError
 
-    def prepare_for(self, device: Device) -> None:
-        """Compute from now on in the form that is fastest on a device; the results stay the same."""
+    def prepare_for(self, device: Device, rounds_weights: bool = False) -> None:
+        """Compute from now on in the form that is fastest on a device; the results stay the same.
+
+        Args:
+            rounds_weights: whether the weights of products will be rounded, so that the form must bear that.
+        """
 
     def manifest_entry(self, numbers: BundleNumbers) -> DecoderConfig:
         """Return what the manifest says of the decoder."""

@@ -87,15 +87,16 @@ class DecapStep(DecoderModel):
             next token ids (R,) int64, their log-probabilities (R,), and for each layer the key and value (R, H, 1, d)
             that belong in the cache at ``position``.
         """
-        logits, present = self.logits(vectors, input_ids, position, past)
-        return *self.next_token(logits), *present
+        states, present = self.states(vectors, input_ids, position, past)
+        gpt = self.decoder.transformer
+        return *self.next_token(gpt.logits(states), states, gpt.wte.weight), *present
 
-    def logits(
+    def states(
         self, vectors: Tensor, input_ids: Tensor, position: Tensor, past: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        """Return the logits (R, V) of the whole vocabulary, and the new cache entries; arguments as in `forward`.
+        """Return the states (R, E) that have passed all layers and the last norm, and the new cache entries.
 
-        V as `Gpt2Transformer` has it.
+        Arguments as in `forward`.
         """
         gpt = self.decoder.transformer
         x = torch.where(position == 0, self.clip_project.model(vectors), gpt.wte(input_ids)) + gpt.wpe(position)
@@ -104,10 +105,11 @@ class DecapStep(DecoderModel):
         for layer, block in enumerate(gpt.h):
             x, key, value = block(x, past[2 * layer], past[2 * layer + 1], is_attended)
             present += [key, value]
-        return gpt.logits(x), present
+        return gpt.ln_f(x), present
 
-    def prepare_for(self, device: Device) -> None:
+    def prepare_for(self, device: Device, rounds_weights: bool = False) -> None:
         self.decoder.transformer.prepare_for(device)
+        self.next_token.recomputes = rounds_weights
 
     def manifest_entry(self, numbers: BundleNumbers) -> DecoderConfig:
         config = self.config
@@ -140,5 +142,6 @@ class DecapBeamStep(nn.Module):
             the log-probability of each token that has text (R, text vocabulary), and the new cache entries; arguments
             and entries as in `DecapStep.forward`.
         """
-        logits, present = self.greedy.logits(vectors, input_ids, position, past)
+        states, present = self.greedy.states(vectors, input_ids, position, past)
+        logits = self.greedy.decoder.transformer.logits(states)
         return self.greedy.next_token.log_probs(logits), *present

@@ -177,7 +177,10 @@ class Gpt2Transformer(nn.Module):
             self.wte.weight = nn.Parameter(F.pad(self.wte.weight.detach(), (0, 0, 0, padding)))
 
     def prefill(self, x: Tensor, is_attended: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return a prompt's embeddings (R, Q, E) after all layers, and for each layer its keys and its values."""
+        """Return a prompt's embeddings (R, Q, E) after all layers, and for each layer its keys and its values.
+
+        They have not passed the last norm.
+        """
         present: list[Tensor] = []
         for block in self.h:
             assert isinstance(block, Gpt2Block)
@@ -185,9 +188,9 @@ class Gpt2Transformer(nn.Module):
             present += [key, value]
         return x, present
 
-    def logits(self, x: Tensor) -> Tensor:
-        """Return the logits (R, V) of what comes after the last layer's x (R, E)."""
-        return F.linear(self.ln_f(x), self.wte.weight, self.padding_bias)
+    def logits(self, states: Tensor) -> Tensor:
+        """Return the logits (R, V) of what comes after the states (R, E), which have passed the last norm."""
+        return F.linear(states, self.wte.weight, self.padding_bias)
 
     def is_attended(self, position: Tensor) -> Tensor:
         """Return which entries a position (1,) attends to: (P,) bool, for GPUs (P + 1,)."""

@@ -97,9 +97,10 @@ class PromptedModel(DecoderModel):
         """The most tokens of a prompt."""
         return self.rules.max_prompt_tokens(self.mapping.config.soft_tokens)
 
-    def prepare_for(self, device: Device) -> None:
+    def prepare_for(self, device: Device, rounds_weights: bool = False) -> None:
         self.mapping.prepare_for(device)
         self.gpt.transformer.prepare_for(device)
+        self.step.next_token.recomputes = rounds_weights
 
     def manifest_entry(self, numbers: BundleNumbers) -> DecoderConfig:
         config, rules = self.config, self.rules
@@ -161,7 +162,7 @@ class Prefill(nn.Module):
         is_before = position_ids[:, None] < position_ids[..., None] + 1  # (R, by, of)
         is_attended = (is_before & attention_mask[:, None])[:, None]
         x, present = gpt.prefill(x, is_attended)
-        return self.next_token.log_probs(gpt.logits(x[:, -1])), *present
+        return self.next_token.log_probs(gpt.logits(gpt.ln_f(x[:, -1]))), *present
 
 
 class PromptedStep(nn.Module):
@@ -186,13 +187,14 @@ class PromptedStep(nn.Module):
         Returns:
             next token ids (R,) int64, their log-probabilities (R,), and for each layer the key and value (R, H, 1, d).
         """
-        logits, present = self.logits(input_ids, position_ids, attention_mask, past)
-        return *self.next_token(logits), *present
+        states, present = self.states(input_ids, position_ids, attention_mask, past)
+        gpt = self.gpt.transformer
+        return *self.next_token(gpt.logits(states), states, gpt.wte.weight), *present
 
-    def logits(
+    def states(
         self, input_ids: Tensor, position_ids: Tensor, attention_mask: Tensor, past: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        """Return the logits (R, V), V as `Gpt2Transformer` has it, and the new cache entries."""
+        """Return the states (R, E) that have passed all layers and the last norm, and the new cache entries."""
         gpt = self.gpt.transformer
         x = gpt.wte(input_ids) + gpt.wpe(position_ids)
         is_attended = (attention_mask if gpt.device == "cuda" else attention_mask[:, :-1])[:, None, None]
@@ -200,7 +202,7 @@ class PromptedStep(nn.Module):
         for layer, block in enumerate(gpt.h):
             x, key, value = block(x, past[2 * layer], past[2 * layer + 1], is_attended)
             present += [key, value]
-        return gpt.logits(x), present
+        return gpt.ln_f(x), present
 
 
 class PromptedBeamStep(PromptedStep):
@@ -210,5 +212,5 @@ class PromptedBeamStep(PromptedStep):
         self, input_ids: Tensor, position_ids: Tensor, attention_mask: Tensor, *past: Tensor
     ) -> tuple[Tensor, ...]:
         """Return the log-probability of each token (R, V) and the new cache entries; see `PromptedStep.forward`."""
-        logits, present = self.logits(input_ids, position_ids, attention_mask, past)
-        return self.next_token.log_probs(logits), *present
+        states, present = self.states(input_ids, position_ids, attention_mask, past)
+        return self.next_token.log_probs(self.gpt.transformer.logits(states)), *present

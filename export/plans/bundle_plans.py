@@ -13,7 +13,7 @@ from runtime.backends.cuda.device import Gpu
 from runtime.backends.tensorrt.api import TensorRtApi, open_tensorrt
 from runtime.backends.tensorrt.build import Profile
 from runtime.backends.tensorrt.rtx import CAPABILITIES, DEFAULT_CAPABILITIES, open_tensorrt_rtx
-from runtime.bundle import Bundle, BundleBackend, EnginePrecision, Manifest, PlanRecord
+from runtime.bundle import Bundle, BundleBackend, EnginePrecision, GraphPrecision, Manifest, PlanRecord
 from runtime.errors import BackendError
 
 
@@ -30,7 +30,7 @@ class BuildReporter(Protocol):
         """Show a note to the user."""
 
 
-def open_target(backend: BundleBackend, precision: EnginePrecision, options: PlanOptions) -> PlanTarget:
+def open_target(backend: BundleBackend, precision: GraphPrecision, options: PlanOptions) -> PlanTarget:
     """Open the TensorRT of a backend, for graphs of a precision.
 
     Raises:
@@ -51,7 +51,7 @@ def open_target(backend: BundleBackend, precision: EnginePrecision, options: Pla
     return target
 
 
-def _rtx_target(precision: EnginePrecision, options: PlanOptions) -> PlanTarget:
+def _rtx_target(precision: GraphPrecision, options: PlanOptions) -> PlanTarget:
     if options.hardware != "same" or options.version_compatible or options.dla is not None:
         raise BackendError(
             "--hardware, --version-compatible and --dla are for the backend tensorrt; tensorrt-rtx takes "

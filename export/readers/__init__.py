@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from export.checkpoint import Checkpoint, CheckpointError
+from export.demo.scenes import sample_images
 from export.readers import recording
 from export.readers.dinov2 import ARCHITECTURES
 from export.readers.families import find_architecture
@@ -104,21 +105,26 @@ def _needs_decoder(name: str) -> CheckpointError:
     )
 
 
+def _with_scenes(checkpoint: Checkpoint) -> Checkpoint:
+    """Return a checkpoint with the demo's scenes as samples: it was trained on such, or its weights are made up."""
+    return replace(checkpoint, sample_images=sample_images)
+
+
 CHECKPOINT_READERS: tuple[CheckpointReader, ...] = (
     CheckpointReader(
         "demo",
         lambda name: name == "demo",
-        lambda name, folders: read_patchioner(DEMO_CONFIG, Origin(name, folders)),
+        lambda name, folders: _with_scenes(read_patchioner(DEMO_CONFIG, Origin(name, folders))),
     ),
     CheckpointReader(
         f"{PREFIX}ARCHITECTURE (for example {PREFIX}dinov2_vits14_reg,size=224)",
         lambda name: name.startswith(PREFIX),
-        lambda name, _: read_seeded(name),
+        lambda name, _: _with_scenes(read_seeded(name)),
     ),
     CheckpointReader(
         "demo-viecap",
         lambda name: name == "demo-viecap",
-        lambda name, folders: read_patchioner(DEMO_VIECAP_CONFIG, Origin(name, folders)),
+        lambda name, folders: _with_scenes(read_patchioner(DEMO_VIECAP_CONFIG, Origin(name, folders))),
     ),
     CheckpointReader(
         f"{recording.PREFIX}PATH/NAME.json",

@@ -16,7 +16,7 @@ from runtime.backends.cuda.stream import CaptureMode, Stream
 from runtime.backends.cuda.workspace import aligned
 from runtime.backends.imports import import_onnxruntime
 from runtime.backends.onnxruntime_io import DTYPES, declared_tensors
-from runtime.bundle import EngineFiles, EnginePrecision
+from runtime.bundle import EngineFiles, GraphPrecision
 from runtime.errors import BackendError, BundleError
 
 CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
@@ -24,7 +24,7 @@ CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPU
 _WITHOUT_GRAPH = "-1"
 """The graph id with which ONNX Runtime neither captures nor replays."""
 
-_HALF_PRECISIONS: dict[EnginePrecision, tuple[str, ...]] = {
+_HALF_PRECISIONS: dict[GraphPrecision, tuple[str, ...]] = {
     "fp32": (),
     "fp16": ("fp16",),
     "bf16": ("fp16", "bf16"),  # the vocabulary product is fp16
@@ -51,7 +51,7 @@ class OrtGpuBackend:
         provider: str = CUDA,
         device: torch.device | None = None,
         engine_cache: Path | None = None,
-        precision: EnginePrecision = "fp32",
+        precision: GraphPrecision = "fp32",
     ) -> None:
         try:
             onnxruntime = import_onnxruntime()

@@ -16,7 +16,7 @@ from runtime.backends.openvino import OpenVinoBackend
 from runtime.backends.tensorrt.api import open_tensorrt
 from runtime.backends.tensorrt.engine import TrtBackend
 from runtime.backends.tensorrt.rtx import open_tensorrt_rtx
-from runtime.bundle import EnginePrecision
+from runtime.bundle import EnginePrecision, GraphPrecision
 from runtime.options import Precision
 from runtime.system.user_dirs import private_cache_folder
 
@@ -35,7 +35,7 @@ class BackendRequest:
 
     threads: int | None = None
     precision: Precision = "fp32"
-    graph_precision: EnginePrecision = "fp32"
+    graph_precision: GraphPrecision = "fp32"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from runtime.backends.base import Backend
 from runtime.backends.cuda.device import gpu_name
 from runtime.backends.registry import BACKEND_NAMES, BACKENDS, BackendName, BackendRequest
-from runtime.bundle import Bundle, EnginePrecision
+from runtime.bundle import Bundle, GraphPrecision
 from runtime.errors import BackendError
 from runtime.options import Precision, check_threads
 from runtime.system.files import write_atomically
@@ -60,7 +60,7 @@ def open_backend(
     return BACKENDS[known].open(BackendRequest(threads, precision, _graph_precision(bundle)))
 
 
-def _graph_precision(bundle: Bundle | None) -> EnginePrecision:
+def _graph_precision(bundle: Bundle | None) -> GraphPrecision:
     return "fp32" if bundle is None else bundle.manifest.engines["backbone"].precision
 
 
@@ -72,7 +72,7 @@ def _check_precision(name: BackendName, precision: Precision, bundle: Bundle | N
             f"{bundle.folder}: its graphs are {in_graphs}, which the backend {name!r} does not execute; expected "
             f"{', '.join(spec.graph_precisions)}: build the bundle with such a --precision"
         )
-    if bundle is not None and precision != "fp32" and in_graphs != "fp32":
+    if bundle is not None and precision != "fp32" and in_graphs not in ("fp32", "int8"):
         raise BackendError(
             f"precision {precision!r}: the graphs of {bundle.folder} are {in_graphs}, and both roundings together "
             "change too many captions; use fp32, or a bundle built with --precision fp32"

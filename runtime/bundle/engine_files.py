@@ -9,7 +9,7 @@ from pathlib import Path
 
 from runtime.bundle.contract import GraphContract
 from runtime.bundle.held_file import HeldFile
-from runtime.bundle.manifest import EnginePrecision, PlanRecord
+from runtime.bundle.manifest import GraphPrecision, PlanRecord
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class EngineFiles:
     """
 
     graph: Path
-    precision: EnginePrecision = "fp32"
+    precision: GraphPrecision = "fp32"
     plan: tuple[PlanRecord, Path] | None = None
     sha256: str = ""
     held: tuple[HeldFile, ...] = field(default=(), compare=False)

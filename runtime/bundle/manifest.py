@@ -33,6 +33,9 @@ BundleBackend: TypeAlias = Literal["cpu", "ort-cuda", "ort-tensorrt", "tensorrt"
 PlanProduct: TypeAlias = Literal["tensorrt", "tensorrt-rtx"]
 EngineName: TypeAlias = Literal["backbone", "reencoder", "mapping", "prefill", "decoder", "beam_decoder"]
 EnginePrecision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+"""What a bundle is built in."""
+GraphPrecision: TypeAlias = Literal[EnginePrecision, "int8_weights"]
+"""What one graph's products are in; with "int8_weights" only their weights are in 8 bits, for CPUs."""
 PlanHardware: TypeAlias = Literal["same", "same-capability", "ampere+"]
 Rgb: TypeAlias = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
 DecoderKind: TypeAlias = Literal["decap", "viecap", "meacap", "clipcap"]
@@ -71,7 +74,7 @@ class EngineRecord(Part):
     """One executable graph; `runtime.bundle.graph_io` has its inputs and outputs."""
 
     file: GraphFile
-    precision: EnginePrecision
+    precision: GraphPrecision
     """The precision of its matrix products; norms, sums and what would suffer stay float32."""
     opset: PositiveInt
     max_error: Annotated[FiniteFloat, Field(ge=0)]

@@ -166,7 +166,7 @@ CASES: list[tuple[str, EngineName, Change, str]] = [
     ("metadata", "reencoder", with_metadata, "ModelProto has field 14"),
     ("a sparse tensor", "reencoder", with_sparse, "GraphProto has field 15"),
     ("strings", "reencoder", with_strings, "TensorProto has field 6"),
-    ("another opset", "reencoder", with_opset(21), "operators of versions {'': 21}"),
+    ("another opset", "reencoder", with_opset(22), "operators of versions {'': 22}"),
     # tensors that grow
     ("doubled 36 times", "backbone", appended(*chain("Concat", 36, "tokens", axis=1)), r"\(Concat\): makes a tensor"),
     ("images doubled", "backbone", appended(*chain("Concat", 36, "tokens", axis=0)), "an axis of fixed sizes"),

@@ -36,10 +36,14 @@ def two_products(weight: npt.NDArray[np.float16]) -> onnx_ir.Model:
     outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, ["rows", weight.shape[1]]) for name in "yz"]
     nodes = [
         helper.make_node("Cast", ["x"], ["half"], to=TensorProto.FLOAT16),
-        helper.make_node("MatMul", ["half", "w"], ["y"], "product"),
-        helper.make_node("MatMul", ["half", "v"], ["z"], "other"),
+        helper.make_node("MatMul", ["half", "w"], ["one"], "product"),
+        helper.make_node("MatMul", ["half", "v"], ["two"], "other"),
+        helper.make_node("Add", ["one", "zeros"], ["y"]),  # what makes an output itself is not rounded
+        helper.make_node("Add", ["two", "zeros"], ["z"]),
     ]
-    weights = [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(weight * 2, "v")]
+    zeros = np.zeros(weight.shape[1], np.float16)
+    arrays = {"w": weight, "v": weight * 2, "zeros": zeros}
+    weights = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
     graph = helper.make_graph(nodes, "graph", [x], outputs, weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     return onnx_ir.from_proto(onnx.shape_inference.infer_shapes(model))
@@ -59,7 +63,7 @@ def test_a_scale_is_the_largest_value_over_that_of_the_format(
     to: EightBits, activation_scale: float, weight_scale: npt.NDArray[Any]
 ) -> None:
     model = two_products(np.array([[0.25, -2.54], [-0.5, 1]], np.float16))
-    quantize_products(model, to, {"x": 12.7})
+    quantize_products(model, to, {"x": 12.7}, "cuda")
     np.testing.assert_allclose(constant(model, "half.scale"), activation_scale, rtol=1e-3)
     np.testing.assert_allclose(constant(model, "w.scale"), weight_scale, rtol=1e-3)
     assert constant(model, "w.zero").dtype == {"int8": np.int8, "fp8": ml_dtypes.float8_e4m3fn}[to]
@@ -69,7 +73,7 @@ def test_a_scale_is_the_largest_value_over_that_of_the_format(
 @pytest.mark.parametrize("to", BOTH)
 def test_weights_stay_in_float16_and_activations_are_rounded_once_for_all_their_products(to: EightBits) -> None:
     model = two_products(np.ones((2, 2), np.float16))
-    quantize_products(model, to, {"x": 1.0})
+    quantize_products(model, to, {"x": 1.0}, "cuda")
     kinds = [node.op_type for node in model.graph]
     assert kinds.count("QuantizeLinear") == kinds.count("DequantizeLinear") == 3
     assert constant(model, "w").dtype == np.float16
@@ -78,7 +82,7 @@ def test_weights_stay_in_float16_and_activations_are_rounded_once_for_all_their_
 
 def test_int8_rounds_to_the_nearest_step_and_clips_beyond_the_range(tmp_path: Path) -> None:
     model = two_products(np.eye(2, dtype=np.float16))
-    quantize_products(model, "int8", {"x": 127.0})
+    quantize_products(model, "int8", {"x": 127.0}, "cuda")
     onnx_ir.save(model, tmp_path / "graph.onnx")
     x = torch.tensor([[3.4, -3.6], [500.0, -500.0]])
     y = OrtBackend().open(EngineFiles(tmp_path / "graph.onnx")).run({"x": x})["y"]
@@ -89,7 +93,7 @@ def test_int8_rounds_to_the_nearest_step_and_clips_beyond_the_range(tmp_path: Pa
 @pytest.mark.parametrize("to", BOTH)
 def test_a_weight_of_zeros_gives_zeros(tmp_path: Path, to: EightBits) -> None:
     model = two_products(np.zeros((2, 2), np.float16))
-    quantize_products(model, to, {"x": 0.0})
+    quantize_products(model, to, {"x": 0.0}, "cuda")
     onnx_ir.save(model, tmp_path / "graph.onnx")
     y = OrtBackend().open(EngineFiles(tmp_path / "graph.onnx")).run({"x": torch.ones(1, 2)})["y"]
     assert y.tolist() == [[0, 0]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle
 
 from runtime.bundle.admission.contract import EngineContract
 from runtime.bundle.admission.onnx_file import (
@@ -157,13 +158,14 @@ class _Inference:
         if missing:
             raise NotAdmittedError(f"its input {missing[0]!r} is not there before it")
         inputs = tuple(self._facts[name] for name in node.inputs)
-        made_type = _made_type(operator, node, inputs)
+        made_types = _made_types(operator, node, inputs)
         made = operator.rule(OperatorCall(inputs, node.attributes, len(node.outputs), self._contract.largest))
         if len(made.shapes) != len(node.outputs):
             raise NotAdmittedError(f"expected {len(made.shapes)} outputs, got {len(node.outputs)}")
         self._charge(made)
-        for name, shape in zip(node.outputs, made.shapes, strict=True):
-            self._facts[name] = TensorFacts(made_type, shape, made.bounds, made.entries)
+        for name, dtype, shape in zip(node.outputs, cycle(made_types), made.shapes, strict=False):
+            bounds = made.bounds if dtype == "i64" else None
+            self._facts[name] = TensorFacts(dtype, shape, bounds, made.entries)
 
     def _charge(self, made: Made) -> None:
         """Raise if a node makes the graph more work than the model of the manifest is."""
@@ -241,8 +243,8 @@ def _check_attributes(operator: AdmittedOperator, node: StoredNode) -> None:
             raise NotAdmittedError(f"its attribute {name} is missing")
 
 
-def _made_type(operator: AdmittedOperator, node: StoredNode, inputs: Sequence[TensorFacts]) -> str:
-    """Return the element type of a node's outputs."""
+def _made_types(operator: AdmittedOperator, node: StoredNode, inputs: Sequence[TensorFacts]) -> list[str]:
+    """Return the element types of a node's outputs: of each its own, or one for all."""
     taken = " ".join(one.dtype for one in inputs)
     made = operator.made_of.get(taken, ())
     if "to" in node.attributes:
@@ -250,4 +252,4 @@ def _made_type(operator: AdmittedOperator, node: StoredNode, inputs: Sequence[Te
         made = tuple(one for one in made if isinstance(to, int) and ELEMENT_TYPES.get(to) == one)
     if not made:
         raise NotAdmittedError(f"the exporter does not write it with inputs of the types {taken}")
-    return made[0]
+    return made[0].split()

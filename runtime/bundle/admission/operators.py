@@ -31,7 +31,7 @@ ELEMENT_BYTES: Mapping[str, int] = {
 }
 
 IR_VERSIONS = frozenset({10})
-OPSETS: Mapping[str, frozenset[int]] = {"": frozenset({20}), "com.microsoft": frozenset({1})}
+OPSETS: Mapping[str, frozenset[int]] = {"": frozenset({20, 21}), "com.microsoft": frozenset({1})}
 """The versions of ONNX's own operators, and of ONNX Runtime's."""
 
 
@@ -74,7 +74,8 @@ class AdmittedOperator:
 
     Attributes:
         rule: what it makes of shapes.
-        types: the element types of its inputs and of what it makes of them: "f32 f32 -> f32".
+        types: the element types of its inputs and of what it makes of them: "f32 f32 -> f32"; several where its outputs
+            differ.
         attributes: all that its nodes have.
     """
 
@@ -98,13 +99,12 @@ _FLOATS = ("f32", "f16", "bf16")
 
 OPERATORS: Mapping[tuple[str, str], AdmittedOperator] = {
     # of values in the same place
-    ("", "Abs"): AdmittedOperator(rules.same_shape, _each("f32")),
     ("", "And"): AdmittedOperator(rules.elementwise, ("bool bool -> bool",)),
     ("", "Add"): AdmittedOperator(rules.add, _each(*_FLOATS, "i64", inputs=2)),
     ("", "Cast"): AdmittedOperator(
         rules.same_shape,
         (
-            *("bool -> f32", "u8 -> f32", "i8 -> f32", "f32 -> u8"),
+            *("bool -> f32", "u8 -> f32"),
             *("f32 -> f16", "f32 -> bf16", "f16 -> f32", "bf16 -> f32"),
         ),
         {"to": _WHOLE_NUMBER},
@@ -150,6 +150,9 @@ OPERATORS: Mapping[tuple[str, str], AdmittedOperator] = {
         rules.reduce_axes, ("f32 i64 -> f32",), {"keepdims": _one_of(0, 1), "noop_with_empty_axes": _one_of(0)}
     ),
     ("", "Softmax"): AdmittedOperator(rules.softmax, _each(*_FLOATS), {"axis": _one_of(-1)}),
+    ("", "TopK"): AdmittedOperator(
+        rules.top_k, ("f32 i64 -> f32 i64",), {"axis": _one_of(-1), "largest": _one_of(1), "sorted": _one_of(1)}
+    ),
     # products
     ("", "Conv"): AdmittedOperator(
         rules.convolution,
@@ -173,16 +176,19 @@ OPERATORS: Mapping[tuple[str, str], AdmittedOperator] = {
         {"alpha": _one_of(1.0), "beta": _one_of(1.0), "transA": _one_of(0), "transB": _one_of(0, 1)},
     ),
     ("", "MatMul"): AdmittedOperator(rules.matmul, _each(*_FLOATS, inputs=2)),
-    ("com.microsoft", "MatMulIntegerToFloat"): AdmittedOperator(rules.quantized_matmul, ("u8 i8 f32 f32 u8 -> f32",)),
     ("com.microsoft", "MultiHeadAttention"): AdmittedOperator(
-        rules.attention, _each("f32", inputs=3), {"num_heads": _WHOLE_NUMBER, "scale": _POSITIVE}
+        rules.attention, _each("f16", inputs=3), {"num_heads": _WHOLE_NUMBER, "scale": _POSITIVE}
     ),
     # of 8 bits
     ("", "DequantizeLinear"): AdmittedOperator(
-        rules.quantize, ("i8 f16 i8 -> f16", "f8 f16 f8 -> f16"), {"axis": _one_of(1, optional=True)}
+        rules.dequantize,
+        ("i8 f32 -> f32", "i8 f32 i8 -> f32", "i8 f16 i8 -> f16", "f8 f16 f8 -> f16"),
+        {"axis": _one_of(0, 1, optional=True), "block_size": _one_of(64, optional=True)},
     ),
     ("", "QuantizeLinear"): AdmittedOperator(
-        rules.quantize, ("f16 f16 i8 -> i8", "f16 f16 f8 -> f8"), {"axis": _one_of(1, optional=True)}
+        rules.quantize,
+        ("f32 f32 i8 -> i8", "f16 f16 i8 -> i8", "f16 f16 f8 -> f8"),
+        {"axis": _one_of(1, optional=True)},
     ),
     # of places and shapes
     ("", "Concat"): AdmittedOperator(
@@ -193,14 +199,14 @@ OPERATORS: Mapping[tuple[str, str], AdmittedOperator] = {
     ("", "Expand"): AdmittedOperator(rules.expand, ("f32 i64 -> f32",)),
     ("", "Gather"): AdmittedOperator(
         rules.gather,
-        tuple(f"{one} i64 -> {one}" for one in ("f32", "f16", "i8")),
-        {"axis": AdmittedAttribute(int, optional=True)},
+        tuple(f"{one} i64 -> {one}" for one in ("f32", "f16")),
+        {"axis": AdmittedAttribute(int)},
     ),
     ("", "GatherElements"): AdmittedOperator(
-        rules.gather_elements, ("f32 i64 -> f32", "f16 i64 -> f16"), {"axis": _one_of(1)}
+        rules.gather_elements, tuple(f"{one} i64 -> {one}" for one in ("f32", "f16", "i64")), {"axis": _one_of(1)}
     ),
     ("", "Reshape"): AdmittedOperator(
-        rules.reshape, tuple(f"{one} i64 -> {one}" for one in _FLOATS), {"allowzero": _one_of(1)}
+        rules.reshape, tuple(f"{one} i64 -> {one}" for one in (*_FLOATS, "i64")), {"allowzero": _one_of(1)}
     ),
     ("", "Shape"): AdmittedOperator(
         rules.shape_of, _each("f32", "u8", "i64", "bool", made="i64"), {"start": _WHOLE_NUMBER, "end": _WHOLE_NUMBER}
@@ -216,7 +222,7 @@ OPERATORS: Mapping[tuple[str, str], AdmittedOperator] = {
         rules.split, _each(*_FLOATS), {"axis": _one_of(-1, 2), "num_outputs": _one_of(2, 3)}
     ),
     ("", "Squeeze"): AdmittedOperator(rules.squeeze, tuple(f"{one} i64 -> {one}" for one in _FLOATS)),
-    ("", "Transpose"): AdmittedOperator(rules.transpose, _each(*_FLOATS, "i8"), {"perm": _WHOLE_NUMBERS}),
+    ("", "Transpose"): AdmittedOperator(rules.transpose, _each(*_FLOATS), {"perm": _WHOLE_NUMBERS}),
     ("", "Unsqueeze"): AdmittedOperator(
         rules.unsqueeze, tuple(f"{one} i64 -> {one}" for one in ("f32", "f16", "i64", "bool"))
     ),

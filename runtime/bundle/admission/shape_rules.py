@@ -203,15 +203,6 @@ def gemm(call: OperatorCall) -> Made:
     return Made((shape,), multiply_adds=product(shape) * inner)
 
 
-def quantized_matmul(call: OperatorCall) -> Made:
-    """Multiply 8-bit matrices (..., M, K) and (K, N); scales () and (N,), zero point ()."""
-    made = matmul(call)
-    weight = call.inputs[1].shape
-    shapes = tuple(one.shape for one in call.inputs[2:])
-    _require(len(weight) == 2 and shapes == ((), weight[1:], ()), "scales () and (N,), a zero point ()", call)
-    return made
-
-
 def convolution(call: OperatorCall) -> Made:
     """Sum (B, O, H', W') over windows of images (B, C, H, W) by a weight (O, C, k, k) and, maybe, a bias (O,)."""
     image, weight, *biases = (one.shape for one in call.inputs)
@@ -389,6 +380,14 @@ def arg_max(call: OperatorCall) -> Made:
     return Made((call.shape[:axis] + call.shape[axis + 1 :],), bounds=(0, call.shape[axis].factor - 1))
 
 
+def top_k(call: OperatorCall) -> Made:
+    """Find the largest values along the last axis, which has a fixed size, and their places."""
+    *others, size = call.shape
+    (count,) = call.constants(1)
+    _require(not size.axes and 0 < count <= size.factor, "an axis of fixed size, of at least as many values", call)
+    return Made(((*others, AxisSize(count)),) * 2, bounds=(0, size.factor - 1))
+
+
 def reduce_axes(call: OperatorCall) -> Made:
     """Reduce axes to one value."""
     axes = _axes(call.constants(1), len(call.shape))
@@ -400,12 +399,23 @@ def reduce_axes(call: OperatorCall) -> Made:
 
 def quantize(call: OperatorCall) -> Made:
     """Convert to or from 8 bits, by one scale and zero point or by one for each place of an axis."""
-    scale, zero_point = call.inputs[1].shape, call.inputs[2].shape
+    scale, zero_point = (one.shape for one in call.inputs[1:])
     per_axis: TensorShape = ()
     if "axis" in call.attributes:
         axis = _axis(call.number("axis"), len(call.shape))
         per_axis = call.shape[axis : axis + 1]
     _require(scale == zero_point == per_axis, "a scale and zero point for all, or for each place of an axis", call)
+    return Made((call.shape,))
+
+
+def dequantize(call: OperatorCall) -> Made:
+    """Convert from 8 bits as `quantize` does to them, or by a scale for each block of values along the first axis."""
+    if "block_size" not in call.attributes:
+        return quantize(call)
+    blocks = call.shape[0].divided_by(AxisSize(call.number("block_size"))) if len(call.shape) == 2 else None
+    _require(blocks is not None and call.number("axis") == 0, "a matrix of whole blocks", call)
+    scales = [one.shape for one in call.inputs[1:]]
+    _require(scales == [(blocks, call.shape[1])], "a scale for each block, and no zero point", call)
     return Made((call.shape,))
 
 

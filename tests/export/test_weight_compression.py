@@ -1,0 +1,142 @@
+"""Weights in 8 bits: what is stored and by which scales, and what products become of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from export.graphs.errors import ExportError
+from export.graphs.exporter import export_graph
+from export.graphs.specs import GraphSpec, decap_specs
+from export.graphs.verification import compare
+from export.graphs.weight_compression import BLOCK
+from export.models.decap_decoder import DecapConfig, DecapStep
+from runtime.bundle.graph_io import GraphIo, TensorSpec
+from tests.exported_forms import randomized
+
+WIDTH, WORDS, ODD = 2 * BLOCK, 70, BLOCK - 1
+
+
+class Tied(nn.Module):
+    """An embedding, a biased and a plain product, one with the embedding, and one whose inputs are no whole blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.words = nn.Embedding(WORDS, WIDTH)
+        self.biased = nn.Linear(WIDTH, 2 * WIDTH)
+        self.plain = nn.Linear(2 * WIDTH, WIDTH, bias=False)
+        self.odd = nn.Linear(ODD, WIDTH, bias=False)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+            self.plain.weight[:, :BLOCK] = 0
+
+    def forward(self, tokens: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        hidden = self.biased(vectors)
+        states = self.plain(hidden) + self.odd(vectors[:, :ODD])
+        return self.words(tokens), hidden, F.linear(states, self.words.weight)
+
+
+TOKENS = torch.tensor([0, 5, WORDS - 1])
+VECTORS = torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(1))
+Run = Callable[[Tensor, Tensor], list[np.ndarray]]
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tied")
+    rows = {0: torch.export.Dim("rows", min=1)}
+    inputs = TensorSpec("tokens", "int64", ("rows",)), TensorSpec("vectors", "float32", ("rows", WIDTH))
+    outputs = [TensorSpec(name, "float32", ("rows", "width")) for name in ("embeddings", "hidden", "logits")]
+    io = GraphIo("tied", inputs, tuple(outputs))
+    spec = GraphSpec(Tied().eval(), io, (TOKENS, VECTORS), (rows, rows), calibration=[], checks=[])
+    record = export_graph(spec, folder, "int8_weights")
+    assert (record.precision, record.opset) == ("int8_weights", 21)
+    return folder / "tied.onnx"
+
+
+@pytest.fixture(scope="module")
+def run(graph: Path) -> Run:
+    """The graph without optimizations, of which some round activations too."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    return lambda tokens, vectors: session.run(None, {"tokens": tokens.numpy(), "vectors": vectors.numpy()})
+
+
+@pytest.fixture(scope="module")
+def weights(graph: Path) -> dict[str, np.ndarray]:
+    return {one.name: onnx.numpy_helper.to_array(one) for one in onnx.load(graph).graph.initializer}
+
+
+def test_weights_are_stored_once_in_8_bits_and_embeddings_as_they_are(weights: dict[str, np.ndarray]) -> None:
+    stored = sorted((array.shape, array.dtype.name) for array in weights.values() if array.size > 1000)
+    assert stored == [
+        ((WORDS, WIDTH), "float32"),
+        ((WIDTH, ODD), "float32"),
+        ((WIDTH, WORDS), "int8"),
+        ((WIDTH, 2 * WIDTH), "int8"),
+        ((2 * WIDTH, WIDTH), "int8"),
+    ]
+
+
+def test_each_block_of_an_output_has_a_scale_by_which_its_largest_weight_is_127(weights: dict[str, np.ndarray]) -> None:
+    weight = Tied().biased.weight.detach().numpy().T
+    (name,) = (name for name, array in weights.items() if array.shape == (WIDTH, 2 * WIDTH))
+    scales = weights[name.removesuffix(".int8") + ".scales"]
+    blocks, steps = (array.reshape(2, BLOCK, 2 * WIDTH) for array in (weight, weights[name]))
+    np.testing.assert_allclose(scales, np.abs(blocks).max(axis=1) / 127, rtol=1e-6)
+    assert (np.abs(steps.astype(int)).max(axis=1) == 127).all()
+    assert (np.abs(steps * scales[:, None] - blocks) <= scales[:, None] * 0.5001).all()
+
+
+def test_products_are_those_of_the_rounded_weights(run: Run, weights: dict[str, np.ndarray]) -> None:
+    def rounded(shape: tuple[int, int]) -> np.ndarray:
+        (name,) = (name for name, array in weights.items() if array.shape == shape and array.dtype == np.int8)
+        return weights[name] * weights[name.removesuffix(".int8") + ".scales"].repeat(BLOCK, axis=0)
+
+    module = Tied()
+    embeddings, hidden, logits = run(TOKENS, VECTORS)
+    np.testing.assert_array_equal(embeddings, module.words.weight.detach().numpy()[TOKENS])
+    expected = VECTORS.numpy() @ rounded((WIDTH, 2 * WIDTH)) + module.biased.bias.detach().numpy()
+    np.testing.assert_allclose(hidden, expected, rtol=1e-4, atol=1e-4)
+    states = hidden @ rounded((2 * WIDTH, WIDTH)) + VECTORS[:, :ODD].numpy() @ module.odd.weight.detach().numpy().T
+    np.testing.assert_allclose(logits, states @ rounded((WIDTH, WORDS)), rtol=1e-3, atol=1e-2)
+
+
+def test_a_row_does_not_depend_on_the_others_of_its_batch(run: Run) -> None:
+    loud = torch.cat([VECTORS, VECTORS[:1] * 1e4])
+    together = run(torch.cat([TOKENS, TOKENS[:1]]), loud)
+    for row in range(len(TOKENS)):
+        for one, many in zip(run(TOKENS[row : row + 1], VECTORS[row : row + 1]), together, strict=True):
+            np.testing.assert_allclose(one[0], many[row], rtol=1e-4, atol=1e-4)
+
+
+def test_a_graph_that_is_wrong_is_refused_too(graph: Path) -> None:
+    assert 0 < compare(graph, Tied().eval(), (TOKENS, VECTORS), precision="int8_weights") < 0.02
+    with pytest.raises(ExportError, match="output hidden differs from its module by .*; at most 1e-04 is rounding"):
+        compare(graph, Tied().eval(), (TOKENS, VECTORS))
+    other = Tied().eval()
+    with torch.no_grad():
+        other.plain.weight.neg_()
+    with pytest.raises(ExportError, match="output logits differs from its module by .*; at most 2e-01 is rounding"):
+        compare(graph, other, (TOKENS, VECTORS), precision="int8_weights")
+
+
+def test_beam_search_needs_a_decoder_of_its_own_precision(tmp_path: Path) -> None:
+    config = DecapConfig(prefix_width=64, embed_dim=64, num_layers=1, vocab_size=100, text_vocab_size=90)
+    greedy, beam = decap_specs(randomized(DecapStep(config)))
+    assert export_graph(greedy, tmp_path, "int8_weights").precision == "int8_weights"
+    assert export_graph(beam, tmp_path, "int8_weights").precision == "int8_weights"
+    assert not (tmp_path / "beam_decoder.onnx.data").exists()
+    with pytest.raises(ExportError, match="decoder.onnx.data: has no weight .* export both again"):
+        export_graph(beam, tmp_path)
