@@ -5,9 +5,9 @@ and TensorRT make a product in 8 bits of (TensorRT's "explicit quantization"; sy
 Attention's products of activations with each other are not rounded, nor is the patch embedding, whose input is pixels,
 nor what makes an output.
 
-For GPUs the graph is in float16, and so are the weights in it: of weights that are stored in 8 bits TensorRT does not
-join the products with queries, keys and values. For CPUs the graph is in float32, and its weights are stored in 8 bits:
-the file is a quarter of the size, and TensorRT still makes every product in 8 bits of it.
+For GPUs the graph is in float16, and so are the weights in it. For CPUs it is in float32, and weights are stored in 8
+bits, but not those of queries, keys and values: TensorRT, which should read the same graph, would multiply these in
+float32 (10.x and RTX 1.7). The file is half as large as in float32.
 
 Shapes: K inputs, N outputs of a product.
 """
@@ -66,11 +66,11 @@ def quantize_products(model: onnx_ir.Model, to: EightBits, ranges: Mapping[str, 
     Raises:
         KeyError: of an activation there is none.
     """
-    quantizer = _Quantizer(model.graph, _FORMATS[to], stores_eight_bits=device == "cpu")
+    quantizer = _Quantizer(model.graph, _FORMATS[to])
     for node in list(_weight_products(model.graph, _DTYPES[device])):
         activations, weight = node.inputs[0], node.inputs[1]
         quantizer.quantize_activations(node, ranges[_measured_name(activations, ranges)])
-        quantizer.quantize_weight(node, weight)
+        quantizer.quantize_weight(node, weight, stores_steps=device == "cpu" and not _makes_queries(node))
 
 
 def _weight_products(graph: onnx_ir.Graph, dtype: onnx_ir.DataType) -> Iterator[onnx_ir.Node]:
@@ -92,15 +92,10 @@ def _measured_name(value: onnx_ir.Value, ranges: Mapping[str, float]) -> str:
 
 @dataclass
 class _Quantizer:
-    """Inserts the pairs, for activations that several products read only once.
-
-    Attributes:
-        stores_eight_bits: whether weights are stored rounded, which leaves of their pairs the second half.
-    """
+    """Inserts the pairs, for activations that several products read only once."""
 
     graph: onnx_ir.Graph
     format: _Format
-    stores_eight_bits: bool
     _rounded: dict[onnx_ir.Value, onnx_ir.Value] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -109,37 +104,68 @@ class _Quantizer:
     def quantize_activations(self, product: onnx_ir.Node, largest: float) -> None:
         activations = product.inputs[0]
         if activations not in self._rounded:
-            self._rounded[activations] = self._insert_pair(product, activations, np.array(largest))
+            self._rounded[activations] = self._quantize(product, activations, np.array(largest))
         product.replace_input_with(0, self._rounded[activations])
 
-    def quantize_weight(self, product: onnx_ir.Node, weight: onnx_ir.Value) -> None:
-        values = np.abs(weight.const_value.numpy())
-        largest = values.max(axis=0) if self.format.by_channel else values.max()
-        product.replace_input_with(1, self._insert_pair(product, weight, largest))
+    def quantize_weight(self, product: onnx_ir.Node, weight: onnx_ir.Value, stores_steps: bool) -> None:
+        """Round a weight.
+
+        Args:
+            stores_steps: whether it is stored in 8 bits, which leaves the second half of its pair.
+        """
+        values = weight.const_value.numpy()
+        largest = np.abs(values).max(axis=0) if self.format.by_channel else np.abs(values).max()
+        if not stores_steps:
+            product.replace_input_with(1, self._quantize(product, weight, largest))
+            return
+        scale, zero_point = self._scale(weight, largest)
+        steps = np.rint(values / scale.const_value.numpy()).astype(self.format.dtype)
+        stored = self._constants.add(f"{weight.name}.steps", steps)
+        product.replace_input_with(1, self._dequantize(product, stored, scale, zero_point, weight))
         if not weight.uses():
             del self.graph.initializers[weight.name]
 
-    def _insert_pair(
-        self, before: onnx_ir.Node, value: onnx_ir.Value, largest: npt.NDArray[np.floating]
-    ) -> onnx_ir.Value:
+    def _quantize(self, before: onnx_ir.Node, value: onnx_ir.Value, largest: npt.NDArray[np.floating]) -> onnx_ir.Value:
         """Return a tensor rounded to 8 bits and converted back.
 
         Args:
             largest: its largest absolute value, or that of each column (N,).
         """
+        scale, zero_point = self._scale(value, largest)
+        quantize = onnx_ir.Node("", "QuantizeLinear", [value, scale, zero_point], _axis_of(scale))
+        rounded = quantize.outputs[0]
+        rounded.type, rounded.shape = zero_point.type, value.shape
+        self.graph.insert_before(before, quantize)
+        return self._dequantize(before, rounded, scale, zero_point, value)
+
+    def _dequantize(
+        self,
+        before: onnx_ir.Node,
+        rounded: onnx_ir.Value,
+        scale: onnx_ir.Value,
+        zero_point: onnx_ir.Value,
+        like: onnx_ir.Value,
+    ) -> onnx_ir.Value:
+        """Return steps of a scale converted back to the dtype that they had."""
+        node = onnx_ir.Node("", "DequantizeLinear", [rounded, scale, zero_point], _axis_of(scale))
+        node.outputs[0].type, node.outputs[0].shape = like.type, like.shape
+        self.graph.insert_before(before, node)
+        return node.outputs[0]
+
+    def _scale(self, value: onnx_ir.Value, largest: npt.NDArray[np.floating]) -> tuple[onnx_ir.Value, onnx_ir.Value]:
+        """Return the scale of a tensor, one or one for each column (N,), and its zero point."""
         scales = (np.maximum(largest, _MIN_LARGEST) / self.format.largest).astype(value.dtype.numpy())
-        scale = self._constants.add(f"{value.name}.scale", scales)
-        zero_point = self._constants.add(f"{value.name}.zero", np.zeros(scales.shape, self.format.dtype))
-        attributes = {"axis": onnx_ir.AttrInt64("axis", 1)} if scales.ndim else {}
-        if self.stores_eight_bits and value.is_initializer():
-            steps = np.rint(value.const_value.numpy() / scales).clip(-self.format.largest, self.format.largest)
-            rounded = self._constants.add(f"{value.name}.rounded", steps.astype(self.format.dtype))
-        else:
-            quantize = onnx_ir.Node("", "QuantizeLinear", [value, scale, zero_point], attributes)
-            self.graph.insert_before(before, quantize)
-            rounded = quantize.outputs[0]
-            rounded.type, rounded.shape = zero_point.type, value.shape
-        dequantize = onnx_ir.Node("", "DequantizeLinear", [rounded, scale, zero_point], attributes)
-        dequantize.outputs[0].type, dequantize.outputs[0].shape = value.type, value.shape
-        self.graph.insert_before(before, dequantize)
-        return dequantize.outputs[0]
+        zeros = np.zeros(scales.shape, self.format.dtype)
+        return self._constants.add(f"{value.name}.scale", scales), self._constants.add(f"{value.name}.zero", zeros)
+
+
+def _axis_of(scale: onnx_ir.Value) -> dict[str, onnx_ir.Attr]:
+    return {"axis": onnx_ir.AttrInt64("axis", 1)} if len(scale.shape) else {}
+
+
+def _makes_queries(product: onnx_ir.Node) -> bool:
+    """Return whether a product, with its bias if it has one, makes what is reshaped into queries, keys and values."""
+    users = list(product.successors())
+    if [user.op_type for user in users] == ["Add"]:
+        users = list(users[0].successors())
+    return [user.op_type for user in users][:1] == ["Reshape"]

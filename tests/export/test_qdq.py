@@ -26,6 +26,7 @@ from runtime import Captioner
 from runtime.backends.onnxruntime_cpu import OrtBackend
 from runtime.bundle import Bundle, EngineFiles
 from runtime.image import Fit, prepare
+from tests.exported_forms import BACKBONES, randomized
 
 BOTH = get_args(EightBits)
 
@@ -88,6 +89,21 @@ def test_int8_rounds_to_the_nearest_step_and_clips_beyond_the_range(tmp_path: Pa
     y = OrtBackend().open(EngineFiles(tmp_path / "graph.onnx")).run({"x": x})["y"]
     # A weight of 1 is 127 steps of 1/127, which is 0.99975 of 1 in float16.
     torch.testing.assert_close(y.float(), torch.tensor([[3.0, -4.0], [127.0, -128.0]]), rtol=1e-3, atol=0)
+
+
+def test_for_cpus_weights_are_stored_in_8_bits_but_those_of_queries_keys_and_values(tmp_path: Path) -> None:
+    backbone = randomized(BACKBONES["registers"]())
+    pixels = torch.randint(0, 256, (1, 56, 56, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    export_graph(backbone_spec(backbone, pixels), tmp_path, "int8", "cpu")
+    graph = onnx_ir.load(tmp_path / "backbone.onnx").graph
+    width = backbone.numbers.embed_dim
+    products = [node.inputs[1].producer() for node in graph if node.op_type == "MatMul"]
+    stored = [node.inputs[0] for node in products if node is not None and node.inputs[0].is_initializer()]
+    assert [tuple(value.shape) for value in stored] == [(width, width), (width, 4 * width), (4 * width, width)] * 2
+    for value in stored:
+        assert (np.abs(value.const_value.numpy().astype(int)).max(axis=0) == 127).all()
+    rounded = [node.inputs[0] for node in graph if node.op_type == "QuantizeLinear" and node.inputs[0].is_initializer()]
+    assert [(tuple(value.shape), value.dtype.name) for value in rounded] == [((width, 3 * width), "FLOAT")] * 2
 
 
 @pytest.mark.parametrize("to", BOTH)

@@ -234,6 +234,22 @@ def gpt2_small_after_prompts(layers: int, of_mapping: int) -> PromptedModel:
     return randomized(PromptedModel("clipcap", mapping, gpt, config, rules))
 
 
+def test_an_int8_backbone_for_cpus_is_built_too_in_8_bits_with_its_attention_in_one_kernel(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    bundle = Bundle(build_once(tmp_path_factory, "demo", "demo-int8", "--precision", "int8"))
+    file = bundle.path(bundle.manifest.engines["backbone"].file)
+    report = build_report(file, profiles_of(bundle.manifest)["backbone"][-1:])
+    assert report.fused_attentions == bundle.manifest.backbone.depth
+    products = {
+        str(node.name)
+        for node in onnx_ir.load(file).graph
+        if node.op_type == "MatMul" and all(producer.op_type == "DequantizeLinear" for producer in node.predecessors())
+    }
+    assert len(products) == 4 * bundle.manifest.backbone.depth
+    assert products <= report.eight_bit_nodes
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpoint", ["dinov2_vits14_reg", "dinov2_vits14"])
 def test_every_block_of_a_published_backbone_is_fused(tmp_path: Path, checkpoint: str) -> None:
