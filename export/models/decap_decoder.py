@@ -109,7 +109,9 @@ class DecapStep(DecoderModel):
 
     def prepare_for(self, device: Device, rounds_weights: bool = False) -> None:
         self.decoder.transformer.prepare_for(device)
-        self.next_token.recomputes = rounds_weights
+        if rounds_weights:
+            self.next_token.recomputes = True
+            self.decoder.transformer.pad_vocabulary(self.next_token.block_size)
 
     def manifest_entry(self, numbers: BundleNumbers) -> DecoderConfig:
         config = self.config

@@ -145,7 +145,8 @@ class Gpt2(nn.Module):
 class Gpt2Transformer(nn.Module):
     """The embeddings, layers and last norm of GPT-2, and its head, which is tied to the embedding of tokens.
 
-    V is the vocabulary's size, or in the form for GPUs the next multiple of 8, whose last tokens no logit is near.
+    V is the vocabulary's size or, where it was padded, the next multiple (of 8 for GPUs), whose last tokens no logit is
+    near.
     """
 
     padding_bias: Tensor | None
@@ -167,10 +168,11 @@ class Gpt2Transformer(nn.Module):
             if isinstance(module, Gpt2Attention):
                 module.device = device
         if device == "cuda":
-            self._pad_vocabulary()
+            self.pad_vocabulary(_VOCABULARY_ALIGNMENT)
 
-    def _pad_vocabulary(self) -> None:
-        padding = -len(self.wte.weight) % _VOCABULARY_ALIGNMENT
+    def pad_vocabulary(self, multiple: int) -> None:
+        """Make V a multiple of some number, by tokens that are never chosen and do not count."""
+        padding = -len(self.wte.weight) % multiple
         if padding:
             bias = torch.zeros(len(self.wte.weight))
             self.padding_bias = F.pad(bias, (0, padding), value=_MASKED_LOGIT)

@@ -1,6 +1,6 @@
 """The choice of the next token from logits, in a form that runtimes do fast.
 
-Shapes: R regions, V vocabulary (padded for GPUs: see `export.models.gpt2`), E decoder width, C candidates.
+Shapes: R regions, V vocabulary (padded for some devices: see `export.models.gpt2`), E decoder width, C candidates.
 """
 
 from __future__ import annotations
@@ -75,6 +75,9 @@ class NextToken(nn.Module):
         With them the best token is found in two steps, the best block and the best in it: runtimes reduce a long row
         well, but few find its index well (OpenVINO takes 10 times as long for it as for the product before it).
         """
+        if logits.shape[1] % self.block_size == 0:  # nothing needs to be copied
+            maxima = logits.unflatten(-1, (-1, self.block_size)).amax(dim=-1)
+            return maxima[:, : self.text_vocab_size // self.block_size]
         return logits[:, : self.text_vocab_size].unflatten(-1, (-1, self.block_size)).amax(dim=-1)
 
     def log_probs(self, logits: Tensor) -> Tensor:
