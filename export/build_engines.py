@@ -95,8 +95,8 @@ def _add_precisions(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=get_args(EnginePrecision),
         help="what the graphs compute products in: fp16 and bf16 for GPUs; int8 for CPUs, where it is smaller and "
-        "faster, and for TensorRT, which has fp8 too, both with --calibration; each changes few captions (default: fp16 "
-        "for tensorrt-rtx, else fp32)",
+        "faster, and for TensorRT, which has fp8 too, both with --calibration; each changes few captions (default: "
+        "fp16 for tensorrt-rtx, else fp32)",
     )
     parser.add_argument(
         "--memory-precision",

@@ -52,6 +52,9 @@ _FORMATS: dict[EightBits, _Format] = {
 
 _DTYPES: dict[Device, onnx_ir.DataType] = {"cpu": onnx_ir.DataType.FLOAT, "cuda": onnx_ir.DataType.FLOAT16}
 """Of the graphs for a device, and so of the products that are rounded."""
+_CPU_STEPS = 63.0
+"""The largest step of a weight for CPUs, of 127: on x86 CPUs without VNNI ONNX Runtime adds two products of 8 bits in
+16, which 255 * 127 twice overflows silently."""
 _MIN_LARGEST = 1e-3
 """Stands for the largest of weights that are all zero, or nearly: float16 could not hold the scale of a smaller one."""
 
@@ -66,7 +69,7 @@ def quantize_products(model: onnx_ir.Model, to: EightBits, ranges: Mapping[str, 
     Raises:
         KeyError: of an activation there is none.
     """
-    quantizer = _Quantizer(model.graph, _FORMATS[to])
+    quantizer = _Quantizer(model.graph, _FORMATS[to], _FORMATS[to].largest if device == "cuda" else _CPU_STEPS)
     for node in list(_weight_products(model.graph, _DTYPES[device])):
         activations, weight = node.inputs[0], node.inputs[1]
         quantizer.quantize_activations(node, ranges[_measured_name(activations, ranges)])
@@ -90,12 +93,30 @@ def _measured_name(value: onnx_ir.Value, ranges: Mapping[str, float]) -> str:
     return str(value.name)
 
 
+@dataclass(frozen=True)
+class _Scale:
+    """The scale of a tensor, () or of each column (N,), and its zero point."""
+
+    scales: onnx_ir.Value
+    zero_point: onnx_ir.Value
+
+    @property
+    def attributes(self) -> dict[str, onnx_ir.Attr]:
+        """What nodes that use it have."""
+        return {"axis": onnx_ir.AttrInt64("axis", 1)} if len(self.scales.shape) else {}
+
+
 @dataclass
 class _Quantizer:
-    """Inserts the pairs, for activations that several products read only once."""
+    """Inserts the pairs, for activations that several products read only once.
+
+    Attributes:
+        weight_steps: what the largest value of a weight is rounded to.
+    """
 
     graph: onnx_ir.Graph
     format: _Format
+    weight_steps: float
     _rounded: dict[onnx_ir.Value, onnx_ir.Value] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -104,7 +125,8 @@ class _Quantizer:
     def quantize_activations(self, product: onnx_ir.Node, largest: float) -> None:
         activations = product.inputs[0]
         if activations not in self._rounded:
-            self._rounded[activations] = self._quantize(product, activations, np.array(largest))
+            scale = self._scale(activations, np.array(largest), self.format.largest)
+            self._rounded[activations] = self._quantize(product, activations, scale)
         product.replace_input_with(0, self._rounded[activations])
 
     def quantize_weight(self, product: onnx_ir.Node, weight: onnx_ir.Value, stores_steps: bool) -> None:
@@ -115,52 +137,40 @@ class _Quantizer:
         """
         values = weight.const_value.numpy()
         largest = np.abs(values).max(axis=0) if self.format.by_channel else np.abs(values).max()
+        scale = self._scale(weight, largest, self.weight_steps)
         if not stores_steps:
-            product.replace_input_with(1, self._quantize(product, weight, largest))
+            product.replace_input_with(1, self._quantize(product, weight, scale))
             return
-        scale, zero_point = self._scale(weight, largest)
-        steps = np.rint(values / scale.const_value.numpy()).astype(self.format.dtype)
+        steps = np.rint(values / scale.scales.const_value.numpy()).astype(self.format.dtype)
         stored = self._constants.add(f"{weight.name}.steps", steps)
-        product.replace_input_with(1, self._dequantize(product, stored, scale, zero_point, weight))
+        product.replace_input_with(1, self._dequantize(product, stored, weight, scale))
         if not weight.uses():
             del self.graph.initializers[weight.name]
 
-    def _quantize(self, before: onnx_ir.Node, value: onnx_ir.Value, largest: npt.NDArray[np.floating]) -> onnx_ir.Value:
-        """Return a tensor rounded to 8 bits and converted back.
-
-        Args:
-            largest: its largest absolute value, or that of each column (N,).
-        """
-        scale, zero_point = self._scale(value, largest)
-        quantize = onnx_ir.Node("", "QuantizeLinear", [value, scale, zero_point], _axis_of(scale))
-        rounded = quantize.outputs[0]
-        rounded.type, rounded.shape = zero_point.type, value.shape
-        self.graph.insert_before(before, quantize)
-        return self._dequantize(before, rounded, scale, zero_point, value)
+    def _quantize(self, before: onnx_ir.Node, value: onnx_ir.Value, scale: _Scale) -> onnx_ir.Value:
+        """Return a tensor rounded to steps and converted back."""
+        node = onnx_ir.Node("", "QuantizeLinear", [value, scale.scales, scale.zero_point], scale.attributes)
+        steps = node.outputs[0]
+        steps.type, steps.shape = scale.zero_point.type, value.shape
+        self.graph.insert_before(before, node)
+        return self._dequantize(before, steps, value, scale)
 
     def _dequantize(
-        self,
-        before: onnx_ir.Node,
-        rounded: onnx_ir.Value,
-        scale: onnx_ir.Value,
-        zero_point: onnx_ir.Value,
-        like: onnx_ir.Value,
+        self, before: onnx_ir.Node, steps: onnx_ir.Value, like: onnx_ir.Value, scale: _Scale
     ) -> onnx_ir.Value:
-        """Return steps of a scale converted back to the dtype that they had."""
-        node = onnx_ir.Node("", "DequantizeLinear", [rounded, scale, zero_point], _axis_of(scale))
+        """Return steps as a tensor like the one that they were made of."""
+        node = onnx_ir.Node("", "DequantizeLinear", [steps, scale.scales, scale.zero_point], scale.attributes)
         node.outputs[0].type, node.outputs[0].shape = like.type, like.shape
         self.graph.insert_before(before, node)
         return node.outputs[0]
 
-    def _scale(self, value: onnx_ir.Value, largest: npt.NDArray[np.floating]) -> tuple[onnx_ir.Value, onnx_ir.Value]:
-        """Return the scale of a tensor, one or one for each column (N,), and its zero point."""
-        scales = (np.maximum(largest, _MIN_LARGEST) / self.format.largest).astype(value.dtype.numpy())
+    def _scale(self, value: onnx_ir.Value, largest: npt.NDArray[np.floating], steps: float) -> _Scale:
+        """Return the scale by which a tensor's largest value, or that of each column (N,), is so many steps."""
+        scales = (np.maximum(largest, _MIN_LARGEST) / steps).astype(value.dtype.numpy())
         zeros = np.zeros(scales.shape, self.format.dtype)
-        return self._constants.add(f"{value.name}.scale", scales), self._constants.add(f"{value.name}.zero", zeros)
-
-
-def _axis_of(scale: onnx_ir.Value) -> dict[str, onnx_ir.Attr]:
-    return {"axis": onnx_ir.AttrInt64("axis", 1)} if len(scale.shape) else {}
+        return _Scale(
+            self._constants.add(f"{value.name}.scale", scales), self._constants.add(f"{value.name}.zero", zeros)
+        )
 
 
 def _makes_queries(product: onnx_ir.Node) -> bool:

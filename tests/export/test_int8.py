@@ -51,7 +51,7 @@ def test_int8_says_the_same_in_99_of_100_captions(
         theirs, ours = captioner.describe(features, REGIONS), demo.describe(exact, REGIONS)
         alone = captioner.encode(images[3]).tokens[0]
     cosines = torch.cosine_similarity(features.tokens, exact.tokens, dim=-1)
-    assert 0.9995 < cosines.mean() < 0.99999, "in float32 it would be nearer"
+    assert 0.999 < cosines.mean() < 0.99999, "in float32 it would be nearer"
     texts = [[caption.text for of_image in captions for caption in of_image] for captions in (theirs, ours)]
     assert sum(one == other for one, other in zip(*texts, strict=True)) >= 0.99 * len(texts[0])
     torch.testing.assert_close(alone, features.tokens[3], rtol=0, atol=0 if precision == "fp32" else 0.1)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, get_args
 
@@ -91,7 +94,7 @@ def test_int8_rounds_to_the_nearest_step_and_clips_beyond_the_range(tmp_path: Pa
     torch.testing.assert_close(y.float(), torch.tensor([[3.0, -4.0], [127.0, -128.0]]), rtol=1e-3, atol=0)
 
 
-def test_for_cpus_weights_are_stored_in_8_bits_but_those_of_queries_keys_and_values(tmp_path: Path) -> None:
+def test_for_cpus_weights_are_stored_in_7_bits_but_those_of_queries_keys_and_values(tmp_path: Path) -> None:
     backbone = randomized(BACKBONES["registers"]())
     pixels = torch.randint(0, 256, (1, 56, 56, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     export_graph(backbone_spec(backbone, pixels), tmp_path, "int8", "cpu")
@@ -101,9 +104,38 @@ def test_for_cpus_weights_are_stored_in_8_bits_but_those_of_queries_keys_and_val
     stored = [node.inputs[0] for node in products if node is not None and node.inputs[0].is_initializer()]
     assert [tuple(value.shape) for value in stored] == [(width, width), (width, 4 * width), (4 * width, width)] * 2
     for value in stored:
-        assert (np.abs(value.const_value.numpy().astype(int)).max(axis=0) == 127).all()
+        assert (np.abs(value.const_value.numpy().astype(int)).max(axis=0) == 63).all()
     rounded = [node.inputs[0] for node in graph if node.op_type == "QuantizeLinear" and node.inputs[0].is_initializer()]
     assert [(tuple(value.shape), value.dtype.name) for value in rounded] == [((width, 3 * width), "FLOAT")] * 2
+
+
+RUN = """
+import sys, numpy as np, onnxruntime
+session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+np.save(sys.argv[2], session.run(None, {"x": np.load(sys.argv[3])})[0])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("qemu-x86_64") is None, reason="needs qemu-user: apt-get install qemu-user")
+def test_the_largest_products_do_not_overflow_on_a_processor_without_vnni(tmp_path: Path) -> None:
+    """Where ONNX Runtime adds pairs of 8-bit products in 16 bits."""
+    x, weight = np.ones((4, 256), np.float32), np.ones((256, 32), np.float32)
+    x[1], x[2, ::2], weight[:, 1::2] = -1, -1, -1
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["product"]), helper.make_node("Add", ["product", "zero"], ["y"])]
+    x_info = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", 256])
+    y_info = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", 32])
+    weights = [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(np.zeros(32, np.float32), "zero")]
+    proto = helper.make_graph(nodes, "graph", [x_info], [y_info], weights)
+    model = helper.make_model(proto, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    rounded = onnx_ir.from_proto(onnx.shape_inference.infer_shapes(model))
+    quantize_products(rounded, "int8", {"x": 1.0}, "cpu")
+    onnx_ir.save(rounded, tmp_path / "graph.onnx")
+    np.save(tmp_path / "x.npy", x)
+    command = ["qemu-x86_64", "-cpu", "Haswell", sys.executable, "-c", RUN]
+    files = [str(tmp_path / name) for name in ("graph.onnx", "y.npy", "x.npy")]
+    subprocess.run([*command, *files], check=True, capture_output=True)
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), x @ weight, rtol=1e-4)
 
 
 @pytest.mark.parametrize("to", BOTH)

@@ -1,0 +1,117 @@
+"""Tell what overlapping the stages of a video could bring at most, and what it does.
+
+    python benchmarks/overlap.py engines/demo
+
+However stages are scheduled, n cores make at most n times as many frames a second as one core that does nothing else.
+So n times the rate of one core, with one thread in all, over the rate of one step after another on all cores is the
+most that overlapping could bring. All three are timed in turns, each in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Literal, TypeAlias, get_args
+
+if not __package__:  # run by its path: the packages of this clone, whatever is installed
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.timing.stages import as_regions, sample_boxes
+from benchmarks.timing.stream_throughput import write_clip
+from export.command_line import bundle_folder, run_command
+from runtime import Captioner, Region
+from runtime.backends import BACKENDS
+from runtime.options import Precision
+from runtime.system.machine import usable_cores
+from runtime.video.sources import open_source
+
+Way: TypeAlias = Literal["one core", "in turn", "streamed"]
+WAYS: tuple[Way, ...] = get_args(Way)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    parser = argparse.ArgumentParser(description="Tell what overlapping the stages of a video could bring, and does.")
+    parser.add_argument("bundle", type=bundle_folder, nargs="?", default=Path("engines/demo"), help="(engines/demo)")
+    parser.add_argument("--backend", choices=BACKENDS, default="cpu", help="default: %(default)s")
+    parser.add_argument("--precision", choices=get_args(Precision), default="fp32", help="default: %(default)s")
+    parser.add_argument("--regions", type=int, nargs="+", default=[1, 16], help="in each frame (default: 1 16)")
+    parser.add_argument("--frames", type=int, default=12, help="of a turn, at most 90 (default: %(default)s)")
+    parser.add_argument("--turns", type=int, default=3, help="default: %(default)s")
+    return run_command(partial(_run, parser.parse_args(arguments)))
+
+
+def _run(options: argparse.Namespace) -> None:
+    cores = usable_cores()
+    table = Table(title=f"frames per second, medians of {options.turns} turns; {cores} cores", box=box.MARKDOWN)
+    for heading in ("regions", *WAYS, "at most", "does"):
+        table.add_column(heading, justify="right")
+    with tempfile.TemporaryDirectory() as folder:
+        clip = Path(folder) / "clip.mp4"
+        write_clip(clip)
+        for count in options.regions:
+            alone, in_turn, streamed = _rates(options, clip, count)
+            numbers = (alone, in_turn, streamed, most_that_overlap_brings(alone, in_turn, cores), streamed / in_turn)
+            table.add_row(str(count), *(f"{number:.2f}" for number in numbers))
+    Console(width=120).print(table)
+
+
+def most_that_overlap_brings(one_core_fps: float, in_turn_fps: float, cores: int) -> float:
+    """Return how many times as fast as one step after another on all cores any schedule of the same work can be."""
+    return cores * one_core_fps / in_turn_fps
+
+
+def _rates(options: argparse.Namespace, clip: Path, count: int) -> list[float]:
+    """Return the median frames per second of each of `WAYS`."""
+    rates: dict[Way, list[float]] = {way: [] for way in WAYS}
+    for _ in range(options.turns):
+        for way in WAYS:  # a process each, for threads once started stay
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+                rates[way].append(process.submit(_rate, way, options, clip, count).result())
+    return [statistics.median(rates[way]) for way in WAYS]
+
+
+def _rate(way: Way, options: argparse.Namespace, clip: Path, count: int) -> float:
+    """Return the frames per second of one turn, after a few frames to warm up."""
+    if way == "one core":
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        torch.set_num_threads(1)
+    with Captioner.load(
+        options.bundle, options.backend, precision=options.precision, threads=1 if way == "one core" else None
+    ) as captioner:
+        backbone = captioner.manifest.backbone
+        regions = as_regions(sample_boxes(backbone.tokens, backbone.patch_size, count))
+        play = _streamed if way == "streamed" else _in_turn
+        play(captioner, clip, regions, 3)
+        start = time.perf_counter()
+        play(captioner, clip, regions, options.frames)
+        return options.frames / (time.perf_counter() - start)
+
+
+def _in_turn(captioner: Captioner, clip: Path, regions: list[Region], frames: int) -> None:
+    for frame, _ in zip(open_source(clip).frames(), range(frames), strict=False):
+        captioner.describe(captioner.encode(frame.image), regions)
+
+
+def _streamed(captioner: Captioner, clip: Path, regions: list[Region], frames: int) -> None:
+    with captioner.stream(clip, regions, reuse=None) as stream:
+        for _ in zip(stream, range(frames), strict=False):
+            pass
+
+
+if __name__ == "__main__":
+    sys.exit(main())
