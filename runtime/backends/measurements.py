@@ -29,7 +29,7 @@ NEARLY_EQUAL = 1.05
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx", "tensorrt-rtx-cu12-bindings")
 
 
-class Timed(Protocol):
+class HasMilliseconds(Protocol):
     """Anything that took time."""
 
     @property
@@ -38,7 +38,7 @@ class Timed(Protocol):
         ...
 
 
-TimedT = TypeVar("TimedT", bound=Timed)
+TimedT = TypeVar("TimedT", bound=HasMilliseconds)
 
 
 class MeasuredRun(BaseModel):

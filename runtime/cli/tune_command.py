@@ -14,7 +14,7 @@ from runtime.doctor.tuning import PICTURE_COUNT, Budget, draw_picture, tune
 from runtime.errors import ImageError
 from runtime.hub import open_bundle
 from runtime.hub.names import BUNDLE_FORMS
-from runtime.image import ImageSource
+from runtime.image import ImageSource, open_file
 from runtime.options import check_number
 from runtime.system.standard_streams import show
 
@@ -49,7 +49,9 @@ def add_tune(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="of captions, in 0..1, that must stay those of float32 (default: %(default)g)",
     )
-    parser.add_argument("--precision", choices=PRECISIONS, help="measure this one alone (default: all)")
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, help="measure this one alone, beside fp32, which it is compared with"
+    )
     parser.add_argument("--json", action="store_true", help="what was measured as one JSON object")
 
 
@@ -59,7 +61,7 @@ def run_tune(options: argparse.Namespace) -> int:
     check_number("--agreement", options.agreement, 0, 1)
     bundles = {name: open_bundle(name) for name in options.bundles}
     images, images_text = _images(options.images)
-    precisions = PRECISIONS if options.precision is None else (options.precision,)
+    precisions = PRECISIONS if options.precision is None else list(dict.fromkeys(("fp32", options.precision)))
     tuning = tune(bundles, images, precisions, options.agreement, Budget(options.seconds), exits.note)
     for reason in tuning.left_out:
         exits.note(f"left out: {reason}")
@@ -78,12 +80,13 @@ def _images(folder: str | None) -> tuple[list[ImageSource], str]:
     """Return the images to compare captions on, and what they are.
 
     Raises:
-        ImageError: there is none.
+        ImageError: there is none, or a file is none.
     """
     if folder is None:
         return [draw_picture(number) for number in range(PICTURE_COUNT)], "drawn pictures (--images for your own)"
     found = ImageArguments.of([folder])
-    for error in found.files:
-        if isinstance(error, ImageError):
-            raise error
+    for file in found.files[:_MAX_IMAGES]:
+        if isinstance(file, ImageError):
+            raise file
+        open_file(file)  # before anything is measured
     return list(found.paths[:_MAX_IMAGES]), f"images in {folder}"

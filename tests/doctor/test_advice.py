@@ -7,12 +7,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from runtime.backends.selection import save_measurement
+from runtime.backends.measurements import MeasuredRun, Measurement, save_measurement
 from runtime.bundle import Bundle
 from runtime.doctor import advice
 from runtime.errors import BackendError
 from runtime.system import machine
 
+CPU = MeasuredRun(backend="cpu", precision="fp32", milliseconds=10.0)
+IN_BFLOAT16 = MeasuredRun(backend="openvino", precision="bf16", milliseconds=4.0, agreement=0.995)
 BFLOAT16 = "--backend openvino --precision bf16: this processor multiplies bfloat16"
 
 
@@ -23,6 +25,11 @@ def bundle(demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(advice, "multiplies_bfloat16", lambda: False)
     monkeypatch.setattr(advice, "_kernels", lambda: "avx2")
     return Bundle(demo_bundle)
+
+
+def keep(bundle: Bundle, *runs: MeasuredRun, min_agreement: float = 0.99, kernels: str | None = None) -> None:
+    measurement = Measurement(bundle="demo", runs=list(runs), min_agreement=min_agreement, kernels=kernels)
+    save_measurement(bundle, measurement)
 
 
 @pytest.mark.parametrize(
@@ -56,10 +63,26 @@ def test_what_is_in_use_is_said(bundle: Bundle, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_measurement_is_advised_until_there_is_one(bundle: Bundle) -> None:
     assert list(advice.faster_here(bundle)) == [
-        f"cpu was not measured: patchcaption tune {bundle.folder} finds the fastest backend"
+        f"cpu was not measured: patchcaption tune {bundle.folder} finds out what is fastest"
     ]
-    save_measurement(bundle, "fp32", None, {"cpu": 1.0})
+    keep(bundle, CPU)
     assert list(advice.faster_here(bundle)) == []
+
+
+def test_what_was_measured_to_be_faster_is_said_with_the_flag(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(advice, "multiplies_bfloat16", lambda: True)
+    keep(bundle, CPU, IN_BFLOAT16)
+    assert list(advice.faster_here(bundle)) == ["--precision auto: openvino in bf16, measured to be 2.5 times as fast"]
+    keep(bundle, CPU, IN_BFLOAT16, min_agreement=0.999)
+    assert list(advice.faster_here(bundle)) == [], "bfloat16 was tried, and changes too many captions"
+
+
+def test_what_was_chosen_is_in_use(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(advice, "usable_cores", lambda: 6)
+    keep(bundle, CPU.model_copy(update={"threads": 3}), kernels="baseline")
+    found = advice.in_use(bundle)
+    assert found["kernels"] == "projection by baseline, as measured"
+    assert found["threads"].startswith("an engine may use 3 of 6 cores, as measured, torch ")
 
 
 Change = Callable[[pytest.MonkeyPatch], None]
@@ -77,7 +100,7 @@ Change = Callable[[pytest.MonkeyPatch], None]
 def test_what_this_machine_has_is_advised(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, change: Change, expected: str
 ) -> None:
-    save_measurement(bundle, "fp32", None, {"cpu": 1.0})
+    keep(bundle, CPU)
     change(monkeypatch)
     (said,) = advice.faster_here(bundle)
     assert said.startswith(expected)

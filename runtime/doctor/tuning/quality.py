@@ -32,7 +32,7 @@ K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison(Generic[K]):
+class QualityComparison(Generic[K]):
     """The quality of several captioners on the same images.
 
     Attributes:
@@ -63,7 +63,7 @@ class _Described:
 
 def compare(
     captioners: Mapping[K, Captioner], images: Sequence[ImageSource], budget: Budget, say: Callable[[str], None]
-) -> Comparison[K]:
+) -> QualityComparison[K]:
     """Compare captioners with the first of them, on as many of the images as there is time for, and on one at least.
 
     Args:
@@ -89,4 +89,4 @@ def compare(
         last_seconds = budget.clock() - start
     assert vectors is not None, "no images to compare"
     qualities = {key: Quality(same[key] / captions, cosines[key] / compared) for key in captioners}
-    return Comparison(qualities, compared, captions, vectors)
+    return QualityComparison(qualities, compared, captions, vectors)

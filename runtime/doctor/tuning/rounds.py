@@ -15,7 +15,7 @@ Times: TypeAlias = dict[Stage, float]
 """The shortest run of each stage in milliseconds."""
 
 _SECONDS = 4.0
-_MIN_ROUNDS = 3
+_MIN_ROUNDS, _MAX_ROUNDS = 3, 200
 _ROUNDS_TO_JUDGE = 2
 _CLEARLY_SLOWER = 2.0
 
@@ -30,7 +30,7 @@ def time_in_rounds(competitors: Mapping[K, Runs], budget: Budget) -> dict[K, Tim
     """
     best = {key: {stage: float("inf") for stage in runs} for key, runs in competitors.items()}
     racing, rounds, start = list(competitors), 0, budget.clock()
-    while rounds < _MIN_ROUNDS or budget.clock() - start < _SECONDS:
+    while rounds < _MIN_ROUNDS or (rounds < _MAX_ROUNDS and budget.clock() - start < _SECONDS):
         expected_ms = sum(sum(best[key].values()) for key in racing)
         if rounds and not budget.allows(expected_ms / 1e3):
             break
