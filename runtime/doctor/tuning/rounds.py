@@ -14,7 +14,7 @@ Runs: TypeAlias = Mapping[Stage, Callable[[], object]]
 Times: TypeAlias = dict[Stage, float]
 """The shortest run of each stage in milliseconds."""
 
-_SECONDS = 4.0
+_SECONDS = 3.0
 _MIN_ROUNDS, _MAX_ROUNDS = 3, 200
 _ROUNDS_TO_JUDGE = 2
 _CLEARLY_SLOWER = 2.0
