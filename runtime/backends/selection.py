@@ -120,7 +120,8 @@ def select_backend(
         raise BackendError(f"backend {name!r}: expected one of {', '.join(map(repr, BACKEND_NAMES))}")
     if threads is not None:
         check_threads("threads", threads)
-    measurement = None if bundle is None else read_measurement(bundle)
+    looked_up = bundle if "auto" in (name, precision) else None
+    measurement = None if looked_up is None else read_measurement(looked_up)
     if name != "auto":
         return _of_named_backend(cast(BackendName, name), precision, threads, measurement)
     run = _fastest_of(measurement, None, precision, threads)
