@@ -19,8 +19,8 @@ def table_lines(tuning: Tuning, images: str) -> Iterator[str]:
         images: what captions were compared on, in words.
     """
     first = tuning.rows[0].combination
-    yield f"milliseconds, the shortest of several runs; {tuning.captions} captions of {tuning.images} {images},"
-    yield f"compared with {first.backend} in {first.precision}"
+    yield f"milliseconds, the shortest of several runs; quality as compared with {first.backend} in {first.precision}"
+    yield f"on {images}: {tuning.images} of them, {tuning.captions} captions"
     heading = ["bundle", "graphs", "backend", "precision", "threads", "backbone"]
     heading += [f"{count} caption{'s' * (count > 1)}" for count in BATCH_SIZES]
     heading += ["sum", "times as fast", "captions the same", "cosine of tokens"]

@@ -37,8 +37,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_table_has_a_row_for_each_combination_and_each_kernel() -> None:
     assert list(table_lines(TUNING, "drawn pictures")) == [
-        "milliseconds, the shortest of several runs; 236 captions of 4 drawn pictures,",
-        "compared with cpu in fp32",
+        "milliseconds, the shortest of several runs; quality as compared with cpu in fp32",
+        "on drawn pictures: 4 of them, 236 captions",
         "bundle  graphs  backend   precision  threads  backbone  1 caption  16 captions    sum  times as fast  "
         "captions the same  cosine of tokens",
         "b       fp32    cpu       fp32       all         300.0       40.0         60.0  400.0           1.00  "
@@ -128,7 +128,7 @@ def test_one_precision_alone_is_measured_in_text(
     monkeypatch.setattr(rounds, "_SECONDS", 0.0)
     assert main(["tune", str(demo_bundle), "--precision", "fp32", "--seconds", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].endswith(" captions of 1 drawn pictures (--images for your own),")
+    assert lines[1].startswith("on drawn pictures (--images for your own): ")
     assert not [line for line in lines if "bf16" in line]
     assert f"use it: patchcaption caption IMAGE --bundle {demo_bundle}" in lines
     assert lines[-1] == f"kept in {measurements_file()}"

@@ -16,7 +16,7 @@ Times: TypeAlias = dict[Stage, float]
 
 _SECONDS = 3.0
 _MIN_ROUNDS, _MAX_ROUNDS = 3, 200
-_ROUNDS_TO_JUDGE = 2
+_ROUNDS_TO_JUDGE, _SECONDS_TO_JUDGE = 2, 1.0
 _CLEARLY_SLOWER = 2.0
 
 K = TypeVar("K", bound=Hashable)
@@ -25,8 +25,8 @@ K = TypeVar("K", bound=Hashable)
 def time_in_rounds(competitors: Mapping[K, Runs], budget: Budget) -> dict[K, Times]:
     """Return the shortest time of each run, in a few seconds or as many as the budget has, and in one round at least.
 
-    One that is clearly slower than the fastest is left after two rounds. The first stays: it is what others are
-    compared with.
+    One that is clearly slower than the fastest is left after two rounds and a second. The first stays: it is what
+    others are compared with.
     """
     best = {key: {stage: float("inf") for stage in runs} for key, runs in competitors.items()}
     racing, rounds, start = list(competitors), 0, budget.clock()
@@ -38,7 +38,7 @@ def time_in_rounds(competitors: Mapping[K, Runs], budget: Budget) -> dict[K, Tim
             for stage, run in competitors[key].items():
                 best[key][stage] = min(best[key][stage], _milliseconds(run, budget))
         rounds += 1
-        if rounds >= _ROUNDS_TO_JUDGE:
+        if rounds >= _ROUNDS_TO_JUDGE and budget.clock() - start >= _SECONDS_TO_JUDGE:
             racing = _without_slow(racing, best)
     return best
 

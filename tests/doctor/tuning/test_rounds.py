@@ -85,6 +85,13 @@ def test_no_round_is_begun_that_would_end_after_the_budget_but_one_always_is(sec
     assert len(started) == rounds
 
 
+def test_none_is_left_within_a_second() -> None:
+    clock, slow = FakeClock(), list[float]()
+    runs: dict[str, Runs] = {"a": {1: run_of(clock, [0.01])}, "b": {1: run_of(clock, [0.09], slow)}}
+    time_in_rounds(runs, Budget(1000, clock))
+    assert len(slow) in (10, 11), "ten rounds of 0.1 s, and one more if they add up to a little less than a second"
+
+
 def test_nothing_takes_no_time() -> None:
     nothing: dict[str, Runs] = {}
     clock = FakeClock()
