@@ -18,7 +18,7 @@ from runtime.image import ImageSource, open_file
 from runtime.options import check_number
 from runtime.system.standard_streams import show
 
-_SECONDS = 80.0
+_SECONDS = 75.0
 _MAX_SECONDS = 3600
 _AGREEMENT = 0.99
 _MAX_IMAGES = 32

@@ -68,14 +68,14 @@ def tune(
 
 
 def _open(opened: OpenCombinations, combinations: Iterable[Combination], budget: Budget, say: Say) -> list[str]:
-    """Open combinations while there is time; return why some could not be.
+    """Open combinations while there is time for it, and to run them once more; return why some are not.
 
     Raises:
         BackendError: none is open then.
     """
     left_out, last_seconds = [], 0.0
     for combination in combinations:
-        if opened.runs and not budget.allows(last_seconds):
+        if opened.runs and not budget.allows(2 * last_seconds):
             left_out.append(f"{combination}: no time was left; give it more by --seconds")
             continue
         say(f"opening {combination}")
