@@ -50,14 +50,16 @@ def tune(
     check_comparable(bundles)
     combinations, left_out = find_combinations(bundles, precisions)
     with OpenCombinations(bundles) as opened:
+        start = budget.clock()
         left_out += _open(opened, combinations, budget, say)
+        seconds_to_open = (budget.clock() - start) / len(combinations)
         say(f"timing {len(opened.runs)} combinations of backend and precision")
         times = time_in_rounds(opened.runs, budget.until(_TIMED))
         comparison = compare(opened.captioners, images, budget.until(_COMPARED), say)
         contenders = _contenders(times, comparison.qualities, min_agreement)
         opened.close_others(contenders)
         fewer = [one for contender in contenders for one in contender.with_fewer_threads()]
-        left_out += _open(opened, fewer, budget.until(_THREADS), say)
+        left_out += _open(opened, fewer, budget.until(_THREADS), say, seconds_to_open)
         if len(opened.runs) > len(contenders):
             say(f"timing {len(opened.runs) - len(contenders)} of them with fewer threads")
             _take_shorter(times, time_in_rounds(opened.runs, budget.until(_THREADS)))
@@ -67,13 +69,18 @@ def tune(
     return Tuning(rows, tuple(kernels), tuple(left_out), comparison.images, comparison.captions, min_agreement)
 
 
-def _open(opened: OpenCombinations, combinations: Iterable[Combination], budget: Budget, say: Say) -> list[str]:
+def _open(
+    opened: OpenCombinations, combinations: Iterable[Combination], budget: Budget, say: Say, last_seconds: float = 0.0
+) -> list[str]:
     """Open combinations while there is time for it, and to run them once more; return why some are not.
+
+    Args:
+        last_seconds: what opening another one took before.
 
     Raises:
         BackendError: none is open then.
     """
-    left_out, last_seconds = [], 0.0
+    left_out = []
     for combination in combinations:
         if opened.runs and not budget.allows(2 * last_seconds):
             left_out.append(f"{combination}: no time was left; give it more by --seconds")
