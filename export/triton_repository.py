@@ -22,7 +22,7 @@ if not __package__:  # run by its path: the packages of this clone, whatever is 
 from export.checkpoint import CheckpointError
 from export.command_line import positive_int, print_note, run_command
 from export.triton_server.config import MARK, Kind, ModelConfig
-from runtime.backends import BACKEND_NAMES, BACKENDS, PRECISIONS
+from runtime.backends import BACKEND_NAMES, BACKENDS, PRECISION_NAMES
 from runtime.bundle import MANIFEST, Bundle, new_folder
 from runtime.errors import BundleError
 from runtime.hub import open_bundle
@@ -86,7 +86,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="requests that wait; more are refused (default: %(default)s)",
     )
     parser.add_argument("--backend", choices=BACKEND_NAMES, default="auto", help="(default: %(default)s)")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="bf16: with openvino on CPUs")
+    parser.add_argument(
+        "--precision",
+        choices=PRECISION_NAMES,
+        default="fp32",
+        help="auto: the one that `patchcaption tune` chose on the server; bf16: with openvino on CPUs "
+        "(default: %(default)s)",
+    )
     parser.add_argument("--fit", choices=[fit.value for fit in Fit], default=Fit.STRETCH.value)
     parser.add_argument(
         "--threads", type=positive_int, metavar="N", help="of an instance (default: its share of the server's cores)"

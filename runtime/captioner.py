@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, cast, overload
 
 from torch import Tensor
 
-from runtime.backends import Backend, open_backend
+from runtime.backends import Backend, open_selected, select_backend
 from runtime.bundle import Manifest
 from runtime.encoder import EncodeFunction
 from runtime.errors import OptionError
@@ -23,7 +23,7 @@ from runtime.options import (
     OnBad,
     PoolingKeywords,
     PoolingOptions,
-    Precision,
+    PrecisionName,
     ProgressCallback,
     StreamKeywords,
     StreamOptions,
@@ -68,7 +68,7 @@ class Captioner(Closeable):
         backend: str = "auto",
         fit: Fit | Literal["stretch", "crop"] = Fit.STRETCH,
         *,
-        precision: Precision = "fp32",
+        precision: PrecisionName = "fp32",
         threads: int | None = None,
         verify: bool = True,
     ) -> Captioner:
@@ -78,14 +78,16 @@ class Captioner(Closeable):
             folder: the bundle, for example "engines/demo"; or, if no folder has that name, a repository of the Hugging
                 Face hub, "owner/name" or "owner/name@revision", whose bundle is kept in the user's cache.
             backend: what executes it: "cpu" (ONNX Runtime) or "openvino"; on an NVIDIA GPU "ort-cuda", "ort-tensorrt",
-                or for a bundle with plans "tensorrt" or "tensorrt-rtx". "auto" is the one that the bundle was built
-                for; for CPUs the one that `patchcaption tune` measured to be faster here; without it "cpu", or OpenVINO
-                for "bf16".
+                or for a bundle with plans "tensorrt" or "tensorrt-rtx". "auto" is the one that `patchcaption tune`
+                measured to be fastest here in the precision; without a measurement the one that the bundle was built
+                for, on CPUs "cpu", or OpenVINO for "bf16".
             fit: how images are brought to the backbone's square input: "stretch" shows it the whole image, "crop" the
                 centre square at the image's own aspect ratio.
             precision: what it computes in: "fp32" for the precision of the bundle's graphs; or for graphs in float32,
-                with OpenVINO on CPUs that have it, "bf16".
-            threads: CPU threads that an engine may use, up to 512; None leaves it to the backend.
+                with OpenVINO on CPUs that have it, "bf16". "auto" is the one that `patchcaption tune` chose: the
+                fastest whose captions agree with those of "fp32"; without a measurement "fp32".
+            threads: CPU threads that an engine may use, up to 512; None for as many as `patchcaption tune` chose with
+                the backend "auto", and otherwise leaves it to the backend.
             verify: compare the sha256 of every file first.
 
         Raises:
@@ -101,7 +103,8 @@ class Captioner(Closeable):
         if fit not in list(Fit):
             raise OptionError(f'fit {fit!r}: expected "stretch" or "crop"')
         bundle = open_bundle(folder, verify)
-        pipeline = Pipeline(bundle, open_backend(backend, threads, precision, bundle), Fit(fit))
+        selection = select_backend(bundle, precision, threads, backend)
+        pipeline = Pipeline.load(bundle, open_selected(selection, bundle), Fit(fit), selection.kernels)
         pipeline.warm_up()
         return cls(pipeline)
 

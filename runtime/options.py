@@ -28,6 +28,8 @@ OnBad: TypeAlias = Literal["skip", "raise"]
 Channels: TypeAlias = Literal["rgb", "bgr"]
 """The order of the channels of images that are arrays or tensors; OpenCV's is "bgr". Other images know their own."""
 Precision: TypeAlias = Literal["fp32", "bf16"]
+PrecisionName: TypeAlias = Literal["auto", "fp32", "bf16"]
+"""A precision as users ask for it: "auto" is the one that `patchcaption tune` chose, "fp32" where it chose none."""
 
 _MAX_THREADS = 512
 """More than any processor has had use for: each takes memory and time to start."""

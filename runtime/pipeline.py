@@ -19,7 +19,7 @@ from runtime.encoder import Encoder
 from runtime.errors import ImageError, PatchcaptionError, RegionError
 from runtime.features import FeatureMap, RegionVectors
 from runtime.image import Fit, ImageSource
-from runtime.memory import MemoryMatch, load_bank, projector_of
+from runtime.memory import MemoryBank, MemoryMatch, load_bank, projector_of
 from runtime.options import Channels, DecodingOptions, OnBad, PoolingOptions, ProgressCallback, check_on_bad
 from runtime.pooling import Pooler, RegionReencoder
 from runtime.results import Caption, RegionBatch, RegionsOfImages, with_missing
@@ -43,19 +43,30 @@ class Pipeline(ProcessBound):
         pooler: feature map and regions -> region vectors.
         projector: region vectors -> text space, through the memory bank if the bundle has one.
         decoder: vectors in text space -> captions.
+
+    Args:
+        bank: the bundle's memory bank, on the backend's device; None if it has none.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend, fit: Fit) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend, fit: Fit, bank: MemoryBank | None) -> None:
         claim_engines(self)
         self.bundle, self.backend = bundle, backend
         self.encoder = Encoder(bundle, backend, fit)
-        bank = load_bank(bundle, backend.device)
         self.projector = projector_of(bank)
         batches = reencoder_batches(bundle.manifest.backbone.tokens.num_tokens, bundle.manifest.decoder.batch_sizes[-1])
         self._reencoder = RegionReencoder(lambda: backend.open(bundle.engine("reencoder")), batches)
         # Not `self.project`: a pipeline that refers to itself keeps its memory until the garbage collector comes by.
         self.pooler = Pooler(self.encoder.encode_crops, self._reencoder, self.projector.project)
         self.decoder = load_decoder(bundle, backend, bank)
+
+    @classmethod
+    def load(cls, bundle: Bundle, backend: Backend, fit: Fit, kernels: str | None = None) -> Pipeline:
+        """Open a bundle with its memory bank.
+
+        Args:
+            kernels: what projects onto the bank, by a name of `runtime.memory.kernel_names`; None for the usual ones.
+        """
+        return cls(bundle, backend, fit, load_bank(bundle, backend.device, kernels))
 
     def captions(
         self,

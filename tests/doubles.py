@@ -113,7 +113,7 @@ def without_engine(bundle: Bundle, name: str) -> Bundle:
 
 def captioner_of(bundle: Bundle, backend: Backend | None = None) -> Captioner:
     """Return a captioner of a bundle on a backend, by default ONNX Runtime on the CPU."""
-    return Captioner(Pipeline(bundle, backend or OrtBackend(), Fit.STRETCH))
+    return Captioner(Pipeline.load(bundle, backend or OrtBackend(), Fit.STRETCH))
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:

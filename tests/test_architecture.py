@@ -46,7 +46,8 @@ ALLOWED: dict[str, set[str]] = {
     | {"image", "features", "results", "pipeline", "serving", "captioner", "output", "serving.triton_requests"},
     "batch": FOUNDATION | {"bundle", "hub", "image", "regions", "results", "captioner", "output"},
     "doctor": FOUNDATION
-    | {"bundle", "hub", "image", "regions", "features", "backends", "memory", "decoding", "results", "captioner"},
+    | {"bundle", "hub", "image", "regions", "features", "backends", "memory", "decoding", "results"}
+    | {"pipeline", "captioner"},
     "cli": FOUNDATION
     | {"bundle", "image", "regions", "backends", "results", "video", "captioner", "output", "doctor"}
     | {"hub", "serving.http", "batch"},

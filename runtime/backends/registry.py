@@ -17,7 +17,7 @@ from runtime.backends.tensorrt.api import open_tensorrt
 from runtime.backends.tensorrt.engine import TrtBackend
 from runtime.backends.tensorrt.rtx import open_tensorrt_rtx
 from runtime.bundle import EnginePrecision, GraphPrecision
-from runtime.options import Precision
+from runtime.options import Precision, PrecisionName
 from runtime.system.user_dirs import private_cache_folder
 
 BackendName: TypeAlias = Literal["cpu", "openvino", "ort-cuda", "ort-tensorrt", "tensorrt", "tensorrt-rtx"]
@@ -95,3 +95,5 @@ BACKENDS: Mapping[BackendName, BackendSpec] = {spec.name: spec for spec in _SPEC
 BACKEND_NAMES: tuple[str, ...] = ("auto", *BACKENDS)
 """The names that users may ask for."""
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+PRECISION_NAMES: tuple[str, ...] = get_args(PrecisionName)
+"""The precisions that users may ask for."""

@@ -1,63 +1,70 @@
-"""Opens backends by name, and chooses the one that backend="auto" stands for.
+"""Opens backends by name, and decides what "auto" stands for: a backend, a precision, threads and kernels.
 
-"auto" is the backend that was measured here to be fastest; where nothing was measured, the first of a fixed order.
-Measurements (`runtime.doctor.autotune`) are kept in one small file in the user's cache folder. They hold for the
-bundle, the machine, the versions and the options that they were made with, and for nothing else.
+"auto" is what was measured here to be fastest (`runtime.backends.measurements`) among all that agrees with what the
+caller has named; where nothing was measured, the first of a fixed order, in the precision of the graphs.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from runtime.backends.base import Backend
-from runtime.backends.cuda.device import gpu_name
+from runtime.backends.measurements import MeasuredRun, Measurement, fastest, read_measurement
 from runtime.backends.registry import BACKEND_NAMES, BACKENDS, BackendName, BackendRequest
 from runtime.bundle import Bundle, GraphPrecision
 from runtime.errors import BackendError
-from runtime.options import Precision, check_threads
-from runtime.system.files import write_atomically
-from runtime.system.machine import cpu_name, package_version, usable_cores
-from runtime.system.user_dirs import cache_folder, make_private
-
-_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx", "tensorrt-rtx-cu12-bindings")
+from runtime.options import Precision, PrecisionName, check_threads
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The backend that "auto" stands for, and why."""
+    """What a bundle is opened with, and why.
+
+    Attributes:
+        reason: why this backend.
+        is_measured: whether it was measured here to be the fastest.
+        precision: what it computes in.
+        threads: of an engine; None leaves it to the backend.
+        kernels: of the projection, by name; None for the usual ones.
+        milliseconds: what the backbone and the decoder took where it was measured.
+    """
 
     backend: BackendName
     reason: str
     is_measured: bool = False
+    precision: Precision = "fp32"
+    threads: int | None = None
+    kernels: str | None = None
+    milliseconds: float | None = None
 
 
 def open_backend(
-    name: str, threads: int | None = None, precision: Precision = "fp32", bundle: Bundle | None = None
+    name: str, threads: int | None = None, precision: PrecisionName = "fp32", bundle: Bundle | None = None
 ) -> Backend:
     """Open a backend of `runtime.backends.registry`, or for "auto" the one that `select_backend` chooses.
 
     Args:
-        precision: what it computes in: "fp32" for the precision of the bundle's graphs, or with OpenVINO "bf16".
+        precision: what it computes in: "fp32" for the precision of the bundle's graphs, or with OpenVINO "bf16"; "auto"
+            for the one that was measured.
         bundle: what it will execute, if that is known: "auto" looks up what was measured for it.
 
     Raises:
         BackendError: no backend of that name, what it needs is not installed, or it does not have that precision.
         PatchcaptionError: a number of threads that cannot be meant.
     """
-    if name not in BACKEND_NAMES:
-        raise BackendError(f"backend {name!r}: expected one of {', '.join(map(repr, BACKEND_NAMES))}")
-    if threads is not None:
-        check_threads("threads", threads)
-    known = select_backend(bundle, precision, threads).backend if name == "auto" else cast(BackendName, name)
-    _check_precision(known, precision, bundle)
-    return BACKENDS[known].open(BackendRequest(threads, precision, _graph_precision(bundle)))
+    return open_selected(select_backend(bundle, precision, threads, name), bundle)
+
+
+def open_selected(selection: Selection, bundle: Bundle | None = None) -> Backend:
+    """Open the backend of a selection.
+
+    Raises:
+        BackendError: what it needs is not installed, or it does not have the precision.
+    """
+    _check_precision(selection.backend, selection.precision, bundle)
+    request = BackendRequest(selection.threads, selection.precision, _graph_precision(bundle))
+    return BACKENDS[selection.backend].open(request)
 
 
 def _graph_precision(bundle: Bundle | None) -> GraphPrecision:
@@ -89,86 +96,74 @@ def _check_precision(name: BackendName, precision: Precision, bundle: Bundle | N
 
 
 def select_backend(
-    bundle: Bundle | None = None, precision: Precision = "fp32", threads: int | None = None
+    bundle: Bundle | None = None,
+    precision: PrecisionName = "fp32",
+    threads: int | None = None,
+    name: str = "auto",
 ) -> Selection:
-    """Return what "auto" is for a bundle; without one, nothing is looked up.
+    """Return what a bundle is opened with; without one, nothing is looked up.
+
+    For the backend "auto" it is what `patchcaption tune` measured to be fastest among all that agrees with the
+    precision, if that is not "auto" too, and with the threads, if they are given; with the kernels that were measured.
+    With a backend that is named, only a precision of "auto" is looked up.
 
     Where nothing was measured, a bundle for a GPU is opened with the backend that it was built for, whether that is
     there or not, and one for CPUs with ONNX Runtime, "cpu", also where OpenVINO is installed: that may be faster, but
-    rounds differently, and installing a package should not change results. For bfloat16 it is OpenVINO, which alone has
-    it.
-    """
-    measured = None if bundle is None else _read().measurements.get(_key(bundle, precision, threads))
-    if measured is not None:
-        return Selection(measured.backend, "measured on this machine", is_measured=True)
-    if bundle is not None and bundle.manifest.backend != "cpu":
-        return Selection(bundle.manifest.backend, "the bundle was built for it")
-    if precision == "bf16":
-        return Selection("openvino", "by order: it alone has bf16")
-    return Selection("cpu", "by order: not measured here")
-
-
-def save_measurement(
-    bundle: Bundle, precision: Precision, threads: int | None, milliseconds: Mapping[BackendName, float]
-) -> BackendName:
-    """Record the backend that took least time, from now on "auto" for this bundle; return its name.
+    rounds differently, and installing a package should not change results. The precision "auto" is then "fp32". For
+    bfloat16 it is OpenVINO, which alone has it.
 
     Raises:
-        BackendError: the file cannot be written.
+        BackendError: no backend or precision of that name.
+        PatchcaptionError: a number of threads that cannot be meant.
     """
-    fastest = min(milliseconds, key=lambda name: milliseconds[name])
-    record = _Measurement(backend=fastest, bundle=str(bundle.folder.absolute()), milliseconds=dict(milliseconds))
-    kept = _Measurements(measurements=_read().measurements | {_key(bundle, precision, threads): record})
-    try:
-        file = measurements_file()
-        make_private(file.parent)
-        with write_atomically(file) as part:
-            part.write_text(kept.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home
-        raise BackendError(
-            f"the measurement of {fastest} cannot be saved: {error}; set XDG_CACHE_HOME to a folder"
-        ) from None
-    return fastest
+    if name not in BACKEND_NAMES:
+        raise BackendError(f"backend {name!r}: expected one of {', '.join(map(repr, BACKEND_NAMES))}")
+    if threads is not None:
+        check_threads("threads", threads)
+    looked_up = bundle if "auto" in (name, precision) else None
+    measurement = None if looked_up is None else read_measurement(looked_up)
+    if name != "auto":
+        return _of_named_backend(cast(BackendName, name), precision, threads, measurement)
+    run = _fastest_of(measurement, None, precision, threads)
+    if measurement is None or run is None:
+        return _by_order(bundle, "fp32" if precision == "auto" else precision, threads)
+    return Selection(
+        run.backend,
+        "measured on this machine",
+        is_measured=True,
+        precision=run.precision,
+        threads=run.threads,
+        kernels=measurement.kernels,
+        milliseconds=run.milliseconds,
+    )
 
 
-def measurements_file() -> Path:
-    """Return the file that measurements are kept in: $XDG_CACHE_HOME, or ~/.cache, /patchcaption/measurements.json."""
-    return cache_folder() / "measurements.json"
+def _of_named_backend(
+    name: BackendName, precision: PrecisionName, threads: int | None, measurement: Measurement | None
+) -> Selection:
+    run = _fastest_of(measurement, name, "auto", threads) if precision == "auto" else None
+    unmeasured: Precision = "fp32" if precision == "auto" else precision
+    return Selection(name, "asked for", precision=unmeasured if run is None else run.precision, threads=threads)
 
 
-class _Measurement(BaseModel):
-    """One measurement; only ``backend`` is read, the rest is for whoever looks into the file."""
-
-    model_config = ConfigDict(extra="forbid")
-    backend: BackendName
-    bundle: str
-    milliseconds: dict[BackendName, float]
-
-
-class _Measurements(BaseModel):
-    """The file: measurements by `_key`."""
-
-    model_config = ConfigDict(extra="forbid")
-    measurements: dict[str, _Measurement]
-
-
-def _read() -> _Measurements:
-    """Return what was measured; nothing if the file is missing or broken: that must not keep a bundle from opening."""
-    try:
-        return _Measurements.model_validate_json(measurements_file().read_bytes())
-    except (OSError, RuntimeError, ValidationError):
-        return _Measurements(measurements={})
+def _fastest_of(
+    measurement: Measurement | None, backend: BackendName | None, precision: PrecisionName, threads: int | None
+) -> MeasuredRun | None:
+    """Return the fastest run that agrees with float32 and with what is asked for; None if there is none."""
+    return fastest(
+        [
+            run
+            for run in ([] if measurement is None else measurement.agreeing())
+            if backend in (None, run.backend)
+            and precision in ("auto", run.precision)
+            and threads in (None, run.threads)
+        ]
+    )
 
 
-def _key(bundle: Bundle, precision: Precision, threads: int | None) -> str:
-    """Return a hash of all that a measurement depends on."""
-    parts = {
-        "manifest": bundle.manifest_sha256(),
-        "precision": precision,
-        "threads": threads,
-        "cpu": cpu_name(),
-        "cores": usable_cores(),
-        "gpu": gpu_name() if BACKENDS[bundle.manifest.backend].device == "cuda" else None,
-        "versions": {name: package_version(name) for name in _PACKAGES},
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+def _by_order(bundle: Bundle | None, precision: Precision, threads: int | None) -> Selection:
+    if bundle is not None and bundle.manifest.backend != "cpu":
+        return Selection(bundle.manifest.backend, "the bundle was built for it", precision=precision, threads=threads)
+    if precision == "bf16":
+        return Selection("openvino", "by order: it alone has bf16", precision=precision, threads=threads)
+    return Selection("cpu", "by order: not measured here", precision=precision, threads=threads)

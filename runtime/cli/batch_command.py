@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import cast
 
-from runtime.backends import BACKENDS, select_backend
+from runtime.backends import BACKENDS, Selection, select_backend
 from runtime.batch.part_captioner import CaptionerSettings
 from runtime.batch.plan import ALL, Shard
 from runtime.batch.ray_cluster import RayExecutor
@@ -118,11 +118,13 @@ def _executor(options: argparse.Namespace, bundle: Bundle) -> Executor:
     if cpus is not None:
         check_threads("--actor-cpus", cpus)
     if gpus is None:
-        name = options.backend
-        backend = select_backend(bundle, options.precision).backend if name == "auto" else name
-        gpus = float(BACKENDS[backend].device == "cuda")
+        gpus = float(BACKENDS[_selection(options, bundle).backend].device == "cuda")
     check_number("--actor-gpus", gpus, 0, _MAX_GPUS)
     return RayExecutor(options.ray, cpus, gpus)
+
+
+def _selection(options: argparse.Namespace, bundle: Bundle) -> Selection:
+    return select_backend(bundle, options.precision, name=options.backend)
 
 
 def _settings(options: argparse.Namespace, bundle: Bundle) -> CaptionerSettings:
@@ -131,7 +133,7 @@ def _settings(options: argparse.Namespace, bundle: Bundle) -> CaptionerSettings:
         bundle.manifest_sha256(),
         options.backend,
         Fit(options.fit),
-        options.precision,
+        _selection(options, bundle).precision,  # one for all machines and for runs that go on later
         options=cast(DescribeKeywords, {"mode": options.mode, **decoding_keywords(options)}),
     )
 

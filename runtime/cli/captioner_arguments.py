@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any, get_args
 
-from runtime.backends import BACKEND_NAMES, PRECISIONS
+from runtime.backends import BACKEND_NAMES, PRECISION_NAMES
 from runtime.captioner import Captioner
 from runtime.cli.region_arguments import argument_type
 from runtime.errors import PatchcaptionError
@@ -19,7 +19,11 @@ def add_captioner_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fit", choices=[fit.value for fit in Fit], default=Fit.STRETCH.value)
     parser.add_argument("--backend", choices=BACKEND_NAMES, default="auto")
     parser.add_argument(
-        "--precision", choices=PRECISIONS, default="fp32", help="bf16: with openvino, on CPUs that have it"
+        "--precision",
+        choices=PRECISION_NAMES,
+        default="fp32",
+        help="auto: the one that `patchcaption tune` chose; bf16: with openvino, on CPUs that have it "
+        "(default: %(default)s)",
     )
 
 

@@ -33,7 +33,7 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
     "trust": ("bundle_commands", "trust a bundle's TensorRT plans (they are executable code)"),
     "push": ("hub_commands", "publish a bundle on the Hugging Face hub"),
     "pull": ("hub_commands", "take the newest of a published bundle or checkpoint into the cache"),
-    "tune": ("machine_commands", "find out which backend is fastest here, for --backend auto to take"),
+    "tune": ("tune_command", "measure what is fastest here and what it costs in quality, and keep the choice"),
     "doctor": ("machine_commands", "say what this machine has, and whether it works"),
 }
 """The module of each command, where ``add_NAME`` adds its arguments, and a line of help."""

@@ -42,14 +42,16 @@ class MemoryBank:
         rows: the embeddings.
         config: the bundle's: temperature, normalisation, how the embeddings were rounded.
         captions_file: the captions, a JSON string a line, row by row.
+        kernels: what projects, by a name of `kernel_names`; None for the usual ones.
     """
 
     rows: StoredRows
     config: MemoryConfig
     captions_file: HeldFile
+    kernels: str | None = None
 
     @classmethod
-    def load(cls, bundle: Bundle, config: MemoryConfig, device: torch.device) -> MemoryBank:
+    def load(cls, bundle: Bundle, config: MemoryConfig, device: torch.device, kernels: str | None = None) -> MemoryBank:
         """Read a bundle's bank into memory.
 
         Raises:
@@ -58,7 +60,7 @@ class MemoryBank:
         residual = None if config.residual is None else bundle.file(config.residual)
         shape = (config.num_rows, bundle.manifest.backbone.output_dim)
         rows = StoredRows.load(bundle.file(config.embeddings), residual, device, shape)
-        return cls(rows, config, bundle.file(config.captions))
+        return cls(rows, config, bundle.file(config.captions), kernels)
 
     @cached_property
     def captions(self) -> list[str]:
@@ -87,7 +89,7 @@ class MemoryBank:
         """
         if len(vectors) == 0:
             return vectors
-        kernels = projection_kernels(vectors.device)
+        kernels = projection_kernels(vectors.device, self.kernels)
         parts = F.normalize(vectors, dim=-1).split(_REGIONS_AT_ONCE)
         sums = torch.cat([self._weighted_sum(kernels, part) for part in parts])
         return F.normalize(sums, dim=-1) if self.config.normalize else sums

@@ -38,11 +38,48 @@ class ProjectionKernels(Protocol):
         ...
 
 
-def projection_kernels(device: torch.device) -> ProjectionKernels:
-    """Return the kernels for a device.
+TORCH = "torch"
+"""The name of the kernels that are torch's operators."""
+
+
+class KernelVariant:
+    """One variant of the native kernels, whatever is the fastest of them."""
+
+    reads_residual_from_file = True
+
+    def __init__(self, library: native_kernels.NativeKernels, variant: str) -> None:
+        self._library, self._variant = library, variant
+
+    def project(self, rows: StoredRows, unit_queries: Tensor, temperature: float) -> Tensor:
+        return self._library.project(rows, unit_queries, temperature, self._variant)
+
+    def project_with_refinement(
+        self, rows: StoredRows, unit_queries: Tensor, temperature: float, refine_top_k: int
+    ) -> tuple[Tensor, Tensor]:
+        return self._library.project_with_refinement(rows, unit_queries, temperature, refine_top_k, self._variant)
+
+
+def kernel_names(device: torch.device) -> tuple[str, ...]:
+    """Return the names of the kernels that there are for a device, the usual ones first.
 
     Raises:
         BackendError: there is a native library that cannot be used.
     """
     library = native_kernels.library() if device.type == "cpu" else None
-    return library or TorchKernels()
+    return (TORCH,) if library is None else (*library.variants, TORCH)
+
+
+def projection_kernels(device: torch.device, name: str | None = None) -> ProjectionKernels:
+    """Return the kernels for a device.
+
+    Args:
+        name: of `kernel_names`: those that were measured to be the fastest. None for the usual ones, which also serve
+            where there are no such kernels any more: an old measurement must not keep a bundle from opening.
+
+    Raises:
+        BackendError: there is a native library that cannot be used.
+    """
+    library = native_kernels.library() if device.type == "cpu" else None
+    if library is None or name == TORCH:
+        return TorchKernels()
+    return KernelVariant(library, name) if name in library.variants else library

@@ -48,14 +48,17 @@ class Identity:
         return self._bank.nearest(vectors, count)
 
 
-def load_bank(bundle: Bundle, device: torch.device) -> MemoryBank | None:
+def load_bank(bundle: Bundle, device: torch.device, kernels: str | None = None) -> MemoryBank | None:
     """Open a bundle's memory bank on a device; None for a bundle without one.
+
+    Args:
+        kernels: what projects, by a name of `kernel_names`; None for the usual ones.
 
     Raises:
         BundleError: its files are not what they should be.
     """
     memory = bundle.manifest.memory
-    return None if memory is None else MemoryBank.load(bundle, memory, device)
+    return None if memory is None else MemoryBank.load(bundle, memory, device, kernels)
 
 
 def projector_of(bank: MemoryBank | None) -> Projector:

@@ -32,6 +32,7 @@ _ARM_CORES = {
 """Names of cores by the codes of implementer and part, as lscpu gives them: those of edge boards and Arm servers."""
 
 _BFLOAT16_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")
+_INT8_FLAGS = frozenset({"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"})
 
 
 def cpu_name() -> str:
@@ -71,13 +72,22 @@ def usable_cores() -> int:
 
 def multiplies_bfloat16() -> bool:
     """Return whether the processor has instructions that multiply bfloat16: AMX, AVX-512 BF16, or Arm's BF16."""
+    return not _processor_flags().isdisjoint(_BFLOAT16_FLAGS)
+
+
+def multiplies_int8() -> bool:
+    """Return whether the processor has instructions that multiply 8 bits: VNNI, AMX, or Arm's dot products and I8MM."""
+    return not _processor_flags().isdisjoint(_INT8_FLAGS)
+
+
+def _processor_flags() -> set[str]:
+    """Return the names that Linux has for what the processor can do; none where it does not tell."""
     try:
         text = _CPUINFO.read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return False
+        return set()
     lines = (line.partition(":") for line in text.splitlines())
-    flags = {flag for name, _, value in lines if name.strip() in ("flags", "Features") for flag in value.split()}
-    return not flags.isdisjoint(_BFLOAT16_FLAGS)
+    return {flag for name, _, value in lines if name.strip() in ("flags", "Features") for flag in value.split()}
 
 
 def threads_per_caller(callers: int, threads: int | None) -> int | None:

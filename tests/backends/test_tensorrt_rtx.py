@@ -18,7 +18,8 @@ from runtime.backends.tensorrt.engine import TrtBackend, TrtBoundRun, TrtEngine
 from runtime.backends.tensorrt.rtx import CAPABILITIES, check_supported, open_tensorrt_rtx, runtime_cache_file
 from runtime.bundle import Bundle
 from runtime.cli.main import main
-from runtime.doctor import autotune
+from runtime.doctor.tuning import rounds
+from runtime.doctor.tuning.combinations import candidates
 from tests.conftest import build_once, without_home
 from tests.tensorrt_double import Double, tensorrt_double
 
@@ -221,10 +222,11 @@ def test_tune_times_the_backends_of_the_gpu_that_have_plans(
 ) -> None:
     bundle, _ = decoder
     assert select_backend(bundle) == Selection("tensorrt-rtx", "the bundle was built for it")
-    assert autotune.candidates(bundle) == ["ort-cuda", "ort-tensorrt", "tensorrt-rtx"], "of TensorRT it has no plans"
-    monkeypatch.setattr(autotune, "_SECONDS", 0.0)
-    assert main(["tune", str(bundle.folder)]) == 0
+    assert candidates(bundle) == ["ort-cuda", "ort-tensorrt", "tensorrt-rtx"], "of TensorRT it has no plans"
+    monkeypatch.setattr(rounds, "_SECONDS", 0.0)
+    assert main(["tune", str(bundle.folder), "--seconds", "1"]) == 0
     out, err = capsys.readouterr()
     assert err.count("left out: ") == 2, "no ONNX Runtime for GPUs is here"
-    assert f"auto is tensorrt-rtx for {bundle.folder} in fp32 from now on" in out
-    assert select_backend(bundle) == Selection("tensorrt-rtx", "measured on this machine", is_measured=True)
+    assert f"chosen: {bundle.folder} on tensorrt-rtx in fp32" in out
+    selection = select_backend(bundle)
+    assert (selection.backend, selection.is_measured) == ("tensorrt-rtx", True)

@@ -11,8 +11,11 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from runtime import Box, Captioner, WholeImage
+from runtime import Box, Captioner, PatchcaptionError, WholeImage
+from runtime.backends.measurements import MeasuredRun, Measurement, save_measurement
 from runtime.batch import progress
+from runtime.batch.part_captioner import CaptionerSettings
+from runtime.bundle import Bundle
 from runtime.cli.main import main
 from tests.conftest import SAMPLE
 
@@ -207,3 +210,24 @@ def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys
     with progress.BatchProgress(1000, 200, lambda _: None) as shown:
         shown.add(300)
     assert "500/1000" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("asked", "expected"), [("auto", "bf16"), ("fp32", "fp32"), ("bf16", "bf16")])
+def test_the_measured_precision_is_looked_up_once_for_all_machines(
+    run: Run, demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, expected: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    runs = [
+        MeasuredRun(backend="cpu", precision="fp32", milliseconds=9.0),
+        MeasuredRun(backend="openvino", precision="bf16", milliseconds=3.0),
+    ]
+    save_measurement(Bundle(demo_bundle, verify=False), Measurement(bundle="demo", runs=runs))
+    found = []
+
+    def record(_job: object, settings: CaptionerSettings, *_: object) -> None:
+        found.append((settings.backend, settings.precision))
+        raise PatchcaptionError("that is all")
+
+    monkeypatch.setattr("runtime.cli.batch_command.run_batch", record)
+    assert run("--precision", asked)[0] == 1
+    assert found == [("auto", expected)]

@@ -37,7 +37,7 @@ COMMANDS = {
     "video-openvino": [*CLI, "video", "{frames}", "--bundle", "{demo}", "--backend", "openvino"],
     "info": [*CLI, "info", "{demo}"],
     "verify": [*CLI, "verify", "{demo}"],
-    "tune": [*CLI, "tune", "{demo}"],
+    "tune": [*CLI, "tune", "{demo}", "--seconds", "5"],
     "doctor": [*CLI, "doctor", "--bundle", "{demo}"],
     "embedded": ["-c", EMBEDDED, "{demo}", "cpu", SCENE],
     "embedded-openvino": ["-c", EMBEDDED, "{demo}", "openvino", SCENE],
