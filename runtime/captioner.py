@@ -83,9 +83,10 @@ class Captioner(Closeable):
                 for, on CPUs "cpu", or OpenVINO for "bf16".
             fit: how images are brought to the backbone's square input: "stretch" shows it the whole image, "crop" the
                 centre square at the image's own aspect ratio.
-            precision: what it computes in: "fp32" for the precision of the bundle's graphs; or for graphs in float32,
-                with OpenVINO on CPUs that have it, "bf16". "auto" is the one that `patchcaption tune` chose: the
-                fastest whose captions agree with those of "fp32"; without a measurement "fp32".
+            precision: what it computes in: "fp32" for the precision of the bundle's graphs; or with
+                OpenVINO on CPUs that have it "bf16", for graphs in float32 and for what int8 graphs leave in it. "auto"
+                is the one that `patchcaption tune` chose: the fastest whose captions agree with those of "fp32";
+                without a measurement "fp32".
             threads: CPU threads that an engine may use, up to 512; None for as many as `patchcaption tune` chose with
                 the backend "auto", and otherwise leaves it to the backend.
             verify: compare the sha256 of every file first.

@@ -29,7 +29,7 @@ class BackendRequest:
 
     Attributes:
         threads: CPU threads that an engine may use; None leaves it to the backend.
-        precision: what it computes in: "fp32" for the precision of the graphs, or "bf16" for graphs in fp32.
+        precision: what it computes in: "fp32" for the precision of the graphs, or "bf16" for graphs in fp32 and int8.
         graph_precision: of the bundle's graphs.
     """
 
