@@ -458,6 +458,8 @@ void scan_blocks(const patchcaption_bank &bank, const QueryBatch &batch, int64_t
     constexpr int kPlanes = Planes<kStorage, kWithResidual>::kCount;
     if constexpr (kInt8Products) pack_int8_queries(batch, scratch);
     else pack_queries(batch, scratch);
+    uint32_t positions[kBlock];
+    for (uint32_t row = 0; row < kBlock; ++row) positions[row] = row;
     for (int64_t start = begin; start < end; start += kBlock) {
         const int64_t rows = end - start < kBlock ? end - start : kBlock;
         const int8_t *residual = residual_source.block(start, rows);
@@ -474,7 +476,8 @@ void scan_blocks(const patchcaption_bank &bank, const QueryBatch &batch, int64_t
                 multiply_rows(batch, group, kPlanes, scratch);
             }
             finish_logits(bank, batch, start, rows, kPlanes, scratch);
-            update_softmax(bank, batch, start, rows, first_query, scratch.weights, partial);
+            update_softmax(bank, batch, {start, positions, rows}, first_query, scratch.weights, partial);
+            std::memset(scratch.weights + rows * kQueryPadding, 0, 4 * (kBlock - rows) * kQueryPadding);
             pack_weights(bank, start, rows, kPlanes, scratch);
             accumulate_tiles<kStorage, kWithResidual>(batch, scratch, prefetch,
                                                       partial.weighted_sum + first_query * batch.padded_width);

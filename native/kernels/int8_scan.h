@@ -1,0 +1,469 @@
+// The scan of int8 rows in products of 8-bit integers, summed in 32 bits; rows of other storages are left to
+// simd_scan.h, which this file includes. A variant defines what simd_scan.h asks for, and
+//
+//   DOT_ROWS(sums, rows, queries)     each of LANES int32 sums + the products of four bytes of `rows`, int8 + kRowBias,
+//                                     by four of `queries`, int8
+//   DOT_WEIGHTS(sums, weights, rows)  likewise of `weights`, uint8, by `rows`, int8 + kWeightedRowBias
+//   ROWS_ARE_BIASED                   1 if kRowBias is 128 and kWeightedRowBias 0; 0 if it is the other way round
+//   SUM_INT_LANES(sums)               the sum of LANES int32
+//   INTERLEAVE(rows, stride)          LANES bytes each of four rows, `stride` apart: byte 4 * c + r is byte c of row r
+//
+// A query is quantized to a high and a low int8 part. The high parts of all rows are summed first, and show which rows
+// some query may not neglect, whatever their low parts are. Those rows are gathered; where there are kGathered, they
+// are summed to the last bit and added to the softmax. Weights are quantized to 16 bits there.
+//
+// Shapes: as in scan_interface.h; W is D padded to kInt8WidthPadding, G = padded R / 16 the groups of queries.
+#pragma once
+
+#include <initializer_list>
+#include <type_traits>
+
+#include "simd_scan.h"
+
+namespace patchcaption {
+namespace {
+
+typedef uint8_t Bytes __attribute__((vector_size(4 * LANES)));
+
+constexpr int64_t kInt8WidthPadding = 64;
+constexpr int64_t kMaxInt8Width = 1 << 16;  // 2**16 products of 255 * 127 fit an int32
+constexpr int64_t kGathered = 128;          // 128 products of 65535 * 255 do, too
+constexpr int64_t kFewQueries = 4;          // so many are multiplied along D, more side by side in the lanes
+constexpr int64_t kTileRows = LANES == 16 ? 16 : LANES == 8 ? 6 : 4;  // for 32 vector registers, or the 16 of AVX2
+constexpr float kMaxRowLength = 1.25f;  // of a stored row, relative to the length that it had: rounding adds far less
+constexpr int64_t kSpareRows = 8;  // memory for the last tile of rows, which may be no whole one
+constexpr int64_t kQueryVectors = kQueryPadding / LANES;
+constexpr int32_t kRowBias = ROWS_ARE_BIASED ? 128 : 0;
+constexpr int32_t kWeightedRowBias = 128 - kRowBias;
+
+// The scratch memory of one thread.
+struct Int8Scratch {
+    int64_t width;             // W
+    int8_t *queries[2];        // (G, 16, W) high and low part; side by side: (G, W / 4, 16, 4)
+    int32_t *query_biases[2];  // (padded R,) what kRowBias adds to a sum of each part
+    float *query_scales;       // (padded R,) of the high part; the low part's is 1/254 of it
+    float *low_norms;          // (padded R,) length of what the high part leaves of a query
+    uint8_t *block;            // (kBlock, W) rows + kRowBias
+    uint8_t *rows;             // (kGathered, W) likewise
+    uint8_t *residuals;        // (kGathered, W) likewise
+    int32_t *block_sums;       // (kBlock, 16) high
+    int32_t *low_sums;         // (kGathered, 16)
+    int32_t *residual_sums;    // (kGathered, 16) high
+    float *weights;            // (kGathered, 16)
+    uint8_t *row_fours;        // (W / LANES, kGathered / 4, LANES, 4) rows or residuals + kWeightedRowBias
+    uint8_t *weight_fours[2];  // (kGathered / 4, 16, 4) high and low part
+    // Of each group:
+    uint32_t *gathered;        // (G, kGathered) numbers of the rows that are gathered
+    int32_t *gathered_sums;    // (G, kGathered, 16) their high sums
+    int64_t *gathered_counts;  // (G,)
+};
+
+inline int64_t int8_width(const QueryBatch &batch) {
+    return (batch.padded_width + kInt8WidthPadding - 1) / kInt8WidthPadding * kInt8WidthPadding;
+}
+
+// Assigns addresses from `memory` on, and returns how many bytes they take.
+int64_t partition_int8_scratch(const QueryBatch &batch, char *memory, Int8Scratch &scratch) {
+    char *next = memory;
+    const auto take = [&next](auto *&array, int64_t count) {
+        array = reinterpret_cast<std::remove_reference_t<decltype(array)>>(next);
+        next += (count * static_cast<int64_t>(sizeof *array) + 63) / 64 * 64;
+    };
+    const int64_t width = scratch.width = int8_width(batch), queries = batch.padded_count;
+    for (int8_t *&part : scratch.queries) take(part, queries * width);
+    for (int32_t *&biases : scratch.query_biases) take(biases, queries);
+    take(scratch.query_scales, queries);
+    take(scratch.low_norms, queries);
+    take(scratch.block, (kBlock + kSpareRows) * width);
+    take(scratch.rows, (kGathered + kSpareRows) * width);
+    take(scratch.residuals, (kGathered + kSpareRows) * width);
+    for (int32_t **sums : {&scratch.block_sums, &scratch.low_sums, &scratch.residual_sums}) {
+        take(*sums, (kGathered + kSpareRows) * kQueryPadding);
+    }
+    take(scratch.weights, kGathered * kQueryPadding);
+    take(scratch.row_fours, kGathered * width);
+    for (uint8_t *&part : scratch.weight_fours) take(part, kGathered * kQueryPadding);
+    take(scratch.gathered, queries / kQueryPadding * kGathered);
+    take(scratch.gathered_sums, queries * kGathered);
+    take(scratch.gathered_counts, queries / kQueryPadding);
+    return next - memory;
+}
+
+inline Ints load_ints(const int32_t *from) { return load<Ints>(from); }
+
+inline Bytes load_bytes(const void *from) { return load<Bytes>(static_cast<const char *>(from)); }
+
+inline Bytes broadcast_four(const void *bytes) {
+    int32_t four;
+    std::memcpy(&four, bytes, sizeof four);
+    return (Bytes)(Ints{} + four);
+}
+
+inline Floats to_floats(const int32_t *sums) { return __builtin_convertvector(load_ints(sums), Floats); }
+
+inline int64_t queries_of_group(const QueryBatch &batch, int64_t group) {
+    const int64_t left = batch.count - group * kQueryPadding;
+    return left < kQueryPadding ? left : kQueryPadding;
+}
+
+// Quantizes the queries and places their bytes as the products want them.
+void quantize_queries(const QueryBatch &batch, const Int8Scratch &scratch) {
+    for (int64_t query = 0; query < batch.padded_count; ++query) {
+        const float *from = batch.unit_queries + query * batch.padded_width;
+        const int64_t group = query / kQueryPadding, column = query % kQueryPadding;
+        const bool in_lanes = queries_of_group(batch, group) > kFewQueries;
+        float largest = 1e-30f, left_squares = 0;
+        for (int64_t d = 0; d < batch.padded_width; ++d) largest = std::fmax(largest, std::fabs(from[d]));
+        const float scale = largest / 127;
+        int32_t part_sums[2] = {};
+        for (int64_t d = 0; d < scratch.width; ++d) {
+            const float steps = d < batch.padded_width ? from[d] / scale : 0, high = std::nearbyint(steps);
+            const int64_t offset = group * kQueryPadding * scratch.width +
+                                   (in_lanes ? (d / 4 * kQueryPadding + column) * 4 + d % 4 : column * scratch.width + d);
+            const int8_t parts[2] = {static_cast<int8_t>(high), static_cast<int8_t>(std::nearbyint((steps - high) * 254))};
+            left_squares += (steps - high) * (steps - high);
+            for (int part = 0; part < 2; ++part) {
+                scratch.queries[part][offset] = parts[part];
+                part_sums[part] += parts[part];
+            }
+        }
+        scratch.query_scales[query] = scale;
+        scratch.low_norms[query] = std::sqrt(left_squares) * scale;
+        for (int part = 0; part < 2; ++part) scratch.query_biases[part][query] = -kRowBias * part_sums[part];
+    }
+}
+
+// Copies a row (D,) to `out` (W,) with kRowBias added, zero where padded.
+inline void copy_row(const int8_t *row, int64_t width, int64_t padded_width, uint8_t *out) {
+    const Bytes bias = Bytes{} + static_cast<uint8_t>(kRowBias);
+    int64_t d = 0;
+    for (; d + 4 * LANES <= width; d += 4 * LANES) {
+        const Bytes biased = load_bytes(row + d) ^ bias;
+        std::memcpy(out + d, &biased, sizeof biased);
+    }
+    for (; d < width; ++d) out[d] = static_cast<uint8_t>(row[d]) ^ static_cast<uint8_t>(kRowBias);
+    for (; d < padded_width; ++d) out[d] = kRowBias;
+}
+
+// The next block of rows, fetched into the cache a little at a time while the current one is multiplied.
+struct NextBlock {
+    const int8_t *rows;  // NULL if there is none
+    int64_t width;
+
+    inline void fetch(int64_t first_row, int64_t rows_count, int64_t offset) const {
+        if (!rows) return;
+        const int8_t *from = rows + first_row * width + offset;
+        for (int64_t row = 0; row < rows_count; ++row) __builtin_prefetch(from + row * width, 0, 2);
+    }
+};
+
+// sums (rows, 16) of one part of the queries of a group, which lie side by side in the lanes.
+void multiply_in_lanes(const Int8Scratch &scratch, int64_t group, int part, const uint8_t *rows, int64_t count,
+                       const NextBlock &next, int32_t *sums) {
+    const int64_t width = scratch.width;
+    const int8_t *queries = scratch.queries[part] + group * kQueryPadding * width;
+    Ints biases[kQueryVectors];
+    for (int64_t v = 0; v < kQueryVectors; ++v) {
+        biases[v] = load_ints(scratch.query_biases[part] + group * kQueryPadding + v * LANES);
+    }
+    for (int64_t row = 0; row < count; row += kTileRows) {
+        Ints totals[kTileRows][kQueryVectors];
+        for (int64_t m = 0; m < kTileRows; ++m) {
+            for (int64_t v = 0; v < kQueryVectors; ++v) totals[m][v] = biases[v];
+        }
+        for (int64_t d64 = 0; d64 < width; d64 += 64) {
+            next.fetch(row, kTileRows, d64);
+            for (int64_t d = d64; d < d64 + 64; d += 4) {
+                Bytes query_bytes[kQueryVectors];
+                for (int64_t v = 0; v < kQueryVectors; ++v) {
+                    query_bytes[v] = load_bytes(queries + (d / 4 * kQueryPadding + v * LANES) * 4);
+                }
+#pragma GCC unroll 16
+                for (int64_t m = 0; m < kTileRows; ++m) {
+                    const Bytes four = broadcast_four(rows + (row + m) * width + d);
+                    for (int64_t v = 0; v < kQueryVectors; ++v) {
+                        totals[m][v] = DOT_ROWS(totals[m][v], four, query_bytes[v]);
+                    }
+                }
+            }
+        }
+        for (int64_t m = 0; m < kTileRows; ++m) {
+            for (int64_t v = 0; v < kQueryVectors; ++v) {
+                std::memcpy(sums + (row + m) * kQueryPadding + v * LANES, &totals[m][v], sizeof totals[m][v]);
+            }
+        }
+    }
+}
+
+// sums (rows, 16) of one part of the first kQueries of a group, one query after another along D.
+template <int kQueries>
+void multiply_along_width(const Int8Scratch &scratch, int64_t group, int part, const uint8_t *rows, int64_t count,
+                          const NextBlock &next, int32_t *sums) {
+    constexpr int64_t kRows = 4;
+    const int64_t width = scratch.width;
+    const int8_t *queries = scratch.queries[part] + group * kQueryPadding * width;
+    const int32_t *biases = scratch.query_biases[part] + group * kQueryPadding;
+    for (int64_t row = 0; row < count; row += kRows) {
+        Ints totals[kRows][kQueries] = {};
+        for (int64_t d = 0; d < width; d += 4 * LANES) {
+            next.fetch(row, kRows, d);
+            Bytes query_bytes[kQueries];
+            for (int q = 0; q < kQueries; ++q) query_bytes[q] = load_bytes(queries + q * width + d);
+            for (int64_t m = 0; m < kRows; ++m) {
+                const Bytes row_bytes = load_bytes(rows + (row + m) * width + d);
+                for (int q = 0; q < kQueries; ++q) totals[m][q] = DOT_ROWS(totals[m][q], row_bytes, query_bytes[q]);
+            }
+        }
+        for (int64_t m = 0; m < kRows; ++m) {
+            int32_t *row_sums = sums + (row + m) * kQueryPadding;
+            for (int q = 0; q < kQueries; ++q) row_sums[q] = SUM_INT_LANES(totals[m][q]) + biases[q];
+            for (int q = kQueries; q < kQueryPadding; ++q) row_sums[q] = 0;
+        }
+    }
+}
+
+void multiply(const QueryBatch &batch, const Int8Scratch &scratch, int64_t group, int part, const uint8_t *rows,
+              int64_t count, const NextBlock &next, int32_t *sums) {
+    switch (queries_of_group(batch, group)) {
+        case 1: return multiply_along_width<1>(scratch, group, part, rows, count, next, sums);
+        case 2: return multiply_along_width<2>(scratch, group, part, rows, count, next, sums);
+        case 3: return multiply_along_width<3>(scratch, group, part, rows, count, next, sums);
+        case kFewQueries: return multiply_along_width<kFewQueries>(scratch, group, part, rows, count, next, sums);
+        default: return multiply_in_lanes(scratch, group, part, rows, count, next, sums);
+    }
+}
+
+inline float row_scale(const patchcaption_bank &bank, int64_t row) { return bank.scales ? bank.scales[row] : 1.0f; }
+
+// Logits (count, 16) of gathered rows to `scratch.weights`, from their sums.
+void finish_int8_logits(const patchcaption_bank &bank, const QueryBatch &batch, const Rows &rows, int64_t group,
+                        const Int8Scratch &scratch) {
+    const float *query_scales = scratch.query_scales + group * kQueryPadding;
+    const int32_t *high_sums = scratch.gathered_sums + group * kGathered * kQueryPadding;
+    for (int64_t index = 0; index < rows.count; ++index) {
+        const int64_t row = rows.number(index), offset = index * kQueryPadding;
+        const float factor = bank.inverse_norms[row] * batch.inverse_temperature;
+        const float scale = row_scale(bank, row) * factor;
+        const float residual_scale = batch.with_residual ? bank.residual_scales[row] * factor : 0;
+        for (int64_t v = 0; v < kQueryPadding; v += LANES) {
+            const Floats low = to_floats(scratch.low_sums + offset + v) * (1 / 254.0f);
+            Floats sum = (to_floats(high_sums + offset + v) + low) * scale;
+            if (batch.with_residual) sum += to_floats(scratch.residual_sums + offset + v) * residual_scale;
+            store(scratch.weights + offset + v, sum * load_floats(query_scales + v));
+        }
+    }
+}
+
+// The weights of gathered rows for 16 queries, as whole multiples of a step below 2**16.
+struct QuantizedWeights {
+    Floats steps[kQueryVectors];
+    Ints totals[kQueryVectors];  // the sum over the rows
+};
+
+// Quantizes weights (count, 16) * scales of the rows, and places the two bytes of each as the products want them.
+QuantizedWeights quantize_weights(const Rows &rows, const float *scales, const Int8Scratch &scratch) {
+    QuantizedWeights quantized;
+    for (int64_t v = 0; v < kQueryVectors; ++v) {
+        const float *weights = scratch.weights + v * LANES;
+        const auto weight = [&](int64_t index) {
+            return load_floats(weights + index * kQueryPadding) * (scales ? scales[rows.number(index)] : 1.0f);
+        };
+        Floats largest = broadcast(1e-33f);
+        for (int64_t index = 0; index < rows.count; ++index) largest = max(largest, weight(index));
+        const Floats steps_per_weight = 65535.0f / largest;
+        Ints total{};
+        for (int64_t first = 0; first < rows.count; first += 4) {
+            Ints high{}, low{};
+            for (int64_t r = 0; r < 4 && first + r < rows.count; ++r) {
+                const Ints steps = __builtin_convertvector(weight(first + r) * steps_per_weight + 0.5f, Ints);
+                high |= (steps >> 8) << (8 * r);
+                low |= (steps & 255) << (8 * r);
+                total += steps;
+            }
+            const int64_t offset = (first * kQueryPadding / 4 + v * LANES) * 4;
+            std::memcpy(scratch.weight_fours[0] + offset, &high, sizeof high);
+            std::memcpy(scratch.weight_fours[1] + offset, &low, sizeof low);
+        }
+        quantized.steps[v] = largest / 65535.0f;
+        quantized.totals[v] = total;
+    }
+    return quantized;
+}
+
+// Interleaves the bytes of four rows each, so that a product sums over rows.
+void interleave_rows(const Int8Scratch &scratch, const uint8_t *rows, int64_t count) {
+    const Bytes sign_bits = Bytes{} + static_cast<uint8_t>(128);
+    for (int64_t first = 0; first < count; first += 4) {
+        for (int64_t d = 0; d < scratch.width; d += LANES) {
+            const uint8_t *from = rows + first * scratch.width + d;
+            const Bytes fours = INTERLEAVE(from, scratch.width) ^ sign_bits;
+            std::memcpy(scratch.row_fours + d * kGathered + first * LANES, &fours, sizeof fours);
+        }
+    }
+}
+
+// weighted_sum (kQueries, padded D) += the transpose of quantized weights (count, kQueries of 16) @ interleaved rows.
+template <int kQueries, int kColumns>
+void accumulate_int8_tile(const QueryBatch &batch, const Int8Scratch &scratch, int64_t count, int64_t column,
+                          const QuantizedWeights &weights, float *weighted_sum) {
+    for (int64_t d = 0; d < batch.padded_width; d += kColumns * LANES) {
+        Ints high[kQueries][kColumns] = {}, low[kQueries][kColumns] = {};
+        for (int64_t first = 0; first < count; first += 4) {
+            const int64_t weight_offset = first * kQueryPadding + column * 4;
+            Bytes rows[kColumns];
+            for (int c = 0; c < kColumns; ++c) {
+                rows[c] = load_bytes(scratch.row_fours + (d + c * LANES) * kGathered + first * LANES);
+            }
+            for (int q = 0; q < kQueries; ++q) {
+                const Bytes high_four = broadcast_four(scratch.weight_fours[0] + weight_offset + 4 * q);
+                const Bytes low_four = broadcast_four(scratch.weight_fours[1] + weight_offset + 4 * q);
+                for (int c = 0; c < kColumns; ++c) {
+                    high[q][c] = DOT_WEIGHTS(high[q][c], high_four, rows[c]);
+                    low[q][c] = DOT_WEIGHTS(low[q][c], low_four, rows[c]);
+                }
+            }
+        }
+        for (int q = 0; q < kQueries; ++q) {
+            const int64_t v = (column + q) / LANES, lane = (column + q) % LANES;
+            const int32_t bias = kWeightedRowBias * weights.totals[v][lane];
+            for (int c = 0; c < kColumns && d + c * LANES < batch.padded_width; ++c) {
+                float *to = weighted_sum + q * batch.padded_width + d + c * LANES;
+                const Ints sums = (high[q][c] << 8) + low[q][c] - bias;
+                store(to, load_floats(to) + __builtin_convertvector(sums, Floats) * weights.steps[v][lane]);
+            }
+        }
+    }
+}
+
+// Adds weights (count, 16) * scales of the rows * their bytes (count, W) to the weighted sums of a group.
+void accumulate_int8(const QueryBatch &batch, const Rows &rows, const float *scales, const uint8_t *row_bytes,
+                     int64_t group, const Int8Scratch &scratch, Partial &partial) {
+    const QuantizedWeights weights = quantize_weights(rows, scales, scratch);
+    interleave_rows(scratch, row_bytes, rows.count);
+    float *sums = partial.weighted_sum + group * kQueryPadding * batch.padded_width;
+    const int64_t queries = queries_of_group(batch, group);
+    constexpr int kMany = LANES == 8 ? 4 : 8;  // for 16 vector registers, or 32
+    constexpr int kColumns = LANES == 8 ? 2 : 4;
+    int64_t q = 0;
+    for (; q + kMany <= queries; q += kMany) {
+        accumulate_int8_tile<kMany, 1>(batch, scratch, rows.count, q, weights, sums + q * batch.padded_width);
+    }
+    for (; q + 2 <= queries; q += 2) {
+        accumulate_int8_tile<2, kColumns>(batch, scratch, rows.count, q, weights, sums + q * batch.padded_width);
+    }
+    if (q < queries) {
+        accumulate_int8_tile<1, kColumns>(batch, scratch, rows.count, q, weights, sums + q * batch.padded_width);
+    }
+}
+
+// What int8_scan and the functions that it calls work with.
+struct Int8Scan {
+    const patchcaption_bank &bank;
+    const QueryBatch &batch;
+    ResidualSource &residual_source;
+    Partial &partial;
+    Int8Scratch scratch;
+
+    const int8_t *row(int64_t number) const { return static_cast<const int8_t *>(bank.rows) + number * bank.width; }
+
+    // Adds the gathered rows of a group to its softmax.
+    void add_gathered(int64_t group) {
+        const uint32_t *numbers = scratch.gathered + group * kGathered;
+        const Rows rows = {0, numbers, scratch.gathered_counts[group]};
+        for (int64_t index = 0; index < rows.count; ++index) {
+            const int64_t offset = index * scratch.width;
+            copy_row(row(numbers[index]), bank.width, scratch.width, scratch.rows + offset);
+            if (!batch.with_residual) continue;
+            copy_row(residual_source.block(numbers[index], 1), bank.width, scratch.width, scratch.residuals + offset);
+        }
+        const NextBlock none = {nullptr, 0};
+        multiply(batch, scratch, group, 1, scratch.rows, rows.count, none, scratch.low_sums);
+        if (batch.with_residual) {
+            multiply(batch, scratch, group, 0, scratch.residuals, rows.count, none, scratch.residual_sums);
+        }
+        finish_int8_logits(bank, batch, rows, group, scratch);
+        update_softmax(bank, batch, rows, group * kQueryPadding, scratch.weights, partial);
+        accumulate_int8(batch, rows, bank.scales, scratch.rows, group, scratch, partial);
+        if (batch.with_residual) {
+            accumulate_int8(batch, rows, bank.residual_scales, scratch.residuals, group, scratch, partial);
+        }
+        scratch.gathered_counts[group] = 0;
+    }
+
+    // Logits below which a group may neglect a row whatever its low part is: that adds to a cosine at most its length
+    // times that of the row, by Cauchy and Schwarz.
+    Floats limit(int64_t group, int64_t v) const {
+        const int64_t query = group * kQueryPadding + v * LANES;
+        const Floats low_logits = load_floats(scratch.low_norms + query) * (batch.inverse_temperature * kMaxRowLength);
+        return load_floats(partial.negligible_logits + query) - low_logits;
+    }
+
+    // Gathers the rows of a block that some query of a group may not neglect, by their high sums (rows, 16).
+    void gather(int64_t start, int64_t rows, int64_t group, const int32_t *sums) {
+        Floats limits[kQueryVectors];
+        for (int64_t v = 0; v < kQueryVectors; ++v) limits[v] = limit(group, v);
+        const float *query_scales = scratch.query_scales + group * kQueryPadding;
+        const float residual_steps = 127 * std::sqrt(static_cast<float>(bank.width));  // the largest length in steps
+        int64_t &count = scratch.gathered_counts[group];
+        for (int64_t index = 0; index < rows; ++index) {
+            const float factor = bank.inverse_norms[start + index] * batch.inverse_temperature;
+            const float scale = row_scale(bank, start + index) * factor;
+            const float residual = batch.with_residual ? bank.residual_scales[start + index] * residual_steps * factor : 0;
+            const int32_t *row_sums = sums + index * kQueryPadding;
+            Ints matters{};
+            for (int64_t v = 0; v < kQueryVectors; ++v) {
+                const Floats logits = to_floats(row_sums + v * LANES) * load_floats(query_scales + v * LANES) * scale;
+                matters |= logits + residual > limits[v];
+            }
+            if (!any(matters)) continue;
+            const int64_t slot = group * kGathered + count++;
+            scratch.gathered[slot] = static_cast<uint32_t>(start + index);
+            std::memcpy(scratch.gathered_sums + slot * kQueryPadding, row_sums, 4 * kQueryPadding);
+            if (count < kGathered) continue;
+            add_gathered(group);
+            for (int64_t v = 0; v < kQueryVectors; ++v) limits[v] = limit(group, v);
+        }
+    }
+
+    void run(int64_t begin, int64_t end) {
+        const int64_t groups = batch.padded_count / kQueryPadding;
+        std::memset(scratch.gathered_counts, 0, sizeof(int64_t) * groups);
+        quantize_queries(batch, scratch);
+        for (int64_t start = begin; start < end; start += kBlock) {
+            const int64_t rows = end - start < kBlock ? end - start : kBlock;
+            for (int64_t index = 0; index < rows; ++index) {
+                copy_row(row(start + index), bank.width, scratch.width, scratch.block + index * scratch.width);
+            }
+            NextBlock next = {start + 2 * kBlock <= end ? row(start + kBlock) : nullptr, bank.width};
+            for (int64_t group = 0; group < groups; ++group) {
+                multiply(batch, scratch, group, 0, scratch.block, rows, next, scratch.block_sums);
+                gather(start, rows, group, scratch.block_sums);
+                next.rows = nullptr;
+            }
+        }
+        for (int64_t group = 0; group < groups; ++group) add_gathered(group);
+    }
+};
+
+inline bool takes_int8_products(const patchcaption_bank &bank) {
+    return bank.storage == PATCHCAPTION_INT8 && bank.width <= kMaxInt8Width;
+}
+
+int64_t int8_scratch_bytes(const patchcaption_bank &bank, const QueryBatch &batch) {
+    const int64_t simd_bytes = simd_scratch_bytes(bank, batch);
+    if (!takes_int8_products(bank)) return simd_bytes;
+    Int8Scratch scratch;
+    const int64_t bytes = partition_int8_scratch(batch, nullptr, scratch);
+    return bytes < simd_bytes ? simd_bytes : bytes;
+}
+
+void int8_scan(const patchcaption_bank &bank, const QueryBatch &batch, int64_t begin, int64_t end,
+               ResidualSource &residual_source, Partial &partial, void *memory) {
+    if (!takes_int8_products(bank)) return simd_scan(bank, batch, begin, end, residual_source, partial, memory);
+    Int8Scan scan = {bank, batch, residual_source, partial, {}};
+    partition_int8_scratch(batch, static_cast<char *>(memory), scan.scratch);
+    scan.run(begin, end);
+}
+
+}  // namespace
+}  // namespace patchcaption
