@@ -9,5 +9,6 @@ bool is_supported() {
            __builtin_cpu_supports("avx512vnni");
 }
 }  // namespace
-const Variant kAvx512Vnni = {"avx512vnni", 0, is_supported, int8_scratch_bytes, int8_scan, simd_logits, simd_accumulate};
+const Variant kAvx512Vnni = {"avx512vnni", 0,           is_supported,   int8_scratch_bytes,
+                             int8_scan,    simd_logits, simd_accumulate};
 }  // namespace patchcaption

@@ -4,24 +4,34 @@
 #include "simd_avx512.h"
 
 namespace {
-inline __m512i load_four_avx512(const uint8_t *rows, int64_t stride) {
-    const auto row = [&](int64_t r) { return _mm_loadu_si128(reinterpret_cast<const __m128i *>(rows + r * stride)); };
-    const __m512i two = _mm512_inserti32x4(_mm512_castsi128_si512(row(0)), row(1), 1);
-    return _mm512_inserti32x4(_mm512_inserti32x4(two, row(2), 2), row(3), 3);
+// Leaves bytes of rows in their 128-bit lanes: lane l of fours[c] has the columns 16 * l + 4 * c + (0, 1, 2, 3).
+inline void interleave_avx512(const __m512i rows[4], __m512i fours[4]) {
+    const __m512i low01 = _mm512_unpacklo_epi8(rows[0], rows[1]), high01 = _mm512_unpackhi_epi8(rows[0], rows[1]);
+    const __m512i low23 = _mm512_unpacklo_epi8(rows[2], rows[3]), high23 = _mm512_unpackhi_epi8(rows[2], rows[3]);
+    fours[0] = _mm512_unpacklo_epi16(low01, low23);
+    fours[1] = _mm512_unpackhi_epi16(low01, low23);
+    fours[2] = _mm512_unpacklo_epi16(high01, high23);
+    fours[3] = _mm512_unpackhi_epi16(high01, high23);
 }
 
-// The four bytes of each row and column group go to one 128-bit lane, and change their order there.
-inline __m512i interleave_avx512(const uint8_t *rows, int64_t stride) {
-    const __m512i gathered = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    const __m512i transposed =
-        _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
-    return _mm512_shuffle_epi8(_mm512_permutexvar_epi32(gathered, load_four_avx512(rows, stride)), transposed);
+// Transposes the 4 x 4 lanes.
+inline void order_columns_avx512(__m512i sums[4]) {
+    const __m512i even01 = _mm512_shuffle_i32x4(sums[0], sums[1], 0x88),
+                  odd01 = _mm512_shuffle_i32x4(sums[0], sums[1], 0xdd);
+    const __m512i even23 = _mm512_shuffle_i32x4(sums[2], sums[3], 0x88),
+                  odd23 = _mm512_shuffle_i32x4(sums[2], sums[3], 0xdd);
+    sums[0] = _mm512_shuffle_i32x4(even01, even23, 0x88);
+    sums[1] = _mm512_shuffle_i32x4(odd01, odd23, 0x88);
+    sums[2] = _mm512_shuffle_i32x4(even01, even23, 0xdd);
+    sums[3] = _mm512_shuffle_i32x4(odd01, odd23, 0xdd);
 }
 }  // namespace
 
 #define ROWS_ARE_BIASED 1
 #define DOT_ROWS(sums, rows, queries) (Ints) _mm512_dpbusd_epi32((__m512i)(sums), (__m512i)(rows), (__m512i)(queries))
-#define DOT_WEIGHTS(sums, weights, rows) (Ints) _mm512_dpbusd_epi32((__m512i)(sums), (__m512i)(weights), (__m512i)(rows))
+#define DOT_WEIGHTS(sums, weights, rows) \
+    (Ints) _mm512_dpbusd_epi32((__m512i)(sums), (__m512i)(weights), (__m512i)(rows))
 #define SUM_INT_LANES(sums) _mm512_reduce_add_epi32((__m512i)(sums))
-#define INTERLEAVE(rows, stride) (Bytes) interleave_avx512(rows, stride)
+#define INTERLEAVE(rows, fours) interleave_avx512((const __m512i *)(rows), (__m512i *)(fours))
+#define ORDER_COLUMNS(sums) order_columns_avx512((__m512i *)(sums))
 #include "int8_scan.h"

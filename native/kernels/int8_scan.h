@@ -6,7 +6,9 @@
 //   DOT_WEIGHTS(sums, weights, rows)  likewise of `weights`, uint8, by `rows`, int8 + kWeightedRowBias
 //   ROWS_ARE_BIASED                   1 if kRowBias is 128 and kWeightedRowBias 0; 0 if it is the other way round
 //   SUM_INT_LANES(sums)               the sum of LANES int32
-//   INTERLEAVE(rows, stride)          LANES bytes each of four rows, `stride` apart: byte 4 * c + r is byte c of row r
+//   INTERLEAVE(rows, fours)           fours[4] of the bytes of rows[4]: in each four of bytes one of each row, from one
+//                                     column; the columns in any order
+//   ORDER_COLUMNS(sums)               reorders LANES int32 of each of sums[4] from that order to the columns' own
 //
 // A query is quantized to a high and a low int8 part. The high parts of all rows are summed first, and show which rows
 // some query may not neglect, whatever their low parts are. Those rows are gathered; where there are kGathered, they
@@ -26,12 +28,13 @@ namespace {
 typedef uint8_t Bytes __attribute__((vector_size(4 * LANES)));
 
 constexpr int64_t kInt8WidthPadding = 64;
-constexpr int64_t kMaxInt8Width = 1 << 16;  // 2**16 products of 255 * 127 fit an int32
-constexpr int64_t kGathered = 128;          // 128 products of 65535 * 255 do, too
-constexpr int64_t kFewQueries = 4;          // so many are multiplied along D, more side by side in the lanes
+constexpr int64_t kMaxInt8Width = 1 << 16;             // 2**16 products of 255 * 127 fit an int32
+constexpr int64_t kGathered = LANES == 8 ? 120 : 128;  // whole tiles; 128 products of 65535 * 255 fit, too
+constexpr int64_t kFewQueries = 4;                     // so many are multiplied along D, more side by side in the lanes
 constexpr int64_t kTileRows = LANES == 16 ? 16 : LANES == 8 ? 6 : 4;  // for 32 vector registers, or the 16 of AVX2
+constexpr float kLowStep = 1 / 254.0f;  // of a query's low part, relative to its high part's
 constexpr float kMaxRowLength = 1.25f;  // of a stored row, relative to the length that it had: rounding adds far less
-constexpr int64_t kSpareRows = 8;  // memory for the last tile of rows, which may be no whole one
+constexpr int64_t kSpareRows = 8;       // memory for the last tile of rows, which may be no whole one
 constexpr int64_t kQueryVectors = kQueryPadding / LANES;
 constexpr int32_t kRowBias = ROWS_ARE_BIASED ? 128 : 0;
 constexpr int32_t kWeightedRowBias = 128 - kRowBias;
@@ -46,15 +49,15 @@ struct Int8Scratch {
     uint8_t *block;            // (kBlock, W) rows + kRowBias
     uint8_t *rows;             // (kGathered, W) likewise
     uint8_t *residuals;        // (kGathered, W) likewise
-    int32_t *block_sums;       // (kBlock, 16) high
-    int32_t *low_sums;         // (kGathered, 16)
+    int32_t *block_sums[2];    // (kBlock, 16) high and low; the low ones of few queries only
     int32_t *residual_sums;    // (kGathered, 16) high
     float *weights;            // (kGathered, 16)
-    uint8_t *row_fours;        // (W / LANES, kGathered / 4, LANES, 4) rows or residuals + kWeightedRowBias
+    uint8_t *row_fours;        // (kGathered / 4, 4 * LANES, 4) some columns of rows or residuals + kWeightedRowBias
     uint8_t *weight_fours[2];  // (kGathered / 4, 16, 4) high and low part
     // Of each group:
-    uint32_t *gathered;        // (G, kGathered) numbers of the rows that are gathered
-    int32_t *gathered_sums;    // (G, kGathered, 16) their high sums
+    uint32_t *gathered;  // (G, kGathered) numbers of the rows that are gathered
+    int32_t
+        *gathered_sums[2];  // (G, kGathered, 16) their high and low sums; low ones of many queries not before the end
     int64_t *gathered_counts;  // (G,)
 };
 
@@ -75,16 +78,15 @@ int64_t partition_int8_scratch(const QueryBatch &batch, char *memory, Int8Scratc
     take(scratch.query_scales, queries);
     take(scratch.low_norms, queries);
     take(scratch.block, (kBlock + kSpareRows) * width);
-    take(scratch.rows, (kGathered + kSpareRows) * width);
-    take(scratch.residuals, (kGathered + kSpareRows) * width);
-    for (int32_t **sums : {&scratch.block_sums, &scratch.low_sums, &scratch.residual_sums}) {
-        take(*sums, (kGathered + kSpareRows) * kQueryPadding);
-    }
+    take(scratch.rows, kGathered * width);
+    take(scratch.residuals, kGathered * width);
+    for (int32_t *&sums : scratch.block_sums) take(sums, (kBlock + kSpareRows) * kQueryPadding);
+    take(scratch.residual_sums, kGathered * kQueryPadding);
     take(scratch.weights, kGathered * kQueryPadding);
-    take(scratch.row_fours, kGathered * width);
+    take(scratch.row_fours, kGathered * 4 * LANES);
     for (uint8_t *&part : scratch.weight_fours) take(part, kGathered * kQueryPadding);
     take(scratch.gathered, queries / kQueryPadding * kGathered);
-    take(scratch.gathered_sums, queries * kGathered);
+    for (int32_t *&sums : scratch.gathered_sums) take(sums, queries * kGathered);
     take(scratch.gathered_counts, queries / kQueryPadding);
     return next - memory;
 }
@@ -92,6 +94,8 @@ int64_t partition_int8_scratch(const QueryBatch &batch, char *memory, Int8Scratc
 inline Ints load_ints(const int32_t *from) { return load<Ints>(from); }
 
 inline Bytes load_bytes(const void *from) { return load<Bytes>(static_cast<const char *>(from)); }
+
+inline Bytes broadcast_byte(int32_t byte) { return Bytes{} + static_cast<uint8_t>(byte); }
 
 inline Bytes broadcast_four(const void *bytes) {
     int32_t four;
@@ -108,19 +112,21 @@ inline int64_t queries_of_group(const QueryBatch &batch, int64_t group) {
 
 // Quantizes the queries and places their bytes as the products want them.
 void quantize_queries(const QueryBatch &batch, const Int8Scratch &scratch) {
-    for (int64_t query = 0; query < batch.padded_count; ++query) {
+    for (int64_t query = 0; query < batch.count; ++query) {
         const float *from = batch.unit_queries + query * batch.padded_width;
         const int64_t group = query / kQueryPadding, column = query % kQueryPadding;
         const bool in_lanes = queries_of_group(batch, group) > kFewQueries;
         float largest = 1e-30f, left_squares = 0;
         for (int64_t d = 0; d < batch.padded_width; ++d) largest = std::fmax(largest, std::fabs(from[d]));
-        const float scale = largest / 127;
+        const float scale = largest / 127, steps_per_unit = 1 / scale;
         int32_t part_sums[2] = {};
         for (int64_t d = 0; d < scratch.width; ++d) {
-            const float steps = d < batch.padded_width ? from[d] / scale : 0, high = std::nearbyint(steps);
-            const int64_t offset = group * kQueryPadding * scratch.width +
-                                   (in_lanes ? (d / 4 * kQueryPadding + column) * 4 + d % 4 : column * scratch.width + d);
-            const int8_t parts[2] = {static_cast<int8_t>(high), static_cast<int8_t>(std::nearbyint((steps - high) * 254))};
+            const float steps = d < batch.padded_width ? from[d] * steps_per_unit : 0, high = std::nearbyint(steps);
+            const int64_t offset =
+                group * kQueryPadding * scratch.width +
+                (in_lanes ? (d / 4 * kQueryPadding + column) * 4 + d % 4 : column * scratch.width + d);
+            const int8_t parts[2] = {static_cast<int8_t>(high),
+                                     static_cast<int8_t>(std::nearbyint((steps - high) / kLowStep))};
             left_squares += (steps - high) * (steps - high);
             for (int part = 0; part < 2; ++part) {
                 scratch.queries[part][offset] = parts[part];
@@ -135,7 +141,7 @@ void quantize_queries(const QueryBatch &batch, const Int8Scratch &scratch) {
 
 // Copies a row (D,) to `out` (W,) with kRowBias added, zero where padded.
 inline void copy_row(const int8_t *row, int64_t width, int64_t padded_width, uint8_t *out) {
-    const Bytes bias = Bytes{} + static_cast<uint8_t>(kRowBias);
+    const Bytes bias = broadcast_byte(kRowBias);
     int64_t d = 0;
     for (; d + 4 * LANES <= width; d += 4 * LANES) {
         const Bytes biased = load_bytes(row + d) ^ bias;
@@ -145,21 +151,28 @@ inline void copy_row(const int8_t *row, int64_t width, int64_t padded_width, uin
     for (; d < padded_width; ++d) out[d] = kRowBias;
 }
 
-// The next block of rows, fetched into the cache a little at a time while the current one is multiplied.
-struct NextBlock {
-    const int8_t *rows;  // NULL if there is none
+// Rows that will be read next, fetched into the second-level cache a little at a time while others are multiplied.
+struct NextRows {
+    const int8_t *rows;  // NULL if there are none
     int64_t width;
 
-    inline void fetch(int64_t first_row, int64_t rows_count, int64_t offset) const {
+    // 64 bytes of each of some rows.
+    void fetch(int64_t first_row, int64_t rows_count, int64_t offset) const {
         if (!rows) return;
         const int8_t *from = rows + first_row * width + offset;
         for (int64_t row = 0; row < rows_count; ++row) __builtin_prefetch(from + row * width, 0, 2);
     }
 };
 
+// Gathered rows of W bytes each.
+struct RowBytes {
+    const uint8_t *rows[kGathered + 4];  // past the last repeated up to whole fours
+    bool are_biased;                     // by kRowBias
+};
+
 // sums (rows, 16) of one part of the queries of a group, which lie side by side in the lanes.
 void multiply_in_lanes(const Int8Scratch &scratch, int64_t group, int part, const uint8_t *rows, int64_t count,
-                       const NextBlock &next, int32_t *sums) {
+                       const NextRows &next, int32_t *sums) {
     const int64_t width = scratch.width;
     const int8_t *queries = scratch.queries[part] + group * kQueryPadding * width;
     Ints biases[kQueryVectors];
@@ -195,41 +208,44 @@ void multiply_in_lanes(const Int8Scratch &scratch, int64_t group, int part, cons
     }
 }
 
-// sums (rows, 16) of one part of the first kQueries of a group, one query after another along D.
-template <int kQueries>
-void multiply_along_width(const Int8Scratch &scratch, int64_t group, int part, const uint8_t *rows, int64_t count,
-                          const NextBlock &next, int32_t *sums) {
-    constexpr int64_t kRows = 4;
-    const int64_t width = scratch.width;
-    const int8_t *queries = scratch.queries[part] + group * kQueryPadding * width;
-    const int32_t *biases = scratch.query_biases[part] + group * kQueryPadding;
-    for (int64_t row = 0; row < count; row += kRows) {
-        Ints totals[kRows][kQueries] = {};
+// sums (count, 16) of kParts parts of the first kQueries of a group with the rows at row_at(index), one query after
+// another along D.
+template <int kParts, int kQueries, typename RowAt>
+void multiply_along_width(const Int8Scratch &scratch, int64_t group, RowAt row_at, bool are_biased, int64_t count,
+                          int32_t *const sums[kParts]) {
+    const Bytes bias = broadcast_byte(are_biased ? 0 : kRowBias);
+    const int64_t width = scratch.width, first_query = group * kQueryPadding;
+    for (int64_t index = 0; index < count; ++index) {  // one at a time: memory is fastest in its order
+        const uint8_t *row = row_at(index);
+        Ints totals[kParts][kQueries] = {};
         for (int64_t d = 0; d < width; d += 4 * LANES) {
-            next.fetch(row, kRows, d);
-            Bytes query_bytes[kQueries];
-            for (int q = 0; q < kQueries; ++q) query_bytes[q] = load_bytes(queries + q * width + d);
-            for (int64_t m = 0; m < kRows; ++m) {
-                const Bytes row_bytes = load_bytes(rows + (row + m) * width + d);
-                for (int q = 0; q < kQueries; ++q) totals[m][q] = DOT_ROWS(totals[m][q], row_bytes, query_bytes[q]);
+            const Bytes row_bytes = load_bytes(row + d) ^ bias;
+            for (int part = 0; part < kParts; ++part) {
+                for (int q = 0; q < kQueries; ++q) {
+                    const Bytes query_bytes = load_bytes(scratch.queries[part] + (first_query + q) * width + d);
+                    totals[part][q] = DOT_ROWS(totals[part][q], row_bytes, query_bytes);
+                }
             }
         }
-        for (int64_t m = 0; m < kRows; ++m) {
-            int32_t *row_sums = sums + (row + m) * kQueryPadding;
-            for (int q = 0; q < kQueries; ++q) row_sums[q] = SUM_INT_LANES(totals[m][q]) + biases[q];
+        for (int part = 0; part < kParts; ++part) {
+            int32_t *row_sums = sums[part] + index * kQueryPadding;
+            for (int q = 0; q < kQueries; ++q) {
+                row_sums[q] = SUM_INT_LANES(totals[part][q]) + scratch.query_biases[part][first_query + q];
+            }
             for (int q = kQueries; q < kQueryPadding; ++q) row_sums[q] = 0;
         }
     }
 }
 
-void multiply(const QueryBatch &batch, const Int8Scratch &scratch, int64_t group, int part, const uint8_t *rows,
-              int64_t count, const NextBlock &next, int32_t *sums) {
+template <int kParts, typename RowAt>
+void multiply_few(const QueryBatch &batch, const Int8Scratch &scratch, int64_t group, RowAt row_at, bool are_biased,
+                  int64_t count, int32_t *const sums[kParts]) {
+    static_assert(kFewQueries == 4);
     switch (queries_of_group(batch, group)) {
-        case 1: return multiply_along_width<1>(scratch, group, part, rows, count, next, sums);
-        case 2: return multiply_along_width<2>(scratch, group, part, rows, count, next, sums);
-        case 3: return multiply_along_width<3>(scratch, group, part, rows, count, next, sums);
-        case kFewQueries: return multiply_along_width<kFewQueries>(scratch, group, part, rows, count, next, sums);
-        default: return multiply_in_lanes(scratch, group, part, rows, count, next, sums);
+        case 1: return multiply_along_width<kParts, 1>(scratch, group, row_at, are_biased, count, sums);
+        case 2: return multiply_along_width<kParts, 2>(scratch, group, row_at, are_biased, count, sums);
+        case 3: return multiply_along_width<kParts, 3>(scratch, group, row_at, are_biased, count, sums);
+        default: return multiply_along_width<kParts, 4>(scratch, group, row_at, are_biased, count, sums);
     }
 }
 
@@ -239,14 +255,15 @@ inline float row_scale(const patchcaption_bank &bank, int64_t row) { return bank
 void finish_int8_logits(const patchcaption_bank &bank, const QueryBatch &batch, const Rows &rows, int64_t group,
                         const Int8Scratch &scratch) {
     const float *query_scales = scratch.query_scales + group * kQueryPadding;
-    const int32_t *high_sums = scratch.gathered_sums + group * kGathered * kQueryPadding;
+    const int64_t first_sum = group * kGathered * kQueryPadding;
+    const int32_t *high_sums = scratch.gathered_sums[0] + first_sum, *low_sums = scratch.gathered_sums[1] + first_sum;
     for (int64_t index = 0; index < rows.count; ++index) {
         const int64_t row = rows.number(index), offset = index * kQueryPadding;
         const float factor = bank.inverse_norms[row] * batch.inverse_temperature;
         const float scale = row_scale(bank, row) * factor;
         const float residual_scale = batch.with_residual ? bank.residual_scales[row] * factor : 0;
         for (int64_t v = 0; v < kQueryPadding; v += LANES) {
-            const Floats low = to_floats(scratch.low_sums + offset + v) * (1 / 254.0f);
+            const Floats low = to_floats(low_sums + offset + v) * kLowStep;
             Floats sum = (to_floats(high_sums + offset + v) + low) * scale;
             if (batch.with_residual) sum += to_floats(scratch.residual_sums + offset + v) * residual_scale;
             store(scratch.weights + offset + v, sum * load_floats(query_scales + v));
@@ -290,71 +307,75 @@ QuantizedWeights quantize_weights(const Rows &rows, const float *scales, const I
     return quantized;
 }
 
-// Interleaves the bytes of four rows each, so that a product sums over rows.
-void interleave_rows(const Int8Scratch &scratch, const uint8_t *rows, int64_t count) {
-    const Bytes sign_bits = Bytes{} + static_cast<uint8_t>(128);
+// Interleaves bytes of four rows from column `d` on, so that a product sums over rows.
+inline void interleave_four(const RowBytes &bytes, int64_t first, int64_t d, Bytes fours[4]) {
+    const Bytes bias = broadcast_byte(bytes.are_biased ? 128 : kWeightedRowBias);
+    Bytes rows[4];
+    for (int64_t r = 0; r < 4; ++r) rows[r] = load_bytes(bytes.rows[first + r] + d) ^ bias;
+    INTERLEAVE(rows, fours);
+}
+
+// Adds to the weighted sums of kQueries from `column` on of a group, in 4 * LANES columns from `d` on: the transpose of
+// quantized weights (count, 16) @ rows, of which load_fours(first, fours) interleaves four from `first` on.
+template <int kQueries, typename LoadFours>
+inline void accumulate_int8_tile(const QueryBatch &batch, const Int8Scratch &scratch, int64_t count, int64_t column,
+                                 int64_t d, const QuantizedWeights &weights, LoadFours load_fours, float *sums) {
+    Ints high[kQueries][4] = {}, low[kQueries][4] = {};
     for (int64_t first = 0; first < count; first += 4) {
-        for (int64_t d = 0; d < scratch.width; d += LANES) {
-            const uint8_t *from = rows + first * scratch.width + d;
-            const Bytes fours = INTERLEAVE(from, scratch.width) ^ sign_bits;
-            std::memcpy(scratch.row_fours + d * kGathered + first * LANES, &fours, sizeof fours);
-        }
-    }
-}
-
-// weighted_sum (kQueries, padded D) += the transpose of quantized weights (count, kQueries of 16) @ interleaved rows.
-template <int kQueries, int kColumns>
-void accumulate_int8_tile(const QueryBatch &batch, const Int8Scratch &scratch, int64_t count, int64_t column,
-                          const QuantizedWeights &weights, float *weighted_sum) {
-    for (int64_t d = 0; d < batch.padded_width; d += kColumns * LANES) {
-        Ints high[kQueries][kColumns] = {}, low[kQueries][kColumns] = {};
-        for (int64_t first = 0; first < count; first += 4) {
-            const int64_t weight_offset = first * kQueryPadding + column * 4;
-            Bytes rows[kColumns];
-            for (int c = 0; c < kColumns; ++c) {
-                rows[c] = load_bytes(scratch.row_fours + (d + c * LANES) * kGathered + first * LANES);
-            }
-            for (int q = 0; q < kQueries; ++q) {
-                const Bytes high_four = broadcast_four(scratch.weight_fours[0] + weight_offset + 4 * q);
-                const Bytes low_four = broadcast_four(scratch.weight_fours[1] + weight_offset + 4 * q);
-                for (int c = 0; c < kColumns; ++c) {
-                    high[q][c] = DOT_WEIGHTS(high[q][c], high_four, rows[c]);
-                    low[q][c] = DOT_WEIGHTS(low[q][c], low_four, rows[c]);
-                }
-            }
-        }
+        Bytes rows[4];
+        load_fours(first, rows);
         for (int q = 0; q < kQueries; ++q) {
-            const int64_t v = (column + q) / LANES, lane = (column + q) % LANES;
-            const int32_t bias = kWeightedRowBias * weights.totals[v][lane];
-            for (int c = 0; c < kColumns && d + c * LANES < batch.padded_width; ++c) {
-                float *to = weighted_sum + q * batch.padded_width + d + c * LANES;
-                const Ints sums = (high[q][c] << 8) + low[q][c] - bias;
-                store(to, load_floats(to) + __builtin_convertvector(sums, Floats) * weights.steps[v][lane]);
+            const int64_t offset = first * kQueryPadding + (column + q) * 4;
+            const Bytes high_four = broadcast_four(scratch.weight_fours[0] + offset);
+            const Bytes low_four = broadcast_four(scratch.weight_fours[1] + offset);
+            for (int c = 0; c < 4; ++c) {
+                high[q][c] = DOT_WEIGHTS(high[q][c], high_four, rows[c]);
+                low[q][c] = DOT_WEIGHTS(low[q][c], low_four, rows[c]);
             }
+        }
+    }
+    for (int q = 0; q < kQueries; ++q) {
+        const int64_t v = (column + q) / LANES, lane = (column + q) % LANES;
+        const int32_t bias = kWeightedRowBias * weights.totals[v][lane];
+        for (int c = 0; c < 4; ++c) high[q][c] = (high[q][c] << 8) + low[q][c] - bias;
+        ORDER_COLUMNS(high[q]);
+        for (int64_t c = 0; c < 4 && d + c * LANES < batch.padded_width; ++c) {
+            float *to = sums + (column + q) * batch.padded_width + d + c * LANES;
+            store(to, load_floats(to) + __builtin_convertvector(high[q][c], Floats) * weights.steps[v][lane]);
         }
     }
 }
 
-// Adds weights (count, 16) * scales of the rows * their bytes (count, W) to the weighted sums of a group.
-void accumulate_int8(const QueryBatch &batch, const Rows &rows, const float *scales, const uint8_t *row_bytes,
+// Adds weights (count, 16) * scales of the rows * their bytes to the weighted sums of a group.
+void accumulate_int8(const QueryBatch &batch, const Rows &rows, const float *scales, const RowBytes &bytes,
                      int64_t group, const Int8Scratch &scratch, Partial &partial) {
     const QuantizedWeights weights = quantize_weights(rows, scales, scratch);
-    interleave_rows(scratch, row_bytes, rows.count);
     float *sums = partial.weighted_sum + group * kQueryPadding * batch.padded_width;
     const int64_t queries = queries_of_group(batch, group);
-    constexpr int kMany = LANES == 8 ? 4 : 8;  // for 16 vector registers, or 32
-    constexpr int kColumns = LANES == 8 ? 2 : 4;
-    int64_t q = 0;
-    for (; q + kMany <= queries; q += kMany) {
-        accumulate_int8_tile<kMany, 1>(batch, scratch, rows.count, q, weights, sums + q * batch.padded_width);
-    }
-    for (; q + 2 <= queries; q += 2) {
-        accumulate_int8_tile<2, kColumns>(batch, scratch, rows.count, q, weights, sums + q * batch.padded_width);
-    }
-    if (q < queries) {
-        accumulate_int8_tile<1, kColumns>(batch, scratch, rows.count, q, weights, sums + q * batch.padded_width);
+    for (int64_t d = 0; d < batch.padded_width; d += 4 * LANES) {
+        const auto interleave = [&](int64_t first, Bytes fours[4]) { interleave_four(bytes, first, d, fours); };
+        if (queries == 1) {
+            accumulate_int8_tile<1>(batch, scratch, rows.count, 0, d, weights, interleave, sums);
+            continue;
+        }
+        for (int64_t first = 0; first < rows.count; first += 4) {
+            Bytes fours[4];
+            interleave(first, fours);
+            std::memcpy(scratch.row_fours + first * 4 * LANES, fours, sizeof fours);
+        }
+        const auto load = [&](int64_t first, Bytes fours[4]) {
+            for (int c = 0; c < 4; ++c) fours[c] = load_bytes(scratch.row_fours + (first + c) * 4 * LANES);
+        };
+        constexpr int kMany = LANES == 8 ? 1 : 2;  // for 16 vector registers, or 32
+        int64_t q = 0;
+        for (; q + kMany <= queries; q += kMany) {
+            accumulate_int8_tile<kMany>(batch, scratch, rows.count, q, d, weights, load, sums);
+        }
+        if (q < queries) accumulate_int8_tile<1>(batch, scratch, rows.count, q, d, weights, load, sums);
     }
 }
+
+constexpr NextRows kNoNextRows = {nullptr, 0};
 
 // What int8_scan and the functions that it calls work with.
 struct Int8Scan {
@@ -366,62 +387,121 @@ struct Int8Scan {
 
     const int8_t *row(int64_t number) const { return static_cast<const int8_t *>(bank.rows) + number * bank.width; }
 
+    bool is_few(int64_t group) const { return queries_of_group(batch, group) <= kFewQueries; }
+
+    // Whether few queries are multiplied by the rows in the bank itself, which then has whole vectors.
+    bool is_in_place() const { return batch.count <= kFewQueries && bank.width == scratch.width; }
+
+    // Copies of some rows, or of their residuals, (count, W) + kRowBias.
+    RowBytes copy_rows(const Rows &rows, bool are_residuals, uint8_t *copies) {
+        RowBytes bytes;
+        bytes.are_biased = true;
+        for (int64_t index = 0; index < rows.count; ++index) {
+            const uint32_t number = rows.number(index);
+            const int8_t *from = are_residuals ? residual_source.block(number, 1) : row(number);
+            copy_row(from, bank.width, scratch.width, copies + index * scratch.width);
+        }
+        for (int64_t index = 0; index < rows.count + 4; ++index) bytes.rows[index] = copies + index * scratch.width;
+        return bytes;
+    }
+
+    RowBytes rows_in_place(const Rows &rows) const {
+        RowBytes bytes;
+        bytes.are_biased = false;
+        for (int64_t index = 0; index < rows.count + 4; ++index) {
+            const int64_t number = rows.number(index < rows.count ? index : rows.count - 1);
+            bytes.rows[index] = reinterpret_cast<const uint8_t *>(row(number));
+        }
+        return bytes;
+    }
+
     // Adds the gathered rows of a group to its softmax.
     void add_gathered(int64_t group) {
-        const uint32_t *numbers = scratch.gathered + group * kGathered;
-        const Rows rows = {0, numbers, scratch.gathered_counts[group]};
-        for (int64_t index = 0; index < rows.count; ++index) {
-            const int64_t offset = index * scratch.width;
-            copy_row(row(numbers[index]), bank.width, scratch.width, scratch.rows + offset);
-            if (!batch.with_residual) continue;
-            copy_row(residual_source.block(numbers[index], 1), bank.width, scratch.width, scratch.residuals + offset);
-        }
-        const NextBlock none = {nullptr, 0};
-        multiply(batch, scratch, group, 1, scratch.rows, rows.count, none, scratch.low_sums);
-        if (batch.with_residual) {
-            multiply(batch, scratch, group, 0, scratch.residuals, rows.count, none, scratch.residual_sums);
+        const Rows rows = {0, scratch.gathered + group * kGathered, scratch.gathered_counts[group]};
+        const RowBytes bytes = is_in_place() ? rows_in_place(rows) : copy_rows(rows, false, scratch.rows);
+        RowBytes residuals;
+        if (batch.with_residual) residuals = copy_rows(rows, true, scratch.residuals);
+        if (is_few(group)) {
+            const auto residual_at = [&](int64_t index) { return residuals.rows[index]; };
+            int32_t *const sums[] = {scratch.residual_sums};
+            if (batch.with_residual) multiply_few<1>(batch, scratch, group, residual_at, true, rows.count, sums);
+        } else {
+            int32_t *low_sums = scratch.gathered_sums[1] + group * kGathered * kQueryPadding;
+            multiply_in_lanes(scratch, group, 1, scratch.rows, rows.count, kNoNextRows, low_sums);
+            if (batch.with_residual) {
+                multiply_in_lanes(scratch, group, 0, scratch.residuals, rows.count, kNoNextRows, scratch.residual_sums);
+            }
         }
         finish_int8_logits(bank, batch, rows, group, scratch);
         update_softmax(bank, batch, rows, group * kQueryPadding, scratch.weights, partial);
-        accumulate_int8(batch, rows, bank.scales, scratch.rows, group, scratch, partial);
+        accumulate_int8(batch, rows, bank.scales, bytes, group, scratch, partial);
         if (batch.with_residual) {
-            accumulate_int8(batch, rows, bank.residual_scales, scratch.residuals, group, scratch, partial);
+            accumulate_int8(batch, rows, bank.residual_scales, residuals, group, scratch, partial);
         }
         scratch.gathered_counts[group] = 0;
     }
 
-    // Logits below which a group may neglect a row whatever its low part is: that adds to a cosine at most its length
-    // times that of the row, by Cauchy and Schwarz.
+    // Logits below which a group may neglect a row. High sums alone must be as much lower as the low parts may add: to
+    // a cosine at most their length times that of the row, by Cauchy and Schwarz.
     Floats limit(int64_t group, int64_t v) const {
         const int64_t query = group * kQueryPadding + v * LANES;
-        const Floats low_logits = load_floats(scratch.low_norms + query) * (batch.inverse_temperature * kMaxRowLength);
-        return load_floats(partial.negligible_logits + query) - low_logits;
+        const Floats negligible = load_floats(partial.negligible_logits + query);
+        if (is_few(group)) return negligible;
+        return negligible - load_floats(scratch.low_norms + query) * (batch.inverse_temperature * kMaxRowLength);
     }
 
-    // Gathers the rows of a block that some query of a group may not neglect, by their high sums (rows, 16).
-    void gather(int64_t start, int64_t rows, int64_t group, const int32_t *sums) {
+    // Gathers the rows of a block that some query of a group may not neglect, by their block_sums.
+    void gather(int64_t start, int64_t rows, int64_t group) {
         Floats limits[kQueryVectors];
         for (int64_t v = 0; v < kQueryVectors; ++v) limits[v] = limit(group, v);
+        const int parts = is_few(group) ? 2 : 1;
         const float *query_scales = scratch.query_scales + group * kQueryPadding;
         const float residual_steps = 127 * std::sqrt(static_cast<float>(bank.width));  // the largest length in steps
         int64_t &count = scratch.gathered_counts[group];
         for (int64_t index = 0; index < rows; ++index) {
             const float factor = bank.inverse_norms[start + index] * batch.inverse_temperature;
             const float scale = row_scale(bank, start + index) * factor;
-            const float residual = batch.with_residual ? bank.residual_scales[start + index] * residual_steps * factor : 0;
-            const int32_t *row_sums = sums + index * kQueryPadding;
+            const float residual =
+                batch.with_residual ? bank.residual_scales[start + index] * residual_steps * factor : 0;
             Ints matters{};
             for (int64_t v = 0; v < kQueryVectors; ++v) {
-                const Floats logits = to_floats(row_sums + v * LANES) * load_floats(query_scales + v * LANES) * scale;
-                matters |= logits + residual > limits[v];
+                const int64_t offset = index * kQueryPadding + v * LANES;
+                Floats sums = to_floats(scratch.block_sums[0] + offset);
+                if (parts == 2) sums += to_floats(scratch.block_sums[1] + offset) * kLowStep;
+                matters |= sums * load_floats(query_scales + v * LANES) * scale + residual > limits[v];
             }
             if (!any(matters)) continue;
             const int64_t slot = group * kGathered + count++;
             scratch.gathered[slot] = static_cast<uint32_t>(start + index);
-            std::memcpy(scratch.gathered_sums + slot * kQueryPadding, row_sums, 4 * kQueryPadding);
+            for (int part = 0; part < parts; ++part) {
+                std::memcpy(scratch.gathered_sums[part] + slot * kQueryPadding,
+                            scratch.block_sums[part] + index * kQueryPadding, 4 * kQueryPadding);
+            }
             if (count < kGathered) continue;
             add_gathered(group);
             for (int64_t v = 0; v < kQueryVectors; ++v) limits[v] = limit(group, v);
+        }
+    }
+
+    void multiply_in_place(int64_t start, int64_t rows) {
+        const auto row_at = [&](int64_t index) { return reinterpret_cast<const uint8_t *>(row(start + index)); };
+        multiply_few<2>(batch, scratch, 0, row_at, false, rows, scratch.block_sums);
+        gather(start, rows, 0);
+    }
+
+    void multiply_copies(int64_t start, int64_t rows, NextRows next) {
+        for (int64_t index = 0; index < rows; ++index) {
+            copy_row(row(start + index), bank.width, scratch.width, scratch.block + index * scratch.width);
+        }
+        for (int64_t group = 0; group * kQueryPadding < batch.count; ++group) {
+            if (is_few(group)) {
+                const auto row_at = [&](int64_t index) { return scratch.block + index * scratch.width; };
+                multiply_few<2>(batch, scratch, group, row_at, true, rows, scratch.block_sums);
+            } else {
+                multiply_in_lanes(scratch, group, 0, scratch.block, rows, next, scratch.block_sums[0]);
+                next.rows = nullptr;  // fetched by now
+            }
+            gather(start, rows, group);
         }
     }
 
@@ -430,18 +510,13 @@ struct Int8Scan {
         std::memset(scratch.gathered_counts, 0, sizeof(int64_t) * groups);
         quantize_queries(batch, scratch);
         for (int64_t start = begin; start < end; start += kBlock) {
-            const int64_t rows = end - start < kBlock ? end - start : kBlock;
-            for (int64_t index = 0; index < rows; ++index) {
-                copy_row(row(start + index), bank.width, scratch.width, scratch.block + index * scratch.width);
-            }
-            NextBlock next = {start + 2 * kBlock <= end ? row(start + kBlock) : nullptr, bank.width};
-            for (int64_t group = 0; group < groups; ++group) {
-                multiply(batch, scratch, group, 0, scratch.block, rows, next, scratch.block_sums);
-                gather(start, rows, group, scratch.block_sums);
-                next.rows = nullptr;
-            }
+            const int64_t rows = end - start < kBlock ? end - start : kBlock, left = end - start - rows;
+            if (is_in_place()) multiply_in_place(start, rows);
+            else multiply_copies(start, rows, {left < kBlock ? nullptr : row(start + rows), bank.width});
         }
-        for (int64_t group = 0; group < groups; ++group) add_gathered(group);
+        for (int64_t group = 0; group < groups; ++group) {
+            if (scratch.gathered_counts[group]) add_gathered(group);
+        }
     }
 };
 

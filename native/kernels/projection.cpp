@@ -26,10 +26,7 @@ namespace {
 // Fastest first.
 constexpr const Variant *kVariants[] = {
 #if defined(__x86_64__)
-    &kAmx,
-    &kAvx512Vnni,
-    &kAvx512,
-    &kAvx2,
+    &kAmx,      &kAvx512Vnni, &kAvx512, &kAvx2,
 #endif
     &kBaseline,
 };
@@ -139,9 +136,8 @@ class Worker {
         float *next = floats_.get();
         partial.weighted_sum = next;
         next += batch.padded_count * batch.padded_width;
-        for (float **array :
-             {&partial.max_logits, &partial.denominators, &partial.weighted_norms, &partial.thresholds,
-              &partial.negligible_logits}) {
+        for (float **array : {&partial.max_logits, &partial.denominators, &partial.weighted_norms, &partial.thresholds,
+                              &partial.negligible_logits}) {
             *array = next;
             next += batch.padded_count;
         }
