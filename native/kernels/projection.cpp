@@ -26,7 +26,8 @@ namespace {
 // Fastest first.
 constexpr const Variant *kVariants[] = {
 #if defined(__x86_64__)
-    &kAmx,      &kAvx512Vnni, &kAvx512, &kAvx2,
+    &kAmx,  //
+    &kAvx512Vnni, &kAvx512, &kAvxVnni, &kAvx2,
 #endif
     &kBaseline,
 };

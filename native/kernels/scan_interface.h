@@ -74,7 +74,7 @@ struct Variant {
 
 extern const Variant kBaseline;
 #if defined(__x86_64__)
-extern const Variant kAvx2, kAvx512, kAvx512Vnni, kAmx;
+extern const Variant kAvx2, kAvxVnni, kAvx512, kAvx512Vnni, kAmx;
 #endif
 
 }  // namespace patchcaption
