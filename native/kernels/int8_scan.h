@@ -10,6 +10,9 @@
 //                                     column; the columns in any order
 //   ORDER_COLUMNS(sums)               reorders LANES int32 of each of sums[4] from that order to the columns' own
 //
+// and if it has instructions for them, DOT_TILE to replace the loop of dot_tile, with the totals in any order, and
+// ORDER_TILE to reorder them; kRowBias is then 0.
+//
 // A query is quantized to a high and a low int8 part. The high parts of all rows are summed first, and show which rows
 // some query may not neglect, whatever their low parts are. Those rows are gathered; where there are kGathered, they
 // are summed to the last bit and added to the softmax. Weights are quantized to 16 bits there.
@@ -170,41 +173,43 @@ struct RowBytes {
     bool are_biased;                     // by kRowBias
 };
 
-// sums (rows, 16) of one part of the queries of a group, which lie side by side in the lanes.
+// Adds to totals the products of kTileRows rows by 16 queries (16, 16, 4) over 64 columns.
+inline void dot_tile(Ints totals[kTileRows][kQueryVectors], const uint8_t *rows, int64_t stride,
+                     const int8_t *queries) {
+#ifdef DOT_TILE
+    DOT_TILE(totals, rows, stride, queries);
+#else
+    for (int64_t d = 0; d < 64; d += 4) {
+        Bytes query_bytes[kQueryVectors];
+        for (int64_t v = 0; v < kQueryVectors; ++v) query_bytes[v] = load_bytes(queries + (d * 4 + v * LANES) * 4);
+#pragma GCC unroll 16
+        for (int64_t m = 0; m < kTileRows; ++m) {
+            const Bytes four = broadcast_four(rows + m * stride + d);
+            for (int64_t v = 0; v < kQueryVectors; ++v) totals[m][v] = DOT_ROWS(totals[m][v], four, query_bytes[v]);
+        }
+    }
+#endif
+}
+
+// sums (count, 16) of one part of the queries of a group, side by side, with rows (count, W) + kRowBias.
 void multiply_in_lanes(const Int8Scratch &scratch, int64_t group, int part, const uint8_t *rows, int64_t count,
                        const NextRows &next, int32_t *sums) {
     const int64_t width = scratch.width;
     const int8_t *queries = scratch.queries[part] + group * kQueryPadding * width;
-    Ints biases[kQueryVectors];
-    for (int64_t v = 0; v < kQueryVectors; ++v) {
-        biases[v] = load_ints(scratch.query_biases[part] + group * kQueryPadding + v * LANES);
-    }
+    const int32_t *biases = scratch.query_biases[part] + group * kQueryPadding;
     for (int64_t row = 0; row < count; row += kTileRows) {
         Ints totals[kTileRows][kQueryVectors];
         for (int64_t m = 0; m < kTileRows; ++m) {
-            for (int64_t v = 0; v < kQueryVectors; ++v) totals[m][v] = biases[v];
+            for (int64_t v = 0; v < kQueryVectors; ++v) totals[m][v] = load_ints(biases + v * LANES);
         }
-        for (int64_t d64 = 0; d64 < width; d64 += 64) {
-            next.fetch(row, kTileRows, d64);
-            for (int64_t d = d64; d < d64 + 64; d += 4) {
-                Bytes query_bytes[kQueryVectors];
-                for (int64_t v = 0; v < kQueryVectors; ++v) {
-                    query_bytes[v] = load_bytes(queries + (d / 4 * kQueryPadding + v * LANES) * 4);
-                }
-#pragma GCC unroll 16
-                for (int64_t m = 0; m < kTileRows; ++m) {
-                    const Bytes four = broadcast_four(rows + (row + m) * width + d);
-                    for (int64_t v = 0; v < kQueryVectors; ++v) {
-                        totals[m][v] = DOT_ROWS(totals[m][v], four, query_bytes[v]);
-                    }
-                }
-            }
+        for (int64_t d = 0; d < width; d += 64) {
+            next.fetch(row, kTileRows, d);
+            dot_tile(totals, rows + row * width + d, width, queries + d * kQueryPadding);
         }
-        for (int64_t m = 0; m < kTileRows; ++m) {
-            for (int64_t v = 0; v < kQueryVectors; ++v) {
-                std::memcpy(sums + (row + m) * kQueryPadding + v * LANES, &totals[m][v], sizeof totals[m][v]);
-            }
-        }
+#ifdef ORDER_TILE
+        ORDER_TILE(totals);
+#endif
+        std::memcpy(sums + row * kQueryPadding, totals, sizeof totals);
     }
 }
 

@@ -24,13 +24,21 @@ namespace patchcaption {
 namespace {
 
 // Fastest first.
+// clang-format off
 constexpr const Variant *kVariants[] = {
 #if defined(__x86_64__)
-    &kAmx,  //
-    &kAvx512Vnni, &kAvx512, &kAvxVnni, &kAvx2,
+    &kAmx,
+    &kAvx512Vnni,
+    &kAvx512,
+    &kAvxVnni,
+    &kAvx2,
+#elif defined(__aarch64__)
+    &kI8mm,
+    &kDotprod,
 #endif
     &kBaseline,
 };
+// clang-format on
 constexpr int64_t kRowsPerTask = 1 << 14;  // a thread that becomes free takes so many rows
 constexpr int64_t kAlignment = 64;
 constexpr int64_t kMaxWidth = 1 << 20, kMaxQueries = 1 << 24;  // far above all use; no sum of sizes can overflow

@@ -75,6 +75,8 @@ struct Variant {
 extern const Variant kBaseline;
 #if defined(__x86_64__)
 extern const Variant kAvx2, kAvxVnni, kAvx512, kAvx512Vnni, kAmx;
+#elif defined(__aarch64__)
+extern const Variant kDotprod, kI8mm;
 #endif
 
 }  // namespace patchcaption
