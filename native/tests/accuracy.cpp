@@ -26,7 +26,7 @@ struct Size {
 };
 // One row; less than a block; whole blocks and vectors; one more of each; more than is gathered, and few queries.
 constexpr Size kSizes[] = {{1, 8, 1},      {63, 50, 2},   {128, 64, 16}, {129, 65, 17},
-                           {500, 200, 15}, {500, 128, 1}, {300, 96, 40}};
+                           {300, 200, 15}, {300, 128, 1}, {200, 96, 33}};
 
 // A bank, and its rows (M, D) in float64.
 struct ExactBank : Bank {
