@@ -28,6 +28,7 @@ namespace {
 constexpr const Variant *kVariants[] = {
 #if defined(__x86_64__)
     &kAmx,
+    &kAvx512Bf16,
     &kAvx512Vnni,
     &kAvx512,
     &kAvxVnni,

@@ -74,7 +74,7 @@ struct Variant {
 
 extern const Variant kBaseline;
 #if defined(__x86_64__)
-extern const Variant kAvx2, kAvxVnni, kAvx512, kAvx512Vnni, kAmx;
+extern const Variant kAvx2, kAvxVnni, kAvx512, kAvx512Vnni, kAvx512Bf16, kAmx;
 #elif defined(__aarch64__)
 extern const Variant kDotprod, kI8mm;
 #endif

@@ -248,8 +248,8 @@ void update_softmax(const patchcaption_bank &bank, const QueryBatch &batch, cons
 // Logits (kBlock, 16) of a block of rows (kBlock, padded D) for kQueries of 16 queries, from `column` on. kRows x
 // kQueries sums stay in registers.
 template <int kRows, int kQueries>
-void logits_tile(const patchcaption_bank &bank, const QueryBatch &batch, int64_t first_row, int64_t rows,
-                 int64_t first_query, int64_t column, const float *block, float *logits) {
+void logits_tile(const QueryBatch &batch, const float *inverse_norms, int64_t rows, int64_t first_query, int64_t column,
+                 const float *block, float *logits) {
     const int64_t width = batch.padded_width;
     const float *unit_queries = batch.unit_queries + (first_query + column) * width;
     for (int64_t row = 0; row < rows; row += kRows) {
@@ -263,8 +263,7 @@ void logits_tile(const patchcaption_bank &bank, const QueryBatch &batch, int64_t
             }
         }
         for (int m = 0; m < kRows; ++m) {
-            const float factor =
-                row + m < rows ? bank.inverse_norms[first_row + row + m] * batch.inverse_temperature : 0;
+            const float factor = row + m < rows ? inverse_norms[row + m] * batch.inverse_temperature : 0;
             for (int q = 0; q < kQueries; ++q) {
                 logits[(row + m) * kQueryPadding + column + q] = horizontal_sum(sums[m][q]) * factor;
             }
@@ -272,14 +271,14 @@ void logits_tile(const patchcaption_bank &bank, const QueryBatch &batch, int64_t
     }
 }
 
-void block_logits(const patchcaption_bank &bank, const QueryBatch &batch, int64_t first_row, int64_t rows,
-                  int64_t first_query, const float *block, float *logits) {
+void block_logits(const QueryBatch &batch, const float *inverse_norms, int64_t rows, int64_t first_query,
+                  const float *block, float *logits) {
     constexpr int kRows = LANES == 8 ? 2 : 4, kQueries = 4;  // AVX2 has 16 vector registers, AVX-512 and NEON have 32
     std::memset(logits, 0, sizeof(float) * kBlock * kQueryPadding);
     const int64_t queries = batch.count - first_query < kQueryPadding ? batch.count - first_query : kQueryPadding;
-    if (queries == 1) return logits_tile<8, 1>(bank, batch, first_row, rows, first_query, 0, block, logits);
+    if (queries == 1) return logits_tile<8, 1>(batch, inverse_norms, rows, first_query, 0, block, logits);
     for (int64_t column = 0; column < queries; column += kQueries) {
-        logits_tile<kRows, kQueries>(bank, batch, first_row, rows, first_query, column, block, logits);
+        logits_tile<kRows, kQueries>(batch, inverse_norms, rows, first_query, column, block, logits);
     }
 }
 
@@ -323,34 +322,41 @@ void accumulate_block(const QueryBatch &batch, const Rows &rows, int64_t first_q
     return 4 * kBlock * (batch.padded_width + kQueryPadding);
 }
 
+// Adds a block of rows to the softmax of every query. unpacked (kBlock, padded D) and logits (kBlock, 16) are scratch
+// memory.
+void simd_scan_block(const patchcaption_bank &bank, const QueryBatch &batch, int64_t start, int64_t rows,
+                     ResidualSource &residual_source, Partial &partial, float *unpacked, float *logits) {
+    const bool needs_no_unpacking =
+        bank.storage == PATCHCAPTION_FP32 && !bank.scales && !batch.with_residual && bank.width == batch.padded_width;
+    const float *block = unpacked;
+    if (needs_no_unpacking && rows == kBlock) {
+        block = static_cast<const float *>(bank.rows) + start * bank.width;
+    } else {
+        const int8_t *residual = residual_source.block(start, rows);
+        for (int64_t row = 0; row < rows; ++row) {
+            const int8_t *row_residual = residual ? residual + row * bank.width : nullptr;
+            unpack_row(bank, start + row, row_residual, batch.padded_width, unpacked + row * batch.padded_width);
+        }
+        std::memset(unpacked + rows * batch.padded_width, 0, 4 * (kBlock - rows) * batch.padded_width);
+    }
+    for (int64_t first_query = 0; first_query < batch.count; first_query += kQueryPadding) {
+        block_logits(batch, bank.inverse_norms + start, rows, first_query, block, logits);
+        uint32_t positions[kBlock];
+        const Rows chosen = {start, positions, choose_rows(rows, first_query, partial, logits, positions)};
+        if (!chosen.count) continue;
+        update_softmax(bank, batch, chosen, first_query, logits, partial);
+        accumulate_block(batch, chosen, first_query, logits, block,
+                         partial.weighted_sum + first_query * batch.padded_width);
+    }
+}
+
 [[maybe_unused]] void simd_scan(const patchcaption_bank &bank, const QueryBatch &batch, int64_t begin, int64_t end,
                                 ResidualSource &residual_source, Partial &partial, void *scratch) {
     float *unpacked = static_cast<float *>(scratch);
     float *logits = unpacked + kBlock * batch.padded_width;
-    const bool needs_no_unpacking =
-        bank.storage == PATCHCAPTION_FP32 && !bank.scales && !batch.with_residual && bank.width == batch.padded_width;
     for (int64_t start = begin; start < end; start += kBlock) {
         const int64_t rows = end - start < kBlock ? end - start : kBlock;
-        const float *block = unpacked;
-        if (needs_no_unpacking && rows == kBlock) {
-            block = static_cast<const float *>(bank.rows) + start * bank.width;
-        } else {
-            const int8_t *residual = residual_source.block(start, rows);
-            for (int64_t row = 0; row < rows; ++row) {
-                const int8_t *row_residual = residual ? residual + row * bank.width : nullptr;
-                unpack_row(bank, start + row, row_residual, batch.padded_width, unpacked + row * batch.padded_width);
-            }
-            std::memset(unpacked + rows * batch.padded_width, 0, 4 * (kBlock - rows) * batch.padded_width);
-        }
-        for (int64_t first_query = 0; first_query < batch.count; first_query += kQueryPadding) {
-            block_logits(bank, batch, start, rows, first_query, block, logits);
-            uint32_t positions[kBlock];
-            const Rows chosen = {start, positions, choose_rows(rows, first_query, partial, logits, positions)};
-            if (!chosen.count) continue;
-            update_softmax(bank, batch, chosen, first_query, logits, partial);
-            accumulate_block(batch, chosen, first_query, logits, block,
-                             partial.weighted_sum + first_query * batch.padded_width);
-        }
+        simd_scan_block(bank, batch, start, rows, residual_source, partial, unpacked, logits);
     }
 }
 
