@@ -23,6 +23,7 @@ constexpr int64_t kTileDepth = 32;      // bfloat16 elements that one tile produ
 constexpr int64_t kInt8TileDepth = 64;  // int8 elements, likewise
 constexpr int64_t kTileBytes = 1024;
 constexpr int64_t kChunks = kBlock / kTileDepth;
+constexpr float kMaxInverseTemperature = 128;  // above, 16 bits are too few for logits within 1e-3
 
 bool is_supported() {
     // Linux enables the tile registers for a process on request only.
@@ -510,6 +511,7 @@ void scan(const patchcaption_bank &bank, const QueryBatch &batch, int64_t begin,
           ResidualSource &residual_source, Partial &partial, void *scratch) {
     const bool with_residual = batch.with_residual;
     const Scan selected = [&] {
+        if (batch.inverse_temperature > kMaxInverseTemperature) return simd_scan;
         switch (bank.storage) {
             case PATCHCAPTION_FP16:
                 return with_residual ? scan_storage<PATCHCAPTION_FP16, true> : scan_storage<PATCHCAPTION_FP16, false>;

@@ -350,8 +350,8 @@ void simd_scan_block(const patchcaption_bank &bank, const QueryBatch &batch, int
     }
 }
 
-[[maybe_unused]] void simd_scan(const patchcaption_bank &bank, const QueryBatch &batch, int64_t begin, int64_t end,
-                                ResidualSource &residual_source, Partial &partial, void *scratch) {
+void simd_scan(const patchcaption_bank &bank, const QueryBatch &batch, int64_t begin, int64_t end,
+               ResidualSource &residual_source, Partial &partial, void *scratch) {
     float *unpacked = static_cast<float *>(scratch);
     float *logits = unpacked + kBlock * batch.padded_width;
     for (int64_t start = begin; start < end; start += kBlock) {
