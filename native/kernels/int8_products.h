@@ -28,9 +28,10 @@ namespace {
 typedef uint8_t Bytes __attribute__((vector_size(4 * LANES)));
 
 constexpr int64_t kInt8WidthPadding = 64;
-constexpr int64_t kMaxInt8Width = 1 << 16;             // 2**16 products of 255 * 127 fit an int32
-constexpr int64_t kGathered = LANES == 8 ? 120 : 128;  // whole tiles; 128 products of 65535 * 255 fit, too
-constexpr int64_t kFewQueries = 4;                     // so many are multiplied along D, more side by side in the lanes
+constexpr int64_t kMaxInt8Width = 1 << 16;  // 2**16 products of 255 * 127 fit an int32
+// Rows that are summed together: whole tiles, and no more than fit an int32 times 65535 times a byte of a row.
+constexpr int64_t kGathered = LANES == 16 ? 256 : LANES == 8 ? 240 : 128;
+constexpr int64_t kFewQueries = 4;  // so many are multiplied along D, more side by side in the lanes
 constexpr int64_t kTileRows = LANES == 16 ? 16 : LANES == 8 ? 6 : 4;  // for 32 vector registers, or the 16 of AVX2
 constexpr float kMaxInverseTemperature = 200;  // above, 15 bits of a query are too few for logits within 1e-3
 constexpr float kLowStep = 1 / 254.0f;         // of a query's low part, relative to its high part's
@@ -171,7 +172,9 @@ struct RowBytes {
     bool are_biased;                     // by kRowBias
 };
 
-// Adds to totals the products of kTileRows rows by 16 queries (16, 16, 4) over 64 columns.
+// Adds to totals the products of kTileRows rows by 16 queries (16, 16, 4) over 64 columns. Adds kRowBias to rows that
+// do not have it.
+template <bool kAreBiased>
 inline void dot_tile(Ints totals[kTileRows][kQueryVectors], const uint8_t *rows, int64_t stride,
                      const int8_t *queries) {
 #ifdef DOT_TILE
@@ -182,14 +185,16 @@ inline void dot_tile(Ints totals[kTileRows][kQueryVectors], const uint8_t *rows,
         for (int64_t v = 0; v < kQueryVectors; ++v) query_bytes[v] = load_bytes(queries + (d * 4 + v * LANES) * 4);
 #pragma GCC unroll 16
         for (int64_t m = 0; m < kTileRows; ++m) {
-            const Bytes four = broadcast_four(rows + m * stride + d);
+            Bytes four = broadcast_four(rows + m * stride + d);
+            if constexpr (!kAreBiased) four ^= broadcast_byte(kRowBias);
             for (int64_t v = 0; v < kQueryVectors; ++v) totals[m][v] = DOT_ROWS(totals[m][v], four, query_bytes[v]);
         }
     }
 #endif
 }
 
-// sums (count, 16) of one part of the queries of a group, side by side, with rows (count, W) + kRowBias.
+// sums (count, 16) of one part of the queries of a group, side by side, with rows (count, W).
+template <bool kAreBiased>
 void multiply_in_lanes(const Int8Scratch &scratch, int64_t group, int part, const uint8_t *rows, int64_t count,
                        const NextRows &next, int32_t *sums) {
     const int64_t width = scratch.width;
@@ -202,7 +207,7 @@ void multiply_in_lanes(const Int8Scratch &scratch, int64_t group, int part, cons
         }
         for (int64_t d = 0; d < width; d += 64) {
             next.fetch(row, kTileRows, d);
-            dot_tile(totals, rows + row * width + d, width, queries + d * kQueryPadding);
+            dot_tile<kAreBiased>(totals, rows + row * width + d, width, queries + d * kQueryPadding);
         }
 #ifdef ORDER_TILE
         ORDER_TILE(totals);

@@ -52,8 +52,8 @@ struct Int8Scan {
 
     bool is_few(int64_t group) const { return queries_of_group(batch, group) <= kFewQueries; }
 
-    // Whether few queries are multiplied by the rows in the bank itself, which then has whole vectors.
-    bool is_in_place() const { return batch.count <= kFewQueries && bank.width == scratch.width; }
+    // Whether rows can be read in the bank itself; copies are padded.
+    bool has_whole_vectors() const { return bank.width == scratch.width; }
 
     // Copies of some rows, or of their residuals, (count, W) + kRowBias.
     RowBytes copy_rows(const Rows &rows, bool are_residuals, uint8_t *copies) {
@@ -86,21 +86,33 @@ struct Int8Scan {
             return multiply_few(batch, scratch, group, row_at, true, count, sums);
         }
         for (int part = 0; part < 2; ++part) {
-            multiply_in_lanes(scratch, group, part, rows, count, kNoNextRows, sums[part]);
+            multiply_in_lanes<true>(scratch, group, part, rows, count, kNoNextRows, sums[part]);
         }
+    }
+
+    // Low sums of the gathered rows of a group of many queries; scratch.rows has copies already if rows need them.
+    void multiply_low_parts(const Rows &rows, int64_t group) {
+        int32_t *sums = scratch.gathered_sums[1] + group * kGathered * kQueryPadding;
+        const uint32_t first = rows.number(0);
+        const bool are_consecutive = rows.number(rows.count - 1) - first + 1 == rows.count;
+        if (has_whole_vectors() && are_consecutive && rows.count % kTileRows == 0) {
+            const uint8_t *in_place = reinterpret_cast<const uint8_t *>(row(first));
+            return multiply_in_lanes<false>(scratch, group, 1, in_place, rows.count, kNoNextRows, sums);
+        }
+        if (has_whole_vectors()) copy_rows(rows, false, scratch.rows);
+        multiply_in_lanes<true>(scratch, group, 1, scratch.rows, rows.count, kNoNextRows, sums);
     }
 
     // Adds the gathered rows of a group to its softmax.
     void add_gathered(int64_t group) {
         const Rows rows = {0, scratch.gathered + group * kGathered, scratch.gathered_counts[group]};
-        const RowBytes bytes = is_in_place() ? rows_in_place(rows) : copy_rows(rows, false, scratch.rows);
+        const RowBytes bytes = has_whole_vectors() ? rows_in_place(rows) : copy_rows(rows, false, scratch.rows);
+        if (!is_few(group)) multiply_low_parts(rows, group);
         RowBytes residuals;
-        if (batch.with_residual) residuals = copy_rows(rows, true, scratch.residuals);
-        if (!is_few(group)) {
-            int32_t *low_sums = scratch.gathered_sums[1] + group * kGathered * kQueryPadding;
-            multiply_in_lanes(scratch, group, 1, scratch.rows, rows.count, kNoNextRows, low_sums);
+        if (batch.with_residual) {
+            residuals = copy_rows(rows, true, scratch.residuals);
+            multiply_copies(group, scratch.residuals, rows.count, scratch.residual_sums);
         }
-        if (batch.with_residual) multiply_copies(group, scratch.residuals, rows.count, scratch.residual_sums);
         finish_int8_logits(bank, batch, rows, group, scratch);
         update_softmax(bank, batch, rows, group * kQueryPadding, scratch.weights, partial);
         accumulate_int8(batch, rows, bank.scales, bytes, group, scratch, partial);
@@ -158,6 +170,19 @@ struct Int8Scan {
         gather(start, rows, 0);
     }
 
+    // Scans a block of rows: for one group of queries in the bank itself, for more as copies.
+    void scan_block(int64_t start, int64_t rows, const NextRows &next) {
+        if (!has_whole_vectors() || batch.count > kQueryPadding) return scan_copies(start, rows, next);
+        if (is_few(0)) return scan_in_place(start, rows);
+        const bool has_whole_tiles = kBlock % kTileRows == 0 || next.rows;  // the last tile may end in the next block
+        if (rows == kBlock && has_whole_tiles) {
+            const uint8_t *first = reinterpret_cast<const uint8_t *>(row(start));
+            multiply_in_lanes<false>(scratch, 0, 0, first, rows, next, scratch.block_sums[0]);
+            return gather(start, rows, 0);
+        }
+        scan_copies(start, rows, next);
+    }
+
     void scan_copies(int64_t start, int64_t rows, NextRows next) {
         for (int64_t index = 0; index < rows; ++index) {
             copy_row(row(start + index), bank.width, scratch.width, scratch.block + index * scratch.width);
@@ -166,7 +191,7 @@ struct Int8Scan {
             if (is_few(group)) {
                 multiply_copies(group, scratch.block, rows, scratch.block_sums);
             } else {
-                multiply_in_lanes(scratch, group, 0, scratch.block, rows, next, scratch.block_sums[0]);
+                multiply_in_lanes<true>(scratch, group, 0, scratch.block, rows, next, scratch.block_sums[0]);
                 next.rows = nullptr;  // fetched by now
             }
             gather(start, rows, group);
@@ -179,8 +204,7 @@ struct Int8Scan {
         quantize_queries(batch, scratch);
         for (int64_t start = begin; start < end; start += kBlock) {
             const int64_t rows = end - start < kBlock ? end - start : kBlock, left = end - start - rows;
-            if (is_in_place()) scan_in_place(start, rows);
-            else scan_copies(start, rows, {left < kBlock ? nullptr : row(start + rows), bank.width});
+            scan_block(start, rows, {left < kBlock ? nullptr : row(start + rows), bank.width});
         }
         for (int64_t group = 0; group < groups; ++group) {
             if (scratch.gathered_counts[group]) add_gathered(group);
