@@ -37,6 +37,7 @@ constexpr float kMaxInverseTemperature = 200;  // above, 15 bits of a query are 
 constexpr float kLowStep = 1 / 254.0f;         // of a query's low part, relative to its high part's
 constexpr float kMaxRowLength = 1.25f;  // of a stored row, relative to the length that it had: rounding adds far less
 constexpr int64_t kSpareRows = 8;       // memory for the last tile of rows, which may be no whole one
+constexpr int64_t kGatheredSums = kGathered + kSpareRows;
 constexpr int64_t kQueryVectors = kQueryPadding / LANES;
 constexpr int32_t kRowBias = ROWS_ARE_BIASED ? 128 : 0;
 constexpr int32_t kWeightedRowBias = 128 - kRowBias;
@@ -51,15 +52,14 @@ struct Int8Scratch {
     uint8_t *block;             // (kBlock, W) rows + kRowBias
     uint8_t *rows;              // (kGathered, W) likewise
     uint8_t *residuals;         // (kGathered, W) likewise
-    int32_t *block_sums[2];     // (kBlock, 16) high and low; the low ones of few queries only
     int32_t *residual_sums[2];  // (kGathered, 16) high and low
     float *weights;             // (kGathered, 16)
     uint8_t *row_fours;         // (kGathered / 4, 4 * LANES, 4) some columns of rows or residuals + kWeightedRowBias
     uint8_t *weight_fours[2];   // (kGathered / 4, 16, 4) high and low part
     // Of each group:
     uint32_t *gathered;  // (G, kGathered) numbers of the rows that are gathered
-    int32_t
-        *gathered_sums[2];  // (G, kGathered, 16) their high and low sums; low ones of many queries not before the end
+    // (G, kGatheredSums, 16) their high and low sums; the low ones of many queries not before the end
+    int32_t *gathered_sums[2];
     int64_t *gathered_counts;  // (G,)
 };
 
@@ -82,13 +82,12 @@ int64_t partition_int8_scratch(const QueryBatch &batch, char *memory, Int8Scratc
     take(scratch.block, (kBlock + kSpareRows) * width);
     take(scratch.rows, kGathered * width);
     take(scratch.residuals, kGathered * width);
-    for (int32_t *&sums : scratch.block_sums) take(sums, (kBlock + kSpareRows) * kQueryPadding);
     for (int32_t *&sums : scratch.residual_sums) take(sums, kGathered * kQueryPadding);
     take(scratch.weights, kGathered * kQueryPadding);
     take(scratch.row_fours, kGathered * 4 * LANES);
     for (uint8_t *&part : scratch.weight_fours) take(part, kGathered * kQueryPadding);
     take(scratch.gathered, queries / kQueryPadding * kGathered);
-    for (int32_t *&sums : scratch.gathered_sums) take(sums, queries * kGathered);
+    for (int32_t *&sums : scratch.gathered_sums) take(sums, queries * kGatheredSums);
     take(scratch.gathered_counts, queries / kQueryPadding);
     return next - memory;
 }

@@ -24,7 +24,7 @@ inline Floats sum_parts(int32_t *const sums[2], int64_t offset) {
 void finish_int8_logits(const patchcaption_bank &bank, const QueryBatch &batch, const Rows &rows, int64_t group,
                         const Int8Scratch &scratch) {
     const float *query_scales = scratch.query_scales + group * kQueryPadding;
-    const int64_t first_sum = group * kGathered * kQueryPadding;
+    const int64_t first_sum = group * kGatheredSums * kQueryPadding;
     for (int64_t index = 0; index < rows.count; ++index) {
         const int64_t row = rows.number(index), offset = index * kQueryPadding;
         const float factor = bank.inverse_norms[row] * batch.inverse_temperature;
@@ -92,7 +92,7 @@ struct Int8Scan {
 
     // Low sums of the gathered rows of a group of many queries; scratch.rows has copies already if rows need them.
     void multiply_low_parts(const Rows &rows, int64_t group) {
-        int32_t *sums = scratch.gathered_sums[1] + group * kGathered * kQueryPadding;
+        int32_t *sums = scratch.gathered_sums[1] + group * kGatheredSums * kQueryPadding;
         const uint32_t first = rows.number(0);
         const bool are_consecutive = rows.number(rows.count - 1) - first + 1 == rows.count;
         if (has_whole_vectors() && are_consecutive && rows.count % kTileRows == 0) {
@@ -131,43 +131,52 @@ struct Int8Scan {
         return negligible - load_floats(scratch.low_norms + query) * (batch.inverse_temperature * kMaxRowLength);
     }
 
-    // Gathers the rows of a block that some query of a group may not neglect, by their block_sums.
-    void gather(int64_t start, int64_t rows, int64_t group) {
+    // Where the sums of a block of rows are put, after those of the rows that a group has gathered; makes room for
+    // them.
+    struct BlockSums {
+        int32_t *parts[2];
+    };
+    BlockSums block_sums(int64_t rows, int64_t group) {
+        if (scratch.gathered_counts[group] + rows > kGathered) add_gathered(group);
+        const int64_t offset = (group * kGatheredSums + scratch.gathered_counts[group]) * kQueryPadding;
+        return {{scratch.gathered_sums[0] + offset, scratch.gathered_sums[1] + offset}};
+    }
+
+    // Gathers the rows of a block that some query of a group may not neglect, by their sums.
+    void gather(int64_t start, int64_t rows, int64_t group, const BlockSums &sums) {
         Floats limits[kQueryVectors];
         for (int64_t v = 0; v < kQueryVectors; ++v) limits[v] = limit(group, v);
         const int parts = is_few(group) ? 2 : 1;
         const float *query_scales = scratch.query_scales + group * kQueryPadding;
         const float residual_steps = 127 * std::sqrt(static_cast<float>(bank.width));  // the largest length in steps
-        int64_t &count = scratch.gathered_counts[group];
+        uint32_t *numbers = scratch.gathered + group * kGathered + scratch.gathered_counts[group];
+        int64_t chosen = 0;
         for (int64_t index = 0; index < rows; ++index) {
             const float factor = bank.inverse_norms[start + index] * batch.inverse_temperature;
             const float scale = row_scale(bank, start + index) * factor;
             const float residual =
                 batch.with_residual ? bank.residual_scales[start + index] * residual_steps * factor : 0;
+            const int64_t offset = index * kQueryPadding;
             Ints matters{};
-            for (int64_t v = 0; v < kQueryVectors; ++v) {
-                const int64_t offset = index * kQueryPadding + v * LANES;
-                const Floats sums =
-                    parts == 2 ? sum_parts(scratch.block_sums, offset) : to_floats(scratch.block_sums[0] + offset);
-                matters |= sums * load_floats(query_scales + v * LANES) * scale + residual > limits[v];
+            for (int64_t v = 0; v < kQueryPadding; v += LANES) {
+                const Floats steps =
+                    parts == 2 ? sum_parts(sums.parts, offset + v) : to_floats(sums.parts[0] + offset + v);
+                matters |= steps * load_floats(query_scales + v) * scale + residual > limits[v / LANES];
             }
             if (!any(matters)) continue;
-            const int64_t slot = group * kGathered + count++;
-            scratch.gathered[slot] = static_cast<uint32_t>(start + index);
-            for (int part = 0; part < parts; ++part) {
-                std::memcpy(scratch.gathered_sums[part] + slot * kQueryPadding,
-                            scratch.block_sums[part] + index * kQueryPadding, 4 * kQueryPadding);
+            for (int part = 0; part < parts && chosen != index; ++part) {
+                std::memcpy(sums.parts[part] + chosen * kQueryPadding, sums.parts[part] + offset, 4 * kQueryPadding);
             }
-            if (count < kGathered) continue;
-            add_gathered(group);
-            for (int64_t v = 0; v < kQueryVectors; ++v) limits[v] = limit(group, v);
+            numbers[chosen++] = static_cast<uint32_t>(start + index);
         }
+        scratch.gathered_counts[group] += chosen;
     }
 
     void scan_in_place(int64_t start, int64_t rows) {
         const auto row_at = [&](int64_t index) { return reinterpret_cast<const uint8_t *>(row(start + index)); };
-        multiply_few(batch, scratch, 0, row_at, false, rows, scratch.block_sums);
-        gather(start, rows, 0);
+        const BlockSums sums = block_sums(rows, 0);
+        multiply_few(batch, scratch, 0, row_at, false, rows, sums.parts);
+        gather(start, rows, 0, sums);
     }
 
     // Scans a block of rows: for one group of queries in the bank itself, for more as copies.
@@ -175,12 +184,11 @@ struct Int8Scan {
         if (!has_whole_vectors() || batch.count > kQueryPadding) return scan_copies(start, rows, next);
         if (is_few(0)) return scan_in_place(start, rows);
         const bool has_whole_tiles = kBlock % kTileRows == 0 || next.rows;  // the last tile may end in the next block
-        if (rows == kBlock && has_whole_tiles) {
-            const uint8_t *first = reinterpret_cast<const uint8_t *>(row(start));
-            multiply_in_lanes<false>(scratch, 0, 0, first, rows, next, scratch.block_sums[0]);
-            return gather(start, rows, 0);
-        }
-        scan_copies(start, rows, next);
+        if (rows < kBlock || !has_whole_tiles) return scan_copies(start, rows, next);
+        const BlockSums sums = block_sums(rows, 0);
+        const uint8_t *first = reinterpret_cast<const uint8_t *>(row(start));
+        multiply_in_lanes<false>(scratch, 0, 0, first, rows, next, sums.parts[0]);
+        gather(start, rows, 0, sums);
     }
 
     void scan_copies(int64_t start, int64_t rows, NextRows next) {
@@ -188,13 +196,14 @@ struct Int8Scan {
             copy_row(row(start + index), bank.width, scratch.width, scratch.block + index * scratch.width);
         }
         for (int64_t group = 0; group * kQueryPadding < batch.count; ++group) {
+            const BlockSums sums = block_sums(rows, group);
             if (is_few(group)) {
-                multiply_copies(group, scratch.block, rows, scratch.block_sums);
+                multiply_copies(group, scratch.block, rows, sums.parts);
             } else {
-                multiply_in_lanes<true>(scratch, group, 0, scratch.block, rows, next, scratch.block_sums[0]);
+                multiply_in_lanes<true>(scratch, group, 0, scratch.block, rows, next, sums.parts[0]);
                 next.rows = nullptr;  // fetched by now
             }
-            gather(start, rows, group);
+            gather(start, rows, group, sums);
         }
     }
 
