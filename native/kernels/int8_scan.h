@@ -137,7 +137,9 @@ struct Int8Scan {
         int32_t *parts[2];
     };
     BlockSums block_sums(int64_t rows, int64_t group) {
-        if (scratch.gathered_counts[group] + rows > kGathered) add_gathered(group);
+        const int64_t count = scratch.gathered_counts[group];
+        // Few queries are bound by memory: their rows are added soon, while they are in the first-level cache.
+        if (is_few(group) ? count >= kBlock / 2 : count + rows > kGathered) add_gathered(group);
         const int64_t offset = (group * kGatheredSums + scratch.gathered_counts[group]) * kQueryPadding;
         return {{scratch.gathered_sums[0] + offset, scratch.gathered_sums[1] + offset}};
     }
