@@ -23,6 +23,7 @@ constexpr int64_t kTileDepth = 32;      // bfloat16 elements that one tile produ
 constexpr int64_t kInt8TileDepth = 64;  // int8 elements, likewise
 constexpr int64_t kTileBytes = 1024;
 constexpr int64_t kChunks = kBlock / kTileDepth;
+constexpr float kMaxInverseTemperature = 128;  // above, 16 bits are too few for logits within 1e-3
 
 bool is_supported() {
     // Linux enables the tile registers for a process on request only.
@@ -458,6 +459,8 @@ void scan_blocks(const patchcaption_bank &bank, const QueryBatch &batch, int64_t
     constexpr int kPlanes = Planes<kStorage, kWithResidual>::kCount;
     if constexpr (kInt8Products) pack_int8_queries(batch, scratch);
     else pack_queries(batch, scratch);
+    uint32_t positions[kBlock];
+    for (uint32_t row = 0; row < kBlock; ++row) positions[row] = row;
     for (int64_t start = begin; start < end; start += kBlock) {
         const int64_t rows = end - start < kBlock ? end - start : kBlock;
         const int8_t *residual = residual_source.block(start, rows);
@@ -474,7 +477,8 @@ void scan_blocks(const patchcaption_bank &bank, const QueryBatch &batch, int64_t
                 multiply_rows(batch, group, kPlanes, scratch);
             }
             finish_logits(bank, batch, start, rows, kPlanes, scratch);
-            update_softmax(bank, batch, start, rows, first_query, scratch.weights, partial);
+            update_softmax(bank, batch, {start, positions, rows}, first_query, scratch.weights, partial);
+            std::memset(scratch.weights + rows * kQueryPadding, 0, 4 * (kBlock - rows) * kQueryPadding);
             pack_weights(bank, start, rows, kPlanes, scratch);
             accumulate_tiles<kStorage, kWithResidual>(batch, scratch, prefetch,
                                                       partial.weighted_sum + first_query * batch.padded_width);
@@ -507,6 +511,7 @@ void scan(const patchcaption_bank &bank, const QueryBatch &batch, int64_t begin,
           ResidualSource &residual_source, Partial &partial, void *scratch) {
     const bool with_residual = batch.with_residual;
     const Scan selected = [&] {
+        if (batch.inverse_temperature > kMaxInverseTemperature) return simd_scan;
         switch (bank.storage) {
             case PATCHCAPTION_FP16:
                 return with_residual ? scan_storage<PATCHCAPTION_FP16, true> : scan_storage<PATCHCAPTION_FP16, false>;

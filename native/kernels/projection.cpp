@@ -24,14 +24,22 @@ namespace patchcaption {
 namespace {
 
 // Fastest first.
+// clang-format off
 constexpr const Variant *kVariants[] = {
 #if defined(__x86_64__)
     &kAmx,
+    &kAvx512Bf16,
+    &kAvx512Vnni,
     &kAvx512,
+    &kAvxVnni,
     &kAvx2,
+#elif defined(__aarch64__)
+    &kI8mm,
+    &kDotprod,
 #endif
     &kBaseline,
 };
+// clang-format on
 constexpr int64_t kRowsPerTask = 1 << 14;  // a thread that becomes free takes so many rows
 constexpr int64_t kAlignment = 64;
 constexpr int64_t kMaxWidth = 1 << 20, kMaxQueries = 1 << 24;  // far above all use; no sum of sizes can overflow
@@ -131,20 +139,22 @@ class Worker {
   public:
     Worker(const Variant &variant, const patchcaption_bank &bank, const QueryBatch &batch, int64_t refine_top_k)
         : residual(bank, batch.with_residual),
-          floats_(allocate_zeroed<float>(multiply(batch.padded_count, 4 + batch.padded_width))),
+          floats_(allocate_zeroed<float>(multiply(batch.padded_count, 5 + batch.padded_width))),
           candidates_(allocate_zeroed<Candidate>(multiply(2 * refine_top_k, batch.count))),
           counts_(allocate_zeroed<int64_t>(batch.count)),
           scratch_(allocate_zeroed<char>(variant.scratch_bytes(bank, batch))) {
         float *next = floats_.get();
         partial.weighted_sum = next;
         next += batch.padded_count * batch.padded_width;
-        for (float **array :
-             {&partial.max_logits, &partial.denominators, &partial.weighted_norms, &partial.thresholds}) {
+        for (float **array : {&partial.max_logits, &partial.denominators, &partial.weighted_norms, &partial.thresholds,
+                              &partial.negligible_logits}) {
             *array = next;
             next += batch.padded_count;
         }
         std::fill_n(partial.max_logits, batch.padded_count, -INFINITY);
         std::fill_n(partial.thresholds, batch.padded_count, -INFINITY);
+        std::fill_n(partial.negligible_logits, batch.count, -INFINITY);
+        std::fill_n(partial.negligible_logits + batch.count, batch.padded_count - batch.count, INFINITY);
         partial.candidates = candidates_.get();
         partial.candidate_counts = counts_.get();
         partial.candidate_capacity = 2 * refine_top_k;

@@ -13,6 +13,7 @@ namespace patchcaption {
 
 constexpr int64_t kQueryPadding = 16;  // for R: the lanes of the widest vector, and the columns of an AMX tile
 constexpr int64_t kWidthPadding = 32;  // for D: the bfloat16 elements that one AMX instruction sums over
+constexpr float kNegligible = 1e-5f;   // share of the weights that may be left out of a sum: 1/100 of the largest error
 constexpr int64_t kBlock = 64;         // rows processed together: unpacked, they stay in the L2 cache
 
 // The queries of one call.
@@ -37,6 +38,7 @@ struct Partial {
     float *weighted_norms;                       // (padded R,) sum of exp(logit - max_logit) * row length
     float *weighted_sum;                         // (padded R, padded D) sum of exp(logit - max_logit) * row
     float *thresholds;                           // (padded R,) a row is no candidate unless its logit is above this
+    float *negligible_logits;                    // (padded R,) a row is left out unless its logit is above this
     Candidate *candidates;                       // (R, candidate_capacity)
     int64_t *candidate_counts;                   // (R,)
     int64_t candidate_capacity;                  // 0 if no rows will be refined
@@ -72,7 +74,9 @@ struct Variant {
 
 extern const Variant kBaseline;
 #if defined(__x86_64__)
-extern const Variant kAvx2, kAvx512, kAmx;
+extern const Variant kAvx2, kAvxVnni, kAvx512, kAvx512Vnni, kAvx512Bf16, kAmx;
+#elif defined(__aarch64__)
+extern const Variant kDotprod, kI8mm;
 #endif
 
 }  // namespace patchcaption

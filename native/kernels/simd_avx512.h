@@ -12,9 +12,13 @@ inline __m512 load_fp16_avx512(const uint16_t *from) {
 inline __m512 load_int8_avx512(const int8_t *from) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from))));
 }
+inline bool any_lane_avx512(__m512i lanes) { return _mm512_test_epi32_mask(lanes, lanes) != 0; }
+inline float sum_lanes_avx512(__m512 values) { return _mm512_reduce_add_ps(values); }
 }  // namespace
 
 #define LANES 16
+#define ANY_LANE(lanes) any_lane_avx512((__m512i)(lanes))
+#define SUM_LANES sum_lanes_avx512
 #define LOAD_FP16 load_fp16_avx512
 #define LOAD_INT8 load_int8_avx512
 #include "simd_scan.h"

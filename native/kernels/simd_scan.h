@@ -33,9 +33,24 @@ inline Floats broadcast(float value) { return value - Floats{}; }
 inline Floats max(Floats a, Floats b) { return a > b ? a : b; }
 
 inline float horizontal_sum(Floats values) {
+#ifdef SUM_LANES
+    return SUM_LANES(values);
+#else
     float total = 0;
     for (int lane = 0; lane < LANES; ++lane) total += values[lane];
     return total;
+#endif
+}
+
+// Whether any lane of a comparison is true.
+inline bool any(Ints lanes) {
+#ifdef ANY_LANE
+    return ANY_LANE(lanes);
+#else
+    int32_t bits = 0;
+    for (int lane = 0; lane < LANES; ++lane) bits |= lanes[lane];
+    return bits != 0;
+#endif
 }
 
 // exp(x) for x <= 0, within 2 ulp; x below -87 counts as -87.
@@ -130,46 +145,83 @@ void unpack_row(const patchcaption_bank &bank, int64_t row, const int8_t *residu
     for (; d < padded_width; ++d) out[d] = 0;
 }
 
-// Adds the rows of a block whose logits are above the threshold to the candidates of 16 queries from `first_query` on.
-// logits (kBlock, 16), block_max (16,).
-void collect_candidates(int64_t first_row, int64_t rows, int64_t first_query, int64_t query_count, const float *logits,
-                        const Floats *block_max, Partial &partial) {
+// Rows of a bank, numbered from `first` on: those at `positions` (count,).
+struct Rows {
+    int64_t first;
+    const uint32_t *positions;
+    int64_t count;
+
+    uint32_t number(int64_t index) const { return static_cast<uint32_t>(first + positions[index]); }
+};
+
+// Of a block's rows, chooses those that one of 16 queries from `first_query` on may not neglect: writes their positions
+// in the block and moves their logits (kBlock, 16) together. Returns how many there are.
+int64_t choose_rows(int64_t rows, int64_t first_query, const Partial &partial, float *logits, uint32_t *positions) {
+    constexpr int64_t kVectors = kQueryPadding / LANES;
+    Floats limits[kVectors];
+    for (int64_t v = 0; v < kVectors; ++v) limits[v] = load_floats(partial.negligible_logits + first_query + v * LANES);
+    int64_t count = 0;
+    for (int64_t row = 0; row < rows; ++row) {
+        const float *row_logits = logits + row * kQueryPadding;
+        Ints matters{};
+        for (int64_t v = 0; v < kVectors; ++v) matters |= load_floats(row_logits + v * LANES) > limits[v];
+        if (!any(matters)) continue;
+        if (count != row) std::memcpy(logits + count * kQueryPadding, row_logits, 4 * kQueryPadding);
+        positions[count++] = static_cast<uint32_t>(row);
+    }
+    return count;
+}
+
+// Adds the rows whose logits are above the threshold to the candidates of 16 queries from `first_query` on.
+// logits (count, 16), max_logits (16,).
+void collect_candidates(const Rows &rows, int64_t first_query, int64_t query_count, const float *logits,
+                        const Floats *max_logits, Partial &partial) {
     for (int64_t lane = 0; lane < kQueryPadding && first_query + lane < query_count; ++lane) {
         const int64_t query = first_query + lane;
-        if (!(block_max[lane / LANES][lane % LANES] > partial.thresholds[query])) continue;
-        for (int64_t row = 0; row < rows; ++row) {
-            const float logit = logits[row * kQueryPadding + lane];
+        if (!(max_logits[lane / LANES][lane % LANES] > partial.thresholds[query])) continue;
+        for (int64_t index = 0; index < rows.count; ++index) {
+            const float logit = logits[index * kQueryPadding + lane];
             if (!(logit > partial.thresholds[query])) continue;
             if (partial.candidate_counts[query] == partial.candidate_capacity) partial.keep_top(partial, query);
             Candidate *candidates = partial.candidates + query * partial.candidate_capacity;
-            candidates[partial.candidate_counts[query]++] = {logit, static_cast<uint32_t>(first_row + row)};
+            candidates[partial.candidate_counts[query]++] = {logit, rows.number(index)};
         }
     }
 }
 
-// Updates the running softmax of 16 queries from `first_query` on by one block of rows, all but the block's share of
-// the weighted sum. Replaces logits (kBlock, 16) by weights, exp(logit - max_logit); those of rows past the last are
-// zero.
-void update_softmax(const patchcaption_bank &bank, const QueryBatch &batch, int64_t first_row, int64_t rows,
-                    int64_t first_query, float *logits, Partial &partial) {
+// Updates what the 16 queries from `first_query` on may neglect, by the softmax so far. A row's share of the sum of
+// weights is then below kNegligible / M, that of all neglected rows together below kNegligible.
+void update_negligible_logits(const patchcaption_bank &bank, const QueryBatch &batch, int64_t first_query,
+                              Partial &partial) {
+    for (int64_t query = first_query; query < batch.count && query < first_query + kQueryPadding; ++query) {
+        const float share = kNegligible / static_cast<float>(bank.row_count);
+        partial.negligible_logits[query] = partial.max_logits[query] + std::log(partial.denominators[query] * share);
+    }
+}
+
+// Updates the running softmax of 16 queries from `first_query` on by some rows, all but their share of the weighted
+// sum. Replaces logits (count, 16) by weights, exp(logit - max_logit).
+void update_softmax(const patchcaption_bank &bank, const QueryBatch &batch, const Rows &rows, int64_t first_query,
+                    float *logits, Partial &partial) {
     constexpr int64_t kVectors = kQueryPadding / LANES;
-    Floats block_max[kVectors];
+    Floats rows_max[kVectors];
     for (int64_t v = 0; v < kVectors; ++v) {
         Floats so_far = broadcast(-INFINITY);
-        for (int64_t row = 0; row < rows; ++row) {
-            so_far = max(so_far, load_floats(logits + row * kQueryPadding + v * LANES));
+        for (int64_t index = 0; index < rows.count; ++index) {
+            so_far = max(so_far, load_floats(logits + index * kQueryPadding + v * LANES));
         }
-        block_max[v] = so_far;
+        rows_max[v] = so_far;
     }
     if (partial.candidate_capacity) {
-        collect_candidates(first_row, rows, first_query, batch.count, logits, block_max, partial);
+        collect_candidates(rows, first_query, batch.count, logits, rows_max, partial);
     }
     for (int64_t v = 0; v < kVectors; ++v) {
         const int64_t query = first_query + v * LANES;
+        if (query >= batch.count) break;
         const Floats old_max = load_floats(partial.max_logits + query);
-        const Floats new_max = max(old_max, block_max[v]);
+        const Floats new_max = max(old_max, rows_max[v]);
         const Floats rescale = fast_exp(old_max - new_max);
-        for (int64_t lane = 0; lane < LANES; ++lane) {
+        for (int64_t lane = 0; lane < LANES && query + lane < batch.count; ++lane) {
             if (!(new_max[lane] > old_max[lane])) continue;
             float *weighted_sum = partial.weighted_sum + (query + lane) * batch.padded_width;
             const Floats factor = broadcast(rescale[lane]);
@@ -179,25 +231,25 @@ void update_softmax(const patchcaption_bank &bank, const QueryBatch &batch, int6
         }
         Floats denominator = load_floats(partial.denominators + query) * rescale;
         Floats weighted_norm = load_floats(partial.weighted_norms + query) * rescale;
-        for (int64_t row = 0; row < rows; ++row) {
-            float *row_logits = logits + row * kQueryPadding + v * LANES;
+        for (int64_t index = 0; index < rows.count; ++index) {
+            float *row_logits = logits + index * kQueryPadding + v * LANES;
             const Floats weight = fast_exp(load_floats(row_logits) - new_max);
             store(row_logits, weight);
             denominator += weight;
-            weighted_norm += weight / bank.inverse_norms[first_row + row];
+            weighted_norm += weight * (1 / bank.inverse_norms[rows.number(index)]);
         }
         store(partial.max_logits + query, new_max);
         store(partial.denominators + query, denominator);
         store(partial.weighted_norms + query, weighted_norm);
     }
-    for (int64_t row = rows; row < kBlock; ++row) std::memset(logits + row * kQueryPadding, 0, 4 * kQueryPadding);
+    update_negligible_logits(bank, batch, first_query, partial);
 }
 
 // Logits (kBlock, 16) of a block of rows (kBlock, padded D) for kQueries of 16 queries, from `column` on. kRows x
 // kQueries sums stay in registers.
 template <int kRows, int kQueries>
-void logits_tile(const patchcaption_bank &bank, const QueryBatch &batch, int64_t first_row, int64_t rows,
-                 int64_t first_query, int64_t column, const float *block, float *logits) {
+void logits_tile(const QueryBatch &batch, const float *inverse_norms, int64_t rows, int64_t first_query, int64_t column,
+                 const float *block, float *logits) {
     const int64_t width = batch.padded_width;
     const float *unit_queries = batch.unit_queries + (first_query + column) * width;
     for (int64_t row = 0; row < rows; row += kRows) {
@@ -211,8 +263,7 @@ void logits_tile(const patchcaption_bank &bank, const QueryBatch &batch, int64_t
             }
         }
         for (int m = 0; m < kRows; ++m) {
-            const float factor =
-                row + m < rows ? bank.inverse_norms[first_row + row + m] * batch.inverse_temperature : 0;
+            const float factor = row + m < rows ? inverse_norms[row + m] * batch.inverse_temperature : 0;
             for (int q = 0; q < kQueries; ++q) {
                 logits[(row + m) * kQueryPadding + column + q] = horizontal_sum(sums[m][q]) * factor;
             }
@@ -220,30 +271,31 @@ void logits_tile(const patchcaption_bank &bank, const QueryBatch &batch, int64_t
     }
 }
 
-void block_logits(const patchcaption_bank &bank, const QueryBatch &batch, int64_t first_row, int64_t rows,
-                  int64_t first_query, const float *block, float *logits) {
+void block_logits(const QueryBatch &batch, const float *inverse_norms, int64_t rows, int64_t first_query,
+                  const float *block, float *logits) {
     constexpr int kRows = LANES == 8 ? 2 : 4, kQueries = 4;  // AVX2 has 16 vector registers, AVX-512 and NEON have 32
     std::memset(logits, 0, sizeof(float) * kBlock * kQueryPadding);
     const int64_t queries = batch.count - first_query < kQueryPadding ? batch.count - first_query : kQueryPadding;
-    if (queries == 1) return logits_tile<8, 1>(bank, batch, first_row, rows, first_query, 0, block, logits);
+    if (queries == 1) return logits_tile<8, 1>(batch, inverse_norms, rows, first_query, 0, block, logits);
     for (int64_t column = 0; column < queries; column += kQueries) {
-        logits_tile<kRows, kQueries>(bank, batch, first_row, rows, first_query, column, block, logits);
+        logits_tile<kRows, kQueries>(batch, inverse_norms, rows, first_query, column, block, logits);
     }
 }
 
-// weighted_sum (kQueries, padded D) += the transpose of weights (kBlock, kQueries of 16) @ a block of rows (kBlock,
-// padded D). kQueries x kVectors sums stay in registers.
+// weighted_sum (kQueries, padded D) += the transpose of weights (count, kQueries of 16) @ the chosen rows of a block
+// (kBlock, padded D). kQueries x kVectors sums stay in registers.
 template <int kQueries, int kVectors>
-void accumulate_tile(const QueryBatch &batch, const float *weights, const float *block, float *weighted_sum) {
+void accumulate_tile(const QueryBatch &batch, const Rows &rows, const float *weights, const float *block,
+                     float *weighted_sum) {
     const int64_t width = batch.padded_width;
     for (int64_t d = 0; d < width; d += kVectors * LANES) {
         Floats sums[kQueries][kVectors];
         for (int q = 0; q < kQueries; ++q) {
             for (int v = 0; v < kVectors; ++v) sums[q][v] = load_floats(weighted_sum + q * width + d + v * LANES);
         }
-        for (int64_t row = 0; row < kBlock; ++row) {
-            const float *row_weights = weights + row * kQueryPadding;
-            const float *row_values = block + row * width + d;
+        for (int64_t index = 0; index < rows.count; ++index) {
+            const float *row_weights = weights + index * kQueryPadding;
+            const float *row_values = block + rows.positions[index] * width + d;
             for (int q = 0; q < kQueries; ++q) {
                 for (int v = 0; v < kVectors; ++v) sums[q][v] += load_floats(row_values + v * LANES) * row_weights[q];
             }
@@ -254,14 +306,15 @@ void accumulate_tile(const QueryBatch &batch, const float *weights, const float 
     }
 }
 
-void accumulate_block(const QueryBatch &batch, int64_t first_query, const float *weights, const float *block,
-                      float *weighted_sum) {
+void accumulate_block(const QueryBatch &batch, const Rows &rows, int64_t first_query, const float *weights,
+                      const float *block, float *weighted_sum) {
     constexpr int kQueries = LANES == 16 ? 8 : 4, kVectors = 2;  // for 32 vector registers, or 16
     if (batch.count - first_query == 1) {
-        return accumulate_tile<1, 32 / LANES>(batch, weights, block, weighted_sum);
+        return accumulate_tile<1, 32 / LANES>(batch, rows, weights, block, weighted_sum);
     }
     for (int64_t column = 0; column < kQueryPadding && first_query + column < batch.count; column += kQueries) {
-        accumulate_tile<kQueries, kVectors>(batch, weights + column, block, weighted_sum + column * batch.padded_width);
+        accumulate_tile<kQueries, kVectors>(batch, rows, weights + column, block,
+                                            weighted_sum + column * batch.padded_width);
     }
 }
 
@@ -269,31 +322,41 @@ void accumulate_block(const QueryBatch &batch, int64_t first_query, const float 
     return 4 * kBlock * (batch.padded_width + kQueryPadding);
 }
 
-[[maybe_unused]] void simd_scan(const patchcaption_bank &bank, const QueryBatch &batch, int64_t begin, int64_t end,
-                                ResidualSource &residual_source, Partial &partial, void *scratch) {
-    float *unpacked = static_cast<float *>(scratch);
-    float *logits = unpacked + kBlock * batch.padded_width;
+// Adds a block of rows to the softmax of every query. unpacked (kBlock, padded D) and logits (kBlock, 16) are scratch
+// memory.
+void simd_scan_block(const patchcaption_bank &bank, const QueryBatch &batch, int64_t start, int64_t rows,
+                     ResidualSource &residual_source, Partial &partial, float *unpacked, float *logits) {
     const bool needs_no_unpacking =
         bank.storage == PATCHCAPTION_FP32 && !bank.scales && !batch.with_residual && bank.width == batch.padded_width;
+    const float *block = unpacked;
+    if (needs_no_unpacking && rows == kBlock) {
+        block = static_cast<const float *>(bank.rows) + start * bank.width;
+    } else {
+        const int8_t *residual = residual_source.block(start, rows);
+        for (int64_t row = 0; row < rows; ++row) {
+            const int8_t *row_residual = residual ? residual + row * bank.width : nullptr;
+            unpack_row(bank, start + row, row_residual, batch.padded_width, unpacked + row * batch.padded_width);
+        }
+        std::memset(unpacked + rows * batch.padded_width, 0, 4 * (kBlock - rows) * batch.padded_width);
+    }
+    for (int64_t first_query = 0; first_query < batch.count; first_query += kQueryPadding) {
+        block_logits(batch, bank.inverse_norms + start, rows, first_query, block, logits);
+        uint32_t positions[kBlock];
+        const Rows chosen = {start, positions, choose_rows(rows, first_query, partial, logits, positions)};
+        if (!chosen.count) continue;
+        update_softmax(bank, batch, chosen, first_query, logits, partial);
+        accumulate_block(batch, chosen, first_query, logits, block,
+                         partial.weighted_sum + first_query * batch.padded_width);
+    }
+}
+
+void simd_scan(const patchcaption_bank &bank, const QueryBatch &batch, int64_t begin, int64_t end,
+               ResidualSource &residual_source, Partial &partial, void *scratch) {
+    float *unpacked = static_cast<float *>(scratch);
+    float *logits = unpacked + kBlock * batch.padded_width;
     for (int64_t start = begin; start < end; start += kBlock) {
         const int64_t rows = end - start < kBlock ? end - start : kBlock;
-        const float *block = unpacked;
-        if (needs_no_unpacking && rows == kBlock) {
-            block = static_cast<const float *>(bank.rows) + start * bank.width;
-        } else {
-            const int8_t *residual = residual_source.block(start, rows);
-            for (int64_t row = 0; row < rows; ++row) {
-                const int8_t *row_residual = residual ? residual + row * bank.width : nullptr;
-                unpack_row(bank, start + row, row_residual, batch.padded_width, unpacked + row * batch.padded_width);
-            }
-            std::memset(unpacked + rows * batch.padded_width, 0, 4 * (kBlock - rows) * batch.padded_width);
-        }
-        for (int64_t first_query = 0; first_query < batch.count; first_query += kQueryPadding) {
-            block_logits(bank, batch, start, rows, first_query, block, logits);
-            update_softmax(bank, batch, start, rows, first_query, logits, partial);
-            accumulate_block(batch, first_query, logits, block,
-                             partial.weighted_sum + first_query * batch.padded_width);
-        }
+        simd_scan_block(bank, batch, start, rows, residual_source, partial, unpacked, logits);
     }
 }
 

@@ -11,13 +11,12 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <random>
 #include <string>
 #include <thread>
 #include <vector>
 
-#include "patchcaption/projection.h"
+#include "test_bank.h"
 
 namespace {
 
@@ -28,42 +27,12 @@ constexpr int kRounds = 8;  // after so many, each thread has done every case
 constexpr float kTemperature = 0.05f;
 constexpr float kMaxDifference = 1e-4f;  // which thread takes which rows, and so the order of the sums, is by chance
 
-struct Bank {
-    std::vector<uint8_t> rows;
-    std::vector<float> scales, residual_scales, inverse_norms;
-    std::vector<int8_t> residual;
-    patchcaption_bank bank{};
-};
-
-void fail(const std::string &message) {
-    std::fprintf(stderr, "%s\n", message.c_str());
-    std::exit(1);
-}
-
-// Makes a bank of small whole numbers, which every storage holds exactly.
+// Makes a bank of small whole numbers.
 Bank make_bank(int64_t row_count, int32_t storage, bool has_residual, int residual_fd) {
     Bank made;
     std::mt19937 random(storage * 2 + has_residual);
     const int64_t size = row_count * kWidth;
-    const int64_t element_bytes = storage == PATCHCAPTION_FP32 ? 4 : storage == PATCHCAPTION_INT8 ? 1 : 2;
-    made.rows.resize(size * element_bytes);
-    for (int64_t i = 0; i < size; i++) {
-        const float value = static_cast<float>(random() % 8) - 3.0f;
-        uint32_t bits;
-        std::memcpy(&bits, &value, sizeof bits);
-        const uint16_t bf16 = static_cast<uint16_t>(bits >> 16);
-        // A float16 has a bias of 15 where a float32 has 127; zero is all zeros in both.
-        const uint16_t fp16 = value == 0
-                                  ? 0
-                                  : static_cast<uint16_t>((bits >> 16 & 0x8000) | (((bits >> 23 & 0xff) - 112) << 10) |
-                                                          (bits >> 13 & 0x3ff));
-        const int8_t int8 = static_cast<int8_t>(value);
-        const void *source = storage == PATCHCAPTION_FP32   ? static_cast<const void *>(&value)
-                             : storage == PATCHCAPTION_FP16 ? static_cast<const void *>(&fp16)
-                             : storage == PATCHCAPTION_BF16 ? static_cast<const void *>(&bf16)
-                                                            : static_cast<const void *>(&int8);
-        std::memcpy(made.rows.data() + i * element_bytes, source, element_bytes);
-    }
+    for (int64_t i = 0; i < size; i++) append_stored(static_cast<float>(random() % 8) - 3.0f, storage, made.rows);
     made.inverse_norms.assign(row_count, 1 / (3.0f * std::sqrt(static_cast<float>(kWidth))));
     if (storage == PATCHCAPTION_INT8) made.scales.assign(row_count, 0.5f);
     if (has_residual) {
@@ -74,15 +43,7 @@ Bank make_bank(int64_t row_count, int32_t storage, bool has_residual, int residu
                                     static_cast<ssize_t>(made.residual.size()))
             fail("the residual cannot be written");
     }
-    made.bank.rows = made.rows.data();
-    made.bank.scales = made.scales.empty() ? nullptr : made.scales.data();
-    made.bank.residual = has_residual && residual_fd < 0 ? made.residual.data() : nullptr;
-    made.bank.residual_scales = has_residual ? made.residual_scales.data() : nullptr;
-    made.bank.inverse_norms = made.inverse_norms.data();
-    made.bank.row_count = row_count;
-    made.bank.width = kWidth;
-    made.bank.storage = storage;
-    made.bank.residual_fd = residual_fd;
+    describe_bank(made, row_count, kWidth, storage, residual_fd);
     return made;
 }
 

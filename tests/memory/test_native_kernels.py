@@ -25,6 +25,7 @@ from runtime.memory.torch_kernels import TorchKernels
 LIBRARY = native_kernels.library()
 VARIANTS = LIBRARY.variants if LIBRARY else ("not built",)
 PRECISIONS = get_args(StoragePrecision)
+INT8_VARIANTS = ("amx", "avx512bf16", "avx512vnni", "avxvnni", "i8mm", "dotprod")
 TEMPERATURE = 0.01
 INVALID_ARGUMENT = 1  # of enum patchcaption_status
 
@@ -77,9 +78,65 @@ def test_every_variant_sums_the_rows_refined_by_their_residuals(
     bank, unit_queries = stored(rows, precision), unit_queries_near(rows, regions, noise=3)
     sums = kernels().project(bank, unit_queries, TEMPERATURE, variant)
     expected = project_by_definition(bank, unit_queries)
-    # AMX multiplies numbers of 16 bits of precision, with int8 rows of 15, the others of 24.
-    tolerance = 1e-3 if (variant, precision) == ("amx", "int8") else 1e-4
+    # int8 rows are multiplied by queries of 15 bits, by AMX other rows by queries of 16, by the others of 24.
+    tolerance = 1e-3 if precision == "int8" and variant in INT8_VARIANTS else 1e-4
     torch.testing.assert_close(sums.double(), expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()))
+
+
+def concept_bank(precision: StoragePrecision, count: int, width: int) -> tuple[StoredRows, Tensor]:
+    """Return a bank of 40 concepts that have something in common, as captions do, and unit vectors of the concepts."""
+    generator = torch.Generator().manual_seed(3)
+    concepts = torch.randn(width, generator=generator) + torch.randn(40, width, generator=generator)
+    rows = concepts[torch.arange(count) % 40] + torch.randn(count, width, generator=generator)
+    return stored(rows, precision), F.normalize(concepts, dim=1)
+
+
+def distance_of_directions(sums: Tensor, expected: Tensor) -> float:
+    return float((F.normalize(sums.double(), dim=1) - F.normalize(expected, dim=1)).norm(dim=1).max())
+
+
+@needs_kernels
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("is_narrow", [True, False], ids=["narrow", "wide"])
+@pytest.mark.parametrize(("count", "width"), [(1500, 100), (1088, 192), (700, 64)])
+def test_few_rows_and_all_rows_are_summed_for_any_number_of_regions(
+    variant: str, precision: StoragePrecision, is_narrow: bool, count: int, width: int
+) -> None:
+    bank, concepts = concept_bank(precision, count, width)
+    generator = torch.Generator().manual_seed(4)
+    directions = torch.randn(64, width, generator=generator)
+    queries = F.normalize(concepts[torch.arange(64) % 40] + directions / width**0.5, dim=1)
+    if not is_narrow:
+        queries = F.normalize(directions, dim=1)
+    temperature = 0.01 if is_narrow else 0.05
+    expected = project_by_definition(bank, queries, temperature)
+    for regions in (1, 2, 4, 5, 15, 16, 17, 64):
+        sums = kernels().project(bank, queries[:regions], temperature, variant)
+        assert distance_of_directions(sums, expected[:regions]) < 1e-3, regions  # what a bank promises
+
+
+@needs_kernels
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("temperature", [0.001, 0.0049, 0.005, 0.1])
+def test_int8_rows_keep_the_promise_at_any_temperature(variant: str, temperature: float) -> None:
+    bank, concepts = concept_bank("int8", 3000, 64)
+    expected = project_by_definition(bank, concepts, temperature)
+    assert distance_of_directions(kernels().project(bank, concepts, temperature, variant), expected) < 1e-3
+
+
+@needs_kernels
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("place", [0, 2999])
+def test_the_one_row_that_matters_is_found_wherever_it_is(
+    variant: str, precision: StoragePrecision, place: int
+) -> None:
+    rows = random_rows(3000, 64)
+    bank = stored(rows, precision)
+    unit_query = F.normalize(bank.floats(place, place + 1), dim=1)
+    sums = kernels().project(bank, unit_query, 0.01, variant)
+    torch.testing.assert_close(sums, bank.floats(place, place + 1), rtol=1e-3, atol=1e-3)
 
 
 @needs_kernels

@@ -12,8 +12,8 @@
  *     if (status != PATCHCAPTION_OK) fprintf(stderr, "projection failed: status %d\n", status);
  *
  * Memory: the caller owns all arrays and the file descriptor, and keeps them valid and unchanged during a call. Only
- * the results are written, and no pointer is kept. What a call allocates, about 4 * R * (D + 4 * refine_top_k) bytes
- * per thread and 16384 * D more where all residuals are read from a file, it frees before it returns.
+ * the results are written, and no pointer is kept. What a call allocates, about 4 * R * (D + 4 * refine_top_k + 512) +
+ * 700 * D bytes per thread and 16384 * D more where all residuals are read from a file, it frees before it returns.
  *
  * Threads: every function may be called from any number of threads at once, also on the same bank. Each call starts and
  * joins its own threads.
@@ -51,9 +51,9 @@ enum patchcaption_status {
 /* A memory bank. Row m is rows[m] * scales[m] + residual[m] * residual_scales[m]. */
 typedef struct patchcaption_bank {
     const void *rows;             /* (M, D) in `storage` */
-    const float *scales;          /* (M,), or NULL for ones */
+    const float *scales;          /* (M,) at least 0, or NULL for ones */
     const int8_t *residual;       /* (M, D) quantization error of `rows`, or NULL: read from `residual_fd`, or none */
-    const float *residual_scales; /* (M,), or NULL if the bank has no residual */
+    const float *residual_scales; /* (M,) at least 0, or NULL if the bank has no residual */
     const float *inverse_norms;   /* (M,) 1 / length of each row */
     int64_t row_count;            /* M, 1 to 2**32 - 1 */
     int64_t width;                /* D, 1 to 2**20 */
@@ -69,7 +69,8 @@ typedef struct patchcaption_bank {
 PATCHCAPTION_API int32_t patchcaption_abi(void);
 
 /* Returns the name of a kernel variant that this CPU supports, or NULL if there are no more. Index 0 is the fastest.
- * Names are "amx", "avx512", "avx2" and "baseline" on x86-64, "neon" on 64-bit Arm; the strings are static.
+ * Names are "amx", "avx512bf16", "avx512vnni", "avx512", "avxvnni", "avx2" and "baseline" on x86-64, "i8mm", "dotprod"
+ * and "neon" on 64-bit Arm; the strings are static.
  */
 PATCHCAPTION_API const char *patchcaption_variant(int32_t index);
 
