@@ -20,7 +20,8 @@ inline Floats sum_parts(int32_t *const sums[2], int64_t offset) {
     return to_floats(sums[0] + offset) + to_floats(sums[1] + offset) * kLowStep;
 }
 
-// Logits (count, 16) of gathered rows to `scratch.weights`, from their sums.
+// Logits (count, 16) of gathered rows to `scratch.weights`, from their sums. Residuals, less than a step of the rows,
+// count by the high parts of the queries alone.
 void finish_int8_logits(const patchcaption_bank &bank, const QueryBatch &batch, const Rows &rows, int64_t group,
                         const Int8Scratch &scratch) {
     const float *query_scales = scratch.query_scales + group * kQueryPadding;
@@ -32,7 +33,7 @@ void finish_int8_logits(const patchcaption_bank &bank, const QueryBatch &batch, 
         const float residual_scale = batch.with_residual ? bank.residual_scales[row] * factor : 0;
         for (int64_t v = 0; v < kQueryPadding; v += LANES) {
             Floats sum = sum_parts(scratch.gathered_sums, first_sum + offset + v) * scale;
-            if (batch.with_residual) sum += sum_parts(scratch.residual_sums, offset + v) * residual_scale;
+            if (batch.with_residual) sum += to_floats(scratch.residual_sums[0] + offset + v) * residual_scale;
             store(scratch.weights + offset + v, sum * load_floats(query_scales + v));
         }
     }
@@ -69,6 +70,28 @@ struct Int8Scan {
         return bytes;
     }
 
+    static bool are_consecutive(const Rows &rows) {
+        return rows.number(rows.count - 1) - rows.number(0) + 1 == rows.count;
+    }
+
+    // Residuals of some rows, and their sums with a group: in place where whole tiles of them follow one another.
+    RowBytes multiply_residuals(const Rows &rows, int64_t group) {
+        if (is_few(group) || !has_whole_vectors() || !are_consecutive(rows) || rows.count % kTileRows != 0) {
+            const RowBytes copies = copy_rows(rows, true, scratch.residuals);
+            multiply_copies(group, scratch.residuals, rows.count, kNoNextRows, scratch.residual_sums);
+            return copies;
+        }
+        const int8_t *residuals = residual_source.block(rows.number(0), rows.count);
+        RowBytes bytes;
+        bytes.are_biased = false;
+        for (int64_t index = 0; index < rows.count + 4; ++index) {
+            const int64_t offset = (index < rows.count ? index : rows.count - 1) * scratch.width;
+            bytes.rows[index] = reinterpret_cast<const uint8_t *>(residuals + offset);
+        }
+        multiply_in_lanes<false>(scratch, group, 0, bytes.rows[0], rows.count, kNoNextRows, scratch.residual_sums[0]);
+        return bytes;
+    }
+
     RowBytes rows_in_place(const Rows &rows) const {
         RowBytes bytes;
         bytes.are_biased = false;
@@ -79,24 +102,21 @@ struct Int8Scan {
         return bytes;
     }
 
-    // High and low sums (count, 16) of a group with rows (count, W) + kRowBias.
-    void multiply_copies(int64_t group, const uint8_t *rows, int64_t count, int32_t *const sums[2]) {
+    // Sums (count, 16) of a group with copies of rows: of few queries high and low ones, of many the high ones.
+    void multiply_copies(int64_t group, const uint8_t *rows, int64_t count, const NextRows &next,
+                         int32_t *const sums[2]) {
         if (is_few(group)) {
             const auto row_at = [&](int64_t index) { return rows + index * scratch.width; };
             return multiply_few(batch, scratch, group, row_at, true, count, sums);
         }
-        for (int part = 0; part < 2; ++part) {
-            multiply_in_lanes<true>(scratch, group, part, rows, count, kNoNextRows, sums[part]);
-        }
+        multiply_in_lanes<true>(scratch, group, 0, rows, count, next, sums[0]);
     }
 
     // Low sums of the gathered rows of a group of many queries; scratch.rows has copies already if rows need them.
     void multiply_low_parts(const Rows &rows, int64_t group) {
         int32_t *sums = scratch.gathered_sums[1] + group * kGatheredSums * kQueryPadding;
-        const uint32_t first = rows.number(0);
-        const bool are_consecutive = rows.number(rows.count - 1) - first + 1 == rows.count;
-        if (has_whole_vectors() && are_consecutive && rows.count % kTileRows == 0) {
-            const uint8_t *in_place = reinterpret_cast<const uint8_t *>(row(first));
+        if (has_whole_vectors() && are_consecutive(rows) && rows.count % kTileRows == 0) {
+            const uint8_t *in_place = reinterpret_cast<const uint8_t *>(row(rows.number(0)));
             return multiply_in_lanes<false>(scratch, group, 1, in_place, rows.count, kNoNextRows, sums);
         }
         if (has_whole_vectors()) copy_rows(rows, false, scratch.rows);
@@ -109,15 +129,12 @@ struct Int8Scan {
         const RowBytes bytes = has_whole_vectors() ? rows_in_place(rows) : copy_rows(rows, false, scratch.rows);
         if (!is_few(group)) multiply_low_parts(rows, group);
         RowBytes residuals;
-        if (batch.with_residual) {
-            residuals = copy_rows(rows, true, scratch.residuals);
-            multiply_copies(group, scratch.residuals, rows.count, scratch.residual_sums);
-        }
+        if (batch.with_residual) residuals = multiply_residuals(rows, group);
         finish_int8_logits(bank, batch, rows, group, scratch);
         update_softmax(bank, batch, rows, group * kQueryPadding, scratch.weights, partial);
-        accumulate_int8(batch, rows, bank.scales, bytes, group, scratch, partial);
+        accumulate_int8<2>(batch, rows, bank.scales, bytes, group, scratch, partial);
         if (batch.with_residual) {
-            accumulate_int8(batch, rows, bank.residual_scales, residuals, group, scratch, partial);
+            accumulate_int8<1>(batch, rows, bank.residual_scales, residuals, group, scratch, partial);
         }
         scratch.gathered_counts[group] = 0;
     }
@@ -199,12 +216,8 @@ struct Int8Scan {
         }
         for (int64_t group = 0; group * kQueryPadding < batch.count; ++group) {
             const BlockSums sums = block_sums(rows, group);
-            if (is_few(group)) {
-                multiply_copies(group, scratch.block, rows, sums.parts);
-            } else {
-                multiply_in_lanes<true>(scratch, group, 0, scratch.block, rows, next, sums.parts[0]);
-                next.rows = nullptr;  // fetched by now
-            }
+            multiply_copies(group, scratch.block, rows, next, sums.parts);
+            if (!is_few(group)) next.rows = nullptr;  // fetched by now
             gather(start, rows, group, sums);
         }
     }

@@ -41,6 +41,7 @@ constexpr const Variant *kVariants[] = {
 };
 // clang-format on
 constexpr int64_t kRowsPerTask = 1 << 14;  // a thread that becomes free takes so many rows
+constexpr int64_t kResidualRows = 512;     // read from its file at a time: they stay in the second-level cache
 constexpr int64_t kAlignment = 64;
 constexpr int64_t kMaxWidth = 1 << 20, kMaxQueries = 1 << 24;  // far above all use; no sum of sizes can overflow
 
@@ -85,7 +86,7 @@ void keep_top(Partial &partial, int64_t query) {
     partial.thresholds[query] = candidates[kept - 1].logit;
 }
 
-// Reads the residual from memory or from its file, a task's rows at a time. The file is not mapped: if another process
+// Reads the residual from memory or from its file, some rows at a time. The file is not mapped: if another process
 // shortens it, reading is an error, where touching a mapping would be the end of this process.
 class ResidualReader : public ResidualSource {
   public:
@@ -96,7 +97,7 @@ class ResidualReader : public ResidualSource {
     const int8_t *block(int64_t start, int64_t rows) override {
         if (!is_enabled_) return nullptr;
         if (bank_.residual) return bank_.residual + start * bank_.width;
-        if (start < first_ || start + rows > last_) read_task(start);
+        if (start < first_ || start + rows > last_) read_around(start, rows);
         return rows_.get() + (start - first_) * bank_.width;
     }
 
@@ -109,12 +110,17 @@ class ResidualReader : public ResidualSource {
     }
 
   private:
-    void read_task(int64_t start) {
-        if (!rows_) rows_ = allocate<int8_t>(std::min(bank_.row_count, kRowsPerTask) * bank_.width);
+    // Reads at least the rows asked for: groups of queries ask for the same ones, one after another.
+    void read_around(int64_t start, int64_t rows) {
+        const int64_t first = start / kResidualRows * kResidualRows;
+        const int64_t end = std::min(bank_.row_count, std::max(first + kResidualRows, start + rows));
+        if (end - first > capacity_) {
+            rows_ = allocate<int8_t>((end - first) * bank_.width);
+            capacity_ = end - first;
+        }
         first_ = last_ = 0;  // of nothing, should reading fail
-        const int64_t end = std::min(bank_.row_count, start + kRowsPerTask);
-        read(start, end - start, rows_.get());
-        first_ = start;
+        read(first, end - first, rows_.get());
+        first_ = first;
         last_ = end;
     }
 
@@ -131,7 +137,7 @@ class ResidualReader : public ResidualSource {
     const patchcaption_bank &bank_;
     bool is_enabled_;
     AlignedArray<int8_t> rows_;
-    int64_t first_ = 0, last_ = 0;
+    int64_t capacity_ = 0, first_ = 0, last_ = 0;
 };
 
 // What one thread works with: its Partial and the memory that points to, its residual reader, its scratch memory.
