@@ -341,7 +341,7 @@ CASES: list[tuple[str, EngineName, Change, str]] = [
     ),
     ("declared otherwise", "backbone", set_dim("value_info", 0, 2**40), "is declared as"),
     ("a tensor twice", "reencoder", appended(node("Abs", "vectors", "vectors")), "two tensors have one name"),
-    ("no tensor", "reencoder", appended(node("Abs", "nowhere")), "its input 'nowhere' is not there before it"),
+    ("no tensor", "reencoder", appended(node("Exp", "nowhere")), "its input 'nowhere' is not there before it"),
     ("no output", "reencoder", lambda model: model.graph.node.pop(), "not there|nothing makes"),
 ]
 

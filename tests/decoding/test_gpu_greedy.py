@@ -207,7 +207,7 @@ def test_only_engines_that_can_be_bound_are_replayed(bundle: Bundle, engine: Ort
 def test_a_backend_that_binds_is_warm_when_it_is_loaded(
     bundle: Bundle, backend: OrtGpuBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runtime.captioner.open_backend", lambda *_: backend)
+    monkeypatch.setattr("runtime.captioner.open_selected", lambda *_: backend)
     with Captioner.load(bundle.folder, verify=False) as captioner:
         assert captioner.captured() == {"backbone": ["not on a CUDA device"], "decoder": ["not on a CUDA device"]}
         provider = "CPUExecutionProvider (" if SESSIONS_REPORT_PLACEMENT else "CPUExecutionProvider"

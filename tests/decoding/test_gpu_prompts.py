@@ -183,7 +183,7 @@ def test_a_backend_that_binds_is_warm_when_it_is_loaded_and_reports_every_open_e
     gpu_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recording = RecordingBackend(OrtGpuBackend(CPU, DEVICE))
-    monkeypatch.setattr("runtime.captioner.open_backend", lambda *_: recording)
+    monkeypatch.setattr("runtime.captioner.open_selected", lambda *_: recording)
     with Captioner.load(gpu_bundle.folder, verify=False) as captioner:
         assert len(recording.engines["mapping"].runs) == len(recording.engines["prefill"].runs) == 1
         assert [shapes["input_ids"][0] for shapes in recording.engines["decoder"].bindings] == [1]
