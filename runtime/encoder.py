@@ -55,10 +55,7 @@ class Encoder:
     @property
     def is_small(self) -> bool:
         """Whether the backbone leaves cores of a CPU idle for one caller, and is worth opening twice."""
-        manifest = self._bundle.manifest
-        file = manifest.engines["backbone"].file
-        backbone_bytes = sum(record.bytes for name, record in manifest.files.items() if name.startswith(file))
-        return backbone_bytes <= _SMALL_BACKBONE_BYTES
+        return self._bundle.manifest.backbone_bytes <= _SMALL_BACKBONE_BYTES
 
     def default_callers(self) -> int:
         """Return how many callers at once encode the most images: small backbones keep a CPU's cores busier by two."""

@@ -378,6 +378,12 @@ class Manifest(Part):
     """Few enough to be held open."""
 
     @property
+    def backbone_bytes(self) -> int:
+        """The size of the backbone's graph and weights."""
+        graph = self.engines["backbone"].file
+        return sum(record.bytes for name, record in self.files.items() if name.startswith(graph))
+
+    @property
     def decoder_name(self) -> str:
         """What the decoder is called; DeCap's, trained with noise, reads vectors that no bank was projected onto."""
         return "CapDec" if self.decoder.kind == "decap" and self.memory is None else DECODER_NAMES[self.decoder.kind]

@@ -43,7 +43,7 @@ def faster_here(bundle: Bundle) -> Iterator[str]:
         yield f"{selection.backend} was not measured: patchcaption tune {bundle.folder} finds out what is fastest"
     yield from _kept_choice(bundle, selection)
     on_cpu = BACKENDS[selection.backend].device == "cpu"
-    if on_cpu and graphs == "fp32" and multiplies_int8() and _backbone_bytes(bundle) > _LARGE_BACKBONE_BYTES:
+    if on_cpu and graphs == "fp32" and multiplies_int8() and bundle.manifest.backbone_bytes > _LARGE_BACKBONE_BYTES:
         yield (
             "patchcaption build with --precision int8 --calibration FOLDER, for --backend openvino: this processor "
             "multiplies 8 bits"
@@ -80,11 +80,6 @@ def _kernels() -> str:
     except BackendError:  # which the doctor finds apart
         return "torch"
     return "torch" if library is None else library.variants[0]
-
-
-def _backbone_bytes(bundle: Bundle) -> int:
-    file = bundle.manifest.engines["backbone"].file
-    return sum(record.bytes for name, record in bundle.manifest.files.items() if name.startswith(file))
 
 
 def _bank_bytes(bundle: Bundle) -> int:
