@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import onnx_ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from export.graphs.half_precision import fits_fp16
+from export.graphs.half_precision import cast_node, fits_fp16
 
 CONTRIB = "com.microsoft"
 """The domain of ONNX Runtime's own operators."""
@@ -50,7 +50,7 @@ def fuse_attention(model: onnx_ir.Model, ranges: Mapping[str, float]) -> int:
     matches = [match for match in matches if fits_fp16(ranges.get(str(match.qkv.name), math.inf))]
     for match in matches:
         split_attributes = {"axis": onnx_ir.AttrInt64("axis", -1), "num_outputs": onnx_ir.AttrInt64("num_outputs", 3)}
-        halved = _cast(match.qkv, onnx_ir.DataType.FLOAT16)
+        halved = cast_node(match.qkv, onnx_ir.DataType.FLOAT16)
         split = onnx_ir.Node("", "Split", halved.outputs, split_attributes, num_outputs=3)
         attributes = {
             "num_heads": onnx_ir.AttrInt64("num_heads", match.num_heads),
@@ -59,19 +59,13 @@ def fuse_attention(model: onnx_ir.Model, ranges: Mapping[str, float]) -> int:
         fused = onnx_ir.Node(CONTRIB, "MultiHeadAttention", split.outputs, attributes)
         for value in (*split.outputs, *fused.outputs):
             value.type, value.shape = halved.outputs[0].type, match.last_node.outputs[0].shape
-        restored = _cast(fused.outputs[0], onnx_ir.DataType.FLOAT)
+        restored = cast_node(fused.outputs[0], onnx_ir.DataType.FLOAT)
         old, nodes = match.last_node, [halved, split, fused, restored]
         onnx_ir.convenience.replace_nodes_and_values(graph, old, [old], nodes, old.outputs, restored.outputs)
     if matches:
         model.opset_imports[CONTRIB] = 1
         RemoveUnusedNodesPass()(model)
     return len(matches)
-
-
-def _cast(value: onnx_ir.Value, to: onnx_ir.DataType) -> onnx_ir.Node:
-    node = onnx_ir.Node("", "Cast", [value], {"to": onnx_ir.AttrInt64("to", to)})
-    node.outputs[0].type, node.outputs[0].shape = onnx_ir.TensorType(to), value.shape
-    return node
 
 
 def _match_attention(softmax: onnx_ir.Node) -> _AttentionMatch | None:

@@ -1,4 +1,4 @@
-"""Constants that are added to graphs."""
+"""Constants that are added to graphs, and removed from them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir
+
+
+def drop_unused_constants(graph: onnx_ir.Graph) -> None:
+    """Remove the constants and weights that no node reads."""
+    for value in list(graph.initializers.values()):
+        if not value.uses():
+            del graph.initializers[value.name]
 
 
 class ConstantPool:

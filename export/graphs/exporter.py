@@ -35,26 +35,25 @@ def export_graph(
         ExportError: the graph does not compute what its module does.
     """
     path = folder / spec.io.file
-    _write(spec, path, precision, device)
+    opset = _write(spec, path, precision, device)
     max_error = compare(path, spec.module, *spec.checks, precision=precision)
-    opset = onnx.load(path, load_external_data=False).opset_import[0].version
     return EngineRecord(file=path.name, precision=precision, opset=opset, max_error=max_error)
 
 
-def _write(spec: GraphSpec, path: Path, precision: GraphPrecision, device: Device) -> None:
-    """Write a graph with its weights, or with references to those of the graph that owns them."""
+def _write(spec: GraphSpec, path: Path, precision: GraphPrecision, device: Device) -> int:
+    """Write a graph with its weights, or with references to those of the graph that owns them; return its opset."""
     model = trace(spec)
     if precision == "int8_weights":
         compress_weights(model)
-    elif precision == "int8" and device == "cpu":
-        ranges, sample_ranges = _measure_ranges(model, spec)
-        quantize_products(model, precision, sample_ranges, device)
-        fuse_attention(model, ranges)
     elif precision != "fp32":
         ranges, sample_ranges = _measure_ranges(model, spec)
-        convert_to_half(model, "bf16" if precision == "bf16" else "fp16", ranges)
+        stays_float32 = precision == "int8" and device == "cpu"
+        if not stays_float32:
+            convert_to_half(model, "bf16" if precision == "bf16" else "fp16", ranges)
         if precision in ("int8", "fp8"):
             quantize_products(model, precision, sample_ranges, device)
+        if stays_float32:
+            fuse_attention(model, ranges)
     if device == "cuda":
         transpose_weights(model)
     if spec.weights_from is None:
@@ -63,6 +62,7 @@ def _write(spec: GraphSpec, path: Path, precision: GraphPrecision, device: Devic
         share_weights(model, path.with_name(spec.weights_from))
         onnx_ir.save(model, path)
     onnx.checker.check_model(str(path), full_check=True)
+    return model.opset_imports[""]
 
 
 def _measure_ranges(model: onnx_ir.Model, spec: GraphSpec) -> tuple[dict[str, float], dict[str, float]]:

@@ -21,6 +21,7 @@ import onnx_ir
 from onnx_ir import DataType
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from export.graphs.constants import drop_unused_constants
 from runtime.bundle.graph_io import SOFT_PROMPT, is_cache
 
 HalfPrecision: TypeAlias = Literal["fp16", "bf16"]
@@ -70,9 +71,7 @@ def convert_to_half(model: onnx_ir.Model, to: HalfPrecision, ranges: Mapping[str
             casts.cast_inputs(node, dtypes.get(node, DataType.FLOAT))
     casts.cast_outputs(_cache_values(graph), DATA_TYPES[to])
     RemoveUnusedNodesPass()(model)
-    for initializer in list(graph.initializers.values()):
-        if not initializer.uses():
-            del graph.initializers[initializer.name]
+    drop_unused_constants(graph)
 
 
 def fits_fp16(largest: float) -> bool:
@@ -233,15 +232,20 @@ class _CastInserter:
         return converted
 
     def _insert_cast(self, value: onnx_ir.Value, dtype: DataType) -> onnx_ir.Value:
-        node = onnx_ir.Node("", "Cast", [value], {"to": onnx_ir.AttrInt64("to", dtype)})
-        converted = node.outputs[0]
-        converted.type, converted.shape = onnx_ir.TensorType(dtype), value.shape
+        node = cast_node(value, dtype)
         producer = value.producer()
         if producer is None:
             self.graph.insert_before(self.graph[0], node)
         else:
             self.graph.insert_after(producer, node)
-        return converted
+        return node.outputs[0]
+
+
+def cast_node(value: onnx_ir.Value, to: DataType) -> onnx_ir.Node:
+    """Return a node that converts a tensor, not yet in a graph."""
+    node = onnx_ir.Node("", "Cast", [value], {"to": onnx_ir.AttrInt64("to", to)})
+    node.outputs[0].type, node.outputs[0].shape = onnx_ir.TensorType(to), value.shape
+    return node
 
 
 def _cache_values(graph: onnx_ir.Graph) -> list[onnx_ir.Value]:

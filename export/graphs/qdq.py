@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir
 
-from export.graphs.constants import ConstantPool
+from export.graphs.constants import ConstantPool, drop_unused_constants
 from export.graphs.half_precision import becomes_output
 from runtime.backends.base import Device
 
@@ -74,6 +74,7 @@ def quantize_products(model: onnx_ir.Model, to: EightBits, ranges: Mapping[str, 
         activations, weight = node.inputs[0], node.inputs[1]
         quantizer.quantize_activations(node, ranges[_measured_name(activations, ranges)])
         quantizer.quantize_weight(node, weight, stores_steps=device == "cpu" and not _makes_queries(node))
+    drop_unused_constants(model.graph)
 
 
 def _weight_products(graph: onnx_ir.Graph, dtype: onnx_ir.DataType) -> Iterator[onnx_ir.Node]:
@@ -144,8 +145,6 @@ class _Quantizer:
         steps = np.rint(values / scale.scales.const_value.numpy()).astype(self.format.dtype)
         stored = self._constants.add(f"{weight.name}.steps", steps)
         product.replace_input_with(1, self._dequantize(product, stored, weight, scale))
-        if not weight.uses():
-            del self.graph.initializers[weight.name]
 
     def _quantize(self, before: onnx_ir.Node, value: onnx_ir.Value, scale: _Scale) -> onnx_ir.Value:
         """Return a tensor rounded to steps and converted back."""

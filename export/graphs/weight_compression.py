@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir
 
-from export.graphs.constants import ConstantPool
+from export.graphs.constants import ConstantPool, drop_unused_constants
 from export.graphs.weight_layout import is_transposed
 
 BLOCK = 64
@@ -33,9 +33,7 @@ def compress_weights(model: onnx_ir.Model) -> None:
     constants = ConstantPool(graph)
     for product in list(_weight_products(graph)):
         _compress(graph, constants, product)
-    for value in list(graph.initializers.values()):
-        if not value.uses():
-            del graph.initializers[value.name]
+    drop_unused_constants(graph)
     model.opset_imports[""] = max(model.opset_imports[""], _BLOCKS_OPSET)
 
 
