@@ -65,7 +65,7 @@ struct Bf16Scan {
 
     const uint16_t *row(int64_t number) const { return static_cast<const uint16_t *>(bank.rows) + number * bank.width; }
 
-    bool is_few(int64_t group) const { return queries_of_group(batch, group) <= kFewQueries; }
+    bool is_few(int64_t group) const { return has_few_queries(batch, group); }
 
     void round_queries() const {
         for (int64_t query = 0; query < batch.count; ++query) {

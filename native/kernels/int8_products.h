@@ -52,7 +52,7 @@ struct Int8Scratch {
     uint8_t *block;             // (kBlock, W) rows + kRowBias
     uint8_t *rows;              // (kGathered, W) likewise
     uint8_t *residuals;         // (kGathered, W) likewise
-    int32_t *residual_sums[2];  // (kGathered, 16) high and low
+    int32_t *residual_sums;     // (kGathered, 16) of the high parts
     float *weights;             // (kGathered, 16)
     uint8_t *row_fours;         // (kGathered / 4, 4 * LANES, 4) some columns of rows or residuals + kWeightedRowBias
     uint8_t *weight_fours[2];   // (kGathered / 4, 16, 4) high and low part
@@ -82,7 +82,7 @@ int64_t partition_int8_scratch(const QueryBatch &batch, char *memory, Int8Scratc
     take(scratch.block, (kBlock + kSpareRows) * width);
     take(scratch.rows, kGathered * width);
     take(scratch.residuals, kGathered * width);
-    for (int32_t *&sums : scratch.residual_sums) take(sums, kGathered * kQueryPadding);
+    take(scratch.residual_sums, kGathered * kQueryPadding);
     take(scratch.weights, kGathered * kQueryPadding);
     take(scratch.row_fours, kGathered * 4 * LANES);
     for (uint8_t *&part : scratch.weight_fours) take(part, kGathered * kQueryPadding);
@@ -111,12 +111,16 @@ inline int64_t queries_of_group(const QueryBatch &batch, int64_t group) {
     return left < kQueryPadding ? left : kQueryPadding;
 }
 
+inline bool has_few_queries(const QueryBatch &batch, int64_t group) {
+    return queries_of_group(batch, group) <= kFewQueries;
+}
+
 // Quantizes the queries and places their bytes as the products want them.
 void quantize_queries(const QueryBatch &batch, const Int8Scratch &scratch) {
     for (int64_t query = 0; query < batch.count; ++query) {
         const float *from = batch.unit_queries + query * batch.padded_width;
         const int64_t group = query / kQueryPadding, column = query % kQueryPadding;
-        const bool in_lanes = queries_of_group(batch, group) > kFewQueries;
+        const bool in_lanes = !has_few_queries(batch, group);
         float largest = 1e-30f, left_squares = 0;
         for (int64_t d = 0; d < batch.padded_width; ++d) largest = std::fmax(largest, std::fabs(from[d]));
         const float scale = largest / 127, steps_per_unit = 1 / scale;
@@ -215,26 +219,26 @@ void multiply_in_lanes(const Int8Scratch &scratch, int64_t group, int part, cons
     }
 }
 
-// sums (count, 16) of both parts of the first kQueries of a group with the rows at row_at(index), one query after
-// another along D.
-template <int kQueries, typename RowAt>
+// sums (count, 16) of the high, or of both parts of the first kQueries of a group with the rows at row_at(index), one
+// query after another along D.
+template <int kParts, int kQueries, typename RowAt>
 void multiply_along_width(const Int8Scratch &scratch, int64_t group, RowAt row_at, bool are_biased, int64_t count,
-                          int32_t *const sums[2]) {
+                          int32_t *const sums[kParts]) {
     const Bytes bias = broadcast_byte(are_biased ? 0 : kRowBias);
     const int64_t width = scratch.width, first_query = group * kQueryPadding;
     for (int64_t index = 0; index < count; ++index) {  // one at a time: memory is fastest in its order
         const uint8_t *row = row_at(index);
-        Ints totals[2][kQueries] = {};
+        Ints totals[kParts][kQueries] = {};
         for (int64_t d = 0; d < width; d += 4 * LANES) {
             const Bytes row_bytes = load_bytes(row + d) ^ bias;
-            for (int part = 0; part < 2; ++part) {
+            for (int part = 0; part < kParts; ++part) {
                 for (int q = 0; q < kQueries; ++q) {
                     const Bytes query_bytes = load_bytes(scratch.queries[part] + (first_query + q) * width + d);
                     totals[part][q] = DOT_ROWS(totals[part][q], row_bytes, query_bytes);
                 }
             }
         }
-        for (int part = 0; part < 2; ++part) {
+        for (int part = 0; part < kParts; ++part) {
             int32_t *row_sums = sums[part] + index * kQueryPadding;
             for (int q = 0; q < kQueries; ++q) {
                 row_sums[q] = SUM_INT_LANES(totals[part][q]) + scratch.query_biases[part][first_query + q];
@@ -244,15 +248,15 @@ void multiply_along_width(const Int8Scratch &scratch, int64_t group, RowAt row_a
     }
 }
 
-template <typename RowAt>
+template <int kParts, typename RowAt>
 void multiply_few(const QueryBatch &batch, const Int8Scratch &scratch, int64_t group, RowAt row_at, bool are_biased,
-                  int64_t count, int32_t *const sums[2]) {
+                  int64_t count, int32_t *const sums[kParts]) {
     static_assert(kFewQueries == 4);
     switch (queries_of_group(batch, group)) {
-        case 1: return multiply_along_width<1>(scratch, group, row_at, are_biased, count, sums);
-        case 2: return multiply_along_width<2>(scratch, group, row_at, are_biased, count, sums);
-        case 3: return multiply_along_width<3>(scratch, group, row_at, are_biased, count, sums);
-        default: return multiply_along_width<4>(scratch, group, row_at, are_biased, count, sums);
+        case 1: return multiply_along_width<kParts, 1>(scratch, group, row_at, are_biased, count, sums);
+        case 2: return multiply_along_width<kParts, 2>(scratch, group, row_at, are_biased, count, sums);
+        case 3: return multiply_along_width<kParts, 3>(scratch, group, row_at, are_biased, count, sums);
+        default: return multiply_along_width<kParts, 4>(scratch, group, row_at, are_biased, count, sums);
     }
 }
 

@@ -33,7 +33,7 @@ void finish_int8_logits(const patchcaption_bank &bank, const QueryBatch &batch, 
         const float residual_scale = batch.with_residual ? bank.residual_scales[row] * factor : 0;
         for (int64_t v = 0; v < kQueryPadding; v += LANES) {
             Floats sum = sum_parts(scratch.gathered_sums, first_sum + offset + v) * scale;
-            if (batch.with_residual) sum += to_floats(scratch.residual_sums[0] + offset + v) * residual_scale;
+            if (batch.with_residual) sum += to_floats(scratch.residual_sums + offset + v) * residual_scale;
             store(scratch.weights + offset + v, sum * load_floats(query_scales + v));
         }
     }
@@ -51,7 +51,7 @@ struct Int8Scan {
 
     const int8_t *row(int64_t number) const { return static_cast<const int8_t *>(bank.rows) + number * bank.width; }
 
-    bool is_few(int64_t group) const { return queries_of_group(batch, group) <= kFewQueries; }
+    bool is_few(int64_t group) const { return has_few_queries(batch, group); }
 
     // Whether rows can be read in the bank itself; copies are padded.
     bool has_whole_vectors() const { return bank.width == scratch.width; }
@@ -78,7 +78,7 @@ struct Int8Scan {
     RowBytes multiply_residuals(const Rows &rows, int64_t group) {
         if (is_few(group) || !has_whole_vectors() || !are_consecutive(rows) || rows.count % kTileRows != 0) {
             const RowBytes copies = copy_rows(rows, true, scratch.residuals);
-            multiply_copies(group, scratch.residuals, rows.count, kNoNextRows, scratch.residual_sums);
+            multiply_copies<1>(group, scratch.residuals, rows.count, kNoNextRows, &scratch.residual_sums);
             return copies;
         }
         const int8_t *residuals = residual_source.block(rows.number(0), rows.count);
@@ -88,7 +88,7 @@ struct Int8Scan {
             const int64_t offset = (index < rows.count ? index : rows.count - 1) * scratch.width;
             bytes.rows[index] = reinterpret_cast<const uint8_t *>(residuals + offset);
         }
-        multiply_in_lanes<false>(scratch, group, 0, bytes.rows[0], rows.count, kNoNextRows, scratch.residual_sums[0]);
+        multiply_in_lanes<false>(scratch, group, 0, bytes.rows[0], rows.count, kNoNextRows, scratch.residual_sums);
         return bytes;
     }
 
@@ -102,12 +102,13 @@ struct Int8Scan {
         return bytes;
     }
 
-    // Sums (count, 16) of a group with copies of rows: of few queries high and low ones, of many the high ones.
+    // Sums (count, 16) of a group with copies of rows: of few queries those of kFewParts, of many the high ones.
+    template <int kFewParts>
     void multiply_copies(int64_t group, const uint8_t *rows, int64_t count, const NextRows &next,
-                         int32_t *const sums[2]) {
+                         int32_t *const sums[kFewParts]) {
         if (is_few(group)) {
             const auto row_at = [&](int64_t index) { return rows + index * scratch.width; };
-            return multiply_few(batch, scratch, group, row_at, true, count, sums);
+            return multiply_few<kFewParts>(batch, scratch, group, row_at, true, count, sums);
         }
         multiply_in_lanes<true>(scratch, group, 0, rows, count, next, sums[0]);
     }
@@ -194,7 +195,7 @@ struct Int8Scan {
     void scan_in_place(int64_t start, int64_t rows) {
         const auto row_at = [&](int64_t index) { return reinterpret_cast<const uint8_t *>(row(start + index)); };
         const BlockSums sums = block_sums(rows, 0);
-        multiply_few(batch, scratch, 0, row_at, false, rows, sums.parts);
+        multiply_few<2>(batch, scratch, 0, row_at, false, rows, sums.parts);
         gather(start, rows, 0, sums);
     }
 
@@ -216,7 +217,7 @@ struct Int8Scan {
         }
         for (int64_t group = 0; group * kQueryPadding < batch.count; ++group) {
             const BlockSums sums = block_sums(rows, group);
-            multiply_copies(group, scratch.block, rows, next, sums.parts);
+            multiply_copies<2>(group, scratch.block, rows, next, sums.parts);
             if (!is_few(group)) next.rows = nullptr;  // fetched by now
             gather(start, rows, group, sums);
         }
