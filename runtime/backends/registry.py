@@ -94,6 +94,8 @@ _SPECS = (
 BACKENDS: Mapping[BackendName, BackendSpec] = {spec.name: spec for spec in _SPECS}
 BACKEND_NAMES: tuple[str, ...] = ("auto", *BACKENDS)
 """The names that users may ask for."""
+TAKES_BFLOAT16: tuple[GraphPrecision, ...] = ("fp32", "int8")
+"""Precisions of graphs of which a backend may compute in bfloat16 what they leave in float32."""
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 PRECISION_NAMES: tuple[str, ...] = get_args(PrecisionName)
 """The precisions that users may ask for."""

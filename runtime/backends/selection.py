@@ -11,7 +11,7 @@ from typing import cast
 
 from runtime.backends.base import Backend
 from runtime.backends.measurements import MeasuredRun, Measurement, fastest, read_measurement
-from runtime.backends.registry import BACKEND_NAMES, BACKENDS, BackendName, BackendRequest
+from runtime.backends.registry import BACKEND_NAMES, BACKENDS, TAKES_BFLOAT16, BackendName, BackendRequest
 from runtime.bundle import Bundle, GraphPrecision
 from runtime.errors import BackendError
 from runtime.options import Precision, PrecisionName, check_threads
@@ -79,7 +79,7 @@ def _check_precision(name: BackendName, precision: Precision, bundle: Bundle | N
             f"{bundle.folder}: its graphs are {in_graphs}, which the backend {name!r} does not execute; expected "
             f"{', '.join(spec.graph_precisions)}: build the bundle with such a --precision"
         )
-    if bundle is not None and precision != "fp32" and in_graphs not in ("fp32", "int8"):
+    if bundle is not None and precision != "fp32" and in_graphs not in TAKES_BFLOAT16:
         raise BackendError(
             f"precision {precision!r}: the graphs of {bundle.folder} are {in_graphs}, and both roundings together "
             "change too many captions; use fp32, or a bundle built with --precision fp32"

@@ -8,7 +8,7 @@ import torch
 
 from runtime.backends import Selection, select_backend
 from runtime.backends.measurements import read_measurement
-from runtime.backends.registry import BACKENDS
+from runtime.backends.registry import BACKENDS, TAKES_BFLOAT16
 from runtime.bundle import Bundle
 from runtime.errors import BackendError
 from runtime.memory import native_kernels
@@ -48,7 +48,7 @@ def faster_here(bundle: Bundle) -> Iterator[str]:
             "patchcaption build with --precision int8 --calibration FOLDER, for --backend openvino: this processor "
             "multiplies 8 bits"
         )
-    if on_cpu and graphs in ("fp32", "int8") and multiplies_bfloat16() and not _has_tried_bf16(bundle):
+    if on_cpu and graphs in TAKES_BFLOAT16 and multiplies_bfloat16() and not _has_tried_bf16(bundle):
         install = "" if package_version("openvino") else "pip install 'patchcaption[openvino]', then "
         yield f"{install}--backend openvino --precision bf16: this processor multiplies bfloat16"
     if on_cpu and torch.cuda.is_available():
