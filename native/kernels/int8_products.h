@@ -44,18 +44,18 @@ constexpr int32_t kWeightedRowBias = 128 - kRowBias;
 
 // The scratch memory of one thread.
 struct Int8Scratch {
-    int64_t width;              // W
-    int8_t *queries[2];         // (G, 16, W) high and low part; side by side: (G, W / 4, 16, 4)
-    int32_t *query_biases[2];   // (padded R,) what kRowBias adds to a sum of each part
-    float *query_scales;        // (padded R,) of the high part; the low part's is 1/254 of it
-    float *low_norms;           // (padded R,) length of what the high part leaves of a query
-    uint8_t *block;             // (kBlock, W) rows + kRowBias
-    uint8_t *rows;              // (kGathered, W) likewise
-    uint8_t *residuals;         // (kGathered, W) likewise
-    int32_t *residual_sums;     // (kGathered, 16) of the high parts
-    float *weights;             // (kGathered, 16)
-    uint8_t *row_fours;         // (kGathered / 4, 4 * LANES, 4) some columns of rows or residuals + kWeightedRowBias
-    uint8_t *weight_fours[2];   // (kGathered / 4, 16, 4) high and low part
+    int64_t width;             // W
+    int8_t *queries[2];        // (G, 16, W) high and low part; side by side: (G, W / 4, 16, 4)
+    int32_t *query_biases[2];  // (padded R,) what kRowBias adds to a sum of each part
+    float *query_scales;       // (padded R,) of the high part; the low part's is 1/254 of it
+    float *low_norms;          // (padded R,) length of what the high part leaves of a query
+    uint8_t *block;            // (kBlock, W) rows + kRowBias
+    uint8_t *rows;             // (kGathered, W) likewise
+    uint8_t *residuals;        // (kGathered, W) likewise
+    int32_t *residual_sums;    // (kGathered, 16) of the high parts
+    float *weights;            // (kGathered, 16)
+    uint8_t *row_fours;        // (kGathered / 4, 4 * LANES, 4) some columns of rows or residuals + kWeightedRowBias
+    uint8_t *weight_fours[2];  // (kGathered / 4, 16, 4) high and low part
     // Of each group:
     uint32_t *gathered;  // (G, kGathered) numbers of the rows that are gathered
     // (G, kGatheredSums, 16) their high and low sums; the low ones of many queries not before the end
