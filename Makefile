@@ -34,7 +34,7 @@ demo-viecap: $(VENV)/.demo
 		--bundle engines/demo-viecap --save out/demo-viecap.png
 	@echo "the image with its captions: out/demo-viecap.png"
 
-# The native kernels, runtime/memory/libpatchcaption.so; optional, with torch as the fallback. NATIVE_OPTIONS go to CMake.
+# The native kernels, runtime/system/libpatchcaption.so; optional, with torch as the fallback. NATIVE_OPTIONS go to CMake.
 native:
 	cmake -S . -B build/native -DCMAKE_BUILD_TYPE=Release $(NATIVE_OPTIONS)
 	cmake --build build/native --parallel
@@ -106,4 +106,4 @@ locks: $(VENV)/.test
 	sed -i "s/ and $(ALL_MACHINES)//" locks/demo.txt locks/plans.txt locks/serve.txt locks/test.txt
 
 clean:
-	rm -rf $(VENV) out build dist docs/_pictures engines/*/ runtime/memory/libpatchcaption.so
+	rm -rf $(VENV) out build dist docs/_pictures engines/*/ runtime/system/libpatchcaption.so

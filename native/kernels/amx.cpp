@@ -8,45 +8,18 @@
 //
 // Shapes: as in scan_interface.h; W is the padded D, G = padded R / 16 the groups of queries.
 #include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include <cstdint>
 
+#include "amx_tiles.h"
 #include "simd_avx512.h"
 
 namespace patchcaption {
 namespace {
 
-constexpr int64_t kTileRows = 16;       // a tile holds 16 x 32 bfloat16, 16 x 64 int8, or 16 x 16 float32 or int32
-constexpr int64_t kTileDepth = 32;      // bfloat16 elements that one tile product sums over
-constexpr int64_t kInt8TileDepth = 64;  // int8 elements, likewise
-constexpr int64_t kTileBytes = 1024;
+constexpr int64_t kInt8TileDepth = 64;  // int8 elements that one tile product sums over
 constexpr int64_t kChunks = kBlock / kTileDepth;
 constexpr float kMaxInverseTemperature = 128;  // above, 16 bits are too few for logits within 1e-3
-
-bool is_supported() {
-    // Linux enables the tile registers for a process on request only.
-    constexpr long kRequestPermission = 0x1023, kTileData = 18;
-    static const bool granted = [] {
-        unsigned a, b, c, d;
-        __asm__("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(7), "c"(0));
-        const bool has_tiles = (d >> 24 & 1) && (d >> 22 & 1) && (d >> 25 & 1);  // AMX-TILE, AMX-BF16, AMX-INT8
-        return has_tiles && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bf16") &&
-               syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-    }();
-    return granted;
-}
-
-// The operand of LDTILECFG: eight tiles of 16 rows of 64 bytes.
-struct alignas(64) TileConfig {
-    uint8_t palette = 1;
-    uint8_t start_row = 0;
-    uint8_t reserved[14] = {};
-    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
 
 // The scratch memory of one thread.
 struct Scratch {
@@ -106,31 +79,6 @@ inline void split_bf16(__m512 values, __m512i &high, __m512i &low) {
 // Packs two bfloat16 values into each word, as tile products expect them.
 inline __m512i pack_pairs(__m512i first, __m512i second) {
     return _mm512_or_si512(first, _mm512_slli_epi32(second, 16));
-}
-
-// Transposes a 16 x 16 matrix of words.
-inline void transpose(__m512i words[16]) {
-    __m512i half[16];
-    for (int i = 0; i < 16; i += 2) {
-        half[i] = _mm512_unpacklo_epi32(words[i], words[i + 1]);
-        half[i + 1] = _mm512_unpackhi_epi32(words[i], words[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4) {
-        words[i] = _mm512_unpacklo_epi64(half[i], half[i + 2]);
-        words[i + 1] = _mm512_unpackhi_epi64(half[i], half[i + 2]);
-        words[i + 2] = _mm512_unpacklo_epi64(half[i + 1], half[i + 3]);
-        words[i + 3] = _mm512_unpackhi_epi64(half[i + 1], half[i + 3]);
-    }
-    for (int i = 0; i < 4; ++i) {
-        half[i] = _mm512_shuffle_i32x4(words[i], words[i + 4], 0x88);
-        half[i + 4] = _mm512_shuffle_i32x4(words[i], words[i + 4], 0xdd);
-        half[i + 8] = _mm512_shuffle_i32x4(words[i + 8], words[i + 12], 0x88);
-        half[i + 12] = _mm512_shuffle_i32x4(words[i + 8], words[i + 12], 0xdd);
-    }
-    for (int i = 0; i < 8; ++i) {
-        words[i] = _mm512_shuffle_i32x4(half[i], half[i + 8], 0x88);
-        words[i + 8] = _mm512_shuffle_i32x4(half[i], half[i + 8], 0xdd);
-    }
 }
 
 // Packs the queries (padded R, W) into tiles whose rows are pairs of elements along D and whose columns are 16 queries.
@@ -490,8 +438,7 @@ void scan_blocks(const patchcaption_bank &bank, const QueryBatch &batch, int64_t
 template <int kStorage, bool kWithResidual>
 void scan_storage(const patchcaption_bank &bank, const QueryBatch &batch, int64_t begin, int64_t end,
                   ResidualSource &residual_source, Partial &partial, void *memory) {
-    const TileConfig config;
-    _tile_loadconfig(&config);
+    const TileScope tiles;
     const Scratch scratch = partition_scratch(batch, memory);
     if constexpr (kStorage == PATCHCAPTION_INT8) {
         if (bank.width % kInt8TileDepth == 0) {  // whole tiles, directly from the bank
@@ -504,7 +451,6 @@ void scan_storage(const patchcaption_bank &bank, const QueryBatch &batch, int64_
     if (begin < end) {
         scan_blocks<kStorage, kWithResidual, false>(bank, batch, begin, end, residual_source, partial, scratch);
     }
-    _tile_release();
 }
 
 void scan(const patchcaption_bank &bank, const QueryBatch &batch, int64_t begin, int64_t end,
@@ -528,6 +474,6 @@ void scan(const patchcaption_bank &bank, const QueryBatch &batch, int64_t begin,
 
 }  // namespace
 
-const Variant kAmx = {"amx", 3, is_supported, scratch_bytes, scan, simd_logits, simd_accumulate};
+const Variant kAmx = {"amx", 3, has_amx, scratch_bytes, scan, simd_logits, simd_accumulate};
 
 }  // namespace patchcaption

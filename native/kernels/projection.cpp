@@ -8,17 +8,12 @@
 #include <atomic>
 #include <cerrno>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
-#include <exception>
-#include <memory>
-#include <new>
 #include <stdexcept>
-#include <system_error>
-#include <thread>
 #include <vector>
 
 #include "scan_interface.h"
+#include "support.h"
 
 namespace patchcaption {
 namespace {
@@ -42,38 +37,7 @@ constexpr const Variant *kVariants[] = {
 // clang-format on
 constexpr int64_t kRowsPerTask = 1 << 14;  // a thread that becomes free takes so many rows
 constexpr int64_t kResidualRows = 512;     // read from its file at a time: they stay in the second-level cache
-constexpr int64_t kAlignment = 64;
 constexpr int64_t kMaxWidth = 1 << 20, kMaxQueries = 1 << 24;  // far above all use; no sum of sizes can overflow
-
-struct FreeDeleter {
-    void operator()(void *memory) const { std::free(memory); }
-};
-template <typename Item>
-using AlignedArray = std::unique_ptr<Item[], FreeDeleter>;
-
-// The product of numbers that are at least 0. Where it has no int64_t, no memory has so many bytes.
-int64_t multiply(int64_t a, int64_t b) {
-    int64_t product;
-    if (__builtin_mul_overflow(a, b, &product)) throw std::bad_alloc();
-    return product;
-}
-
-template <typename Item>
-AlignedArray<Item> allocate(int64_t count) {
-    const int64_t bytes = multiply(multiply(count, sizeof(Item)) / kAlignment + 1, kAlignment);
-    void *memory = std::aligned_alloc(kAlignment, bytes);
-    if (!memory) throw std::bad_alloc();
-    return AlignedArray<Item>(static_cast<Item *>(memory));
-}
-
-template <typename Item>
-AlignedArray<Item> allocate_zeroed(int64_t count) {
-    AlignedArray<Item> items = allocate<Item>(count);
-    std::memset(items.get(), 0, sizeof(Item) * count);
-    return items;
-}
-
-int64_t round_up(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
 
 bool has_higher_logit(const Candidate &a, const Candidate &b) { return a.logit > b.logit; }
 
@@ -178,31 +142,6 @@ class Worker {
     AlignedArray<int64_t> counts_;
     AlignedArray<char> scratch_;
 };
-
-// Calls work(0) to work(count - 1), each in a thread of its own, work(0) in the caller's. `work` must take its tasks
-// from a shared counter: if the system refuses a thread, the others then complete them all.
-template <typename Work>
-void run_in_threads(int64_t count, Work work) {
-    std::vector<std::thread> threads;
-    std::vector<std::exception_ptr> failures(count);
-    const auto run = [&](int64_t thread) {
-        try {
-            work(thread);
-        } catch (...) {
-            failures[thread] = std::current_exception();
-        }
-    };
-    threads.reserve(count);
-    try {
-        for (int64_t thread = 1; thread < count; ++thread) threads.emplace_back(run, thread);
-    } catch (const std::system_error &) {
-    }
-    run(0);
-    for (std::thread &thread : threads) thread.join();
-    for (const std::exception_ptr &failure : failures) {
-        if (failure) std::rethrow_exception(failure);
-    }
-}
 
 void scan_all(const Variant &variant, const patchcaption_bank &bank, const QueryBatch &batch,
               std::vector<Worker> &workers) {
@@ -356,14 +295,13 @@ int32_t project(const patchcaption_bank &bank, const float *unit_queries, int64_
     }
     batch.unit_queries = padded.get();
     const int64_t tasks = (bank.row_count + kRowsPerTask - 1) / kRowsPerTask;
-    const int64_t max_threads = threads > 0 ? threads : std::max(1u, std::thread::hardware_concurrency());
     std::vector<Worker> workers;
-    for (int64_t thread = 0; thread < std::min(max_threads, tasks); ++thread) {
+    for (int64_t thread = 0; thread < std::min(max_threads(threads), tasks); ++thread) {
         workers.emplace_back(variant, bank, batch, refine_top_k);
     }
     scan_all(variant, bank, batch, workers);
     std::atomic<int64_t> next{0};
-    run_in_threads(std::min<int64_t>(max_threads, workers.size()), [&](int64_t thread) {
+    run_in_threads(static_cast<int64_t>(workers.size()), [&](int64_t thread) {
         for (int64_t query; (query = next.fetch_add(1)) < query_count;) {
             merge_partials(workers, batch, query);
             Partial &merged = workers[0].partial;
@@ -385,26 +323,12 @@ int32_t project(const patchcaption_bank &bank, const float *unit_queries, int64_
     return PATCHCAPTION_OK;
 }
 
-// No exception may leave the library. Those that are not std::bad_alloc come from reading the residual.
-template <typename Work>
-int32_t status_of(Work work) {
-    try {
-        return work();
-    } catch (const std::bad_alloc &) {
-        return PATCHCAPTION_OUT_OF_MEMORY;
-    } catch (...) {
-        return PATCHCAPTION_UNREADABLE_FILE;
-    }
-}
-
 }  // namespace
 }  // namespace patchcaption
 
 using namespace patchcaption;
 
 extern "C" {
-
-int32_t patchcaption_abi(void) { return PATCHCAPTION_ABI_VERSION; }
 
 const char *patchcaption_variant(int32_t index) {
     for (const Variant *variant : kVariants) {

@@ -1,28 +1,17 @@
-"""The native projection kernels, where they were built: `make native` and wheels put the library beside this file.
-
-The environment variable PATCHCAPTION_NATIVE names another path of it, or is "off".
-"""
+"""The native projection kernels, where the library was built."""
 
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Iterator
-from functools import lru_cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from runtime.errors import BackendError
 from runtime.memory.rows import StoredRows
-from runtime.system.installation import NATIVE_FIX
+from runtime.system.native_library import check_status, native_library
 
-PATH_VARIABLE = "PATCHCAPTION_NATIVE"
-_FILE = Path(__file__).with_name("libpatchcaption.so")
-_ABI = 2
 _STORAGES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}
-_FAILURES = {1: "invalid argument", 3: "this machine has no such variant", 4: "the bank's file cannot be read"}
 
 
 class _Bank(ctypes.Structure):
@@ -43,22 +32,12 @@ class _Bank(ctypes.Structure):
 
 
 class NativeKernels:
-    """Implements `runtime.memory.kernels.ProjectionKernels` by the library's C interface.
-
-    Raises:
-        BackendError: the file is not there, not a library, or of another version.
-    """
+    """Implements `runtime.memory.kernels.ProjectionKernels` by the library's C interface."""
 
     reads_residual_from_file = True
 
-    def __init__(self, path: Path) -> None:
-        try:
-            self._library = ctypes.CDLL(str(path))
-            abi = self._library.patchcaption_abi()
-        except (OSError, AttributeError) as error:
-            raise BackendError(f"{path}: not the native kernels: {error}; {NATIVE_FIX}") from None
-        if abi != _ABI:
-            raise BackendError(f"{path}: its ABI version is {abi}, expected {_ABI}; {NATIVE_FIX}")
+    def __init__(self, native: ctypes.CDLL) -> None:
+        self._library = native
         self._library.patchcaption_variant.restype = ctypes.c_char_p
         bank, count, number = ctypes.POINTER(_Bank), ctypes.c_int64, ctypes.c_int32
         floats, real, name = ctypes.c_void_p, ctypes.c_float, ctypes.c_char_p
@@ -83,7 +62,7 @@ class NativeKernels:
             *_run_options(variant),
             sums.data_ptr(),
         )
-        _check(status)
+        check_status(status)
         return _propagate_nan(unit_queries, sums)
 
     def project_with_refinement(
@@ -107,7 +86,7 @@ class NativeKernels:
             sums.data_ptr(),
             unrefined_mass.data_ptr(),
         )
-        _check(status)
+        check_status(status)
         return _propagate_nan(unit_queries, sums), unrefined_mass
 
     def _variants(self) -> Iterator[str]:
@@ -117,24 +96,14 @@ class NativeKernels:
             index += 1
 
 
-@lru_cache(maxsize=1)
 def library() -> NativeKernels | None:
     """Return the kernels; None where they were not built or are switched off.
 
     Raises:
         BackendError: there is a library that cannot be used.
     """
-    path = os.environ.get(PATH_VARIABLE)
-    if path == "off" or (path is None and not _FILE.exists()):
-        return None
-    return NativeKernels(Path(path) if path else _FILE)
-
-
-def _check(status: int) -> None:
-    if status == 2:
-        raise MemoryError("native kernels: out of memory")
-    if status != 0:
-        raise BackendError(f"native kernels: {_FAILURES.get(status, f'status {status}')}")
+    native = native_library()
+    return None if native is None else NativeKernels(native)
 
 
 def _describe_bank(rows: StoredRows) -> _Bank:

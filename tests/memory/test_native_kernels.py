@@ -21,6 +21,7 @@ from runtime.memory.kernels import ProjectionKernels, projection_kernels
 from runtime.memory.native_kernels import NativeKernels
 from runtime.memory.rows import ResidualRows, StoredRows
 from runtime.memory.torch_kernels import TorchKernels
+from runtime.system.native_library import PATH_VARIABLE, native_library, open_library
 
 LIBRARY = native_kernels.library()
 VARIANTS = LIBRARY.variants if LIBRARY else ("not built",)
@@ -306,17 +307,17 @@ def test_a_variant_that_does_not_exist_is_an_error() -> None:
 def test_a_file_that_is_not_the_library_is_named_with_the_fix(tmp_path: Path) -> None:
     (tmp_path / "text.so").write_text("no library")
     with pytest.raises(BackendError, match=r"text.so: not the native kernels: .*; run make native"):
-        NativeKernels(tmp_path / "text.so")
+        open_library(tmp_path / "text.so")
 
 
 def test_the_kernels_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(native_kernels.PATH_VARIABLE, "off")
-    native_kernels.library.cache_clear()
+    monkeypatch.setenv(PATH_VARIABLE, "off")
+    native_library.cache_clear()
     try:
         assert native_kernels.library() is None
         assert isinstance(projection_kernels(torch.device("cpu")), TorchKernels)
     finally:
-        native_kernels.library.cache_clear()
+        native_library.cache_clear()
 
 
 @needs_kernels

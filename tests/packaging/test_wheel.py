@@ -15,7 +15,7 @@ from tests.conftest import ROOT, SAMPLE
 from tests.packaging.conftest import build_wheel, run
 
 pytestmark = pytest.mark.slow
-KERNELS = "runtime/memory/libpatchcaption.so"
+KERNELS = "runtime/system/libpatchcaption.so"
 
 
 def test_the_wheel_has_two_packages_the_kernels_and_the_demo_checkpoint(site: Path) -> None:

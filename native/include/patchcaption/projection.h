@@ -26,27 +26,11 @@
 
 #include <stdint.h>
 
+#include "patchcaption/common.h"
+
 #ifdef __cplusplus
 extern "C" {
 #endif
-
-#define PATCHCAPTION_ABI_VERSION 2
-#define PATCHCAPTION_API __attribute__((visibility("default")))
-
-enum patchcaption_storage {
-    PATCHCAPTION_FP32 = 0,
-    PATCHCAPTION_FP16 = 1,
-    PATCHCAPTION_BF16 = 2,
-    PATCHCAPTION_INT8 = 3
-};
-
-enum patchcaption_status {
-    PATCHCAPTION_OK = 0,
-    PATCHCAPTION_INVALID_ARGUMENT = 1, /* a pointer is NULL, or a number is out of range */
-    PATCHCAPTION_OUT_OF_MEMORY = 2,
-    PATCHCAPTION_UNSUPPORTED_VARIANT = 3, /* an unknown name, or a variant that this CPU does not support */
-    PATCHCAPTION_UNREADABLE_FILE = 4      /* the residual's file is truncated or cannot be read */
-};
 
 /* A memory bank. Row m is rows[m] * scales[m] + residual[m] * residual_scales[m]. */
 typedef struct patchcaption_bank {
@@ -62,11 +46,6 @@ typedef struct patchcaption_bank {
                                      -1 for none. Its position is neither used nor moved. */
     int64_t residual_offset;      /* byte offset of the residual in that file */
 } patchcaption_bank;
-
-/* Returns the PATCHCAPTION_ABI_VERSION that the library was built with: compare it with the header's before any other
- * call. This function stays the same in every version.
- */
-PATCHCAPTION_API int32_t patchcaption_abi(void);
 
 /* Returns the name of a kernel variant that this CPU supports, or NULL if there are no more. Index 0 is the fastest.
  * Names are "amx", "avx512bf16", "avx512vnni", "avx512", "avxvnni", "avx2" and "baseline" on x86-64, "i8mm", "dotprod"

@@ -1,0 +1,94 @@
+// What every call of the C interface needs: aligned memory, threads, and a status for what went wrong.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <memory>
+#include <new>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include "patchcaption/common.h"
+
+namespace patchcaption {
+
+constexpr int64_t kAlignment = 64;
+
+struct FreeDeleter {
+    void operator()(void *memory) const { std::free(memory); }
+};
+template <typename Item>
+using AlignedArray = std::unique_ptr<Item[], FreeDeleter>;
+
+// The product of numbers that are at least 0. Where it has no int64_t, no memory has so many bytes.
+inline int64_t multiply(int64_t a, int64_t b) {
+    int64_t product;
+    if (__builtin_mul_overflow(a, b, &product)) throw std::bad_alloc();
+    return product;
+}
+
+template <typename Item>
+AlignedArray<Item> allocate(int64_t count) {
+    const int64_t bytes = multiply(multiply(count, sizeof(Item)) / kAlignment + 1, kAlignment);
+    void *memory = std::aligned_alloc(kAlignment, bytes);
+    if (!memory) throw std::bad_alloc();
+    return AlignedArray<Item>(static_cast<Item *>(memory));
+}
+
+template <typename Item>
+AlignedArray<Item> allocate_zeroed(int64_t count) {
+    AlignedArray<Item> items = allocate<Item>(count);
+    std::memset(items.get(), 0, sizeof(Item) * count);
+    return items;
+}
+
+inline int64_t round_up(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
+
+// As many threads as the caller of the library allows; 0 or less stands for one per hardware thread.
+inline int64_t max_threads(int32_t threads) {
+    return threads > 0 ? threads : static_cast<int64_t>(std::max(1u, std::thread::hardware_concurrency()));
+}
+
+// Calls work(0) to work(count - 1), each in a thread of its own, work(0) in the caller's. `work` must take its tasks
+// from a shared counter: if the system refuses a thread, the others then complete them all.
+template <typename Work>
+void run_in_threads(int64_t count, Work work) {
+    std::vector<std::thread> threads;
+    std::vector<std::exception_ptr> failures(count);
+    const auto run = [&](int64_t thread) {
+        try {
+            work(thread);
+        } catch (...) {
+            failures[thread] = std::current_exception();
+        }
+    };
+    threads.reserve(count);
+    try {
+        for (int64_t thread = 1; thread < count; ++thread) threads.emplace_back(run, thread);
+    } catch (const std::system_error &) {
+    }
+    run(0);
+    for (std::thread &thread : threads) thread.join();
+    for (const std::exception_ptr &failure : failures) {
+        if (failure) std::rethrow_exception(failure);
+    }
+}
+
+// The status of a call's work: no exception may leave the library. Those that are not std::bad_alloc come from reading
+// a bank's file.
+template <typename Work>
+int32_t status_of(Work work) {
+    try {
+        return work();
+    } catch (const std::bad_alloc &) {
+        return PATCHCAPTION_OUT_OF_MEMORY;
+    } catch (...) {
+        return PATCHCAPTION_UNREADABLE_FILE;
+    }
+}
+
+}  // namespace patchcaption
