@@ -60,7 +60,10 @@ def expected_of(demo: Captioner, image: Any, regions: Any, **options: Any) -> li
 
 
 def check_same(got: Any, expected: Any) -> None:
-    """Words, ids and regions are the same; numbers but for what another batch rounds."""
+    """Words, ids and regions are the same; numbers but for what another batch rounds.
+
+    For three regions and more AMX projects in products of two bfloat16, to 2**-16 of a vector; their cosines are in 0..1.
+    """
     if isinstance(expected, dict):
         assert set(got) == set(expected)
         for name in expected:
@@ -69,7 +72,7 @@ def check_same(got: Any, expected: Any) -> None:
         for one, other in zip(got, expected, strict=True):
             check_same(one, other)
     elif isinstance(expected, float):
-        assert got == pytest.approx(expected, abs=1e-5)
+        assert got == pytest.approx(expected, abs=5e-5)
     else:
         assert got == expected
 
