@@ -25,7 +25,7 @@ inline bool has_amx() {
         const bool has_tiles = (d >> 24 & 1) && (d >> 22 & 1) && (d >> 25 & 1);  // AMX-TILE, AMX-BF16, AMX-INT8
         return has_tiles && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bf16") &&
-               syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+               __builtin_cpu_supports("avx512vbmi") && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
     }();
     return granted;
 }

@@ -15,8 +15,8 @@ from runtime.system.native_library import native_library
 
 SHAPES = [(1, 1, 1, 32), (1, 5, 2, 32), (2, 33, 3, 64), (1, 256, 1, 96), (1, 257, 2, 64), (3, 600, 2, 128)]
 """B, T, heads, head width: less than a block of queries, one more than one of keys, several, and odd heads."""
-MAX_ERROR = 3e-3
-"""Of the length of a result: what weights in bfloat16 and, in bfloat16, the result's own rounding may cost."""
+MAX_ERROR = 5e-3
+"""Of the length of a result: what weights to 0.35% and, in bfloat16, the result's own rounding may cost."""
 INVALID_ARGUMENT = 1  # of enum patchcaption_status
 
 needs_kernels = pytest.mark.skipif(native_library() is None, reason="the native kernels are not built: make native")
@@ -97,12 +97,23 @@ def test_equal_scores_give_the_mean_of_the_values_whatever_their_size(attention:
 
 def test_nan_spreads_to_the_tokens_that_attend_to_it_and_no_further(attention: NativeAttention) -> None:
     shape = AttentionShape(2, 70, 2, 32)
-    tensors = made_up(shape, torch.float32).permute(2, 0, 3, 1, 4).unbind()
-    tensors[1][0, 1, 69, 3] = torch.nan
-    found = attend(attention, tensors, 1.0)
-    assert found[0, 1].isnan().all()
-    assert found[0, 0].isfinite().all()
-    assert found[1].isfinite().all()
+    for token in (0, 69):
+        tensors = made_up(shape, torch.float32).permute(2, 0, 3, 1, 4).unbind()
+        for tensor in tensors:
+            tensor[0, 1, token] = torch.nan
+        found = attend(attention, tensors, 1.0)
+        assert found[0, 1].isnan().all()
+        assert found[0, 0].isfinite().all()
+        assert found[1].isfinite().all()
+
+
+def test_a_query_of_nan_gets_nan_and_the_others_do_not(attention: NativeAttention) -> None:
+    tensors = made_up(AttentionShape(1, 70, 1, 32), torch.float32).permute(2, 0, 3, 1, 4).unbind()
+    tensors[0][0, 0, 5] = torch.nan
+    found = attend(attention, tensors, 1.0)[0, 0]
+    assert found[5].isnan().all()
+    assert found[:5].isfinite().all()
+    assert found[6:].isfinite().all()
 
 
 @pytest.mark.parametrize("threads", [1, 3, 64])
