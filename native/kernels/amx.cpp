@@ -21,6 +21,16 @@ constexpr int64_t kInt8TileDepth = 64;  // int8 elements that one tile product s
 constexpr int64_t kChunks = kBlock / kTileDepth;
 constexpr float kMaxInverseTemperature = 128;  // above, 16 bits are too few for logits within 1e-3
 
+// Copies of rows that matter to a group of 16 queries.
+struct Gathered {
+    int8_t *rows, *residual;          // (kBlock, W)
+    float *scales, *residual_scales;  // (kBlock,)
+    float *logits;                    // (kBlock, 16)
+    uint32_t *numbers;                // (kBlock,)
+
+    static int64_t bytes(int64_t width) { return kBlock * (2 * width + 4 * (3 + kQueryPadding)); }
+};
+
 // The scratch memory of one thread.
 struct Scratch {
     char *query_tiles[2];      // high and low part: G x W/32 tiles, pairs of elements along D by queries;
@@ -32,6 +42,26 @@ struct Scratch {
     float *plane_sums[2];      // (kBlock, 16) of each plane
     float *weights;            // (kBlock, 16)
     char *weight_tiles[3];     // kChunks tiles each: plane 0 high, plane 0 low, plane 1 high
+    float *kept_logits;        // (kBlock, 16)
+    int64_t *gathered_counts;  // (G,)
+    char *gathered;            // (G,) of Gathered
+
+    Gathered gathered_of(int64_t group, int64_t width) const {
+        char *next = gathered + group * Gathered::bytes(width);
+        const auto take = [&next](int64_t bytes) {
+            char *taken = next;
+            next += bytes;
+            return taken;
+        };
+        Gathered found;
+        found.rows = reinterpret_cast<int8_t *>(take(kBlock * width));
+        found.residual = reinterpret_cast<int8_t *>(take(kBlock * width));
+        found.logits = reinterpret_cast<float *>(take(4 * kBlock * kQueryPadding));
+        found.scales = reinterpret_cast<float *>(take(4 * kBlock));
+        found.residual_scales = reinterpret_cast<float *>(take(4 * kBlock));
+        found.numbers = reinterpret_cast<uint32_t *>(take(4 * kBlock));
+        return found;
+    }
 };
 
 int64_t query_tiles_bytes(const QueryBatch &batch) {
@@ -40,7 +70,8 @@ int64_t query_tiles_bytes(const QueryBatch &batch) {
 
 int64_t scratch_bytes(const patchcaption_bank &, const QueryBatch &batch) {
     return 2 * query_tiles_bytes(batch) + 4 * batch.padded_count + 3 * kTileBytes +
-           2 * 2 * kBlock * batch.padded_width * 2 + 3 * kBlock * kQueryPadding * 4 + 3 * kChunks * kTileBytes;
+           2 * 2 * kBlock * batch.padded_width * 2 + 4 * kBlock * kQueryPadding * 4 + 3 * kChunks * kTileBytes +
+           batch.padded_count / kQueryPadding * (8 + Gathered::bytes(batch.padded_width)) + 64;
 }
 
 Scratch partition_scratch(const QueryBatch &batch, void *memory) {
@@ -59,6 +90,9 @@ Scratch partition_scratch(const QueryBatch &batch, void *memory) {
     for (float *&sums : scratch.plane_sums) sums = reinterpret_cast<float *>(take(kBlock * kQueryPadding * 4));
     scratch.weights = reinterpret_cast<float *>(take(kBlock * kQueryPadding * 4));
     for (char *&tiles : scratch.weight_tiles) tiles = take(kChunks * kTileBytes);
+    scratch.kept_logits = reinterpret_cast<float *>(take(kBlock * kQueryPadding * 4));
+    scratch.gathered = take(batch.padded_count / kQueryPadding * Gathered::bytes(batch.padded_width));
+    scratch.gathered_counts = reinterpret_cast<int64_t *>(take(8 * (batch.padded_count / kQueryPadding)));
     return scratch;
 }
 
@@ -401,12 +435,11 @@ void accumulate_tiles(const QueryBatch &batch, const Scratch &scratch, Prefetch<
     }
 }
 
-template <int kStorage, bool kWithResidual, bool kInt8Products>
+template <int kStorage, bool kWithResidual>
 void scan_blocks(const patchcaption_bank &bank, const QueryBatch &batch, int64_t begin, int64_t end,
                  ResidualSource &residual_source, Partial &partial, const Scratch &scratch) {
     constexpr int kPlanes = Planes<kStorage, kWithResidual>::kCount;
-    if constexpr (kInt8Products) pack_int8_queries(batch, scratch);
-    else pack_queries(batch, scratch);
+    pack_queries(batch, scratch);
     uint32_t positions[kBlock];
     for (uint32_t row = 0; row < kBlock; ++row) positions[row] = row;
     for (int64_t start = begin; start < end; start += kBlock) {
@@ -416,14 +449,9 @@ void scan_blocks(const patchcaption_bank &bank, const QueryBatch &batch, int64_t
         if (start + 2 * kBlock <= end) {
             prefetch.rows = static_cast<const char *>(bank.rows) + (start + kBlock) * bank.width * prefetch.kBytes;
         }
-        unpack_block<kStorage, kWithResidual, !kInt8Products>(bank, batch, start, rows, residual, scratch);
+        unpack_block<kStorage, kWithResidual, true>(bank, batch, start, rows, residual, scratch);
         for (int64_t first_query = 0; first_query < batch.count; first_query += kQueryPadding) {
-            const int64_t group = first_query / kQueryPadding;
-            if constexpr (kInt8Products) {
-                multiply_int8_rows<kWithResidual>(bank, batch, start, residual, group, scratch);
-            } else {
-                multiply_rows(batch, group, kPlanes, scratch);
-            }
+            multiply_rows(batch, first_query / kQueryPadding, kPlanes, scratch);
             finish_logits(bank, batch, start, rows, kPlanes, scratch);
             update_softmax(bank, batch, {start, positions, rows}, first_query, scratch.weights, partial);
             std::memset(scratch.weights + rows * kQueryPadding, 0, 4 * (kBlock - rows) * kQueryPadding);
@@ -435,6 +463,105 @@ void scan_blocks(const patchcaption_bank &bank, const QueryBatch &batch, int64_t
     }
 }
 
+// The scan of whole blocks of int8 rows. Of a block whose rows mostly are of no weight, a group of 16 queries gathers
+// those that matter, until they are a block themselves.
+template <bool kWithResidual>
+struct Int8Scan {
+    static constexpr int kPlanes = kWithResidual ? 2 : 1;
+    static constexpr int64_t kMaxGathered = kBlock / 4;  // of a block; with more it is added as it is
+
+    const patchcaption_bank &bank;
+    const QueryBatch &batch;
+    Partial &partial;
+    const Scratch &scratch;
+
+    // Adds rows to the softmax of a group: those of `source` from `start` on, which are unpacked, by the logits in
+    // scratch.weights.
+    void add(const patchcaption_bank &source, int64_t start, const Rows &rows, int64_t group) const {
+        const int64_t first_query = group * kQueryPadding;
+        update_softmax(bank, batch, rows, first_query, scratch.weights, partial);
+        std::memset(scratch.weights + rows.count * kQueryPadding, 0, 4 * (kBlock - rows.count) * kQueryPadding);
+        pack_weights(source, start, rows.count, kPlanes, scratch);
+        accumulate_tiles<PATCHCAPTION_INT8, kWithResidual>(batch, scratch, {nullptr, nullptr},
+                                                           partial.weighted_sum + first_query * batch.padded_width);
+    }
+
+    void add_gathered(int64_t group) const {
+        const Gathered gathered = scratch.gathered_of(group, bank.width);
+        patchcaption_bank copies = bank;
+        copies.rows = gathered.rows;
+        copies.scales = gathered.scales;
+        copies.residual_scales = gathered.residual_scales;
+        const int64_t count = scratch.gathered_counts[group];
+        unpack_block<PATCHCAPTION_INT8, kWithResidual, false>(copies, batch, 0, count, gathered.residual, scratch);
+        std::memcpy(scratch.weights, gathered.logits, 4 * count * kQueryPadding);
+        add(copies, 0, {0, gathered.numbers, count}, group);
+        scratch.gathered_counts[group] = 0;
+    }
+
+    void gather(int64_t start, const int8_t *residual, const uint32_t *positions, int64_t count, int64_t group) const {
+        const Gathered gathered = scratch.gathered_of(group, bank.width);
+        int64_t &to = scratch.gathered_counts[group];
+        copy_logits(scratch.weights, positions, count, gathered.logits + to * kQueryPadding);
+        for (int64_t index = 0; index < count; ++index, ++to) {
+            const int64_t row = start + positions[index];
+            gathered.numbers[to] = static_cast<uint32_t>(row);
+            gathered.scales[to] = plane_scale(bank, row, 0);
+            std::memcpy(gathered.rows + to * bank.width, static_cast<const int8_t *>(bank.rows) + row * bank.width,
+                        bank.width);
+            if constexpr (!kWithResidual) continue;
+            gathered.residual_scales[to] = bank.residual_scales[row];
+            std::memcpy(gathered.residual + to * bank.width, residual + positions[index] * bank.width, bank.width);
+        }
+    }
+
+    void scan_block(int64_t start, const int8_t *residual,
+                    const Prefetch<PATCHCAPTION_INT8, kWithResidual> &prefetch) const {
+        uint32_t all[kBlock], positions[kBlock];
+        for (uint32_t row = 0; row < kBlock; ++row) all[row] = row;
+        bool is_unpacked = false;
+        for (int64_t group = 0; group * kQueryPadding < batch.count; ++group) {
+            multiply_int8_rows<kWithResidual>(bank, batch, start, residual, group, scratch);
+            if (group == 0) prefetch.elements(0, kBlock * bank.width);
+            finish_logits(bank, batch, start, kBlock, kPlanes, scratch);
+            const int64_t count = find_rows(kBlock, group * kQueryPadding, partial, scratch.weights, positions);
+            if (count > kMaxGathered) {
+                if (!is_unpacked) {
+                    unpack_block<PATCHCAPTION_INT8, kWithResidual, false>(bank, batch, start, kBlock, residual,
+                                                                          scratch);
+                }
+                is_unpacked = true;
+                add(bank, start, {start, all, kBlock}, group);
+            } else if (count > 0) {
+                if (scratch.gathered_counts[group] + count > kBlock) {
+                    std::memcpy(scratch.kept_logits, scratch.weights, 4 * kBlock * kQueryPadding);
+                    add_gathered(group);
+                    std::memcpy(scratch.weights, scratch.kept_logits, 4 * kBlock * kQueryPadding);
+                    is_unpacked = false;
+                }
+                gather(start, residual, positions, count, group);
+            }
+        }
+    }
+
+    void run(int64_t begin, int64_t end, ResidualSource &residual_source) const {
+        const int64_t groups = batch.padded_count / kQueryPadding;
+        std::memset(scratch.gathered_counts, 0, 8 * groups);
+        pack_int8_queries(batch, scratch);
+        for (int64_t start = begin; start < end; start += kBlock) {
+            const int8_t *residual = residual_source.block(start, kBlock);
+            Prefetch<PATCHCAPTION_INT8, kWithResidual> prefetch = {nullptr, residual + kBlock * bank.width};
+            if (start + 2 * kBlock <= end) {
+                prefetch.rows = static_cast<const char *>(bank.rows) + (start + kBlock) * bank.width;
+            }
+            scan_block(start, residual, prefetch);
+        }
+        for (int64_t group = 0; group < groups; ++group) {
+            if (scratch.gathered_counts[group]) add_gathered(group);
+        }
+    }
+};
+
 template <int kStorage, bool kWithResidual>
 void scan_storage(const patchcaption_bank &bank, const QueryBatch &batch, int64_t begin, int64_t end,
                   ResidualSource &residual_source, Partial &partial, void *memory) {
@@ -443,13 +570,12 @@ void scan_storage(const patchcaption_bank &bank, const QueryBatch &batch, int64_
     if constexpr (kStorage == PATCHCAPTION_INT8) {
         if (bank.width % kInt8TileDepth == 0) {  // whole tiles, directly from the bank
             const int64_t whole_blocks = end - (end - begin) % kBlock;
-            scan_blocks<kStorage, kWithResidual, true>(bank, batch, begin, whole_blocks, residual_source, partial,
-                                                       scratch);
+            Int8Scan<kWithResidual>{bank, batch, partial, scratch}.run(begin, whole_blocks, residual_source);
             begin = whole_blocks;
         }
     }
     if (begin < end) {
-        scan_blocks<kStorage, kWithResidual, false>(bank, batch, begin, end, residual_source, partial, scratch);
+        scan_blocks<kStorage, kWithResidual>(bank, batch, begin, end, residual_source, partial, scratch);
     }
 }
 

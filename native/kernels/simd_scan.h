@@ -154,9 +154,10 @@ struct Rows {
     uint32_t number(int64_t index) const { return static_cast<uint32_t>(first + positions[index]); }
 };
 
-// Of a block's rows, chooses those that one of 16 queries from `first_query` on may not neglect: writes their positions
-// in the block and moves their logits (kBlock, 16) together. Returns how many there are.
-int64_t choose_rows(int64_t rows, int64_t first_query, const Partial &partial, float *logits, uint32_t *positions) {
+// Writes the positions of those of a block's rows that one of 16 queries from `first_query` on may not neglect, by
+// their logits (kBlock, 16). Returns how many there are.
+inline int64_t find_rows(int64_t rows, int64_t first_query, const Partial &partial, const float *logits,
+                         uint32_t *positions) {
     constexpr int64_t kVectors = kQueryPadding / LANES;
     Floats limits[kVectors];
     for (int64_t v = 0; v < kVectors; ++v) limits[v] = load_floats(partial.negligible_logits + first_query + v * LANES);
@@ -165,10 +166,24 @@ int64_t choose_rows(int64_t rows, int64_t first_query, const Partial &partial, f
         const float *row_logits = logits + row * kQueryPadding;
         Ints matters{};
         for (int64_t v = 0; v < kVectors; ++v) matters |= load_floats(row_logits + v * LANES) > limits[v];
-        if (!any(matters)) continue;
-        if (count != row) std::memcpy(logits + count * kQueryPadding, row_logits, 4 * kQueryPadding);
-        positions[count++] = static_cast<uint32_t>(row);
+        if (any(matters)) positions[count++] = static_cast<uint32_t>(row);
     }
+    return count;
+}
+
+// Copies the logits (kBlock, 16) of rows at `positions` (count,) to `chosen` (count, 16), which may be the same memory.
+inline void copy_logits(const float *logits, const uint32_t *positions, int64_t count, float *chosen) {
+    for (int64_t index = 0; index < count; ++index) {
+        std::memmove(chosen + index * kQueryPadding, logits + positions[index] * kQueryPadding, 4 * kQueryPadding);
+    }
+}
+
+// Of a block's rows, chooses those that one of 16 queries from `first_query` on may not neglect: writes their positions
+// in the block and moves their logits (kBlock, 16) together. Returns how many there are.
+inline int64_t choose_rows(int64_t rows, int64_t first_query, const Partial &partial, float *logits,
+                           uint32_t *positions) {
+    const int64_t count = find_rows(rows, first_query, partial, logits, positions);
+    copy_logits(logits, positions, count, logits);
     return count;
 }
 
