@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from export.checkpoint import Checkpoint, CheckpointError
@@ -46,6 +47,7 @@ from runtime.bundle import (
 from runtime.bundle.dtypes import StoragePrecision
 
 _TOKENIZER_FILE = "tokenizer.json"
+_SAMPLE_VECTORS = 8
 _VERSIONED_PACKAGES = ("patchcaption", "torch", "onnx", "onnxscript", "onnxruntime")
 _FLOATS: tuple[EnginePrecision, ...] = ("fp32", "fp16", "bf16")
 
@@ -189,11 +191,21 @@ def _export_graphs(
         engines["reencoder"] = export_graph(reencoder_spec(checkpoint.backbone), folder, precision, device)
     checkpoint.decoder.prepare_for(device, rounds_weights=precision == "int8_weights")
     progress.step("decoder to ONNX, checked against torch")
-    for name, spec in decoder_specs(checkpoint.decoder).items():
+    vectors = _sample_vectors(checkpoint) if precision == "int8_weights" else None
+    for name, spec in decoder_specs(checkpoint.decoder, vectors).items():
         if name == "beam_decoder":
             progress.step("decoder for beam search to ONNX, checked against torch")
         engines[name] = export_graph(spec, folder, precision, device)
     return engines
+
+
+def _sample_vectors(checkpoint: Checkpoint) -> Tensor | None:
+    """Return some vectors (R, D) like those that are decoded, of a memory bank's captions; None without a bank."""
+    if checkpoint.memory is None:
+        return None
+    rows, _ = next(checkpoint.memory.rows())
+    chosen = rows[:: max(1, len(rows) // _SAMPLE_VECTORS)][:_SAMPLE_VECTORS].float()
+    return F.normalize(chosen, dim=1) if checkpoint.memory.normalize else chosen
 
 
 def _calibration_images(checkpoint: Checkpoint, options: BuildOptions) -> Tensor | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -44,9 +44,10 @@ def _write(spec: GraphSpec, path: Path, precision: GraphPrecision, device: Devic
     """Write a graph with its weights, or with references to those of the graph that owns them; return its opset."""
     model = trace(spec)
     if precision == "int8_weights":
-        compress_weights(model)
+        compress_weights(model, _measured(model, spec, spec.samples) if spec.samples else None)
     elif precision != "fp32":
-        ranges, sample_ranges = _measure_ranges(model, spec)
+        sample_ranges = _measured(model, spec, spec.samples) if spec.samples else {}
+        ranges = _largest(_measured(model, spec, spec.calibration), sample_ranges)
         stays_float32 = precision == "int8" and device == "cpu"
         if not stays_float32:
             convert_to_half(model, "bf16" if precision == "bf16" else "fp16", ranges)
@@ -65,12 +66,11 @@ def _write(spec: GraphSpec, path: Path, precision: GraphPrecision, device: Devic
     return model.opset_imports[""]
 
 
-def _measure_ranges(model: onnx_ir.Model, spec: GraphSpec) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the largest absolute values of tensors on all inputs of a graph's spec, and on its samples alone."""
+def _measured(model: onnx_ir.Model, spec: GraphSpec, cases: Sequence[Inputs]) -> dict[str, float]:
+    """Return the largest absolute values of a graph's tensors on some of its spec's inputs, by name."""
+    names = spec.io.input_names
+    return measure_ranges(model, (dict(zip(names, (one.numpy() for one in case), strict=True)) for case in cases))
 
-    def measured(cases: Sequence[Inputs]) -> dict[str, float]:
-        names = spec.io.input_names
-        return measure_ranges(model, (dict(zip(names, (one.numpy() for one in case), strict=True)) for case in cases))
 
-    sampled = measured(spec.samples) if spec.samples else {}
-    return {name: max(value, sampled.get(name, 0.0)) for name, value in measured(spec.calibration).items()}, sampled
+def _largest(ranges: Mapping[str, float], others: Mapping[str, float]) -> dict[str, float]:
+    return {name: max(value, others.get(name, 0.0)) for name, value in ranges.items()}

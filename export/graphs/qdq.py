@@ -31,7 +31,7 @@ EightBits: TypeAlias = Literal["int8", "fp8"]
 
 
 @dataclass(frozen=True)
-class _Format:
+class EightBitFormat:
     """An 8-bit number format.
 
     Attributes:
@@ -45,14 +45,14 @@ class _Format:
     by_channel: bool
 
 
-_FORMATS: dict[EightBits, _Format] = {
-    "int8": _Format(np.int8, 127.0, by_channel=True),
-    "fp8": _Format(ml_dtypes.float8_e4m3fn, 448.0, by_channel=False),
+FORMATS: dict[EightBits, EightBitFormat] = {
+    "int8": EightBitFormat(np.int8, 127.0, by_channel=True),
+    "fp8": EightBitFormat(ml_dtypes.float8_e4m3fn, 448.0, by_channel=False),
 }
 
 _DTYPES: dict[Device, onnx_ir.DataType] = {"cpu": onnx_ir.DataType.FLOAT, "cuda": onnx_ir.DataType.FLOAT16}
 """Of the graphs for a device, and so of the products that are rounded."""
-_CPU_STEPS = 63.0
+CPU_WEIGHT_STEPS = 63.0
 """The largest step of a weight for CPUs, of 127: on x86 CPUs without VNNI ONNX Runtime adds two products of 8 bits in
 16, which 255 * 127 twice overflows silently."""
 _MIN_LARGEST = 1e-3
@@ -69,7 +69,8 @@ def quantize_products(model: onnx_ir.Model, to: EightBits, ranges: Mapping[str, 
     Raises:
         KeyError: of an activation there is none.
     """
-    quantizer = _Quantizer(model.graph, _FORMATS[to], _FORMATS[to].largest if device == "cuda" else _CPU_STEPS)
+    weight_steps = FORMATS[to].largest if device == "cuda" else CPU_WEIGHT_STEPS
+    quantizer = ProductQuantizer(model.graph, FORMATS[to], weight_steps)
     for node in list(_weight_products(model.graph, _DTYPES[device])):
         activations, weight = node.inputs[0], node.inputs[1]
         quantizer.quantize_activations(node, ranges[_measured_name(activations, ranges)])
@@ -108,7 +109,7 @@ class _Scale:
 
 
 @dataclass
-class _Quantizer:
+class ProductQuantizer:
     """Inserts the pairs, for activations that several products read only once.
 
     Attributes:
@@ -116,7 +117,7 @@ class _Quantizer:
     """
 
     graph: onnx_ir.Graph
-    format: _Format
+    format: EightBitFormat
     weight_steps: float
     _rounded: dict[onnx_ir.Value, onnx_ir.Value] = field(default_factory=dict)
 

@@ -5,7 +5,7 @@ Shapes: B images, S input side, R regions, K tokens of the largest region, T tok
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -104,19 +104,24 @@ def reencoder_spec(backbone: BackboneModel) -> GraphSpec:
     )
 
 
-def decoder_specs(decoder: DecoderModel) -> dict[EngineName, GraphSpec]:
-    """Return the graphs of a decoder, in the order in which they are to be exported: owners of weights first."""
+def decoder_specs(decoder: DecoderModel, vectors: Tensor | None = None) -> dict[EngineName, GraphSpec]:
+    """Return the graphs of a decoder, in the order in which they are to be exported: owners of weights first.
+
+    Args:
+        vectors: (R, D) like those to come, for the samples of a decoder whose prompt is the vector.
+    """
     if isinstance(decoder, PromptedModel):
         return prompted_specs(decoder)
     assert isinstance(decoder, DecapStep)
-    greedy, beam = decap_specs(decoder)
+    greedy, beam = decap_specs(decoder, vectors)
     return {"decoder": greedy, "beam_decoder": beam}
 
 
-def decap_specs(decoder: DecapStep) -> tuple[GraphSpec, GraphSpec]:
+def decap_specs(decoder: DecapStep, vectors: Tensor | None = None) -> tuple[GraphSpec, GraphSpec]:
     """Return the graphs of DeCap's greedy and beam steps, checked at the first, a middle and the last position.
 
-    The beam step's weights stay where the greedy step's file has them.
+    The beam step's weights stay where the greedy step's file has them. The samples are steps of the captions of
+    ``vectors`` (R, D).
     """
     config = decoder.config
     greedy, beam = decoder_step(config.num_layers), beam_decoder_step(config.num_layers)
@@ -125,10 +130,27 @@ def decap_specs(decoder: DecapStep) -> tuple[GraphSpec, GraphSpec]:
     by_row = {0: torch.export.Dim(REGIONS, min=1)}
     shapes: tuple[object, ...] = (by_row, by_row, {}, (by_row,) * (2 * config.num_layers))
     example, beam_step = _step_inputs(config, 2, 1), DecapBeamStep(decoder).eval()
+    samples = [] if vectors is None else list(_sample_steps(decoder, vectors))
     return (
-        GraphSpec(decoder, greedy, example, shapes, cases, cases),
-        GraphSpec(beam_step, beam, example, shapes, cases, cases, weights_from=greedy.file),
+        GraphSpec(decoder, greedy, example, shapes, cases, cases, samples),
+        GraphSpec(beam_step, beam, example, shapes, cases, cases, samples, weights_from=greedy.file),
     )
+
+
+@torch.no_grad()
+def _sample_steps(decoder: DecapStep, vectors: Tensor) -> Iterator[Inputs]:
+    """Yield the inputs of every third step of the captions of vectors (R, D)."""
+    config, rows = decoder.config, len(vectors)
+    entry = (rows, config.num_heads, config.max_new_tokens, config.head_dim)
+    past = [torch.zeros(entry) for _ in range(2 * config.num_layers)]
+    ids = torch.zeros(rows, dtype=torch.int64)
+    for position in range(config.max_new_tokens):
+        inputs = vectors, ids, torch.tensor([position]), *past
+        if position % 3 == 0:
+            yield tuple(one.clone() for one in inputs)
+        ids, _, *present = decoder(*inputs)
+        for entries, new in zip(past, present, strict=True):
+            entries[:, :, position] = new[:, :, 0]
 
 
 def _step_inputs(config: DecapConfig, rows: int, position: int) -> Inputs:

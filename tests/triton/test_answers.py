@@ -62,7 +62,7 @@ def expected_of(demo: Captioner, image: Any, regions: Any, **options: Any) -> li
 def check_same(got: Any, expected: Any) -> None:
     """Words, ids and regions are the same; numbers but for what another batch rounds.
 
-    For three regions and more AMX projects in products of two bfloat16, to 2**-16 of a vector; their cosines are in 0..1.
+    For three regions and more AMX projects in products of two bfloat16, to 2**-16 of a vector.
     """
     if isinstance(expected, dict):
         assert set(got) == set(expected)
