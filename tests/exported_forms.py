@@ -208,7 +208,8 @@ def _export_decoder(
     folder: Path, decoder: DecoderModel, manifest: Manifest, precision: GraphPrecision, device: Device
 ) -> Iterator[ExportedGraph]:
     decoder.prepare_for(device, rounds_weights=precision == "int8_weights")
-    for name, spec in decoder_specs(decoder).items():
+    vectors = F.normalize(torch.randn(2, manifest.backbone.output_dim, generator=torch.Generator().manual_seed(0)))
+    for name, spec in decoder_specs(decoder, vectors if precision == "int8_weights" else None).items():
         export_graph(spec, folder, precision, device)
         yield ExportedGraph(folder / spec.io.file, name, manifest)
 

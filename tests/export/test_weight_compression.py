@@ -140,3 +140,74 @@ def test_beam_search_needs_a_decoder_of_its_own_precision(tmp_path: Path) -> Non
     assert not (tmp_path / "beam_decoder.onnx.data").exists()
     with pytest.raises(ExportError, match="decoder.onnx.data: has no weight .* export both again"):
         export_graph(beam, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def decoder() -> DecapStep:
+    """One whose vocabulary is padded, so that its product has a bias."""
+    config = DecapConfig(prefix_width=64, embed_dim=64, num_layers=2, vocab_size=301, text_vocab_size=200)
+    made = randomized(DecapStep(config))
+    made.prepare_for("cpu", rounds_weights=True)
+    assert len(made.decoder.transformer.wte.weight) > config.vocab_size
+    return made
+
+
+@pytest.fixture(scope="module")
+def sampled(decoder: DecapStep) -> GraphSpec:
+    greedy, beam = decap_specs(decoder, F.normalize(torch.randn(4, 64, generator=torch.Generator().manual_seed(2))))
+    assert [len(spec.samples) for spec in (greedy, beam)] == [10, 10]
+    return greedy
+
+
+def test_samples_are_steps_of_captions(decoder: DecapStep, sampled: GraphSpec) -> None:
+    with torch.no_grad():
+        for earlier, later in zip(sampled.samples, sampled.samples[1:], strict=False):
+            vectors, ids, position, *past = (one.clone() for one in earlier)
+            for step in range(3):
+                ids, _, *present = decoder(vectors, ids, position + step, *past)
+                for entries, new in zip(past, present, strict=True):
+                    entries[:, :, position + step] = new
+            for one, other in zip((vectors, ids, position + 3, *past), later, strict=True):
+                torch.testing.assert_close(one, other)
+
+
+def test_the_vocabulary_is_multiplied_in_8_bits_on_both_sides(
+    tmp_path: Path, decoder: DecapStep, sampled: GraphSpec
+) -> None:
+    export_graph(sampled, tmp_path, "int8_weights")
+    model = onnx.load(tmp_path / "decoder.onnx")
+    weights = {one.name: onnx.numpy_helper.to_array(one) for one in model.graph.initializer}
+    (rounding,) = (node for node in model.graph.node if node.op_type == "QuantizeLinear")
+    with torch.no_grad():
+        states = [decoder.states(vectors, ids, position, past)[0] for vectors, ids, position, *past in sampled.samples]
+    largest = max(float(one.abs().max()) for one in states)
+    np.testing.assert_allclose(weights[rounding.input[1]], 1.25 * largest / 127, rtol=1e-4)
+    assert operators_in_onnx_runtime(tmp_path / "decoder.onnx", tmp_path).count("MatMulIntegerToFloat") == 1
+
+
+def operators_in_onnx_runtime(graph: Path, folder: Path) -> list[str]:
+    """Return what ONNX Runtime makes of a graph: products that it cannot fuse it would do in float32."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    return [node.op_type for node in onnx.load(folder / "optimized.onnx", load_external_data=False).graph.node]
+
+
+def test_the_chosen_tokens_are_those_of_exact_products(tmp_path: Path, decoder: DecapStep, sampled: GraphSpec) -> None:
+    """Of the graph's own states, which the rounding of all other weights changes."""
+    export_graph(sampled, tmp_path, "int8_weights")
+    model = onnx.load(tmp_path / "decoder.onnx")
+    (rounding,) = (node for node in model.graph.node if node.op_type == "QuantizeLinear")
+    model.graph.output.append(onnx.helper.make_tensor_value_info(rounding.input[0], onnx.TensorProto.FLOAT, None))
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    vocabulary = decoder.decoder.transformer.wte.weight.detach()[: decoder.config.vocab_size]
+    for inputs in sampled.samples:
+        feeds = dict(zip(sampled.io.input_names, (one.numpy() for one in inputs), strict=True))
+        ids, log_probs, *_, states = (torch.from_numpy(one) for one in session.run(None, feeds))
+        exact = torch.from_numpy(states.numpy()) @ vocabulary.T
+        expected = exact[:, : decoder.config.text_vocab_size].argmax(dim=1)
+        torch.testing.assert_close(ids, expected)
+        exact_log_probs = exact.log_softmax(dim=1).gather(1, expected[:, None])[:, 0]
+        torch.testing.assert_close(log_probs, exact_log_probs, rtol=0, atol=0.05)  # those of other tokens are rounded
