@@ -131,7 +131,7 @@ def tokens_of(model: Any, pixels: np.ndarray[Any, Any]) -> Tensor:
 def test_the_kernels_compute_what_openvino_does(exported: tuple[Path, int], attention: NativeAttention) -> None:
     path, count = exported
     graph = read(path)
-    nodes = use_native_attention(graph, attention)
+    nodes = use_native_attention(graph, attention, min_tokens=1)
     assert len(nodes) == count
     model, plain = compiled(graph), compiled(read(path))
     nodes.complete()
@@ -148,8 +148,8 @@ def test_attention_with_a_mask_is_left_to_openvino(tmp_path: Path, demo_bundle: 
     kernels = cast(NativeAttention, TorchAttention())
     config = Dinov2Config(128, 2, num_heads=2, num_registers=4, image_size=56, attention_heads=2)
     export_graph(reencoder_spec(Dinov2Backbone(config).eval()), tmp_path)
-    assert len(use_native_attention(read(tmp_path / "reencoder.onnx"), kernels)) == 0
-    assert len(use_native_attention(read(demo_bundle / "decoder.onnx"), kernels)) == 0
+    assert len(use_native_attention(read(tmp_path / "reencoder.onnx"), kernels, min_tokens=1)) == 0
+    assert len(use_native_attention(read(demo_bundle / "decoder.onnx"), kernels, min_tokens=1)) == 0
 
 
 def test_a_graph_is_freed_with_its_nodes(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_a_graph_is_freed_with_its_nodes(tmp_path: Path) -> None:
     backbone = Dinov2Backbone(Dinov2Config(128, 2, num_heads=2, num_registers=4, image_size=56, attention_heads=2))
     export_graph(backbone_spec(backbone.eval()), tmp_path)
     graph = read(tmp_path / "backbone.onnx")
-    nodes = use_native_attention(graph, cast(NativeAttention, kernels))
+    nodes = use_native_attention(graph, cast(NativeAttention, kernels), min_tokens=1)
     model = compiled(graph)
     nodes.complete()
     tokens_of(model, pixels_for(model, 1))
@@ -189,6 +189,7 @@ def test_a_failure_of_the_kernels_is_one_of_the_backend(
         raise MemoryError("no memory")
 
     kernels = TorchAttention()
+    monkeypatch.setattr(openvino_attention, "MIN_TOKENS", 1)
     monkeypatch.setattr("runtime.backends.openvino.native_attention", lambda _: kernels)
     engine = OpenVinoBackend(threads, "bf16").open(Bundle(demo_bundle, verify=False).engine("backbone"))
     engine.run(backbone_inputs)
@@ -208,8 +209,11 @@ from runtime.backends.openvino import OpenVinoBackend
 from runtime.bundle import Bundle
 from runtime.bundle.admission import engine_contract
 from tests.robustness.graph_mutants import inputs_of
+backend = OpenVinoBackend(2, "bf16")
+from runtime.backends import openvino_attention
+openvino_attention.MIN_TOKENS = 1
 bundle = Bundle(sys.argv[1], verify=False)
-engines = [OpenVinoBackend(2, "bf16").open(bundle.engine("backbone"), 2) for _ in range(3)]
+engines = [backend.open(bundle.engine("backbone"), 2) for _ in range(3)]
 inputs = inputs_of(engine_contract(bundle.manifest, "backbone"))
 def run():
     for engine in engines:
@@ -238,12 +242,14 @@ def test_programs_end_in_peace_whether_engines_were_closed_or_not(demo_bundle: P
 
 @needs_bfloat16
 def test_engines_in_bfloat16_take_the_kernels_say_so_and_serve_threads(
-    demo_bundle: Path, backbone_inputs: dict[str, Tensor]
+    demo_bundle: Path, backbone_inputs: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = Bundle(demo_bundle, verify=False).engine("backbone")
     exact = OpenVinoBackend(1).open(files)
-    engine = OpenVinoBackend(2, "bf16").open(files, concurrency=2)
     assert "native" not in exact.report().provider
+    assert "native" not in OpenVinoBackend(1, "bf16").open(files).report().provider, "the demo has few tokens"
+    monkeypatch.setattr(openvino_attention, "MIN_TOKENS", 1)
+    engine = OpenVinoBackend(2, "bf16").open(files, concurrency=2)
     assert ("attention by the native kernels" in engine.report().provider) == (native_attention(1) is not None)
     with ThreadPoolExecutor(4) as threads:
         encoded = [run["tokens"] for run in threads.map(lambda _: engine.run(backbone_inputs), range(8))]
