@@ -23,12 +23,12 @@ constexpr float kMaxInverseTemperature = 128;  // above, 16 bits are too few for
 
 // Copies of rows that matter to a group of 16 queries.
 struct Gathered {
-    int8_t *rows, *residual;          // (kBlock, W)
-    float *scales, *residual_scales;  // (kBlock,)
-    float *logits;                    // (kBlock, 16)
-    uint32_t *numbers;                // (kBlock,)
+    int8_t *rows;       // (kBlock, W)
+    float *scales;      // (kBlock,)
+    float *logits;      // (kBlock, 16)
+    uint32_t *numbers;  // (kBlock,)
 
-    static int64_t bytes(int64_t width) { return kBlock * (2 * width + 4 * (3 + kQueryPadding)); }
+    static int64_t bytes(int64_t width) { return kBlock * (width + 4 * (2 + kQueryPadding)); }
 };
 
 // The scratch memory of one thread.
@@ -55,10 +55,8 @@ struct Scratch {
         };
         Gathered found;
         found.rows = reinterpret_cast<int8_t *>(take(kBlock * width));
-        found.residual = reinterpret_cast<int8_t *>(take(kBlock * width));
         found.logits = reinterpret_cast<float *>(take(4 * kBlock * kQueryPadding));
         found.scales = reinterpret_cast<float *>(take(4 * kBlock));
-        found.residual_scales = reinterpret_cast<float *>(take(4 * kBlock));
         found.numbers = reinterpret_cast<uint32_t *>(take(4 * kBlock));
         return found;
     }
@@ -435,11 +433,12 @@ void accumulate_tiles(const QueryBatch &batch, const Scratch &scratch, Prefetch<
     }
 }
 
-template <int kStorage, bool kWithResidual>
+template <int kStorage, bool kWithResidual, bool kInt8Products>
 void scan_blocks(const patchcaption_bank &bank, const QueryBatch &batch, int64_t begin, int64_t end,
                  ResidualSource &residual_source, Partial &partial, const Scratch &scratch) {
     constexpr int kPlanes = Planes<kStorage, kWithResidual>::kCount;
-    pack_queries(batch, scratch);
+    if constexpr (kInt8Products) pack_int8_queries(batch, scratch);
+    else pack_queries(batch, scratch);
     uint32_t positions[kBlock];
     for (uint32_t row = 0; row < kBlock; ++row) positions[row] = row;
     for (int64_t start = begin; start < end; start += kBlock) {
@@ -449,9 +448,14 @@ void scan_blocks(const patchcaption_bank &bank, const QueryBatch &batch, int64_t
         if (start + 2 * kBlock <= end) {
             prefetch.rows = static_cast<const char *>(bank.rows) + (start + kBlock) * bank.width * prefetch.kBytes;
         }
-        unpack_block<kStorage, kWithResidual, true>(bank, batch, start, rows, residual, scratch);
+        unpack_block<kStorage, kWithResidual, !kInt8Products>(bank, batch, start, rows, residual, scratch);
         for (int64_t first_query = 0; first_query < batch.count; first_query += kQueryPadding) {
-            multiply_rows(batch, first_query / kQueryPadding, kPlanes, scratch);
+            const int64_t group = first_query / kQueryPadding;
+            if constexpr (kInt8Products) {
+                multiply_int8_rows<kWithResidual>(bank, batch, start, residual, group, scratch);
+            } else {
+                multiply_rows(batch, group, kPlanes, scratch);
+            }
             finish_logits(bank, batch, start, rows, kPlanes, scratch);
             update_softmax(bank, batch, {start, positions, rows}, first_query, scratch.weights, partial);
             std::memset(scratch.weights + rows * kQueryPadding, 0, 4 * (kBlock - rows) * kQueryPadding);
@@ -463,11 +467,10 @@ void scan_blocks(const patchcaption_bank &bank, const QueryBatch &batch, int64_t
     }
 }
 
-// The scan of whole blocks of int8 rows. Of a block whose rows mostly are of no weight, a group of 16 queries gathers
-// those that matter, until they are a block themselves.
-template <bool kWithResidual>
+// The scan of whole blocks of int8 rows without residuals, which is that of narrow softmaxes. Of a block whose rows
+// mostly are of no weight, a group of 16 queries gathers those that matter, until they are a block themselves.
 struct Int8Scan {
-    static constexpr int kPlanes = kWithResidual ? 2 : 1;
+    using NextBlock = Prefetch<PATCHCAPTION_INT8, false>;
     static constexpr int64_t kMaxGathered = kBlock / 4;  // of a block; with more it is added as it is
 
     const patchcaption_bank &bank;
@@ -477,13 +480,14 @@ struct Int8Scan {
 
     // Adds rows to the softmax of a group: those of `source` from `start` on, which are unpacked, by the logits in
     // scratch.weights.
-    void add(const patchcaption_bank &source, int64_t start, const Rows &rows, int64_t group) const {
+    void add(const patchcaption_bank &source, int64_t start, const Rows &rows, int64_t group,
+             const NextBlock &prefetch) const {
         const int64_t first_query = group * kQueryPadding;
         update_softmax(bank, batch, rows, first_query, scratch.weights, partial);
         std::memset(scratch.weights + rows.count * kQueryPadding, 0, 4 * (kBlock - rows.count) * kQueryPadding);
-        pack_weights(source, start, rows.count, kPlanes, scratch);
-        accumulate_tiles<PATCHCAPTION_INT8, kWithResidual>(batch, scratch, {nullptr, nullptr},
-                                                           partial.weighted_sum + first_query * batch.padded_width);
+        pack_weights(source, start, rows.count, 1, scratch);
+        accumulate_tiles<PATCHCAPTION_INT8, false>(batch, scratch, prefetch,
+                                                   partial.weighted_sum + first_query * batch.padded_width);
     }
 
     void add_gathered(int64_t group) const {
@@ -491,15 +495,14 @@ struct Int8Scan {
         patchcaption_bank copies = bank;
         copies.rows = gathered.rows;
         copies.scales = gathered.scales;
-        copies.residual_scales = gathered.residual_scales;
         const int64_t count = scratch.gathered_counts[group];
-        unpack_block<PATCHCAPTION_INT8, kWithResidual, false>(copies, batch, 0, count, gathered.residual, scratch);
+        unpack_block<PATCHCAPTION_INT8, false, false>(copies, batch, 0, count, nullptr, scratch);
         std::memcpy(scratch.weights, gathered.logits, 4 * count * kQueryPadding);
-        add(copies, 0, {0, gathered.numbers, count}, group);
+        add(copies, 0, {0, gathered.numbers, count}, group, {nullptr, nullptr});
         scratch.gathered_counts[group] = 0;
     }
 
-    void gather(int64_t start, const int8_t *residual, const uint32_t *positions, int64_t count, int64_t group) const {
+    void gather(int64_t start, const uint32_t *positions, int64_t count, int64_t group) const {
         const Gathered gathered = scratch.gathered_of(group, bank.width);
         int64_t &to = scratch.gathered_counts[group];
         copy_logits(scratch.weights, positions, count, gathered.logits + to * kQueryPadding);
@@ -509,29 +512,23 @@ struct Int8Scan {
             gathered.scales[to] = plane_scale(bank, row, 0);
             std::memcpy(gathered.rows + to * bank.width, static_cast<const int8_t *>(bank.rows) + row * bank.width,
                         bank.width);
-            if constexpr (!kWithResidual) continue;
-            gathered.residual_scales[to] = bank.residual_scales[row];
-            std::memcpy(gathered.residual + to * bank.width, residual + positions[index] * bank.width, bank.width);
         }
     }
 
-    void scan_block(int64_t start, const int8_t *residual,
-                    const Prefetch<PATCHCAPTION_INT8, kWithResidual> &prefetch) const {
+    void scan_block(int64_t start, NextBlock prefetch) const {
         uint32_t all[kBlock], positions[kBlock];
         for (uint32_t row = 0; row < kBlock; ++row) all[row] = row;
         bool is_unpacked = false;
         for (int64_t group = 0; group * kQueryPadding < batch.count; ++group) {
-            multiply_int8_rows<kWithResidual>(bank, batch, start, residual, group, scratch);
-            if (group == 0) prefetch.elements(0, kBlock * bank.width);
-            finish_logits(bank, batch, start, kBlock, kPlanes, scratch);
+            multiply_int8_rows<false>(bank, batch, start, nullptr, group, scratch);
+            finish_logits(bank, batch, start, kBlock, 1, scratch);
             const int64_t count = find_rows(kBlock, group * kQueryPadding, partial, scratch.weights, positions);
             if (count > kMaxGathered) {
                 if (!is_unpacked) {
-                    unpack_block<PATCHCAPTION_INT8, kWithResidual, false>(bank, batch, start, kBlock, residual,
-                                                                          scratch);
+                    unpack_block<PATCHCAPTION_INT8, false, false>(bank, batch, start, kBlock, nullptr, scratch);
                 }
                 is_unpacked = true;
-                add(bank, start, {start, all, kBlock}, group);
+                add(bank, start, {start, all, kBlock}, group, prefetch);
             } else if (count > 0) {
                 if (scratch.gathered_counts[group] + count > kBlock) {
                     std::memcpy(scratch.kept_logits, scratch.weights, 4 * kBlock * kQueryPadding);
@@ -539,22 +536,23 @@ struct Int8Scan {
                     std::memcpy(scratch.weights, scratch.kept_logits, 4 * kBlock * kQueryPadding);
                     is_unpacked = false;
                 }
-                gather(start, residual, positions, count, group);
+                gather(start, positions, count, group);
             }
+            if (count <= kMaxGathered) prefetch.elements(0, kBlock * bank.width);
+            prefetch.rows = nullptr;
         }
     }
 
-    void run(int64_t begin, int64_t end, ResidualSource &residual_source) const {
+    void run(int64_t begin, int64_t end) const {
         const int64_t groups = batch.padded_count / kQueryPadding;
         std::memset(scratch.gathered_counts, 0, 8 * groups);
         pack_int8_queries(batch, scratch);
         for (int64_t start = begin; start < end; start += kBlock) {
-            const int8_t *residual = residual_source.block(start, kBlock);
-            Prefetch<PATCHCAPTION_INT8, kWithResidual> prefetch = {nullptr, residual + kBlock * bank.width};
+            NextBlock prefetch = {nullptr, nullptr};
             if (start + 2 * kBlock <= end) {
                 prefetch.rows = static_cast<const char *>(bank.rows) + (start + kBlock) * bank.width;
             }
-            scan_block(start, residual, prefetch);
+            scan_block(start, prefetch);
         }
         for (int64_t group = 0; group < groups; ++group) {
             if (scratch.gathered_counts[group]) add_gathered(group);
@@ -570,12 +568,16 @@ void scan_storage(const patchcaption_bank &bank, const QueryBatch &batch, int64_
     if constexpr (kStorage == PATCHCAPTION_INT8) {
         if (bank.width % kInt8TileDepth == 0) {  // whole tiles, directly from the bank
             const int64_t whole_blocks = end - (end - begin) % kBlock;
-            Int8Scan<kWithResidual>{bank, batch, partial, scratch}.run(begin, whole_blocks, residual_source);
+            if constexpr (kWithResidual) {
+                scan_blocks<kStorage, true, true>(bank, batch, begin, whole_blocks, residual_source, partial, scratch);
+            } else {
+                Int8Scan{bank, batch, partial, scratch}.run(begin, whole_blocks);
+            }
             begin = whole_blocks;
         }
     }
     if (begin < end) {
-        scan_blocks<kStorage, kWithResidual>(bank, batch, begin, end, residual_source, partial, scratch);
+        scan_blocks<kStorage, kWithResidual, false>(bank, batch, begin, end, residual_source, partial, scratch);
     }
 }
 
