@@ -20,8 +20,8 @@ namespace {
 
 constexpr int64_t kQueries = 2 * kTileRows;
 constexpr int64_t kKeys = 128;
-constexpr int64_t kScoreStride =
-    kKeys + kTileRows;                             // no multiple of 1024 bytes: rows would fall on the same cache sets
+// No multiple of 1024 bytes: rows would fall on the same cache sets.
+constexpr int64_t kScoreStride = kKeys + kTileRows;
 constexpr float kMaxGrowth = 24;                   // weights may reach 2**24 before sums are scaled down
 constexpr float kSteps = 64, kExponentBias = 127;  // of a weight's exponent
 constexpr float kLog2E = 1.44269504f;
@@ -209,6 +209,7 @@ inline __m512i powers_of_two(__m512i x, __m512i mantissas) {
     const __m512i doubled = _mm512_add_epi16(x, x), exponent_bits = _mm512_set1_epi16(static_cast<int16_t>(0xff80));
     return _mm512_or_si512(_mm512_and_si512(doubled, exponent_bits), fractions);
 }
+
 // Moves a query's reference up to its largest score, scaling down what was summed.
 void raise_reference(const Scratch &scratch, int64_t query, int64_t width, float score) {
     const __m512 factor = _mm512_set1_ps(std::exp2(scratch.references[query] - score));

@@ -2,7 +2,7 @@
  *
  * Shapes: B images, T tokens, H heads, W the width of a head.
  *
- * Memory, threads and errors: as in projection.h. A call allocates about 4 * W * (T + 64) + 60,000 bytes per thread.
+ * Memory, threads and errors: as in projection.h. A call allocates about 4 * W * (T + 64) + 30,000 bytes per thread.
  * Values are not checked: a token with NaN in query, key and value gives NaN, of all tokens that attend to it.
  */
 #ifndef PATCHCAPTION_ATTENTION_H
