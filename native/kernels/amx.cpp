@@ -47,17 +47,12 @@ struct Scratch {
     char *gathered;            // (G,) of Gathered
 
     Gathered gathered_of(int64_t group, int64_t width) const {
-        char *next = gathered + group * Gathered::bytes(width);
-        const auto take = [&next](int64_t bytes) {
-            char *taken = next;
-            next += bytes;
-            return taken;
-        };
+        ScratchPartition partition(gathered + group * Gathered::bytes(width));
         Gathered found;
-        found.rows = reinterpret_cast<int8_t *>(take(kBlock * width));
-        found.logits = reinterpret_cast<float *>(take(4 * kBlock * kQueryPadding));
-        found.scales = reinterpret_cast<float *>(take(4 * kBlock));
-        found.numbers = reinterpret_cast<uint32_t *>(take(4 * kBlock));
+        partition.take(found.rows, kBlock * width);
+        partition.take(found.logits, kBlock * kQueryPadding);
+        partition.take(found.scales, kBlock);
+        partition.take(found.numbers, kBlock);
         return found;
     }
 };
@@ -73,24 +68,20 @@ int64_t scratch_bytes(const patchcaption_bank &, const QueryBatch &batch) {
 }
 
 Scratch partition_scratch(const QueryBatch &batch, void *memory) {
-    char *next = static_cast<char *>(memory);
-    const auto take = [&next](int64_t bytes) {
-        char *taken = next;
-        next += bytes;
-        return taken;
-    };
+    const int64_t groups = batch.padded_count / kQueryPadding, block_tiles = 2 * kBlock * batch.padded_width;
+    ScratchPartition partition(memory);
     Scratch scratch;
-    for (char *&tiles : scratch.query_tiles) tiles = take(query_tiles_bytes(batch));
-    scratch.int8_query_scales = reinterpret_cast<float *>(take(4 * batch.padded_count));
-    scratch.int32_sums = reinterpret_cast<int32_t *>(take(3 * kTileBytes));
-    for (char *&tiles : scratch.row_tiles) tiles = take(kBlock * batch.padded_width * 2);
-    for (char *&tiles : scratch.row_pair_tiles) tiles = take(kBlock * batch.padded_width * 2);
-    for (float *&sums : scratch.plane_sums) sums = reinterpret_cast<float *>(take(kBlock * kQueryPadding * 4));
-    scratch.weights = reinterpret_cast<float *>(take(kBlock * kQueryPadding * 4));
-    for (char *&tiles : scratch.weight_tiles) tiles = take(kChunks * kTileBytes);
-    scratch.kept_logits = reinterpret_cast<float *>(take(kBlock * kQueryPadding * 4));
-    scratch.gathered = take(batch.padded_count / kQueryPadding * Gathered::bytes(batch.padded_width));
-    scratch.gathered_counts = reinterpret_cast<int64_t *>(take(8 * (batch.padded_count / kQueryPadding)));
+    for (char *&tiles : scratch.query_tiles) partition.take(tiles, query_tiles_bytes(batch));
+    partition.take(scratch.int8_query_scales, batch.padded_count);
+    partition.take(scratch.int32_sums, 3 * kTileRows * kTileRows);
+    for (char *&tiles : scratch.row_tiles) partition.take(tiles, block_tiles);
+    for (char *&tiles : scratch.row_pair_tiles) partition.take(tiles, block_tiles);
+    for (float *&sums : scratch.plane_sums) partition.take(sums, kBlock * kQueryPadding);
+    partition.take(scratch.weights, kBlock * kQueryPadding);
+    for (char *&tiles : scratch.weight_tiles) partition.take(tiles, kChunks * kTileBytes);
+    partition.take(scratch.kept_logits, kBlock * kQueryPadding);
+    partition.take(scratch.gathered, groups * Gathered::bytes(batch.padded_width));
+    partition.take(scratch.gathered_counts, groups);
     return scratch;
 }
 

@@ -61,6 +61,21 @@ class TileScope {
     TileConfig before_;
 };
 
+// Hands out the scratch memory of a thread, one array after another.
+class ScratchPartition {
+  public:
+    explicit ScratchPartition(void *memory) : next_(static_cast<char *>(memory)) {}
+
+    template <typename Item>
+    void take(Item *&array, int64_t count) {
+        array = reinterpret_cast<Item *>(next_);
+        next_ += count * static_cast<int64_t>(sizeof(Item));
+    }
+
+  private:
+    char *next_;
+};
+
 // Transposes a 16 x 16 matrix of words.
 inline void transpose(__m512i words[16]) {
     __m512i half[16];

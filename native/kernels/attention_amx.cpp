@@ -49,21 +49,16 @@ int64_t scratch_bytes(const AttentionShape &shape) {
 
 Scratch partition_scratch(const AttentionShape &shape, void *memory) {
     const int64_t tokens = round_up(shape.tokens, kTileDepth), width = shape.head_width;
-    char *next = static_cast<char *>(memory);
-    const auto take = [&next](int64_t bytes) {
-        char *taken = next;
-        next += bytes;
-        return taken;
-    };
+    ScratchPartition partition(memory);
     Scratch scratch;
-    scratch.key_tiles = take(2 * tokens * width);
-    scratch.value_tiles = take(2 * tokens * width);
-    scratch.query_tiles = take(2 * kQueries * width);
-    scratch.weight_tiles = take(2 * kQueries * kKeys);
-    scratch.scores = reinterpret_cast<float *>(take(4 * kQueries * kScoreStride));
-    scratch.sums = reinterpret_cast<float *>(take(4 * kQueries * width));
-    scratch.totals = reinterpret_cast<__m512 *>(take(64 * kQueries));
-    scratch.references = reinterpret_cast<float *>(take(4 * kQueries));
+    partition.take(scratch.key_tiles, 2 * tokens * width);
+    partition.take(scratch.value_tiles, 2 * tokens * width);
+    partition.take(scratch.query_tiles, 2 * kQueries * width);
+    partition.take(scratch.weight_tiles, 2 * kQueries * kKeys);
+    partition.take(scratch.scores, kQueries * kScoreStride);
+    partition.take(scratch.sums, kQueries * width);
+    partition.take(scratch.totals, kQueries);
+    partition.take(scratch.references, kQueries);
     return scratch;
 }
 
