@@ -42,7 +42,6 @@ struct Scratch {
     float *plane_sums[2];      // (kBlock, 16) of each plane
     float *weights;            // (kBlock, 16)
     char *weight_tiles[3];     // kChunks tiles each: plane 0 high, plane 0 low, plane 1 high
-    float *kept_logits;        // (kBlock, 16)
     int64_t *gathered_counts;  // (G,)
     char *gathered;            // (G,) of Gathered
 
@@ -63,7 +62,7 @@ int64_t query_tiles_bytes(const QueryBatch &batch) {
 
 int64_t scratch_bytes(const patchcaption_bank &, const QueryBatch &batch) {
     return 2 * query_tiles_bytes(batch) + 4 * batch.padded_count + 3 * kTileBytes +
-           2 * 2 * kBlock * batch.padded_width * 2 + 4 * kBlock * kQueryPadding * 4 + 3 * kChunks * kTileBytes +
+           2 * 2 * kBlock * batch.padded_width * 2 + 3 * kBlock * kQueryPadding * 4 + 3 * kChunks * kTileBytes +
            batch.padded_count / kQueryPadding * (8 + Gathered::bytes(batch.padded_width)) + 64;
 }
 
@@ -79,7 +78,6 @@ Scratch partition_scratch(const QueryBatch &batch, void *memory) {
     for (float *&sums : scratch.plane_sums) partition.take(sums, kBlock * kQueryPadding);
     partition.take(scratch.weights, kBlock * kQueryPadding);
     for (char *&tiles : scratch.weight_tiles) partition.take(tiles, kChunks * kTileBytes);
-    partition.take(scratch.kept_logits, kBlock * kQueryPadding);
     partition.take(scratch.gathered, groups * Gathered::bytes(batch.padded_width));
     partition.take(scratch.gathered_counts, groups);
     return scratch;
@@ -424,6 +422,19 @@ void accumulate_tiles(const QueryBatch &batch, const Scratch &scratch, Prefetch<
     }
 }
 
+// Adds rows of a bank to the softmax of 16 queries, by the logits in scratch.weights. Unpacked are the same rows of
+// `source`, from `start` on.
+template <int kStorage, bool kWithResidual>
+inline void add_unpacked(const patchcaption_bank &bank, const patchcaption_bank &source, const QueryBatch &batch,
+                         const Rows &rows, int64_t start, int64_t first_query,
+                         const Prefetch<kStorage, kWithResidual> &prefetch, Partial &partial, const Scratch &scratch) {
+    update_softmax(bank, batch, rows, first_query, scratch.weights, partial);
+    std::memset(scratch.weights + rows.count * kQueryPadding, 0, 4 * (kBlock - rows.count) * kQueryPadding);
+    pack_weights(source, start, rows.count, Planes<kStorage, kWithResidual>::kCount, scratch);
+    accumulate_tiles<kStorage, kWithResidual>(batch, scratch, prefetch,
+                                              partial.weighted_sum + first_query * batch.padded_width);
+}
+
 template <int kStorage, bool kWithResidual, bool kInt8Products>
 void scan_blocks(const patchcaption_bank &bank, const QueryBatch &batch, int64_t begin, int64_t end,
                  ResidualSource &residual_source, Partial &partial, const Scratch &scratch) {
@@ -448,18 +459,15 @@ void scan_blocks(const patchcaption_bank &bank, const QueryBatch &batch, int64_t
                 multiply_rows(batch, group, kPlanes, scratch);
             }
             finish_logits(bank, batch, start, rows, kPlanes, scratch);
-            update_softmax(bank, batch, {start, positions, rows}, first_query, scratch.weights, partial);
-            std::memset(scratch.weights + rows * kQueryPadding, 0, 4 * (kBlock - rows) * kQueryPadding);
-            pack_weights(bank, start, rows, kPlanes, scratch);
-            accumulate_tiles<kStorage, kWithResidual>(batch, scratch, prefetch,
-                                                      partial.weighted_sum + first_query * batch.padded_width);
+            add_unpacked<kStorage, kWithResidual>(bank, bank, batch, {start, positions, rows}, start, first_query,
+                                                  prefetch, partial, scratch);
             prefetch.rows = nullptr;
         }
     }
 }
 
 // The scan of whole blocks of int8 rows without residuals, which is that of narrow softmaxes. Of a block whose rows
-// mostly are of no weight, a group of 16 queries gathers those that matter, until they are a block themselves.
+// mostly are of no weight, a group of 16 queries gathers those that matter, until they are nearly a block themselves.
 struct Int8Scan {
     using NextBlock = Prefetch<PATCHCAPTION_INT8, false>;
     static constexpr int64_t kMaxGathered = kBlock / 4;  // of a block; with more it is added as it is
@@ -469,18 +477,6 @@ struct Int8Scan {
     Partial &partial;
     const Scratch &scratch;
 
-    // Adds rows to the softmax of a group: those of `source` from `start` on, which are unpacked, by the logits in
-    // scratch.weights.
-    void add(const patchcaption_bank &source, int64_t start, const Rows &rows, int64_t group,
-             const NextBlock &prefetch) const {
-        const int64_t first_query = group * kQueryPadding;
-        update_softmax(bank, batch, rows, first_query, scratch.weights, partial);
-        std::memset(scratch.weights + rows.count * kQueryPadding, 0, 4 * (kBlock - rows.count) * kQueryPadding);
-        pack_weights(source, start, rows.count, 1, scratch);
-        accumulate_tiles<PATCHCAPTION_INT8, false>(batch, scratch, prefetch,
-                                                   partial.weighted_sum + first_query * batch.padded_width);
-    }
-
     void add_gathered(int64_t group) const {
         const Gathered gathered = scratch.gathered_of(group, bank.width);
         patchcaption_bank copies = bank;
@@ -489,7 +485,8 @@ struct Int8Scan {
         const int64_t count = scratch.gathered_counts[group];
         unpack_block<PATCHCAPTION_INT8, false, false>(copies, batch, 0, count, nullptr, scratch);
         std::memcpy(scratch.weights, gathered.logits, 4 * count * kQueryPadding);
-        add(copies, 0, {0, gathered.numbers, count}, group, {nullptr, nullptr});
+        add_unpacked<PATCHCAPTION_INT8, false>(bank, copies, batch, {0, gathered.numbers, count}, 0,
+                                               group * kQueryPadding, {nullptr, nullptr}, partial, scratch);
         scratch.gathered_counts[group] = 0;
     }
 
@@ -511,6 +508,10 @@ struct Int8Scan {
         for (uint32_t row = 0; row < kBlock; ++row) all[row] = row;
         bool is_unpacked = false;
         for (int64_t group = 0; group * kQueryPadding < batch.count; ++group) {
+            if (scratch.gathered_counts[group] > kBlock - kMaxGathered) {  // no room for those of this block
+                add_gathered(group);
+                is_unpacked = false;
+            }
             multiply_int8_rows<false>(bank, batch, start, nullptr, group, scratch);
             finish_logits(bank, batch, start, kBlock, 1, scratch);
             const int64_t count = find_rows(kBlock, group * kQueryPadding, partial, scratch.weights, positions);
@@ -519,14 +520,9 @@ struct Int8Scan {
                     unpack_block<PATCHCAPTION_INT8, false, false>(bank, batch, start, kBlock, nullptr, scratch);
                 }
                 is_unpacked = true;
-                add(bank, start, {start, all, kBlock}, group, prefetch);
+                add_unpacked<PATCHCAPTION_INT8, false>(bank, bank, batch, {start, all, kBlock}, start,
+                                                       group * kQueryPadding, prefetch, partial, scratch);
             } else if (count > 0) {
-                if (scratch.gathered_counts[group] + count > kBlock) {
-                    std::memcpy(scratch.kept_logits, scratch.weights, 4 * kBlock * kQueryPadding);
-                    add_gathered(group);
-                    std::memcpy(scratch.weights, scratch.kept_logits, 4 * kBlock * kQueryPadding);
-                    is_unpacked = false;
-                }
                 gather(start, positions, count, group);
             }
             if (count <= kMaxGathered) prefetch.elements(0, kBlock * bank.width);

@@ -174,7 +174,9 @@ inline int64_t find_rows(int64_t rows, int64_t first_query, const Partial &parti
 // Copies the logits (kBlock, 16) of rows at `positions` (count,) to `chosen` (count, 16), which may be the same memory.
 inline void copy_logits(const float *logits, const uint32_t *positions, int64_t count, float *chosen) {
     for (int64_t index = 0; index < count; ++index) {
-        std::memmove(chosen + index * kQueryPadding, logits + positions[index] * kQueryPadding, 4 * kQueryPadding);
+        const float *from = logits + positions[index] * kQueryPadding;
+        float *to = chosen + index * kQueryPadding;
+        if (to != from) std::memcpy(to, from, 4 * kQueryPadding);
     }
 }
 

@@ -17,8 +17,11 @@ from openvino import opset13
 
 from runtime.backends.native_attention import QKV, WIDTH_MULTIPLE, AttentionShape, Heads, NativeAttention
 
+MIN_TOKENS = 600
+"""Of fewer OpenVINO itself is as fast or faster: it keeps their scores in the second-level cache."""
 _PACKED_FORMS = (("Squeeze", "Slice", "Transpose", "Reshape"), ("Transpose", "Reshape", "Split"))
 """The operators between queries, keys or values (B, H, T, W) and the tensor of all three, the last first."""
+_THIRDS_FIRST, _HEADS_FIRST = [2, 0, 3, 1, 4], [0, 2, 1, 3]
 
 
 def _never_freed() -> object:
@@ -35,9 +38,6 @@ def _never_freed() -> object:
 
 
 _HANDLE = _never_freed()
-MIN_TOKENS = 600
-"""Of fewer OpenVINO itself is as fast or faster: it keeps their scores in the second-level cache."""
-_THIRDS_FIRST, _HEADS_FIRST = [2, 0, 3, 1, 4], [0, 2, 1, 3]
 
 
 @dataclass(frozen=True)
@@ -153,8 +153,8 @@ def use_native_attention(model: Any, attention: NativeAttention, min_tokens: int
     """
     nodes = AttentionNodes()
     least = MIN_TOKENS if min_tokens is None else min_tokens
-    matches = [match for node in model.get_ordered_ops() if (match := _match(node)) is not None]
-    for match in [match for match in matches if match.tokens >= least]:
+    matches = [match for node in model.get_ordered_ops() if (match := _match(node)) and match.tokens >= least]
+    for match in matches:
         packed = _packed_tensor(match)
         inputs = [match.queries, match.keys, match.values] if packed is None else [packed]
         halved = [opset13.convert(value, "bf16").output(0) for value in inputs]
@@ -265,7 +265,8 @@ def _constant(value: Any) -> Any | None:
 def _packed_heads(tensor: Any, heads: int) -> tuple[AttentionShape, QKV]:
     """Return where the kernels find the thirds of a tensor (B, T, 3 * D)."""
     images, tokens, width = tensor.get_shape()
-    third, head_width = width // 3, width // 3 // heads
+    third = width // 3
+    head_width = third // heads
     addresses = [_address(tensor) + index * third * tensor.get_element_type().size for index in range(3)]
     strides = (tokens * width, head_width, width)
     return AttentionShape(images, tokens, heads, head_width), QKV(*(Heads(address, *strides) for address in addresses))
