@@ -45,25 +45,29 @@ class Watch:
     """All that went wrong in a page without being shown, and where it asked."""
 
     def __init__(self, page: Page, service: str) -> None:
-        self.problems: list[str] = []
+        self._problems: list[str] = []
         self._allowed: list[str] = []
         self._service = service
         page.on("console", self._log)
-        page.on("pageerror", lambda error: self.problems.append(f"exception: {error.stack or error.message}"))
+        page.on("pageerror", lambda error: self._problems.append(f"exception: {error.stack or error.message}"))
         page.on("request", self._ask)
 
+    @property
+    def problems(self) -> list[str]:
+        """Those that are not allowed, in lines."""
+        return [line for line in self._problems if not any(re.search(pattern, line) for pattern in self._allowed)]
+
     def allow(self, pattern: str = _FAILED) -> None:
-        """Let the console say what a test provokes."""
+        """Let the console say, and have said, what a test provokes."""
         self._allowed.append(pattern)
 
     def _log(self, message: ConsoleMessage) -> None:
-        is_allowed = any(re.search(pattern, message.text) for pattern in self._allowed)
-        if message.type in ("error", "warning") and not is_allowed:
-            self.problems.append(f"console: {message.text} ({message.location['url']})")
+        if message.type in ("error", "warning"):
+            self._problems.append(f"console: {message.text} ({message.location['url']})")
 
     def _ask(self, request: Request) -> None:
         if not request.url.startswith((f"{self._service}/", f"blob:{self._service}/", "data:")):
-            self.problems.append(f"asked elsewhere: {request.url}")
+            self._problems.append(f"asked elsewhere: {request.url}")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,6 +29,15 @@ _STEP, _LARGE_STEP = 7, 34
 
 Point = tuple[float, float]
 
+_KEEP_WHAT_IS_SAID = """() => {
+  const line = document.getElementById("status");
+  const said = [];
+  new MutationObserver((changes) => {
+    for (const { addedNodes } of changes) said.push(...[...addedNodes].map((node) => node.textContent));
+    line.dataset.said = said.join("\\n");
+  }).observe(line, { childList: true });
+}"""
+
 
 class Stage:
     """A page with the sample scene, or another image of a size."""
@@ -40,6 +50,7 @@ class Stage:
         self.status = page.locator("#status")
         self.error = page.locator("#error-text")
         self.captions = page.locator(".region .text")
+        page.evaluate(_KEEP_WHAT_IS_SAID)
 
     def open(self, file: Path = SCENE) -> None:
         """Open an image; of the sample, wait for its caption."""
@@ -126,8 +137,13 @@ class Stage:
         """Wait until the list has the whole image's caption and then these."""
         expect(self.captions).to_have_text([WHOLE, *texts])
 
+    def expect_said(self, line: str) -> None:
+        """Wait until a line has been said; the next one may have taken its place already."""
+        whole_line = re.compile(f"^{re.escape(line)}$", re.MULTILINE)
+        expect(self.status).to_have_attribute("data-said", whole_line)
+
     def copied(self, language: str) -> str:
         """Return what is copied as JSON or as Python."""
         self.button(f"Copy {language}").click()
-        expect(self.status).to_have_text(f"Copied as {language}.")
+        self.expect_said(f"Copied as {language}.")
         return str(self.page.evaluate("navigator.clipboard.readText()"))

@@ -94,7 +94,7 @@ def test_a_service_that_is_busy_is_asked_again(open_stage: OpenStage) -> None:
     )
     stage.marks.focus()
     stage.keys("b", "Space", "Shift+ArrowRight", "Shift+ArrowDown", "Space")
-    expect(stage.status).to_have_text("The service is busy: trying again in 1 s.")
+    stage.expect_said("The service is busy: trying again in 1 s.")
     expect(stage.captions.last).not_to_have_text("…")
     expect(stage.error).to_be_hidden()
 

@@ -18,10 +18,10 @@ def test_the_caption_follows_the_cursor_without_another_pass_of_the_backbone(sta
     stage.page.on("request", lambda request: asked.append(request.url.rsplit("/", 1)[1]))
     stage.hover((391, 330))
     expect(stage.bubble).to_have_text(TRIANGLE_TEXT)
-    expect(stage.status).to_have_text(TRIANGLE_TEXT)
+    stage.expect_said(TRIANGLE_TEXT)
     stage.hover((205, 530))
     expect(stage.bubble).to_have_text(SQUARE_TEXT)
-    expect(stage.status).to_have_text(SQUARE_TEXT)
+    stage.expect_said(SQUARE_TEXT)
     stage.page.mouse.move(5, 5)
     expect(stage.bubble).to_be_hidden()
     assert set(asked) == {"captions"}
@@ -31,22 +31,21 @@ def test_all_that_keys_do_is_said(stage: Stage) -> None:
     stage.marks.focus()
     stage.step_to((336, 336), (391, 330))
     expect(stage.bubble).to_have_text(TRIANGLE_TEXT)
-    expect(stage.status).to_have_text(f"391, 330: {TRIANGLE_TEXT}")
+    stage.expect_said(f"391, 330: {TRIANGLE_TEXT}")
     stage.keys("b")
-    expect(stage.status).to_contain_text("Box. Drag from corner to corner.")
+    stage.expect_said("Box. Drag from corner to corner. With keys: Space begins, arrows move, Space ends.")
     stage.keys("Space")
-    expect(stage.status).to_have_text("Set at 391, 330.")
+    stage.expect_said("Set at 391, 330.")
     stage.keys("Escape")
-    expect(stage.status).to_have_text("Given up.")
+    stage.expect_said("Given up.")
     with stage.page.expect_response("**/captions"):
         stage.keys("o", "Space")
     stage.expect_captions(TRIANGLE_TEXT)
-    said = f"Point: {TRIANGLE_TEXT}"
-    stage.page.wait_for_function("(said) => document.getElementById('status').textContent === said", arg=said)
+    stage.expect_said(f"Point: {TRIANGLE_TEXT}")
     stage.keys("Delete")
-    expect(stage.status).to_have_text("Removed.")
+    stage.expect_said("Removed.")
     stage.keys("Control+z")
-    expect(stage.status).to_have_text("Undone.")
+    stage.expect_said("Undone.")
 
 
 def test_one_request_is_in_flight_and_the_latest_place_wins(stage: Stage) -> None:
