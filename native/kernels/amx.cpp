@@ -3,84 +3,45 @@
 // A row is split into one or two bfloat16 planes, each with a scale. One plane holds int8 and bfloat16 values exactly,
 // two hold float16 exactly and float32 to 16 bits. The residual of int8 and bfloat16 rows is the second plane; that of
 // float16 and float32 rows is added before the split. Queries and weights are split into a high and a low part
-// likewise, so that a product has a relative error of about 2**-16, comparable to the rounding of a float32 sum. int8
-// rows of suitable width are multiplied directly from the bank, by queries quantized to two int8 parts.
+// likewise, so that a product has a relative error of about 2**-16, comparable to the rounding of a float32 sum. Whole
+// blocks of int8 rows of suitable width are left to amx_int8.h.
 //
 // Shapes: as in scan_interface.h; W is the padded D, G = padded R / 16 the groups of queries.
 #include <immintrin.h>
 
 #include <cstdint>
 
+#include "amx_int8.h"
 #include "amx_tiles.h"
 #include "simd_avx512.h"
 
 namespace patchcaption {
 namespace {
 
-constexpr int64_t kInt8TileDepth = 64;  // int8 elements that one tile product sums over
 constexpr int64_t kChunks = kBlock / kTileDepth;
 constexpr float kMaxInverseTemperature = 128;  // above, 16 bits are too few for logits within 1e-3
 
-// Copies of rows that matter to a group of 16 queries.
-struct Gathered {
-    int8_t *rows;       // (kBlock, W)
-    float *scales;      // (kBlock,)
-    float *logits;      // (kBlock, 16)
-    uint32_t *numbers;  // (kBlock,)
-
-    static int64_t bytes(int64_t width) { return kBlock * (width + 4 * (2 + kQueryPadding)); }
-};
-
 // The scratch memory of one thread.
 struct Scratch {
-    char *query_tiles[2];      // high and low part: G x W/32 tiles, pairs of elements along D by queries;
-                               // for int8 rows G x W/64 tiles, fours of int8 along D by queries
-    float *int8_query_scales;  // (padded R,) of the high int8 part; the low part's is 1/254 of it
-    int32_t *int32_sums;       // (3, 16, 16)
-    char *row_tiles[2];        // of each plane: kBlock/16 x W/32 tiles, rows by elements along D
-    char *row_pair_tiles[2];   // of each plane: kBlock/32 x W/16 tiles, pairs of rows by elements along D, interleaved
-    float *plane_sums[2];      // (kBlock, 16) of each plane
-    float *weights;            // (kBlock, 16)
-    char *weight_tiles[3];     // kChunks tiles each: plane 0 high, plane 0 low, plane 1 high
-    int64_t *gathered_counts;  // (G,)
-    char *gathered;            // (G,) of Gathered
-
-    Gathered gathered_of(int64_t group, int64_t width) const {
-        ScratchPartition partition(gathered + group * Gathered::bytes(width));
-        Gathered found;
-        partition.take(found.rows, kBlock * width);
-        partition.take(found.logits, kBlock * kQueryPadding);
-        partition.take(found.scales, kBlock);
-        partition.take(found.numbers, kBlock);
-        return found;
-    }
+    char *query_tiles[2];     // high and low part: G x W/32 tiles, pairs of elements along D by queries
+    char *row_tiles[2];       // of each plane: kBlock/16 x W/32 tiles, rows by elements along D
+    char *row_pair_tiles[2];  // of each plane: kBlock/32 x W/16 tiles, pairs of rows by elements along D, interleaved
+    float *plane_sums[2];     // (kBlock, 16) of each plane
+    float *weights;           // (kBlock, 16)
+    char *weight_tiles[3];    // kChunks tiles each: plane 0 high, plane 0 low, plane 1 high
 };
 
-int64_t query_tiles_bytes(const QueryBatch &batch) {
-    return batch.padded_count / kQueryPadding * (batch.padded_width / kTileDepth) * kTileBytes;
-}
-
-int64_t scratch_bytes(const patchcaption_bank &, const QueryBatch &batch) {
-    return 2 * query_tiles_bytes(batch) + 4 * batch.padded_count + 3 * kTileBytes +
-           2 * 2 * kBlock * batch.padded_width * 2 + 3 * kBlock * kQueryPadding * 4 + 3 * kChunks * kTileBytes +
-           batch.padded_count / kQueryPadding * (8 + Gathered::bytes(batch.padded_width)) + 64;
-}
-
-Scratch partition_scratch(const QueryBatch &batch, void *memory) {
-    const int64_t groups = batch.padded_count / kQueryPadding, block_tiles = 2 * kBlock * batch.padded_width;
+// Hands out the scratch memory; returns how many bytes that takes.
+int64_t partition_scratch(const QueryBatch &batch, void *memory, Scratch &scratch) {
+    const int64_t block_tiles = 2 * kBlock * batch.padded_width;
     ScratchPartition partition(memory);
-    Scratch scratch;
-    for (char *&tiles : scratch.query_tiles) partition.take(tiles, query_tiles_bytes(batch));
-    partition.take(scratch.int8_query_scales, batch.padded_count);
-    partition.take(scratch.int32_sums, 3 * kTileRows * kTileRows);
+    for (char *&tiles : scratch.query_tiles) partition.take(tiles, 2 * batch.padded_count * batch.padded_width);
     for (char *&tiles : scratch.row_tiles) partition.take(tiles, block_tiles);
     for (char *&tiles : scratch.row_pair_tiles) partition.take(tiles, block_tiles);
     for (float *&sums : scratch.plane_sums) partition.take(sums, kBlock * kQueryPadding);
     partition.take(scratch.weights, kBlock * kQueryPadding);
     for (char *&tiles : scratch.weight_tiles) partition.take(tiles, kChunks * kTileBytes);
-    partition.take(scratch.gathered, groups * Gathered::bytes(batch.padded_width));
-    partition.take(scratch.gathered_counts, groups);
-    return scratch;
+    return partition.bytes();
 }
 
 // In vector registers bfloat16 values are the low halves of 32-bit words, 16 to a vector.
@@ -187,9 +148,8 @@ inline float residual_step(const patchcaption_bank &bank, int64_t row) {
     return bank.residual_scales[row] / (bank.scales ? bank.scales[row] : 1.0f);
 }
 
-// Unpacks 32 elements of two rows into the row tiles, unless those are not needed, and the row pair tiles of each
-// plane.
-template <int kStorage, bool kWithResidual, bool kWithRowTiles>
+// Unpacks 32 elements of two rows into the row tiles and the row pair tiles of each plane.
+template <int kStorage, bool kWithResidual>
 inline void unpack_pair(const patchcaption_bank &bank, const int64_t offsets[2], const int8_t *const residual[2],
                         const float residual_steps[2], const __mmask16 masks[2][2], const Scratch &scratch,
                         int64_t row_tiles_offset, int64_t pair_tiles_offset) {
@@ -202,10 +162,8 @@ inline void unpack_pair(const patchcaption_bank &bank, const int64_t offsets[2],
     }
     for (int plane = 0; plane < Planes<kStorage, kWithResidual>::kCount; ++plane) {
         for (int i = 0; i < 2; ++i) {
-            if constexpr (kWithRowTiles) {
-                _mm512_store_si512(scratch.row_tiles[plane] + row_tiles_offset + 64 * i,
-                                   pack_pairs(words[i][0][plane], words[i][1][plane]));
-            }
+            _mm512_store_si512(scratch.row_tiles[plane] + row_tiles_offset + 64 * i,
+                               pack_pairs(words[i][0][plane], words[i][1][plane]));
             _mm512_store_si512(scratch.row_pair_tiles[plane] + pair_tiles_offset + kTileBytes * i,
                                pack_pairs(words[0][i][plane], words[1][i][plane]));
         }
@@ -213,7 +171,7 @@ inline void unpack_pair(const patchcaption_bank &bank, const int64_t offsets[2],
 }
 
 // Unpacks a block of rows into tiles of each plane; rows past the last are zero.
-template <int kStorage, bool kWithResidual, bool kWithRowTiles>
+template <int kStorage, bool kWithResidual>
 void unpack_block(const patchcaption_bank &bank, const QueryBatch &batch, int64_t start, int64_t rows,
                   const int8_t *residual, const Scratch &scratch) {
     const int64_t tiles = batch.padded_width / kTileDepth;
@@ -237,7 +195,7 @@ void unpack_block(const patchcaption_bank &bank, const QueryBatch &batch, int64_
                     masks[i][1] = exists ? static_cast<__mmask16>(columns >> 16) : 0;
                 }
                 const int64_t tile_row = chunk + row;
-                unpack_pair<kStorage, kWithResidual, kWithRowTiles>(
+                unpack_pair<kStorage, kWithResidual>(
                     bank, offsets, pair_residual, residual_steps, masks, scratch,
                     (tile_row / kTileRows * tiles + tile) * kTileBytes + row % kTileRows * 64,
                     (chunk / kTileDepth * tiles + tile) * 2 * kTileBytes + row / 2 * 64);
@@ -271,70 +229,6 @@ void multiply_rows(const QueryBatch &batch, int64_t group, int planes, const Scr
             }
             _tile_stored(0, scratch.plane_sums[plane] + row * kQueryPadding, 64);
             _tile_stored(1, scratch.plane_sums[plane] + (row + kTileRows) * kQueryPadding, 64);
-        }
-    }
-}
-
-// Quantizes the queries (padded R, W) to a high and a low int8 part, and packs them into tiles whose rows are fours of
-// elements along D and whose columns are 16 queries.
-void pack_int8_queries(const QueryBatch &batch, const Scratch &scratch) {
-    const int64_t width = batch.padded_width;
-    for (int64_t query = 0; query < batch.padded_count; ++query) {
-        const float *from = batch.unit_queries + query * width;
-        float largest = 1e-30f;
-        for (int64_t d = 0; d < width; ++d) largest = std::fmax(largest, std::fabs(from[d]));
-        const float scale = largest / 127;
-        scratch.int8_query_scales[query] = scale;
-        const int64_t column =
-            query / kQueryPadding * (width / kInt8TileDepth) * kTileBytes + query % kQueryPadding * 4;
-        for (int64_t d = 0; d < width; ++d) {
-            const float high = std::nearbyint(from[d] / scale);
-            const int64_t offset = column + d / kInt8TileDepth * kTileBytes + d % kInt8TileDepth / 4 * 64 + d % 4;
-            scratch.query_tiles[0][offset] = static_cast<char>(static_cast<int8_t>(high));
-            scratch.query_tiles[1][offset] =
-                static_cast<char>(static_cast<int8_t>(std::nearbyint((from[d] / scale - high) * 254)));
-        }
-    }
-}
-
-// plane_sums as from multiply_rows, for int8 rows directly from the bank and for their residual.
-template <bool kWithResidual>
-void multiply_int8_rows(const patchcaption_bank &bank, const QueryBatch &batch, int64_t start, const int8_t *residual,
-                        int64_t group, const Scratch &scratch) {
-    const int64_t width = batch.padded_width, tiles = width / kInt8TileDepth;
-    const char *high = scratch.query_tiles[0] + group * tiles * kTileBytes;
-    const char *low = scratch.query_tiles[1] + group * tiles * kTileBytes;
-    const Floats scale = load_floats(scratch.int8_query_scales + group * kQueryPadding), low_scale = scale / 254.0f;
-    for (int64_t row = 0; row < kBlock; row += kTileRows) {
-        const int8_t *rows = static_cast<const int8_t *>(bank.rows) + (start + row) * width;
-        const int8_t *residual_rows = residual + row * width;
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        for (int64_t tile = 0; tile < tiles; ++tile) {
-            _tile_loadd(3, rows + tile * kInt8TileDepth, width);
-            _tile_loadd(4, high + tile * kTileBytes, 64);
-            _tile_loadd(5, low + tile * kTileBytes, 64);
-            _tile_dpbssd(0, 3, 4);
-            _tile_dpbssd(1, 3, 5);
-            if constexpr (kWithResidual) {
-                _tile_loadd(6, residual_rows + tile * kInt8TileDepth, width);
-                _tile_dpbssd(2, 6, 4);
-            }
-        }
-        int32_t *sums = scratch.int32_sums;
-        _tile_stored(0, sums, 64);
-        _tile_stored(1, sums + 256, 64);
-        if constexpr (kWithResidual) _tile_stored(2, sums + 512, 64);
-        for (int64_t tile_row = 0; tile_row < kTileRows; ++tile_row) {
-            const auto sums_of = [&](int64_t tile) {
-                return __builtin_convertvector(load<Ints>(sums + tile * 256 + tile_row * kQueryPadding), Floats);
-            };
-            store(scratch.plane_sums[0] + (row + tile_row) * kQueryPadding,
-                  sums_of(0) * scale + sums_of(1) * low_scale);
-            if constexpr (kWithResidual) {
-                store(scratch.plane_sums[1] + (row + tile_row) * kQueryPadding, sums_of(2) * scale);
-            }
         }
     }
 }
@@ -422,25 +316,11 @@ void accumulate_tiles(const QueryBatch &batch, const Scratch &scratch, Prefetch<
     }
 }
 
-// Adds rows of a bank to the softmax of 16 queries, by the logits in scratch.weights. Unpacked are the same rows of
-// `source`, from `start` on.
 template <int kStorage, bool kWithResidual>
-inline void add_unpacked(const patchcaption_bank &bank, const patchcaption_bank &source, const QueryBatch &batch,
-                         const Rows &rows, int64_t start, int64_t first_query,
-                         const Prefetch<kStorage, kWithResidual> &prefetch, Partial &partial, const Scratch &scratch) {
-    update_softmax(bank, batch, rows, first_query, scratch.weights, partial);
-    std::memset(scratch.weights + rows.count * kQueryPadding, 0, 4 * (kBlock - rows.count) * kQueryPadding);
-    pack_weights(source, start, rows.count, Planes<kStorage, kWithResidual>::kCount, scratch);
-    accumulate_tiles<kStorage, kWithResidual>(batch, scratch, prefetch,
-                                              partial.weighted_sum + first_query * batch.padded_width);
-}
-
-template <int kStorage, bool kWithResidual, bool kInt8Products>
 void scan_blocks(const patchcaption_bank &bank, const QueryBatch &batch, int64_t begin, int64_t end,
                  ResidualSource &residual_source, Partial &partial, const Scratch &scratch) {
     constexpr int kPlanes = Planes<kStorage, kWithResidual>::kCount;
-    if constexpr (kInt8Products) pack_int8_queries(batch, scratch);
-    else pack_queries(batch, scratch);
+    pack_queries(batch, scratch);
     uint32_t positions[kBlock];
     for (uint32_t row = 0; row < kBlock; ++row) positions[row] = row;
     for (int64_t start = begin; start < end; start += kBlock) {
@@ -450,122 +330,46 @@ void scan_blocks(const patchcaption_bank &bank, const QueryBatch &batch, int64_t
         if (start + 2 * kBlock <= end) {
             prefetch.rows = static_cast<const char *>(bank.rows) + (start + kBlock) * bank.width * prefetch.kBytes;
         }
-        unpack_block<kStorage, kWithResidual, !kInt8Products>(bank, batch, start, rows, residual, scratch);
+        unpack_block<kStorage, kWithResidual>(bank, batch, start, rows, residual, scratch);
         for (int64_t first_query = 0; first_query < batch.count; first_query += kQueryPadding) {
-            const int64_t group = first_query / kQueryPadding;
-            if constexpr (kInt8Products) {
-                multiply_int8_rows<kWithResidual>(bank, batch, start, residual, group, scratch);
-            } else {
-                multiply_rows(batch, group, kPlanes, scratch);
-            }
+            multiply_rows(batch, first_query / kQueryPadding, kPlanes, scratch);
             finish_logits(bank, batch, start, rows, kPlanes, scratch);
-            add_unpacked<kStorage, kWithResidual>(bank, bank, batch, {start, positions, rows}, start, first_query,
-                                                  prefetch, partial, scratch);
+            update_softmax(bank, batch, {start, positions, rows}, first_query, scratch.weights, partial);
+            std::memset(scratch.weights + rows * kQueryPadding, 0, 4 * (kBlock - rows) * kQueryPadding);
+            pack_weights(bank, start, rows, kPlanes, scratch);
+            accumulate_tiles<kStorage, kWithResidual>(batch, scratch, prefetch,
+                                                      partial.weighted_sum + first_query * batch.padded_width);
             prefetch.rows = nullptr;
         }
     }
 }
 
-// The scan of whole blocks of int8 rows without residuals, which is that of narrow softmaxes. Of a block whose rows
-// mostly are of no weight, a group of 16 queries gathers those that matter, until they are nearly a block themselves.
-struct Int8Scan {
-    using NextBlock = Prefetch<PATCHCAPTION_INT8, false>;
-    static constexpr int64_t kMaxGathered = kBlock / 4;  // of a block; with more it is added as it is
-
-    const patchcaption_bank &bank;
-    const QueryBatch &batch;
-    Partial &partial;
-    const Scratch &scratch;
-
-    void add_gathered(int64_t group) const {
-        const Gathered gathered = scratch.gathered_of(group, bank.width);
-        patchcaption_bank copies = bank;
-        copies.rows = gathered.rows;
-        copies.scales = gathered.scales;
-        const int64_t count = scratch.gathered_counts[group];
-        unpack_block<PATCHCAPTION_INT8, false, false>(copies, batch, 0, count, nullptr, scratch);
-        std::memcpy(scratch.weights, gathered.logits, 4 * count * kQueryPadding);
-        add_unpacked<PATCHCAPTION_INT8, false>(bank, copies, batch, {0, gathered.numbers, count}, 0,
-                                               group * kQueryPadding, {nullptr, nullptr}, partial, scratch);
-        scratch.gathered_counts[group] = 0;
-    }
-
-    void gather(int64_t start, const uint32_t *positions, int64_t count, int64_t group) const {
-        const Gathered gathered = scratch.gathered_of(group, bank.width);
-        int64_t &to = scratch.gathered_counts[group];
-        copy_logits(scratch.weights, positions, count, gathered.logits + to * kQueryPadding);
-        for (int64_t index = 0; index < count; ++index, ++to) {
-            const int64_t row = start + positions[index];
-            gathered.numbers[to] = static_cast<uint32_t>(row);
-            gathered.scales[to] = plane_scale(bank, row, 0);
-            std::memcpy(gathered.rows + to * bank.width, static_cast<const int8_t *>(bank.rows) + row * bank.width,
-                        bank.width);
-        }
-    }
-
-    void scan_block(int64_t start, NextBlock prefetch) const {
-        uint32_t all[kBlock], positions[kBlock];
-        for (uint32_t row = 0; row < kBlock; ++row) all[row] = row;
-        bool is_unpacked = false;
-        for (int64_t group = 0; group * kQueryPadding < batch.count; ++group) {
-            if (scratch.gathered_counts[group] > kBlock - kMaxGathered) {  // no room for those of this block
-                add_gathered(group);
-                is_unpacked = false;
-            }
-            multiply_int8_rows<false>(bank, batch, start, nullptr, group, scratch);
-            finish_logits(bank, batch, start, kBlock, 1, scratch);
-            const int64_t count = find_rows(kBlock, group * kQueryPadding, partial, scratch.weights, positions);
-            if (count > kMaxGathered) {
-                if (!is_unpacked) {
-                    unpack_block<PATCHCAPTION_INT8, false, false>(bank, batch, start, kBlock, nullptr, scratch);
-                }
-                is_unpacked = true;
-                add_unpacked<PATCHCAPTION_INT8, false>(bank, bank, batch, {start, all, kBlock}, start,
-                                                       group * kQueryPadding, prefetch, partial, scratch);
-            } else if (count > 0) {
-                gather(start, positions, count, group);
-            }
-            if (count <= kMaxGathered) prefetch.elements(0, kBlock * bank.width);
-            prefetch.rows = nullptr;
-        }
-    }
-
-    void run(int64_t begin, int64_t end) const {
-        const int64_t groups = batch.padded_count / kQueryPadding;
-        std::memset(scratch.gathered_counts, 0, 8 * groups);
-        pack_int8_queries(batch, scratch);
-        for (int64_t start = begin; start < end; start += kBlock) {
-            NextBlock prefetch = {nullptr, nullptr};
-            if (start + 2 * kBlock <= end) {
-                prefetch.rows = static_cast<const char *>(bank.rows) + (start + kBlock) * bank.width;
-            }
-            scan_block(start, prefetch);
-        }
-        for (int64_t group = 0; group < groups; ++group) {
-            if (scratch.gathered_counts[group]) add_gathered(group);
-        }
-    }
-};
+int64_t scratch_bytes(const patchcaption_bank &bank, const QueryBatch &batch) {
+    Scratch scratch;
+    const int64_t bytes = partition_scratch(batch, nullptr, scratch);
+    if (bank.storage != PATCHCAPTION_INT8) return bytes;
+    Int8Scratch int8_scratch;
+    const int64_t int8_bytes = partition_int8_scratch(batch, nullptr, int8_scratch);
+    return bytes < int8_bytes ? int8_bytes : bytes;
+}
 
 template <int kStorage, bool kWithResidual>
 void scan_storage(const patchcaption_bank &bank, const QueryBatch &batch, int64_t begin, int64_t end,
                   ResidualSource &residual_source, Partial &partial, void *memory) {
     const TileScope tiles;
-    const Scratch scratch = partition_scratch(batch, memory);
     if constexpr (kStorage == PATCHCAPTION_INT8) {
         if (bank.width % kInt8TileDepth == 0) {  // whole tiles, directly from the bank
-            const int64_t whole_blocks = end - (end - begin) % kBlock;
-            if constexpr (kWithResidual) {
-                scan_blocks<kStorage, true, true>(bank, batch, begin, whole_blocks, residual_source, partial, scratch);
-            } else {
-                Int8Scan{bank, batch, partial, scratch}.run(begin, whole_blocks);
-            }
+            AmxInt8Scan<kWithResidual> int8_scan = {bank, batch, residual_source, partial, {}};
+            partition_int8_scratch(batch, memory, int8_scan.scratch);
+            const int64_t whole_blocks = end - (end - begin) % kInt8Block;
+            int8_scan.run(begin, whole_blocks);
             begin = whole_blocks;
         }
     }
-    if (begin < end) {
-        scan_blocks<kStorage, kWithResidual, false>(bank, batch, begin, end, residual_source, partial, scratch);
-    }
+    if (begin == end) return;
+    Scratch scratch;
+    partition_scratch(batch, memory, scratch);
+    scan_blocks<kStorage, kWithResidual>(bank, batch, begin, end, residual_source, partial, scratch);
 }
 
 void scan(const patchcaption_bank &bank, const QueryBatch &batch, int64_t begin, int64_t end,

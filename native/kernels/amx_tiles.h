@@ -64,7 +64,7 @@ class TileScope {
 // Hands out the scratch memory of a thread, one array after another.
 class ScratchPartition {
   public:
-    explicit ScratchPartition(void *memory) : next_(static_cast<char *>(memory)) {}
+    explicit ScratchPartition(void *memory) : memory_(static_cast<char *>(memory)), next_(memory_) {}
 
     template <typename Item>
     void take(Item *&array, int64_t count) {
@@ -72,8 +72,10 @@ class ScratchPartition {
         next_ += count * static_cast<int64_t>(sizeof(Item));
     }
 
+    int64_t bytes() const { return next_ - memory_; }
+
   private:
-    char *next_;
+    char *memory_, *next_;
 };
 
 // Transposes a 16 x 16 matrix of words.

@@ -36,7 +36,7 @@ constexpr const Variant *kVariants[] = {
 };
 // clang-format on
 constexpr int64_t kRowsPerTask = 1 << 14;  // a thread that becomes free takes so many rows
-constexpr int64_t kResidualRows = 512;     // read from its file at a time: they stay in the second-level cache
+constexpr int64_t kResidualRows = 256;     // read from its file at a time: they stay in the second-level cache
 constexpr int64_t kMaxWidth = 1 << 20, kMaxQueries = 1 << 24;  // far above all use; no sum of sizes can overflow
 
 bool has_higher_logit(const Candidate &a, const Candidate &b) { return a.logit > b.logit; }
