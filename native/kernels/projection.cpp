@@ -35,8 +35,9 @@ constexpr const Variant *kVariants[] = {
     &kBaseline,
 };
 // clang-format on
-constexpr int64_t kRowsPerTask = 1 << 14;  // a thread that becomes free takes so many rows
-constexpr int64_t kResidualRows = 256;     // read from its file at a time: they stay in the second-level cache
+constexpr int64_t kMaxTaskRows = 1 << 14, kMinTaskRows = 1 << 11;  // a thread that becomes free takes so many
+constexpr int64_t kTasksPerThread = 4;
+constexpr int64_t kResidualRows = 256;  // read from its file at a time: they stay in the second-level cache
 constexpr int64_t kMaxWidth = 1 << 20, kMaxQueries = 1 << 24;  // far above all use; no sum of sizes can overflow
 
 bool has_higher_logit(const Candidate &a, const Candidate &b) { return a.logit > b.logit; }
@@ -143,14 +144,14 @@ class Worker {
     AlignedArray<char> scratch_;
 };
 
-void scan_all(const Variant &variant, const patchcaption_bank &bank, const QueryBatch &batch,
+void scan_all(const Variant &variant, const patchcaption_bank &bank, const QueryBatch &batch, int64_t task_rows,
               std::vector<Worker> &workers) {
     const int64_t threads = static_cast<int64_t>(workers.size());
     std::atomic<int64_t> next{0};
     run_in_threads(threads, [&](int64_t thread) {
         Worker &worker = workers[thread];
-        for (int64_t begin; (begin = next.fetch_add(kRowsPerTask)) < bank.row_count;) {
-            const int64_t end = std::min(bank.row_count, begin + kRowsPerTask);
+        for (int64_t begin; (begin = next.fetch_add(task_rows)) < bank.row_count;) {
+            const int64_t end = std::min(bank.row_count, begin + task_rows);
             variant.scan(bank, batch, begin, end, worker.residual, worker.partial, worker.scratch());
         }
     });
@@ -294,12 +295,14 @@ int32_t project(const patchcaption_bank &bank, const float *unit_queries, int64_
         std::memcpy(padded.get() + query * batch.padded_width, unit_queries + query * bank.width, 4 * bank.width);
     }
     batch.unit_queries = padded.get();
-    const int64_t tasks = (bank.row_count + kRowsPerTask - 1) / kRowsPerTask;
+    const int64_t row_share = bank.row_count / (kTasksPerThread * max_threads(threads));
+    const int64_t task_rows = std::clamp(round_up(row_share, kMinTaskRows), kMinTaskRows, kMaxTaskRows);
+    const int64_t tasks = (bank.row_count + task_rows - 1) / task_rows;
     std::vector<Worker> workers;
     for (int64_t thread = 0; thread < std::min(max_threads(threads), tasks); ++thread) {
         workers.emplace_back(variant, bank, batch, refine_top_k);
     }
-    scan_all(variant, bank, batch, workers);
+    scan_all(variant, bank, batch, task_rows, workers);
     std::atomic<int64_t> next{0};
     run_in_threads(static_cast<int64_t>(workers.size()), [&](int64_t thread) {
         for (int64_t query; (query = next.fetch_add(1)) < query_count;) {
