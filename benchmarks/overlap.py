@@ -4,7 +4,8 @@
 
 However stages are scheduled, n cores make at most n times as many frames a second as one core that does nothing else.
 So n times the rate of one core, with one thread in all, over the rate of one step after another on all cores is the
-most that overlapping could bring. All three are timed in turns, each in a process of its own.
+most that overlapping could bring. What cores can do that share a memory is less: that is measured too, by a process on
+each core that has frames of its own and waits for nobody. All are timed in turns, in processes of their own.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from functools import partial
 from multiprocessing import get_context
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
@@ -39,8 +42,12 @@ from runtime.options import Precision
 from runtime.system.machine import usable_cores
 from runtime.video.sources import open_source
 
-Way: TypeAlias = Literal["one core", "in turn", "streamed"]
+Way: TypeAlias = Literal["one core", "each core", "in turn", "streamed"]
 WAYS: tuple[Way, ...] = get_args(Way)
+_WARM_UP_FRAMES = 4
+
+_start: Barrier
+"""At which the processes of a turn wait until all are warm."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--backend", choices=BACKENDS, default="cpu", help="default: %(default)s")
     parser.add_argument("--precision", choices=get_args(Precision), default="fp32", help="default: %(default)s")
     parser.add_argument("--regions", type=int, nargs="+", default=[1, 16], help="in each frame (default: 1 16)")
-    parser.add_argument("--frames", type=int, default=12, help="of a turn, at most 90 (default: %(default)s)")
+    parser.add_argument("--frames", type=int, default=12, help="of a turn, at most 86 (default: %(default)s)")
     parser.add_argument("--turns", type=int, default=3, help="default: %(default)s")
     return run_command(partial(_run, parser.parse_args(arguments)))
 
@@ -58,14 +65,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> None:
     cores = usable_cores()
     table = Table(title=f"frames per second, medians of {options.turns} turns; {cores} cores", box=box.MARKDOWN)
-    for heading in ("regions", *WAYS, "at most", "does"):
+    for heading in ("regions", *WAYS, "at most", "each core / in turn", "does"):
         table.add_column(heading, justify="right")
     with tempfile.TemporaryDirectory() as folder:
         clip = Path(folder) / "clip.mp4"
         write_clip(clip)
         for count in options.regions:
-            alone, in_turn, streamed = _rates(options, clip, count)
-            numbers = (alone, in_turn, streamed, most_that_overlap_brings(alone, in_turn, cores), streamed / in_turn)
+            rates = _rates(options, clip, count)
+            in_turn = rates["in turn"]
+            most = most_that_overlap_brings(rates["one core"], in_turn, cores)
+            numbers = (*rates.values(), most, rates["each core"] / in_turn, rates["streamed"] / in_turn)
             table.add_row(str(count), *(f"{number:.2f}" for number in numbers))
     Console(width=120).print(table)
 
@@ -75,42 +84,60 @@ def most_that_overlap_brings(one_core_fps: float, in_turn_fps: float, cores: int
     return cores * one_core_fps / in_turn_fps
 
 
-def _rates(options: argparse.Namespace, clip: Path, count: int) -> list[float]:
+def _rates(options: argparse.Namespace, clip: Path, count: int) -> dict[Way, float]:
     """Return the median frames per second of each of `WAYS`."""
     rates: dict[Way, list[float]] = {way: [] for way in WAYS}
     for _ in range(options.turns):
-        for way in WAYS:  # a process each, for threads once started stay
-            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-                rates[way].append(process.submit(_rate, way, options, clip, count).result())
-    return [statistics.median(rates[way]) for way in WAYS]
+        for way in WAYS:
+            rates[way].append(_rate_of_processes(way, options, clip, count))
+    return {way: statistics.median(rates[way]) for way in WAYS}
 
 
-def _rate(way: Way, options: argparse.Namespace, clip: Path, count: int) -> float:
-    """Return the frames per second of one turn, after a few frames to warm up."""
-    if way == "one core":
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-        torch.set_num_threads(1)
-    with Captioner.load(
-        options.bundle, options.backend, precision=options.precision, threads=1 if way == "one core" else None
-    ) as captioner:
+def _rate_of_processes(way: Way, options: argparse.Namespace, clip: Path, count: int) -> float:
+    """Return the frames per second of one turn, in new processes, for threads once started stay."""
+    cores = sorted(os.sched_getaffinity(0))
+    cores_of_processes = {"one core": [cores[:1]], "each core": [[core] for core in cores]}.get(way, [cores])
+    context = get_context("spawn")
+    start = context.Barrier(len(cores_of_processes))
+    with ProcessPoolExecutor(len(cores_of_processes), context, _set_start, (start,)) as processes:
+        rates = [processes.submit(_rate, way, own, options, clip, count) for own in cores_of_processes]
+        return sum(rate.result() for rate in rates)
+
+
+def _set_start(start: Barrier) -> None:
+    """Let this process begin when the others do, too."""
+    global _start
+    _start = start
+
+
+def _rate(way: Way, cores: list[int], options: argparse.Namespace, clip: Path, count: int) -> float:
+    """Return the frames per second of this process on its cores, after a few frames that fill the stages."""
+    os.sched_setaffinity(0, cores)
+    torch.set_num_threads(len(cores))
+    with Captioner.load(options.bundle, options.backend, precision=options.precision, threads=len(cores)) as captioner:
         backbone = captioner.manifest.backbone
         regions = as_regions(sample_boxes(backbone.tokens, backbone.patch_size, count))
         play = _streamed if way == "streamed" else _in_turn
-        play(captioner, clip, regions, 3)
-        start = time.perf_counter()
-        play(captioner, clip, regions, options.frames)
-        return options.frames / (time.perf_counter() - start)
+        with closing(play(captioner, clip, regions)) as described:
+            for _ in range(_WARM_UP_FRAMES):
+                next(described)
+            _start.wait()
+            start = time.perf_counter()
+            for _ in range(options.frames):
+                next(described)
+            return options.frames / (time.perf_counter() - start)
 
 
-def _in_turn(captioner: Captioner, clip: Path, regions: list[Region], frames: int) -> None:
-    for frame, _ in zip(open_source(clip).frames(), range(frames), strict=False):
+def _in_turn(captioner: Captioner, clip: Path, regions: list[Region]) -> Iterator[None]:
+    for frame in open_source(clip).frames():
         captioner.describe(captioner.encode(frame.image), regions)
+        yield
 
 
-def _streamed(captioner: Captioner, clip: Path, regions: list[Region], frames: int) -> None:
+def _streamed(captioner: Captioner, clip: Path, regions: list[Region]) -> Iterator[None]:
     with captioner.stream(clip, regions, reuse=None) as stream:
-        for _ in zip(stream, range(frames), strict=False):
-            pass
+        for _ in stream:
+            yield
 
 
 if __name__ == "__main__":

@@ -22,4 +22,4 @@ def test_each_way_is_timed_for_each_number_of_regions(demo_bundle: Path, capsys:
     cells = [cell.strip() for cell in last.strip("| ").split("|")]
     assert cells[0] == "2"
     assert all(float(cell) > 0 for cell in cells[1:])
-    assert len(cells) == 1 + len(overlap.WAYS) + 2
+    assert len(cells) == 1 + len(overlap.WAYS) + 3
