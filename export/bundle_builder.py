@@ -47,7 +47,7 @@ from runtime.bundle import (
 from runtime.bundle.dtypes import StoragePrecision
 
 _TOKENIZER_FILE = "tokenizer.json"
-_SAMPLE_VECTORS = 8
+_SAMPLE_VECTORS = 32
 _VERSIONED_PACKAGES = ("patchcaption", "torch", "onnx", "onnxscript", "onnxruntime")
 _FLOATS: tuple[EnginePrecision, ...] = ("fp32", "fp16", "bf16")
 

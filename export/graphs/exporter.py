@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy.typing as npt
 import onnx
 import onnx_ir
 
@@ -14,9 +16,9 @@ from export.graphs.qdq import quantize_products
 from export.graphs.shared_weights import share_weights
 from export.graphs.specs import GraphSpec, Inputs
 from export.graphs.tracing import trace
-from export.graphs.value_ranges import measure_ranges
+from export.graphs.value_ranges import measure_columns, measure_ranges
 from export.graphs.verification import compare
-from export.graphs.weight_compression import compress_weights
+from export.graphs.weight_compression import compress_weights, normed_inputs
 from export.graphs.weight_layout import transpose_weights
 from runtime.backends.base import Device
 from runtime.bundle import EngineRecord, GraphPrecision
@@ -44,7 +46,8 @@ def _write(spec: GraphSpec, path: Path, precision: GraphPrecision, device: Devic
     """Write a graph with its weights, or with references to those of the graph that owns them; return its opset."""
     model = trace(spec)
     if precision == "int8_weights":
-        compress_weights(model, _measured(model, spec, spec.samples) if spec.samples else None)
+        feeds = _feeds(spec, spec.samples)
+        compress_weights(model, measure_columns(model, normed_inputs(model), feeds) if spec.samples else None)
     elif precision != "fp32":
         sample_ranges = _measured(model, spec, spec.samples) if spec.samples else {}
         ranges = _largest(_measured(model, spec, spec.calibration), sample_ranges)
@@ -68,8 +71,12 @@ def _write(spec: GraphSpec, path: Path, precision: GraphPrecision, device: Devic
 
 def _measured(model: onnx_ir.Model, spec: GraphSpec, cases: Sequence[Inputs]) -> dict[str, float]:
     """Return the largest absolute values of a graph's tensors on some of its spec's inputs, by name."""
+    return measure_ranges(model, _feeds(spec, cases))
+
+
+def _feeds(spec: GraphSpec, cases: Sequence[Inputs]) -> Iterator[Mapping[str, npt.NDArray[Any]]]:
     names = spec.io.input_names
-    return measure_ranges(model, (dict(zip(names, (one.numpy() for one in case), strict=True)) for case in cases))
+    return (dict(zip(names, (one.numpy() for one in case), strict=True)) for case in cases)
 
 
 def _largest(ranges: Mapping[str, float], others: Mapping[str, float]) -> dict[str, float]:

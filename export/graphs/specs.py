@@ -120,8 +120,8 @@ def decoder_specs(decoder: DecoderModel, vectors: Tensor | None = None) -> dict[
 def decap_specs(decoder: DecapStep, vectors: Tensor | None = None) -> tuple[GraphSpec, GraphSpec]:
     """Return the graphs of DeCap's greedy and beam steps, checked at the first, a middle and the last position.
 
-    The beam step's weights stay where the greedy step's file has them. The samples are steps of the captions of
-    ``vectors`` (R, D).
+    The beam step's weights stay where the greedy step's file has them. The samples are steps of the captions of half of
+    ``vectors`` (R, D); the graphs are then checked on some of the others', as they hold for steps of captions alone.
     """
     config = decoder.config
     greedy, beam = decoder_step(config.num_layers), beam_decoder_step(config.num_layers)
@@ -130,7 +130,9 @@ def decap_specs(decoder: DecapStep, vectors: Tensor | None = None) -> tuple[Grap
     by_row = {0: torch.export.Dim(REGIONS, min=1)}
     shapes: tuple[object, ...] = (by_row, by_row, {}, (by_row,) * (2 * config.num_layers))
     example, beam_step = _step_inputs(config, 2, 1), DecapBeamStep(decoder).eval()
-    samples = [] if vectors is None else list(_sample_steps(decoder, vectors))
+    samples: list[Inputs] = []
+    if vectors is not None:
+        samples, cases = list(_sample_steps(decoder, vectors[::2])), list(_sample_steps(decoder, vectors[1::2]))
     return (
         GraphSpec(decoder, greedy, example, shapes, cases, cases, samples),
         GraphSpec(beam_step, beam, example, shapes, cases, cases, samples, weights_from=greedy.file),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from export.graphs import verification, weight_compression
 from export.graphs.errors import ExportError
 from export.graphs.exporter import export_graph
 from export.graphs.specs import GraphSpec, decap_specs
@@ -171,18 +173,86 @@ def test_samples_are_steps_of_captions(decoder: DecapStep, sampled: GraphSpec) -
                 torch.testing.assert_close(one, other)
 
 
-def test_the_vocabulary_is_multiplied_in_8_bits_on_both_sides(
+def roundings(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
+    """Return what rounds activations, by the end of the name of the weight that they are multiplied by."""
+    producers = {name: node for node in model.graph.node for name in node.output}
+    found = {}
+    for node in model.graph.node:
+        if node.op_type == "MatMul" and all(name in producers for name in node.input):
+            activations, weight = (producers[name] for name in node.input)
+            rounding = producers.get(activations.input[0])
+            if rounding is not None and rounding.op_type == "QuantizeLinear":
+                found[weight.input[0].removesuffix(".columns.steps")] = rounding
+    return found
+
+
+def test_products_of_what_norms_make_have_8_bits_on_both_sides(tmp_path: Path, sampled: GraphSpec) -> None:
+    export_graph(sampled, tmp_path, "int8_weights")
+    model = onnx.load(tmp_path / "decoder.onnx")
+    of_layers = {
+        f"decoder.transformer.h.{layer}.{own}.weight" for layer in range(2) for own in ("attn.c_attn", "mlp.c_fc")
+    }
+    assert set(roundings(model)) == {*of_layers, "decoder.transformer.wte.weight"}
+    operators = operators_in_onnx_runtime(tmp_path / "decoder.onnx", tmp_path)
+    assert operators.count("MatMulIntegerToFloat") == 5
+
+
+def test_states_before_the_vocabulary_are_rounded_by_the_largest_of_samples(
     tmp_path: Path, decoder: DecapStep, sampled: GraphSpec
 ) -> None:
     export_graph(sampled, tmp_path, "int8_weights")
     model = onnx.load(tmp_path / "decoder.onnx")
     weights = {one.name: onnx.numpy_helper.to_array(one) for one in model.graph.initializer}
-    (rounding,) = (node for node in model.graph.node if node.op_type == "QuantizeLinear")
     with torch.no_grad():
         states = [decoder.states(vectors, ids, position, past)[0] for vectors, ids, position, *past in sampled.samples]
     largest = max(float(one.abs().max()) for one in states)
-    np.testing.assert_allclose(weights[rounding.input[1]], 1.25 * largest / 127, rtol=1e-4)
-    assert operators_in_onnx_runtime(tmp_path / "decoder.onnx", tmp_path).count("MatMulIntegerToFloat") == 1
+    scale = weights[roundings(model)["decoder.transformer.wte.weight"].input[1]]
+    np.testing.assert_allclose(scale, 1.25 * largest / 127, rtol=1e-4)
+
+
+def test_what_a_norm_makes_and_its_weight_have_like_columns(tmp_path: Path, sampled: GraphSpec) -> None:
+    """The largest activation of each column, times its headroom, is the largest weight there."""
+    export_graph(sampled, tmp_path, "int8_weights")
+    model = onnx.load(tmp_path / "decoder.onnx")
+    weights = {one.name: onnx.numpy_helper.to_array(one) for one in model.graph.initializer}
+    name = "decoder.transformer.h.1.mlp.c_fc.weight"
+    made_by_norm = roundings(model)[name].input[0]
+    model.graph.output.append(onnx.helper.make_tensor_value_info(made_by_norm, onnx.TensorProto.FLOAT, None))
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    largest = np.zeros(64)
+    for inputs in sampled.samples:
+        feeds = dict(zip(sampled.io.input_names, (one.numpy() for one in inputs), strict=True))
+        largest = np.maximum(largest, np.abs(session.run([made_by_norm], feeds)[0]).reshape(-1, 64).max(axis=0))
+    columns = np.abs(weights[f"{name}.columns.steps"] * weights[f"{name}.columns.scale"]).max(axis=1)
+    np.testing.assert_allclose(1.25 * largest, columns, rtol=0.05)
+
+
+def test_columns_that_are_much_larger_than_others_spoil_nothing(
+    tmp_path: Path, decoder: DecapStep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As GPT-2's norms make them."""
+    loud = copy.deepcopy(decoder)
+    with torch.no_grad():
+        for block in loud.decoder.transformer.h:
+            block.ln_1.weight[:2] *= 100
+            block.attn.c_attn.weight[:2] /= 100
+    vectors = F.normalize(torch.randn(8, 64, generator=torch.Generator().manual_seed(2)))
+
+    def error() -> float:
+        spec, _ = decap_specs(loud, vectors)
+        return export_graph(spec, tmp_path, "int8_weights").max_error
+
+    evened = error()
+    monkeypatch.setattr(weight_compression, "_evening_factors", lambda largest, _: np.ones_like(largest))
+    monkeypatch.setattr(verification, "_MAX_ERROR", dict.fromkeys(verification._MAX_ERROR, 10.0))
+    assert evened < 0.2 < error()
+
+
+def test_vectors_may_be_of_any_length(tmp_path: Path, decoder: DecapStep, sampled: GraphSpec) -> None:
+    export_graph(sampled, tmp_path, "int8_weights")
+    for factor in (0.01, 100.0):
+        cases = [(factor * vectors, *others) for vectors, *others in sampled.checks]
+        assert compare(tmp_path / "decoder.onnx", decoder, *cases, precision="int8_weights") < 0.2
 
 
 def operators_in_onnx_runtime(graph: Path, folder: Path) -> list[str]:
@@ -199,7 +269,7 @@ def test_the_chosen_tokens_are_those_of_exact_products(tmp_path: Path, decoder: 
     """Of the graph's own states, which the rounding of all other weights changes."""
     export_graph(sampled, tmp_path, "int8_weights")
     model = onnx.load(tmp_path / "decoder.onnx")
-    (rounding,) = (node for node in model.graph.node if node.op_type == "QuantizeLinear")
+    rounding = roundings(model)["decoder.transformer.wte.weight"]
     model.graph.output.append(onnx.helper.make_tensor_value_info(rounding.input[0], onnx.TensorProto.FLOAT, None))
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     vocabulary = decoder.decoder.transformer.wte.weight.detach()[: decoder.config.vocab_size]
