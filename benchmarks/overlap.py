@@ -16,7 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from functools import partial
@@ -128,13 +128,13 @@ def _rate(way: Way, cores: list[int], options: argparse.Namespace, clip: Path, c
             return options.frames / (time.perf_counter() - start)
 
 
-def _in_turn(captioner: Captioner, clip: Path, regions: list[Region]) -> Iterator[None]:
+def _in_turn(captioner: Captioner, clip: Path, regions: list[Region]) -> Generator[None, None, None]:
     for frame in open_source(clip).frames():
         captioner.describe(captioner.encode(frame.image), regions)
         yield
 
 
-def _streamed(captioner: Captioner, clip: Path, regions: list[Region]) -> Iterator[None]:
+def _streamed(captioner: Captioner, clip: Path, regions: list[Region]) -> Generator[None, None, None]:
     with captioner.stream(clip, regions, reuse=None) as stream:
         for _ in stream:
             yield

@@ -233,9 +233,10 @@ def test_columns_that_are_much_larger_than_others_spoil_nothing(
     """As GPT-2's norms make them."""
     loud = copy.deepcopy(decoder)
     with torch.no_grad():
-        for block in loud.decoder.transformer.h:
-            block.ln_1.weight[:2] *= 100
-            block.attn.c_attn.weight[:2] /= 100
+        for layer in range(2):
+            block = loud.decoder.transformer.get_submodule(f"h.{layer}")
+            block.get_parameter("ln_1.weight")[:2] *= 100
+            block.get_parameter("attn.c_attn.weight")[:2] /= 100
     vectors = F.normalize(torch.randn(8, 64, generator=torch.Generator().manual_seed(2)))
 
     def error() -> float:
