@@ -56,6 +56,10 @@ struct Int8Scratch {
     int64_t *gathered_counts;  // (G,)
     char *gathered;            // (G,) of Gathered
 
+    char *weight_tiles_of(int64_t group) const { return weight_tiles + group * 3 * kInt8Chunks * kTileBytes; }
+
+    float *weight_scales_of(int64_t group) const { return weight_scales + group * 2 * kQueryPadding; }
+
     Gathered gathered_of(int64_t group, int64_t width) const {
         ScratchPartition partition(gathered + group * Gathered::bytes(width));
         Gathered found;
@@ -122,8 +126,29 @@ void pack_int8_queries(const QueryBatch &batch, const Int8Scratch &scratch) {
     }
 }
 
+// Tiles 0 to 2 hold the sums of high parts, of low parts, and of residuals.
+
+inline void clear_tile_sums() {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+}
+
+template <bool kWithResidual>
+inline void store_tile_sums(int32_t *sums) {
+    constexpr int64_t kTileWords = kTileRows * kTileRows;
+    _tile_stored(0, sums, 64);
+    _tile_stored(1, sums + kTileWords, 64);
+    if constexpr (kWithResidual) _tile_stored(2, sums + 2 * kTileWords, 64);
+}
+
 inline Floats tile_row(const int32_t *sums, int64_t tile, int64_t row) {
     return __builtin_convertvector(load<Ints>(sums + (tile * kTileRows + row) * kTileRows), Floats);
+}
+
+// What the high and low sums of a row come to, in steps of the high part.
+inline Floats sum_parts(const int32_t *sums, int64_t row) {
+    return tile_row(sums, 0, row) + tile_row(sums, 1, row) * kLowStep;
 }
 
 // Fetches the next block into the second-level cache, a little at a time: the core waits when it asks for much at once.
@@ -147,9 +172,7 @@ void multiply_queries(const QueryBatch &batch, const BlockRows &block, const flo
     for (int64_t first = 0; first < kInt8Block; first += kTileRows) {
         const int8_t *rows = block.rows + first * width;
         const int8_t *residual = block.residual + first * width;
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
+        clear_tile_sums();
         for (int64_t tile = 0; tile < tiles; ++tile) {
             _tile_loadd(3, rows + tile * kInt8TileDepth, width);
             _tile_loadd(4, high + tile * kTileBytes, 64);
@@ -163,12 +186,10 @@ void multiply_queries(const QueryBatch &batch, const BlockRows &block, const flo
             next.step();
         }
         int32_t *sums = scratch.tile_sums;
-        _tile_stored(0, sums, 64);
-        _tile_stored(1, sums + 256, 64);
-        if constexpr (kWithResidual) _tile_stored(2, sums + 512, 64);
+        store_tile_sums<kWithResidual>(sums);
         for (int64_t index = 0; index < kTileRows; ++index) {
             const int64_t row = first + index;
-            Floats logits = (tile_row(sums, 0, index) + tile_row(sums, 1, index) * kLowStep) * block.scale(row);
+            Floats logits = sum_parts(sums, index) * block.scale(row);
             if constexpr (kWithResidual) logits += tile_row(sums, 2, index) * block.residual_scales[row];
             store(scratch.logits + row * kQueryPadding, logits * query_scales * inverse_norms[row]);
         }
@@ -245,9 +266,7 @@ template <bool kWithResidual>
 inline void accumulate_columns(const char *weight_tiles, const float *weight_scales, const char *row_tiles,
                                int32_t *sums, float *weighted_sum, int64_t width) {
     constexpr int64_t kPlaneBytes = kInt8Chunks * kTileBytes;
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
+    clear_tile_sums();
     for (int64_t offset = 0; offset < kPlaneBytes; offset += kTileBytes) {
         _tile_loadd(3, row_tiles + offset, 64);
         _tile_loadd(4, weight_tiles + offset, 64);
@@ -260,12 +279,10 @@ inline void accumulate_columns(const char *weight_tiles, const float *weight_sca
             _tile_dpbssd(2, 7, 6);
         }
     }
-    _tile_stored(0, sums, 64);
-    _tile_stored(1, sums + 256, 64);
-    if constexpr (kWithResidual) _tile_stored(2, sums + 512, 64);
+    store_tile_sums<kWithResidual>(sums);
     for (int64_t query = 0; query < kQueryPadding; ++query) {
         Floats sum = load_floats(weighted_sum + query * width);
-        sum += (tile_row(sums, 0, query) + tile_row(sums, 1, query) * kLowStep) * weight_scales[query];
+        sum += sum_parts(sums, query) * weight_scales[query];
         if constexpr (kWithResidual) sum += tile_row(sums, 2, query) * weight_scales[kQueryPadding + query];
         store(weighted_sum + query * width, sum);
     }
@@ -285,8 +302,8 @@ struct AmxInt8Scan {
     void weigh(const BlockRows &block, const Rows &rows, int64_t group) const {
         update_softmax(bank, batch, rows, group * kQueryPadding, scratch.logits, partial);
         std::memset(scratch.logits + rows.count * kQueryPadding, 0, 4 * (kInt8Block - rows.count) * kQueryPadding);
-        char *tiles = scratch.weight_tiles + group * 3 * kInt8Chunks * kTileBytes;
-        float *scales = scratch.weight_scales + group * 2 * kQueryPadding;
+        char *tiles = scratch.weight_tiles_of(group);
+        float *scales = scratch.weight_scales_of(group);
         const auto scale_of = [&](int64_t row) { return block.scale(row); };
         _mm512_storeu_ps(scales, pack_int8_weights<2>(scratch.logits, scale_of, tiles));
         if constexpr (kWithResidual) {
@@ -305,9 +322,8 @@ struct AmxInt8Scan {
             const char *row_tiles = scratch.row_tiles + d / kTileRows * kPlanes * kInt8Chunks * kTileBytes;
             for (int64_t index = 0; index < count; ++index) {
                 const int64_t group = groups[index];
-                accumulate_columns<kWithResidual>(scratch.weight_tiles + group * 3 * kInt8Chunks * kTileBytes,
-                                                  scratch.weight_scales + group * 2 * kQueryPadding, row_tiles,
-                                                  scratch.tile_sums,
+                accumulate_columns<kWithResidual>(scratch.weight_tiles_of(group), scratch.weight_scales_of(group),
+                                                  row_tiles, scratch.tile_sums,
                                                   partial.weighted_sum + group * kQueryPadding * width + d, width);
                 next.step();
             }
@@ -325,16 +341,16 @@ struct AmxInt8Scan {
         scratch.gathered_counts[group] = 0;
     }
 
-    void gather(int64_t start, const uint32_t *positions, int64_t count, int64_t group) const {
+    // Copies the rows of a block at `positions` (count,) to those that a group has gathered.
+    void gather(const BlockRows &block, int64_t start, const uint32_t *positions, int64_t count, int64_t group) const {
         const Gathered gathered = scratch.gathered_of(group, bank.width);
         int64_t &to = scratch.gathered_counts[group];
         copy_logits(scratch.logits, positions, count, gathered.logits + to * kQueryPadding);
         for (int64_t index = 0; index < count; ++index, ++to) {
-            const int64_t row = start + positions[index];
-            gathered.numbers[to] = static_cast<uint32_t>(row);
-            gathered.scales[to] = bank.scales ? bank.scales[row] : 1.0f;
-            std::memcpy(gathered.rows + to * bank.width, static_cast<const int8_t *>(bank.rows) + row * bank.width,
-                        bank.width);
+            const int64_t row = positions[index];
+            gathered.numbers[to] = static_cast<uint32_t>(start + row);
+            gathered.scales[to] = block.scale(row);
+            std::memcpy(gathered.rows + to * bank.width, block.rows + row * bank.width, bank.width);
         }
     }
 
@@ -351,7 +367,7 @@ struct AmxInt8Scan {
             if constexpr (!kWithResidual) {
                 const int64_t chosen = find_rows(kInt8Block, group * kQueryPadding, partial, scratch.logits, positions);
                 if (chosen <= kMaxGathered) {
-                    gather(start, positions, chosen, group);
+                    gather(block, start, positions, chosen, group);
                     continue;
                 }
             }
