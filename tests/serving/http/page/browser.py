@@ -45,17 +45,20 @@ class Watch:
     """All that went wrong in a page without being shown, and where it asked."""
 
     def __init__(self, page: Page, service: str) -> None:
-        self._problems: list[str] = []
+        self._told: list[tuple[str, str]] = []
+        """What the console says, and the line that says so."""
+        self._others: list[str] = []
         self._allowed: list[str] = []
         self._service = service
         page.on("console", self._log)
-        page.on("pageerror", lambda error: self._problems.append(f"exception: {error.stack or error.message}"))
+        page.on("pageerror", lambda error: self._others.append(f"exception: {error.stack or error.message}"))
         page.on("request", self._ask)
 
     @property
     def problems(self) -> list[str]:
-        """Those that are not allowed, in lines."""
-        return [line for line in self._problems if not any(re.search(pattern, line) for pattern in self._allowed)]
+        """All in lines, but for what the console may say."""
+        told = [line for text, line in self._told if not any(re.search(pattern, text) for pattern in self._allowed)]
+        return told + self._others
 
     def allow(self, pattern: str = _FAILED) -> None:
         """Let the console say, and have said, what a test provokes."""
@@ -63,11 +66,11 @@ class Watch:
 
     def _log(self, message: ConsoleMessage) -> None:
         if message.type in ("error", "warning"):
-            self._problems.append(f"console: {message.text} ({message.location['url']})")
+            self._told.append((message.text, f"console: {message.text} ({message.location['url']})"))
 
     def _ask(self, request: Request) -> None:
         if not request.url.startswith((f"{self._service}/", f"blob:{self._service}/", "data:")):
-            self._problems.append(f"asked elsewhere: {request.url}")
+            self._others.append(f"asked elsewhere: {request.url}")
 
 
 @contextmanager
