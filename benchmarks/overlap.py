@@ -45,6 +45,8 @@ from runtime.video.sources import open_source
 Way: TypeAlias = Literal["one core", "each core", "in turn", "streamed"]
 WAYS: tuple[Way, ...] = get_args(Way)
 _WARM_UP_FRAMES = 4
+_MAX_WARM_UP_S = 600.0
+"""How long a process waits for others, of which one may have failed."""
 
 _start: Barrier
 """At which the processes of a turn wait until all are warm."""
@@ -98,7 +100,7 @@ def _rate_of_processes(way: Way, options: argparse.Namespace, clip: Path, count:
     cores = sorted(os.sched_getaffinity(0))
     cores_of_processes = {"one core": [cores[:1]], "each core": [[core] for core in cores]}.get(way, [cores])
     context = get_context("spawn")
-    start = context.Barrier(len(cores_of_processes))
+    start = context.Barrier(len(cores_of_processes), timeout=_MAX_WARM_UP_S)
     with ProcessPoolExecutor(len(cores_of_processes), context, _set_start, (start,)) as processes:
         rates = [processes.submit(_rate, way, own, options, clip, count) for own in cores_of_processes]
         return sum(rate.result() for rate in rates)
