@@ -13,7 +13,6 @@ from torch import Tensor
 
 from runtime.backends.base import BindableEngine, EngineReport
 from runtime.backends.imports import import_openvino
-from runtime.backends.native_attention import native_attention
 from runtime.bundle import EngineFiles
 from runtime.bundle.contract import DeclaredTensor
 from runtime.errors import BackendError, BundleError
@@ -22,13 +21,13 @@ from runtime.system.heap import return_free_memory
 from runtime.system.machine import threads_per_caller, usable_cores
 
 if TYPE_CHECKING:
-    from runtime.backends.openvino_attention import AttentionNodes
+    from runtime.backends.openvino_nodes import NativeNodes
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 _WEIGHTS_IN_8_BITS = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "64"}
 """Settings of graphs whose weights alone are in 8 bits. Activations are rounded to 8 bits too, by a scale for as many
 as share one with a weight, so that the processor multiplies 8 bits; in bfloat16 such graphs are no faster."""
-_WITH_NATIVE_ATTENTION = {"ENABLE_CPU_PINNING": False}
+_WITH_NATIVE_NODES = {"ENABLE_CPU_PINNING": False}
 """Settings of graphs with nodes that start threads, which a pinned thread would keep on its own core."""
 _DTYPES = {
     **{"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "boolean": torch.bool},
@@ -94,9 +93,9 @@ class OpenVinoBackend:
         try:
             with files.opened_by_path():
                 graph = self._core.read_model(str(path))
-                attention_nodes = self._use_native_attention(graph, concurrency)
-                if attention_nodes:
-                    settings = {**settings, **_WITH_NATIVE_ATTENTION}
+                nodes = self._use_native_kernels(graph, concurrency)
+                if nodes:
+                    settings = {**settings, **_WITH_NATIVE_NODES}
                 model = self._core.compile_model(graph, "CPU", settings)
         except BundleError:
             raise
@@ -104,18 +103,14 @@ class OpenVinoBackend:
             raise BackendError(f"{path}: OpenVINO cannot load it: {_reason(error)}") from error
         del graph
         return_free_memory()
-        return OpenVinoEngine(model, files, concurrency, attention_nodes)
+        return OpenVinoEngine(model, files, concurrency, nodes)
 
-    def _use_native_attention(self, graph: Any, concurrency: int) -> AttentionNodes | None:
-        """Return the nodes of a graph that the native kernels execute, None if there are none."""
-        if self._precision != "bf16":
-            return None
-        attention = native_attention(threads_per_caller(concurrency, self._threads) or usable_cores())
-        if attention is None:
-            return None
-        from runtime.backends.openvino_attention import use_native_attention
+    def _use_native_kernels(self, graph: Any, concurrency: int) -> NativeNodes:
+        """Leave to the native kernels what they do faster; return the nodes that do."""
+        from runtime.backends.openvino_nodes import use_native_kernels
 
-        return use_native_attention(graph, attention) or None
+        threads = threads_per_caller(concurrency, self._threads) or usable_cores()
+        return use_native_kernels(graph, self._precision, threads)
 
 
 def _core_of_this_process(openvino: Any) -> Any:
@@ -137,7 +132,7 @@ class OpenVinoEngine:
 
     bindable: BindableEngine | None = None
 
-    def __init__(self, model: Any, files: EngineFiles, concurrency: int, attention: AttentionNodes | None) -> None:
+    def __init__(self, model: Any, files: EngineFiles, concurrency: int, nodes: NativeNodes) -> None:
         self._path, self._contract = files.graph, files.contract
         if self._contract is not None:
             self._contract.check_declared(self._path, _declared(model.inputs), _declared(model.outputs))
@@ -145,13 +140,14 @@ class OpenVinoEngine:
         self._requests: SimpleQueue[Any] = SimpleQueue()  # the free ones; None once the engine is closed
         for _ in range(concurrency):
             self._requests.put(model.create_infer_request())
-        self._attention = attention
-        if attention is not None:
-            attention.complete()
+        self._nodes: NativeNodes | None = nodes
+        nodes.complete()
         devices, precision = model.get_property("EXECUTION_DEVICES"), model.get_property("INFERENCE_PRECISION_HINT")
         self._provider = f"{', '.join(devices)} in {precision.get_type_name()}"
-        if attention is not None:
-            self._provider += ", attention by the native kernels"
+        if nodes:
+            from runtime.backends.openvino_nodes import names_of
+
+            self._provider += f", {' and '.join(names_of(nodes))} by the native kernels"
         self._outputs = [output.get_any_name() for output in model.outputs]
 
     def report(self) -> EngineReport:
@@ -176,23 +172,23 @@ class OpenVinoEngine:
     def _infer(self, request: Any, feeds: Mapping[str, Any]) -> Any:
         if request is None:
             raise BackendError(f"{self._path}: it was closed; load the bundle again")
-        failures = self._attention_failures()
+        failures = self._failures()
         try:
             results = request.infer(feeds, share_inputs=True, share_outputs=False)
         except Exception as error:
             raise BackendError(f"{self._path}: OpenVINO cannot run it: {_reason(error)}") from error
-        if self._attention_failures() > failures:
-            raise BackendError(f"{self._path}: attention in the native kernels failed: is there memory left?")
+        if self._failures() > failures:
+            raise BackendError(f"{self._path}: the native kernels failed: is there memory left?")
         return results
 
-    def _attention_failures(self) -> int:
-        return 0 if self._attention is None else self._attention.failures
+    def _failures(self) -> int:
+        return 0 if self._nodes is None else self._nodes.failures
 
     def close(self) -> None:
         for _ in range(self._concurrency):
             if self._requests.get() is None:  # already closed
                 break
-        self._attention = None
+        self._nodes = None
         self._requests.put(None)
 
 

@@ -36,8 +36,11 @@ from tests.robustness.graph_mutants import inputs_of
 
 pytest.importorskip("openvino", reason="needs pip install 'patchcaption[openvino]'")
 
-from runtime.backends import openvino_attention  # imports OpenVINO
-from runtime.backends.openvino_attention import use_native_attention  # likewise
+from runtime.backends import openvino_nodes  # imports OpenVINO
+from runtime.backends.openvino_nodes import attention as attention_nodes
+from runtime.backends.openvino_nodes import base
+from runtime.backends.openvino_nodes.attention import use_native_attention
+from runtime.backends.openvino_nodes.base import NativeNodes
 
 needs_bfloat16 = pytest.mark.skipif(not multiplies_bfloat16(), reason="this processor does not multiply bfloat16")
 MIN_COSINE = 0.9999
@@ -114,6 +117,13 @@ def read(path: Path) -> Any:
     return OpenVinoBackend()._core.read_model(str(path))
 
 
+def nodes_of(graph: Any, attention: NativeAttention) -> NativeNodes:
+    """Leave the attention of a graph to the kernels."""
+    nodes = NativeNodes()
+    use_native_attention(graph, attention, nodes, min_tokens=1)
+    return nodes
+
+
 def compiled(graph: Any) -> Any:
     settings = {"INFERENCE_PRECISION_HINT": "f32", "ENABLE_CPU_PINNING": False}
     return OpenVinoBackend()._core.compile_model(graph, "CPU", settings)
@@ -131,7 +141,7 @@ def tokens_of(model: Any, pixels: np.ndarray[Any, Any]) -> Tensor:
 def test_the_kernels_compute_what_openvino_does(exported: tuple[Path, int], attention: NativeAttention) -> None:
     path, count = exported
     graph = read(path)
-    nodes = use_native_attention(graph, attention, min_tokens=1)
+    nodes = nodes_of(graph, attention)
     assert len(nodes) == count
     model, plain = compiled(graph), compiled(read(path))
     nodes.complete()
@@ -148,8 +158,8 @@ def test_attention_with_a_mask_is_left_to_openvino(tmp_path: Path, demo_bundle: 
     kernels = cast(NativeAttention, TorchAttention())
     config = Dinov2Config(128, 2, num_heads=2, num_registers=4, image_size=56, attention_heads=2)
     export_graph(reencoder_spec(Dinov2Backbone(config).eval()), tmp_path)
-    assert len(use_native_attention(read(tmp_path / "reencoder.onnx"), kernels, min_tokens=1)) == 0
-    assert len(use_native_attention(read(demo_bundle / "decoder.onnx"), kernels, min_tokens=1)) == 0
+    assert len(nodes_of(read(tmp_path / "reencoder.onnx"), kernels)) == 0
+    assert len(nodes_of(read(demo_bundle / "decoder.onnx"), kernels)) == 0
 
 
 def test_a_graph_is_freed_with_its_nodes(tmp_path: Path) -> None:
@@ -157,7 +167,7 @@ def test_a_graph_is_freed_with_its_nodes(tmp_path: Path) -> None:
     backbone = Dinov2Backbone(Dinov2Config(128, 2, num_heads=2, num_registers=4, image_size=56, attention_heads=2))
     export_graph(backbone_spec(backbone.eval()), tmp_path)
     graph = read(tmp_path / "backbone.onnx")
-    nodes = use_native_attention(graph, cast(NativeAttention, kernels), min_tokens=1)
+    nodes = nodes_of(graph, cast(NativeAttention, kernels))
     model = compiled(graph)
     nodes.complete()
     tokens_of(model, pixels_for(model, 1))
@@ -174,7 +184,7 @@ def backbone_inputs(demo_bundle: Path) -> dict[str, Tensor]:
 
 @needs_bfloat16
 @pytest.mark.parametrize(
-    ("threads", "message"), [(1, "attention in the native kernels failed"), (2, "OpenVINO cannot run it: .*no memory")]
+    ("threads", "message"), [(1, "the native kernels failed"), (2, "OpenVINO cannot run it: .*no memory")]
 )
 def test_a_failure_of_the_kernels_is_one_of_the_backend(
     demo_bundle: Path,
@@ -189,8 +199,8 @@ def test_a_failure_of_the_kernels_is_one_of_the_backend(
         raise MemoryError("no memory")
 
     kernels = TorchAttention()
-    monkeypatch.setattr(openvino_attention, "MIN_TOKENS", 1)
-    monkeypatch.setattr("runtime.backends.openvino.native_attention", lambda _: kernels)
+    monkeypatch.setattr(attention_nodes, "MIN_TOKENS", 1)
+    monkeypatch.setattr(openvino_nodes, "native_attention", lambda _: kernels)
     engine = OpenVinoBackend(threads, "bf16").open(Bundle(demo_bundle, verify=False).engine("backbone"))
     engine.run(backbone_inputs)
     assert len(kernels.shapes) == 7, "a node for each of the blocks"
@@ -210,8 +220,8 @@ from runtime.bundle import Bundle
 from runtime.bundle.admission import engine_contract
 from tests.robustness.graph_mutants import inputs_of
 backend = OpenVinoBackend(2, "bf16")
-from runtime.backends import openvino_attention
-openvino_attention.MIN_TOKENS = 1
+from runtime.backends.openvino_nodes import attention
+attention.MIN_TOKENS = 1
 bundle = Bundle(sys.argv[1], verify=False)
 engines = [backend.open(bundle.engine("backbone"), 2) for _ in range(3)]
 inputs = inputs_of(engine_contract(bundle.manifest, "backbone"))
@@ -231,7 +241,7 @@ del engines[1]
 
 def test_what_openvino_drops_references_to_without_pythons_lock_is_never_freed() -> None:
     """Its last reference would end the process if the object were of a class with more to free."""
-    assert sys.getrefcount(openvino_attention._HANDLE) > 1 << 29
+    assert sys.getrefcount(base._HANDLE) > 1 << 29
 
 
 @needs_bfloat16
@@ -248,7 +258,7 @@ def test_engines_in_bfloat16_take_the_kernels_say_so_and_serve_threads(
     exact = OpenVinoBackend(1).open(files)
     assert "native" not in exact.report().provider
     assert "native" not in OpenVinoBackend(1, "bf16").open(files).report().provider, "the demo has few tokens"
-    monkeypatch.setattr(openvino_attention, "MIN_TOKENS", 1)
+    monkeypatch.setattr(attention_nodes, "MIN_TOKENS", 1)
     engine = OpenVinoBackend(2, "bf16").open(files, concurrency=2)
     assert ("attention by the native kernels" in engine.report().provider) == (native_attention(1) is not None)
     with ThreadPoolExecutor(4) as threads:

@@ -1,0 +1,74 @@
+/* Linear layers in 8 bits, and what surrounds them in a transformer, on CPUs where that is faster than what inference
+ * runtimes do: Intel AMX.
+ *
+ * Shapes: R rows, K inputs and N outputs of a layer, C candidates.
+ *
+ * Memory, threads and errors: as in projection.h. A layer may be used in several threads at once. Values are not
+ * checked.
+ */
+#ifndef PATCHCAPTION_LINEAR_H
+#define PATCHCAPTION_LINEAR_H
+
+#include <stdint.h>
+
+#include "patchcaption/common.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Words that a choice returns. */
+#define PATCHCAPTION_CANDIDATES 8
+
+/* Returns the name of a variant of linear layers that this CPU supports, or NULL if there are no more. Index 0 is the
+ * fastest. The only one is "amx"; the strings are static.
+ */
+PATCHCAPTION_API const char *patchcaption_linear_variant(int32_t index);
+
+/* outputs = gelu(round(norm(inputs) / input_scale) @ weights * scales + biases), each of norm and gelu optional. */
+typedef struct patchcaption_layer {
+    int64_t input_width, output_width; /* K, a multiple of 64, and N: at most 2**20, their product at most 2**31 */
+    const int8_t *weights;             /* (K, N) */
+    const float *scales, *biases;      /* (N,); scales are those of weights and inputs, multiplied */
+    float input_scale;                 /* above 0: inputs are rounded to multiples of it, from -128 to 127 */
+    const float *norm_weights;         /* (K,) of a LayerNorm; NULL for none */
+    const float *norm_biases;
+    float norm_epsilon; /* added to the variance */
+    int32_t has_gelu;   /* GELU with the error function, exact to 1e-4 */
+} patchcaption_layer;
+
+typedef struct patchcaption_linear patchcaption_linear;
+
+/* Makes a layer, which holds copies of all arrays. */
+PATCHCAPTION_API int32_t patchcaption_linear_create(const patchcaption_layer *layer, patchcaption_linear **created);
+
+/* Frees a layer that is not in use; NULL is nothing. */
+PATCHCAPTION_API void patchcaption_linear_free(patchcaption_linear *layer);
+
+/* Computes layers, each from the outputs of the one before, of which no norm may follow another layer.
+ *
+ * inputs (R, K of the first), residual and outputs (R, N of the last): of `storage`, PATCHCAPTION_FP32 or
+ * PATCHCAPTION_BF16. The residual, NULL for none, is added to the outputs, and may be the inputs.
+ * layer_count: 1 or 2.
+ * row_count: R, at least 1, at most 2**31.
+ * threads: the most threads to use; 0 or less for one per hardware thread.
+ */
+PATCHCAPTION_API int32_t patchcaption_linear_run(const patchcaption_linear *const *layers, int64_t layer_count,
+                                                 const void *inputs, const void *residual, int64_t row_count,
+                                                 int32_t storage, int32_t threads, void *outputs);
+
+/* Chooses the words with the largest outputs of a layer, without keeping the others.
+ *
+ * inputs (R, K): float32.
+ * word_count: the words to choose among, the first of N; at least PATCHCAPTION_CANDIDATES.
+ * words, logits (R, C): those chosen, the largest first, the first word of equals; largest (R,): of all N; sums (R,):
+ * of exp(logit - largest) of all N, exact to 1e-5.
+ */
+PATCHCAPTION_API int32_t patchcaption_choose_words(const patchcaption_linear *vocabulary, const float *inputs,
+                                                   int64_t row_count, int64_t word_count, int32_t threads,
+                                                   int64_t *words, float *logits, float *largest, float *sums);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,83 @@
+// The seam between the C interface of linear layers in 8 bits and their variants.
+//
+// Shapes: R rows, K inputs and N outputs of a layer, V the words of a vocabulary.
+#pragma once
+
+#include <cstdint>
+
+#include "patchcaption/linear.h"
+#include "support.h"
+
+namespace patchcaption {
+
+constexpr int64_t kPanelWidth = 32;     // outputs that are computed together
+constexpr int64_t kInputMultiple = 64;  // of K
+constexpr int64_t kCandidates = PATCHCAPTION_CANDIDATES;
+
+// A layer with its arrays as the variants read them; those over N are padded to whole panels.
+struct LinearLayer {
+    int64_t input_width, output_width;  // K, N
+    AlignedArray<char> weights;         // (N / 32, K / 64) pairs of tiles
+    AlignedArray<float> scales;         // (N,): an output is sum * scale + bias
+    AlignedArray<float> biases;
+    float steps_per_unit;              // of the inputs
+    AlignedArray<float> norm_weights;  // (K,), in steps; null where inputs are not normalized
+    AlignedArray<float> norm_biases;
+    float norm_epsilon;
+    bool has_gelu;
+
+    int64_t depth() const { return input_width / kInputMultiple; }
+    int64_t panels() const { return (output_width + kPanelWidth - 1) / kPanelWidth; }
+};
+
+// Inputs rounded to 8 bits, as variants multiply them: R is padded to whole blocks.
+struct QuantizedRows {
+    char *tiles;
+    int64_t rows;
+};
+
+// The arrays of a call, all (R, ...).
+struct LinearArrays {
+    const void *inputs;
+    const void *residual;  // (R, N), or null
+    void *outputs;         // (R, N)
+    bool is_bf16;
+};
+
+// The words with the largest logits of a row, the largest first, and the sum of the exponentials of all.
+struct WordChoice {
+    alignas(kAlignment) float sums[16];  // of exp(logit - largest), in parts
+    float logits[kCandidates];
+    int32_t words[kCandidates];
+    float largest;
+};
+
+struct PanelRange {
+    int64_t first, last;
+};
+
+struct LinearVariant {
+    const char *name;
+    int64_t row_block;  // rows that are computed together
+    int64_t scratch_bytes;
+    bool (*is_supported)();
+    int64_t (*tile_bytes)(int64_t rows, int64_t width);
+    void (*pack_weights)(const int8_t *weights, LinearLayer &layer);
+    // Rounds inputs from `first_row` on.
+    void (*quantize)(const LinearLayer &layer, const LinearArrays &arrays, int64_t first_row, QuantizedRows &to);
+    // Writes outputs from `first_row` on.
+    void (*multiply)(const LinearLayer &layer, const QuantizedRows &rows, PanelRange panels, int64_t first_row,
+                     const LinearArrays &arrays, void *scratch);
+    // Rounds outputs for the layer after.
+    void (*multiply_for)(const LinearLayer &layer, const QuantizedRows &rows, PanelRange panels,
+                         const LinearLayer &next, QuantizedRows &to, void *scratch);
+    // Chooses among the words of some panels, of which those from `word_count` on are never chosen.
+    void (*choose)(const LinearLayer &layer, const QuantizedRows &rows, PanelRange panels, int64_t word_count,
+                   WordChoice *choices, void *scratch);
+};
+
+#if defined(__x86_64__)
+extern const LinearVariant kLinearAmx;
+#endif
+
+}  // namespace patchcaption

@@ -1,0 +1,174 @@
+"""Linear layers in 8 bits in the native kernels: on Intel AMX faster than in inference runtimes.
+
+Shapes: R rows, K inputs and N outputs of a layer.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.system.native_library import check_status, native_library
+
+INPUT_MULTIPLE = 64
+"""What the inputs of a layer are a multiple of."""
+CANDIDATES = 8
+"""Words that a choice returns."""
+_STORAGES = {"f32": 0, "bf16": 2}
+Floats = npt.NDArray[np.float32]
+_NONE = np.empty(0, np.float32)
+
+
+class Norm(NamedTuple):
+    """A LayerNorm: weights and biases (K,)."""
+
+    weights: Floats
+    biases: Floats
+    epsilon: float
+
+
+@dataclass(frozen=True)
+class LinearLayer:
+    """gelu(round(norm(x) / input_scale) @ weights * scales + biases), each of norm and gelu optional.
+
+    Attributes:
+        weights: (K, N) int8.
+        scales: (N,) of the products of rounded inputs and weights.
+        biases: (N,).
+    """
+
+    weights: npt.NDArray[np.int8]
+    scales: Floats
+    biases: Floats
+    input_scale: float
+    norm: Norm | None = None
+    has_gelu: bool = False
+
+
+class _Layer(ctypes.Structure):
+    """patchcaption_layer."""
+
+    _fields_ = (
+        ("input_width", ctypes.c_int64),
+        ("output_width", ctypes.c_int64),
+        ("weights", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("biases", ctypes.c_void_p),
+        ("input_scale", ctypes.c_float),
+        ("norm_weights", ctypes.c_void_p),
+        ("norm_biases", ctypes.c_void_p),
+        ("norm_epsilon", ctypes.c_float),
+        ("has_gelu", ctypes.c_int32),
+    )
+
+
+class NativeLayer:
+    """A layer as the kernels hold it, until the object is freed."""
+
+    def __init__(self, library: ctypes.CDLL, layer: LinearLayer) -> None:
+        self.output_width = layer.weights.shape[1]
+        self.handle = ctypes.c_void_p()
+        weights = np.ascontiguousarray(layer.weights, np.int8)
+        norm = layer.norm or Norm(_NONE, _NONE, 0.0)
+        vectors = (layer.scales, layer.biases, norm.weights, norm.biases)
+        scales, biases, norm_weights, norm_biases = (np.ascontiguousarray(one, np.float32) for one in vectors)
+        described = _Layer(
+            *weights.shape,
+            *(weights.ctypes.data, scales.ctypes.data, biases.ctypes.data, layer.input_scale),
+            *((norm_weights.ctypes.data, norm_biases.ctypes.data) if layer.norm else (None, None)),
+            *(norm.epsilon, layer.has_gelu),
+        )
+        check_status(library.patchcaption_linear_create(ctypes.byref(described), ctypes.byref(self.handle)))
+        weakref.finalize(self, library.patchcaption_linear_free, self.handle)
+
+
+class WordChoice(NamedTuple):
+    """Addresses of what a choice returns: (R, 8) int64 and float32, (R,) float32 twice."""
+
+    words: int
+    logits: int
+    largest: int
+    sums: int
+
+
+class NativeLinear:
+    """native/include/patchcaption/linear.h.
+
+    Args:
+        library: one that has a variant for this processor.
+        threads: the most threads that a call uses.
+    """
+
+    def __init__(self, library: ctypes.CDLL, threads: int) -> None:
+        size, number, address = ctypes.c_int64, ctypes.c_int32, ctypes.c_void_p
+        library.patchcaption_linear_create.argtypes = (address, address)
+        library.patchcaption_linear_free.argtypes = (address,)
+        library.patchcaption_linear_free.restype = None
+        library.patchcaption_linear_run.argtypes = (
+            *(address, size),
+            *(address, address, size),
+            *(number,) * 2,
+            address,
+        )
+        library.patchcaption_choose_words.argtypes = (*(address, address), *(size, size, number), *(address,) * 4)
+        self._library, self._threads = library, threads
+
+    def hold(self, layer: LinearLayer) -> NativeLayer:
+        """Return a layer whose weights the kernels hold.
+
+        Raises:
+            BackendError: a shape that they do not take.
+            MemoryError: there is too little memory.
+        """
+        return NativeLayer(self._library, layer)
+
+    def run(
+        self, layers: Sequence[NativeLayer], inputs: int, residual: int, rows: int, number_format: str, outputs: int
+    ) -> None:
+        """Compute one layer or two, the second of the outputs of the first.
+
+        Args:
+            inputs: the address of (R, K).
+            residual: of what is added to the outputs (R, N); 0 for nothing.
+            number_format: of all arrays: "f32" or "bf16".
+            outputs: of the result (R, N).
+
+        Raises:
+            MemoryError: there is too little memory.
+        """
+        handles = (ctypes.c_void_p * len(layers))(*(layer.handle for layer in layers))
+        options = (rows, _STORAGES[number_format], self._threads)
+        check_status(
+            self._library.patchcaption_linear_run(handles, len(layers), inputs, residual or None, *options, outputs)
+        )
+
+    def choose(self, vocabulary: NativeLayer, inputs: int, rows: int, word_count: int, chosen: WordChoice) -> None:
+        """Choose the 8 of the first ``word_count`` words with the largest outputs of a layer.
+
+        Args:
+            inputs: the address of (R, K) in float32.
+
+        Raises:
+            MemoryError: there is too little memory.
+        """
+        sizes = (rows, word_count, self._threads)
+        check_status(self._library.patchcaption_choose_words(vocabulary.handle, inputs, *sizes, *chosen))
+
+
+def native_linear(threads: int) -> NativeLinear | None:
+    """Return the linear layers of the native kernels; None where they have none that this processor runs.
+
+    Raises:
+        BackendError: there is a native library that cannot be used.
+    """
+    library = native_library()
+    if library is None:
+        return None
+    library.patchcaption_linear_variant.restype = ctypes.c_char_p
+    return None if library.patchcaption_linear_variant(0) is None else NativeLinear(library, threads)

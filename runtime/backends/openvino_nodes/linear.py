@@ -1,0 +1,214 @@
+"""Products in 8 bits of many rows, with what surrounds them in a transformer.
+
+A product takes the norm before it, the GELU, scale and residual after it, and an MLP's first product the second.
+
+Shapes: T tokens, K inputs and N outputs of a product.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import openvino
+from openvino import opset13
+
+from runtime.backends.native_linear import LinearLayer, NativeLayer, NativeLinear, Norm
+from runtime.backends.openvino_nodes.base import NativeNode, NativeNodes, address
+from runtime.backends.openvino_nodes.products import QuantizedProduct, quantized_products
+from runtime.backends.openvino_nodes.reading import constant, users
+
+MIN_TOKENS = 200
+"""Of fewer OpenVINO itself is as fast or faster."""
+
+
+@dataclass(frozen=True)
+class _LinearMatch:
+    """Layers in a graph, their ports of inputs and residual (..., T, K or N), if any, and of the result (..., T, N)."""
+
+    inputs: Any
+    residual: Any | None
+    result: Any
+    layers: tuple[LinearLayer, ...]
+
+
+class LinearNode(NativeNode):
+    """One layer or two (..., T, N), in the native kernels. Its inputs are theirs (..., T, K), and a residual."""
+
+    kind = "NativeLinear"
+
+    def __init__(
+        self,
+        inputs: list[Any],
+        layers: Sequence[NativeLayer],
+        adds_inputs: bool,
+        linear: NativeLinear,
+        nodes: NativeNodes,
+    ) -> None:
+        self._layers, self._adds_inputs, self._linear = layers, adds_inputs, linear
+        super().__init__(inputs, nodes, (layers, adds_inputs, linear))
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        return {"layer": int(self._layers[0].handle.value or 0)}
+
+    def validate_and_infer_types(self) -> None:
+        shape = list(self.get_input_partial_shape(0))[:-1]
+        width = openvino.Dimension(self._layers[-1].output_width)
+        self.set_output_type(0, self.get_input_element_type(0), openvino.PartialShape([*shape, width]))
+
+    def execute(self, outputs: list[Any], inputs: list[Any]) -> None:
+        shape, number_format = inputs[0].get_shape(), inputs[0].get_element_type().get_type_name()
+        residual = 0 if len(inputs) == 1 and not self._adds_inputs else address(inputs[-1])
+        rows = math.prod(shape[:-1])
+        self._linear.run(self._layers, address(inputs[0]), residual, rows, number_format, address(outputs[0]))
+
+
+def use_native_linear(
+    model: Any, linear: NativeLinear, nodes: NativeNodes, number_format: str, min_tokens: int | None = None
+) -> None:
+    """Leave the products in 8 bits of many rows to the native kernels, in place.
+
+    Args:
+        nodes: what keeps the new nodes.
+        number_format: what their tensors become: "f32" or "bf16".
+        min_tokens: of how many tokens they must be; by default `MIN_TOKENS`.
+    """
+    least = MIN_TOKENS if min_tokens is None else min_tokens
+    replaced: dict[tuple[str, int], Any] = {}  # what stands for a result, which later matches begin with
+    for match in list(_matches(model, least)):
+        ports = [match.inputs] if match.residual in (None, match.inputs) else [match.inputs, match.residual]
+        current = [replaced.get(_name(port), port) for port in ports]
+        converted = [opset13.convert(port, number_format).output(0) for port in current]
+        layers = [linear.hold(layer) for layer in match.layers]
+        node = LinearNode(converted, layers, match.residual is not None, linear, nodes)
+        result = opset13.convert(node.output(0), match.result.get_element_type()).output(0)
+        replaced[_name(match.result)] = result
+        match.result.replace(result)
+
+
+def _matches(model: Any, min_tokens: int) -> Iterator[_LinearMatch]:
+    products = [product for product in quantized_products(model) if _tokens(product.source) >= min_tokens]
+    roundings = {product.rounding.get_friendly_name() for product in products}
+    seconds = set()
+    for index, product in enumerate(products):
+        if index in seconds:
+            continue
+        inputs, norm = _norm_before(product, roundings)
+        layer = replace(product.layer, norm=norm)
+        result, layer = _gelu_after(product.result, layer)
+        second = next(
+            (other for other in range(index + 1, len(products)) if _reads_only(products[other], result)), None
+        )
+        layers = [layer]
+        if second is not None:
+            seconds.add(second)
+            result = products[second].result
+            layers.append(products[second].layer)
+        result, layers[-1] = _scale_after(result, layers[-1])
+        residual, result = _residual_after(result)
+        yield _LinearMatch(inputs, residual, result, tuple(layers))
+
+
+def _name(port: Any) -> tuple[str, int]:
+    return port.get_node().get_friendly_name(), port.get_index()
+
+
+def _tokens(value: Any) -> int:
+    """Return how many tokens a value (..., T, K) has; 0 if that is chosen at run time."""
+    shape = value.get_partial_shape()
+    return shape[-2].get_length() if shape.rank.get_length() >= 2 and shape[-2].is_static else 0
+
+
+def _norm_before(product: QuantizedProduct, roundings: set[str]) -> tuple[Any, Norm | None]:
+    """Return the inputs of the norm that makes a product's activations, and the norm; without one the activations.
+
+    A norm that others read too stays.
+    """
+    shifted = product.source.get_node()
+    biases = _vector_operand(shifted, "Add")
+    if biases is None or any(user.get_friendly_name() not in roundings for user in users(product.source)):
+        return product.source, None
+    scaled = shifted.input_value(0).get_node()
+    weights, normalized = _vector_operand(scaled, "Multiply"), scaled.input_value(0).get_node()
+    if weights is None or normalized.get_type_name() != "MVN":
+        return product.source, None
+    attributes, axes = normalized.get_attributes(), _axes(normalized.input_value(1))
+    rank = normalized.get_input_partial_shape(0).rank.get_length()
+    of_rows = axes in ([-1], [rank - 1]) and attributes["normalize_variance"]
+    if not of_rows or attributes["eps_mode"] != "INSIDE_SQRT":
+        return product.source, None
+    return normalized.input_value(0), Norm(weights.ravel(), biases.ravel(), attributes["eps"])
+
+
+def _gelu_after(result: Any, layer: LinearLayer) -> tuple[Any, LinearLayer]:
+    """Take in the GELU that alone reads a result."""
+    following = users(result)
+    if len(following) != 1 or following[0].get_type_name() != "Gelu":
+        return result, layer
+    gelu = following[0]
+    if gelu.get_attributes()["approximation_mode"] != "ERF":
+        return result, layer
+    return gelu.output(0), replace(layer, has_gelu=True)
+
+
+def _reads_only(product: QuantizedProduct, value: Any) -> bool:
+    """Return whether a product's activations are a value that nothing else reads, also after rounding."""
+    return bool(product.source == value) and len(users(value)) == 1 and _readers_of(product.rounding) == 1
+
+
+def _readers_of(rounding: Any) -> int:
+    """Return how many products read what a node rounded, which passes through operators of one input."""
+    value = rounding.output(0)
+    while len(following := users(value)) == 1 and following[0].get_type_name() != "MatMul":
+        value = following[0].output(0)
+    return len(following)
+
+
+def _scale_after(result: Any, layer: LinearLayer) -> tuple[Any, LinearLayer]:
+    """Take in the scale of outputs that alone reads a result: LayerScale."""
+    following = users(result)
+    if layer.has_gelu or len(following) != 1:
+        return result, layer
+    factors = _vector_operand(following[0], "Multiply")
+    if factors is None or factors.size != layer.scales.size:
+        return result, layer
+    factors = factors.ravel()
+    scaled = replace(layer, scales=layer.scales * factors, biases=layer.biases * factors)
+    return following[0].output(0), scaled
+
+
+def _residual_after(result: Any) -> tuple[Any | None, Any]:
+    """Return what alone a result is added to, of the same shape, and the sum; without it None and the result."""
+    following = users(result)
+    if len(following) != 1 or following[0].get_type_name() != "Add":
+        return None, result
+    operands = [following[0].input_value(place) for place in (0, 1)]
+    if not any(operand == result for operand in operands):
+        return None, result
+    other = operands[1] if operands[0] == result else operands[0]
+    if constant(other) is not None or other.get_partial_shape() != result.get_partial_shape():
+        return None, result
+    return other, following[0].output(0)
+
+
+def _vector_operand(node: Any, op_type: str) -> Any | None:
+    """Return the constant vector of the last axis that is a node's second operand; None if that is not so."""
+    if node.get_type_name() != op_type:
+        return None
+    operand, width = constant(node.input_value(1)), node.get_output_partial_shape(0)[-1]
+    is_vector = operand is not None and width.is_static and operand.size == operand.shape[-1] == width.get_length()
+    return operand if is_vector else None
+
+
+def _axes(value: Any) -> list[int] | None:
+    """Return axes that a graph names, or counts from constants."""
+    node = value.get_node()
+    if node.get_type_name() != "Range":
+        axes = constant(value)
+        return None if axes is None else np.ravel(axes).tolist()
+    bounds = [int(bound) for place in range(3) if (bound := constant(node.input_value(place))) is not None]
+    return list(range(*bounds)) if len(bounds) == 3 else None

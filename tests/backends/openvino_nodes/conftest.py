@@ -1,0 +1,85 @@
+"""The kernels' linear layers, computed by torch, for processors that they have none for."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from runtime.backends.native_linear import CANDIDATES, LinearLayer, NativeLayer, NativeLinear, WordChoice, native_linear
+
+_TYPES: dict[str, tuple[torch.dtype, Any]] = {
+    "f32": (torch.float32, ctypes.c_float),
+    "bf16": (torch.bfloat16, ctypes.c_uint16),
+}
+
+
+class TorchLinear:
+    """`NativeLinear`, but for the speed."""
+
+    def __init__(self) -> None:
+        self.runs: list[tuple[int, int]] = []  # the rows and layers of each
+        self._held = 0
+
+    def hold(self, layer: LinearLayer) -> NativeLayer:
+        self._held += 1
+        handle = ctypes.c_void_p(self._held)
+        return cast(NativeLayer, SimpleNamespace(output_width=layer.weights.shape[1], handle=handle, layer=layer))
+
+    def run(
+        self, layers: Sequence[NativeLayer], inputs: int, residual: int, rows: int, number_format: str, outputs: int
+    ) -> None:
+        self.runs.append((rows, len(layers)))
+        described = [_described(layer) for layer in layers]
+        values = _tensor_at(inputs, number_format, rows, described[0].weights.shape[0]).float()
+        for layer in described:
+            values = _computed(layer, values)
+        if residual:
+            values = values + _tensor_at(residual, number_format, *values.shape).float()
+        _tensor_at(outputs, number_format, *values.shape).copy_(values)
+
+    def choose(self, vocabulary: NativeLayer, inputs: int, rows: int, word_count: int, chosen: WordChoice) -> None:
+        layer = _described(vocabulary)
+        logits = _computed(layer, _tensor_at(inputs, "f32", rows, layer.weights.shape[0]))
+        best = torch.sort(logits[:, :word_count], dim=1, descending=True, stable=True)
+        (ctypes.c_int64 * (rows * CANDIDATES)).from_address(chosen.words)[:] = (
+            best.indices[:, :CANDIDATES].flatten().tolist()
+        )
+        _tensor_at(chosen.logits, "f32", rows, CANDIDATES).copy_(best.values[:, :CANDIDATES])
+        largest = logits.amax(dim=1, keepdim=True)
+        _tensor_at(chosen.largest, "f32", rows, 1).copy_(largest)
+        _tensor_at(chosen.sums, "f32", rows, 1).copy_((logits - largest).exp().sum(dim=1, keepdim=True))
+
+
+def _described(layer: NativeLayer) -> LinearLayer:
+    return cast(LinearLayer, cast(SimpleNamespace, layer).layer)
+
+
+def _tensor_at(address: int, number_format: str, rows: int, width: int) -> Tensor:
+    dtype, element = _TYPES[number_format]
+    return torch.frombuffer((element * (rows * width)).from_address(address), dtype=dtype).view(rows, width)
+
+
+def _computed(layer: LinearLayer, values: Tensor) -> Tensor:
+    if layer.norm is not None:
+        weights, biases = torch.tensor(layer.norm.weights), torch.tensor(layer.norm.biases)
+        values = F.layer_norm(values, values.shape[-1:], weights, biases, layer.norm.epsilon)
+    steps = torch.round(values / layer.input_scale).clamp(-128, 127)
+    outputs = (steps @ torch.tensor(layer.weights).float()) * torch.tensor(layer.scales) + torch.tensor(layer.biases)
+    return F.gelu(outputs) if layer.has_gelu else outputs
+
+
+@pytest.fixture(params=["kernels", "torch"])
+def linear(request: pytest.FixtureRequest) -> NativeLinear:
+    if request.param == "torch":
+        return cast(NativeLinear, TorchLinear())
+    found = native_linear(threads=2)
+    if found is None:
+        pytest.skip("the native kernels have no linear layers for this processor")
+    return found

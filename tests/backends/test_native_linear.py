@@ -1,0 +1,258 @@
+"""Linear layers of the native kernels, against float64."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from runtime.backends.native_linear import CANDIDATES, LinearLayer, NativeLinear, Norm, WordChoice, native_linear
+from runtime.errors import BackendError
+from runtime.system.native_library import native_library
+
+ROWS = [1, 15, 16, 17, 33, 256, 257, 700]
+"""Less than a tile, one more than a tile and a block, the most whose outputs are shared out, and several blocks."""
+WIDTHS = [(64, 1), (128, 40), (192, 64), (1024, 33)]
+"""K and N: one output, parts of a panel, whole panels, and one more than a panel."""
+MAX_ERROR, MAX_BFLOAT16_ERROR = 1.1e-4, 5e-3
+"""Of max(1, |y|): GELU's polynomial, and the rounding of a bfloat16 result."""
+INVALID_ARGUMENT = 1  # of enum patchcaption_status
+
+needs_kernels = pytest.mark.skipif(native_library() is None, reason="the native kernels are not built: make native")
+
+
+@pytest.fixture
+def linear() -> NativeLinear:
+    found = native_linear(threads=2)
+    if found is None:
+        pytest.skip("the native kernels have no linear layers for this processor")
+    return found
+
+
+def made_up(inputs: int, outputs: int, has_norm: bool = False, has_gelu: bool = False, seed: int = 0) -> LinearLayer:
+    generator = np.random.default_rng(seed)
+    weights, biases = generator.normal(size=(2, inputs)).astype(np.float32)
+    norm = Norm(weights, biases, 1e-5) if has_norm else None
+    return LinearLayer(
+        generator.integers(-128, 128, (inputs, outputs), np.int8),
+        generator.uniform(0.5, 1.5, outputs).astype(np.float32) * 0.0004 / inputs**0.5,
+        generator.normal(size=outputs).astype(np.float32),
+        0.03125,
+        norm,
+        has_gelu,
+    )
+
+
+def by_definition(layer: LinearLayer, inputs: Tensor) -> Tensor:
+    """Return a layer's outputs in float64. Inputs are rounded in float32, as a tie would else fall to either side."""
+    if layer.norm is not None:
+        weights, biases = torch.tensor(layer.norm.weights), torch.tensor(layer.norm.biases)
+        inputs = F.layer_norm(inputs.float(), inputs.shape[-1:], weights, biases, layer.norm.epsilon)
+    steps = torch.round(inputs.float() / layer.input_scale).clamp(-128, 127).double()
+    sums = steps @ torch.tensor(layer.weights).double()
+    outputs = sums * torch.tensor(layer.scales).double() + torch.tensor(layer.biases).double()
+    return F.gelu(outputs) if layer.has_gelu else outputs
+
+
+def run(linear: NativeLinear, layers: list[LinearLayer], inputs: Tensor, residual: Tensor | None = None) -> Tensor:
+    outputs = torch.full((len(inputs), layers[-1].weights.shape[1]), torch.nan, dtype=inputs.dtype)
+    number_format = {torch.float32: "f32", torch.bfloat16: "bf16"}[inputs.dtype]
+    held = [linear.hold(layer) for layer in layers]
+    added = 0 if residual is None else residual.data_ptr()
+    linear.run(held, inputs.data_ptr(), added, len(inputs), number_format, outputs.data_ptr())
+    return outputs
+
+
+def largest_error(found: Tensor, expected: Tensor) -> float:
+    return float(((found.double() - expected).abs() / expected.abs().clamp(min=1)).max())
+
+
+@needs_kernels
+@pytest.mark.parametrize("has_gelu", [False, True])
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize(("inputs", "outputs"), WIDTHS)
+def test_a_layer_is_its_definition(linear: NativeLinear, rows: int, inputs: int, outputs: int, has_gelu: bool) -> None:
+    layer = made_up(inputs, outputs, has_gelu=has_gelu)
+    generator = torch.Generator().manual_seed(rows)
+    values, residual = (
+        torch.randn(rows, inputs, generator=generator) * 2,
+        torch.randn(rows, outputs, generator=generator),
+    )
+    expected = by_definition(layer, values)
+    assert largest_error(run(linear, [layer], values), expected) < MAX_ERROR
+    assert largest_error(run(linear, [layer], values, residual), expected + residual.double()) < MAX_ERROR
+
+
+@needs_kernels
+@pytest.mark.parametrize("rows", [3, 300])
+def test_bfloat16_is_read_and_written(linear: NativeLinear, rows: int) -> None:
+    layer, generator = made_up(128, 72, has_gelu=True), torch.Generator().manual_seed(0)
+    values, residual = (torch.randn(rows, width, generator=generator).bfloat16() for width in (128, 72))
+    expected = by_definition(layer, values) + residual.double()
+    assert largest_error(run(linear, [layer], values, residual), expected) < MAX_BFLOAT16_ERROR
+
+
+@needs_kernels
+@pytest.mark.parametrize("rows", [1, 40, 600])
+def test_inputs_are_normalized_first(linear: NativeLinear, rows: int) -> None:
+    layer = made_up(192, 50, has_norm=True)
+    values = torch.randn(rows, 192, generator=torch.Generator().manual_seed(0)) * 3 + 5
+    difference = run(linear, [layer], values).double() - by_definition(layer, values)
+    # A norm that is rounded otherwise may move a value to the next step.
+    step = float((np.abs(layer.weights.astype(np.float32)) * layer.scales).max())
+    assert difference.abs().max() < 3 * step
+    assert (difference.abs() > MAX_ERROR).float().mean() < 0.01
+
+
+@needs_kernels
+@pytest.mark.parametrize("rows", [2, 100, 500])
+@pytest.mark.parametrize("has_gelu", [False, True])
+def test_a_second_layer_takes_the_outputs_of_the_first(linear: NativeLinear, rows: int, has_gelu: bool) -> None:
+    first, second = made_up(64, 128, has_gelu=has_gelu), made_up(128, 40, seed=1)
+    values = torch.randn(rows, 64, generator=torch.Generator().manual_seed(0))
+    between = run(linear, [first], values)
+    # To rounding: what falls between two steps may be one step off.
+    assert largest_error(run(linear, [first, second], values, values[:, :40].contiguous()),
+                         by_definition(second, between) + values[:, :40].double()) < 0.02  # fmt: skip
+
+
+@needs_kernels
+@pytest.mark.parametrize("rows", [5, 300])
+def test_any_number_of_threads_gives_the_same(linear: NativeLinear, rows: int) -> None:
+    layers = [made_up(128, 192, has_norm=True, has_gelu=True), made_up(192, 128, seed=1)]
+    values = torch.randn(rows, 128, generator=torch.Generator().manual_seed(0))
+    expected = run(linear, layers, values, values)
+    for threads in (1, 3, 64, 0):
+        other = native_linear(threads)
+        assert other is not None
+        assert torch.equal(run(other, layers, values, values), expected)
+
+
+def choose(linear: NativeLinear, layer: LinearLayer, states: Tensor, word_count: int) -> tuple[Tensor, ...]:
+    rows = len(states)
+    words, logits = torch.zeros(rows, CANDIDATES, dtype=torch.int64), torch.zeros(rows, CANDIDATES)
+    largest, sums = torch.zeros(rows), torch.zeros(rows)
+    places = WordChoice(*(array.data_ptr() for array in (words, logits, largest, sums)))
+    linear.choose(linear.hold(layer), states.data_ptr(), rows, word_count, places)
+    return words, logits, largest, sums
+
+
+@needs_kernels
+@pytest.mark.parametrize("rows", [1, 17, 64, 300])
+@pytest.mark.parametrize(("words", "chosen_among"), [(2000, 2000), (1001, 900), (40, CANDIDATES), (8, 8)])
+@pytest.mark.parametrize("threads", [1, 2, 50])
+def test_the_words_with_the_largest_logits_are_chosen(rows: int, words: int, chosen_among: int, threads: int) -> None:
+    linear = native_linear(threads)
+    if linear is None:
+        pytest.skip("the native kernels have no linear layers for this processor")
+    layer = replace(made_up(64, words), scales=made_up(64, words).scales * 5)
+    states = torch.randn(rows, 64, generator=torch.Generator().manual_seed(0))
+    exact = by_definition(layer, states).float()
+    found, logits, largest, sums = choose(linear, layer, states, chosen_among)
+    expected = torch.sort(exact[:, :chosen_among], dim=1, descending=True, stable=True)
+    torch.testing.assert_close(logits, expected.values[:, :CANDIDATES], rtol=0, atol=1e-4)
+    torch.testing.assert_close(exact.gather(1, found), logits, rtol=0, atol=1e-4)
+    assert all(len(set(row)) == CANDIDATES for row in found.tolist())
+    torch.testing.assert_close(largest, exact.amax(dim=1), rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        sums.double(), (exact.double() - largest.double()[:, None]).exp().sum(dim=1), rtol=2e-4, atol=0
+    )
+
+
+@needs_kernels
+def test_of_equal_logits_the_first_words_are_chosen(linear: NativeLinear) -> None:
+    weights = np.zeros((64, 500), np.int8)
+    weights[:, [3, 77, 450]] = 1
+    layer = LinearLayer(weights, np.ones(500, np.float32), np.zeros(500, np.float32), 1.0)
+    words, logits, largest, sums = choose(linear, layer, torch.ones(2, 64), 500)
+    assert words.tolist() == [[3, 77, 450, 0, 1, 2, 4, 5]] * 2
+    assert logits.tolist() == [[64.0] * 3 + [0.0] * 5] * 2
+    assert largest.tolist() == [64.0] * 2
+    torch.testing.assert_close(sums, torch.full((2,), 3.0))
+
+
+@needs_kernels
+def test_logits_of_any_size_are_summed(linear: NativeLinear) -> None:
+    """Sums are relative to the largest logit, wherever it comes."""
+    weights = np.zeros((64, 100), np.int8)
+    weights[0] = np.arange(100)
+    for sign in (1, -1):
+        layer = LinearLayer(weights, np.full(100, sign * 10, np.float32), np.zeros(100, np.float32), 1.0)
+        words, _, largest, sums = choose(linear, layer, torch.ones(1, 64), 100)
+        assert words[0, 0] == (99 if sign == 1 else 0)
+        assert largest.item() == (990 if sign == 1 else 0)
+        assert sums.item() == pytest.approx(1 + np.exp(-10), abs=1e-6)
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    "layer",
+    [
+        made_up(63, 8),
+        replace(made_up(64, 8), input_scale=0.0),
+        replace(made_up(64, 8), norm=Norm(np.ones(64, np.float32), np.ones(64, np.float32), -1.0)),
+    ],
+)
+def test_layers_that_make_no_sense_are_refused(linear: NativeLinear, layer: LinearLayer) -> None:
+    with pytest.raises(BackendError, match="native kernels: invalid argument"):
+        linear.hold(layer)
+
+
+@needs_kernels
+def test_the_c_interface_refuses_what_makes_no_sense(linear: NativeLinear) -> None:
+    library = native_library()
+    assert library is not None
+    layer, normed, other = (linear.hold(made_up(64, 64, has_norm)) for has_norm in (False, True, False))
+    narrow = linear.hold(made_up(128, 8))
+    memory = torch.zeros(1, 128)
+    place = memory.data_ptr()
+
+    def run(
+        layers: list[ctypes.c_void_p | None], inputs: int | None, rows: int, storage: int, outputs: int | None
+    ) -> int:
+        handles = (ctypes.c_void_p * len(layers))(*layers)
+        return int(library.patchcaption_linear_run(handles, len(layers), inputs, None, rows, storage, 1, outputs))
+
+    assert run([layer.handle], place, 1, 0, place) == 0
+    assert run([layer.handle, other.handle], place, 1, 0, place) == 0
+    for arguments in (
+        ([None], place, 1, 0, place),
+        ([layer.handle, None], place, 1, 0, place),
+        ([layer.handle, normed.handle], place, 1, 0, place),
+        ([layer.handle, narrow.handle], place, 1, 0, place),
+        ([layer.handle] * 3, place, 1, 0, place),
+        ([], place, 1, 0, place),
+        ([layer.handle], None, 1, 0, place),
+        ([layer.handle], place, 0, 0, place),
+        ([layer.handle], place, 1, 1, place),
+        ([layer.handle], place, 1, 0, None),
+    ):
+        assert run(*arguments) == INVALID_ARGUMENT
+    for rows, words in ((0, 8), (1, 7), (1, 65)):
+        chosen = (place,) * 4
+        status = library.patchcaption_choose_words(layer.handle, place, rows, words, 1, *chosen)
+        assert status == INVALID_ARGUMENT
+    library.patchcaption_linear_free(None)
+
+
+@needs_kernels
+def test_a_layer_s_memory_is_freed_with_it(linear: NativeLinear, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = native_library()
+    freed = []
+    monkeypatch.setattr(library, "patchcaption_linear_free", lambda handle: freed.append(handle.value))
+    held = linear.hold(made_up(64, 8))
+    handle = held.handle.value
+    del held
+    gc.collect()
+    assert freed == [handle]
+
+
+def test_there_are_none_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.backends.native_linear.native_library", lambda: None)
+    assert native_linear(1) is None
