@@ -36,10 +36,12 @@ def use_native_kernels(model: Any, precision: Precision, threads: int) -> Native
     nodes = NativeNodes()
     attention, linear = native_attention(threads), native_linear(threads)
     if linear is not None:
-        use_native_linear(model, linear, nodes, "bf16" if precision == "bf16" else "f32")
         use_native_choice(model, linear, nodes)
-    if attention is not None and precision == "bf16":
-        use_native_attention(model, attention, nodes)
+    if precision == "bf16":  # in float32 attention takes so long that products matter little
+        if linear is not None:
+            use_native_linear(model, linear, nodes)
+        if attention is not None:
+            use_native_attention(model, attention, nodes)
     if nodes:
         nodes.join()
         model.validate_nodes_and_infer_types()

@@ -20,7 +20,7 @@ _THIRDS_FIRST, _HEADS_FIRST = [2, 0, 3, 1, 4], [0, 2, 1, 3]
 
 
 @dataclass(frozen=True)
-class _AttentionMatch:
+class _AttentionInGraph:
     """Attention without a mask in a graph: ports of queries, keys, values (B, H, T, W) and of the result (B, T, D)."""
 
     queries: Any
@@ -98,7 +98,7 @@ def use_native_attention(
         match.attended.replace(opset13.convert(node.output(0), match.attended.get_element_type()).output(0))
 
 
-def _match(node: Any) -> _AttentionMatch | None:
+def _match(node: Any) -> _AttentionInGraph | None:
     """Return the attention whose softmax a node is or contains; None if the native kernels cannot compute it."""
     match = {"Softmax": _match_softmax, "ScaledDotProductAttention": _match_operator}.get(node.get_type_name())
     found = None if match is None else match(node)
@@ -110,7 +110,7 @@ def _match(node: Any) -> _AttentionMatch | None:
     return found if takes else None
 
 
-def _match_softmax(softmax: Any) -> _AttentionMatch | None:
+def _match_softmax(softmax: Any) -> _AttentionInGraph | None:
     """Return what softmax((queries * scale) @ keys') @ values is, as torch exports it."""
     chain = follow(softmax, ("MatMul", "Transpose", "Reshape"))
     scores = softmax.input_value(0).get_node()
@@ -123,10 +123,10 @@ def _match_softmax(softmax: Any) -> _AttentionMatch | None:
     if scale is None or scale.size != 1 or order(transposed) != [0, 1, 3, 2] or order(chain[1]) != _HEADS_FIRST:
         return None
     queries, keys, values = scaled.input_value(0), transposed.input_value(0), chain[0].input_value(1)
-    return _AttentionMatch(queries, keys, values, float(scale.ravel()[0]), chain[2].output(0))
+    return _AttentionInGraph(queries, keys, values, float(scale.ravel()[0]), chain[2].output(0))
 
 
-def _match_operator(operator: Any) -> _AttentionMatch | None:
+def _match_operator(operator: Any) -> _AttentionInGraph | None:
     """Return what OpenVINO's own operator computes, if it has no mask."""
     chain = follow(operator, ("Transpose", "Reshape"))
     if chain is None or operator.get_attributes()["causal"] or operator.get_input_size() != 5:
@@ -135,10 +135,10 @@ def _match_operator(operator: Any) -> _AttentionMatch | None:
     if mask is None or mask.size != 1 or scale is None or order(chain[0]) != _HEADS_FIRST:
         return None
     queries, keys, values = (operator.input_value(index) for index in range(3))
-    return _AttentionMatch(queries, keys, values, float(scale.ravel()[0]), chain[1].output(0))
+    return _AttentionInGraph(queries, keys, values, float(scale.ravel()[0]), chain[1].output(0))
 
 
-def _packed_tensor(match: _AttentionMatch) -> Any | None:
+def _packed_tensor(match: _AttentionInGraph) -> Any | None:
     """Return the tensor (B, T, 3 * D) that queries, keys and values are the thirds of; None if there is none."""
     tensors = [_packed_third(value, third) for third, value in enumerate((match.queries, match.keys, match.values))]
     first = tensors[0]

@@ -20,7 +20,7 @@ from runtime.backends.openvino_nodes.reading import follow, users
 
 
 @dataclass(frozen=True)
-class _ChoiceMatch:
+class _ChoiceInGraph:
     """A choice in a graph: ports of states (R, K), words and logits (R, C), the largest (R, 1) and the sum (R,)."""
 
     states: Any
@@ -80,7 +80,7 @@ def use_native_choice(model: Any, linear: NativeLinear, nodes: NativeNodes) -> N
                 port.replace(node.output(index))
 
 
-def _match(product: QuantizedProduct) -> _ChoiceMatch | None:
+def _match(product: QuantizedProduct) -> _ChoiceInGraph | None:
     """Return the choice among a product's outputs, if that is all that they are read for."""
     readers = {user.get_type_name(): user for user in users(product.result)}
     if sorted(readers) != ["GatherElements", "ReduceMax", "Reshape", "Subtract"] or len(users(product.result)) != 4:
@@ -97,7 +97,7 @@ def _match(product: QuantizedProduct) -> _ChoiceMatch | None:
     largest = readers["ReduceMax"].output(0)
     if readers["Subtract"].input_value(1) != largest:
         return None
-    return _ChoiceMatch(
+    return _ChoiceInGraph(
         product.source,
         product.layer,
         blocks * block_width,

@@ -21,12 +21,12 @@ from runtime.backends.openvino_nodes.base import NativeNode, NativeNodes, addres
 from runtime.backends.openvino_nodes.products import QuantizedProduct, quantized_products
 from runtime.backends.openvino_nodes.reading import constant, users
 
-MIN_TOKENS = 200
-"""Of fewer OpenVINO itself is as fast or faster."""
+MIN_TOKENS = 600
+"""Of fewer OpenVINO itself is as fast or faster: its attention between them wants other formats."""
 
 
 @dataclass(frozen=True)
-class _LinearMatch:
+class _LayersInGraph:
     """Layers in a graph, their ports of inputs and residual (..., T, K or N), if any, and of the result (..., T, N)."""
 
     inputs: Any
@@ -68,7 +68,11 @@ class LinearNode(NativeNode):
 
 
 def use_native_linear(
-    model: Any, linear: NativeLinear, nodes: NativeNodes, number_format: str, min_tokens: int | None = None
+    model: Any,
+    linear: NativeLinear,
+    nodes: NativeNodes,
+    number_format: str = "bf16",
+    min_tokens: int | None = None,
 ) -> None:
     """Leave the products in 8 bits of many rows to the native kernels, in place.
 
@@ -90,7 +94,7 @@ def use_native_linear(
         match.result.replace(result)
 
 
-def _matches(model: Any, min_tokens: int) -> Iterator[_LinearMatch]:
+def _matches(model: Any, min_tokens: int) -> Iterator[_LayersInGraph]:
     products = [product for product in quantized_products(model) if _tokens(product.source) >= min_tokens]
     roundings = {product.rounding.get_friendly_name() for product in products}
     seconds = set()
@@ -110,7 +114,7 @@ def _matches(model: Any, min_tokens: int) -> Iterator[_LinearMatch]:
             layers.append(products[second].layer)
         result, layers[-1] = _scale_after(result, layers[-1])
         residual, result = _residual_after(result)
-        yield _LinearMatch(inputs, residual, result, tuple(layers))
+        yield _LayersInGraph(inputs, residual, result, tuple(layers))
 
 
 def _name(port: Any) -> tuple[str, int]:

@@ -42,6 +42,7 @@ MIN_COSINE = 0.9999
 """Of tokens: values that lie between two steps may fall to either."""
 MIN_BFLOAT16_COSINE = 0.995
 WIDTH = 64
+needs_bfloat16 = pytest.mark.skipif(not multiplies_bfloat16(), reason="this processor does not multiply bfloat16")
 BACKBONES = {
     "dinov2": Dinov2Backbone(Dinov2Config(128, 2, num_heads=2, num_registers=4, image_size=56, attention_heads=2)),
     "dinov3": Dinov3Backbone(Dinov3Config(128, 1, num_heads=2, num_registers=4, image_size=64)),
@@ -137,7 +138,7 @@ def test_products_take_what_surrounds_them(exported: tuple[str, Path]) -> None:
     assert found == EXPECTED[name]
 
 
-@pytest.mark.skipif(not multiplies_bfloat16(), reason="this processor does not multiply bfloat16")
+@needs_bfloat16
 def test_nodes_hand_bfloat16_to_each_other(exported: tuple[str, Path], linear: NativeLinear) -> None:
     name, path = exported
     model = NativeModel(path, linear, "bf16")
@@ -328,12 +329,15 @@ def test_a_few_rows_are_left_to_openvino(tmp_path: Path) -> None:
         assert len(nodes) == count
 
 
+@needs_bfloat16
 def test_engines_take_the_kernels_say_so_and_tell_of_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = TorchLinear()
     monkeypatch.setattr(linear_nodes, "MIN_TOKENS", 1)
     monkeypatch.setattr(openvino_nodes, "native_linear", lambda _: kernels)
-    engine = OpenVinoBackend(1).open(EngineFiles(graph_of(tmp_path, GRAPHS["a product"][0], EXTRA)))
-    assert engine.report().provider == "CPU in f32, products in 8 bits by the native kernels"
+    path = graph_of(tmp_path, GRAPHS["a product"][0], EXTRA)
+    assert OpenVinoBackend(1).open(EngineFiles(path)).report().provider == "CPU in f32"
+    engine = OpenVinoBackend(1, "bf16").open(EngineFiles(path))
+    assert engine.report().provider == "CPU in bf16, products in 8 bits by the native kernels"
     inputs = {"x": torch.ones(1, 8, WIDTH)}
     engine.run(inputs)
     assert kernels.runs == [(8, 1)]
@@ -343,8 +347,9 @@ def test_engines_take_the_kernels_say_so_and_tell_of_failures(tmp_path: Path, mo
     engine.close()
 
 
+@needs_bfloat16
 def test_the_kernels_are_left_alone_where_there_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear_nodes, "MIN_TOKENS", 1)
     path = graph_of(tmp_path, GRAPHS["a product"][0], EXTRA)
-    provider = OpenVinoBackend(1).open(EngineFiles(path)).report().provider
+    provider = OpenVinoBackend(1, "bf16").open(EngineFiles(path)).report().provider
     assert ("native" in provider) == (native_linear(1) is not None)
