@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,22 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # tests import ONNX Runtime
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "export" / "demo" / "sample"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collect tests without the garbage collector, and let it leave alone for good what is there then.
+
+    Modules and tests are millions of objects: going through them takes it a second and more, each time that a test asks
+    for it, or that much was made.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
