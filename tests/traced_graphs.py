@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import onnx_ir
 import pytest
 from filelock import FileLock
 from torch import nn
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from export.graphs import exporter, tracing
 from export.graphs.specs import GraphSpec
@@ -33,6 +35,8 @@ def trace_once(folder: Path, patch: pytest.MonkeyPatch) -> None:
         return onnx_ir.load(path)
 
     patch.setattr(exporter, "trace", stored)
+    # torch reads the code of all its operators again for each graph, half a second
+    patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(cache(ONNXRegistry.from_torchlib)))
 
 
 def _digest(spec: GraphSpec) -> str:
