@@ -29,7 +29,7 @@ def pytest_collection() -> Generator[None, object, object]:
     """Collect tests without the garbage collector, and let it leave alone for good what is there then.
 
     Modules and tests are millions of objects: going through them takes it a second and more, each time that a test asks
-    for it, or that much was made.
+    for it, or that much was made. What tests make is looked through more seldom, too: tracing a graph makes most of it.
     """
     gc.disable()
     try:
@@ -37,6 +37,7 @@ def pytest_collection() -> Generator[None, object, object]:
     finally:
         gc.collect()
         gc.freeze()
+        gc.set_threshold(10_000)
         gc.enable()
 
 
