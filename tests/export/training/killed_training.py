@@ -32,6 +32,8 @@ EXPECTED = {"SIGKILL": -signal.SIGKILL, "SIGTERM": 143, "SIGHUP": 129, "SIGINT":
 EXPECTED["TIME"] = -signal.SIGALRM
 """How a training ends: its exit code, or minus its signal."""
 OUTPUTS = ("decoder.csv", "decoder.h5", "decoder.png", "decoder.pt", "decoder.yaml")
+STEPS = "15"
+"""Each is saved, so a moment of one is like that of another; of 30, trainings take twice the time."""
 
 
 def main() -> None:
@@ -104,8 +106,8 @@ def train(out: Path, ending: str = "", moment: float = 0, counted: bool = False)
     elif ending or counted:
         sys.addaudithook(audit)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells turn off in the background
-    arguments = [str(out.parent / "captions.txt"), "--out", str(out / "decoder.pt"), *SMALL, "--save-seconds", "0"]
-    code = train_decoder.main(arguments)
+    arguments = [str(out.parent / "captions.txt"), "--out", str(out / "decoder.pt"), *SMALL]
+    code = train_decoder.main([*arguments, "--steps", STEPS, "--save-seconds", "0"])
     return count if counted else code
 
 
