@@ -34,16 +34,17 @@ def test_six_steps_give_the_recorded_losses_gradients_and_weights() -> None:
     assert parity.main([str(PATH)]) == 0
 
 
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A recording of a small decoder, made by the same steps."""
+def small_size(width: int, dropout: float = 0.1) -> DecoderSize:
+    return DecoderSize(width, vocab_size=49408, width=8, layers=1, positions=24, dropout=dropout)
 
-    def size(width: int, dropout: float = 0.1) -> DecoderSize:
-        return DecoderSize(width, vocab_size=49408, width=8, layers=1, positions=24, dropout=dropout)
 
-    monkeypatch.setattr(training_recording, "DecoderSize", size)
+@pytest.fixture(scope="module")
+def recorded() -> tuple[dict[str, Any], dict[str, Any]]:
+    """A recording of a small decoder, made by the same steps: its contents, and its arrays."""
     contents = CONTENTS | {"width": 16, "training_steps": 3, "warmup_steps": 1, "gaussian_noise": 0.08, "lr": 1e-3}
-    run = training_recording._train(contents)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_recording, "DecoderSize", small_size)
+        run = training_recording._train(contents)
     contents |= {
         "lr_used": [0, 1e-3, 5e-4],
         "loss": [result.loss for result in run.results],
@@ -57,6 +58,14 @@ def small(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "first_logits_97": run.first_logits[:2, :, ::97].numpy(),
         "after.wte_rows_0_320_49406": run.weights["decoder.transformer.wte.weight"][[0, 320, 49406]].numpy(),
     }
+    return contents, arrays
+
+
+@pytest.fixture
+def small(recorded: tuple[dict[str, Any], dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The contents of the small recording, whose arrays are read in place of the published one's."""
+    contents, arrays = recorded
+    monkeypatch.setattr(training_recording, "DecoderSize", small_size)
     monkeypatch.setattr(np, "load", lambda _: arrays)
     return contents
 
