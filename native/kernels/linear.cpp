@@ -1,4 +1,4 @@
-// The C interface of linear layers in 8 bits: distributes rows, or where there are few of them outputs, over threads.
+// The C interface of linear layers in 8 bits: distributes rows, and words that are chosen among, over threads.
 
 #include "patchcaption/linear.h"
 
@@ -16,12 +16,9 @@ namespace patchcaption {
 namespace {
 
 constexpr int64_t kMaxWidth = int64_t{1} << 20, kMaxWeights = int64_t{1} << 31, kMaxRows = int64_t{1} << 31;
-constexpr int64_t kFewRows = 256;       // up to so many, threads share them and read weights of their own
-constexpr int64_t kBlockRows = 352;     // at most: what a layer of 3,072 makes of them stays in the second-level cache
-constexpr int64_t kPartsPerThread = 4;  // of outputs: threads end at about the same time
-// Fewer for choices: each part begins with no words, and takes many of its first.
-constexpr int64_t kChoicesPerThread = 2;
-constexpr int64_t kMaxParts = 256;
+constexpr int64_t kBlockRows = 352;  // at most: what a layer of 3,072 makes of them stays in the second-level cache
+// Parts of a vocabulary. Each begins with no words, and takes many of its first.
+constexpr int64_t kPartsPerThread = 2, kMaxParts = 256;
 constexpr float kNever = -1e30f;  // the logit of a word that is not there
 
 const LinearVariant *select_linear() {
@@ -91,8 +88,8 @@ void distribute(int64_t tasks, int64_t threads, int64_t scratch_bytes, Work work
 }
 
 // Each block of rows passes all layers.
-void run_by_rows(const LinearVariant &variant, const Layers &layers, const LinearArrays &arrays, int64_t row_count,
-                 int64_t threads) {
+void run(const LinearVariant &variant, const Layers &layers, const LinearArrays &arrays, int64_t row_count,
+         int64_t threads) {
     const int64_t blocks = threads * ((row_count + threads * kBlockRows - 1) / (threads * kBlockRows));
     const int64_t block_rows = round_up((row_count + blocks - 1) / blocks, variant.row_block);
     const int64_t tasks = (row_count + block_rows - 1) / block_rows;
@@ -112,25 +109,6 @@ void run_by_rows(const LinearVariant &variant, const Layers &layers, const Linea
 
 PanelRange part_of(const LinearLayer &layer, int64_t part, int64_t parts) {
     return {layer.panels() * part / parts, layer.panels() * (part + 1) / parts};
-}
-
-// All rows pass one layer after another.
-void run_by_outputs(const LinearVariant &variant, const Layers &layers, const LinearArrays &arrays, int64_t row_count,
-                    int64_t threads) {
-    const int64_t parts = std::min(kPartsPerThread * threads, kMaxParts);
-    AlignedArray<char> tiles, next_tiles;
-    QuantizedRows rows = rows_for(variant, *layers[0], row_count, tiles);
-    variant.quantize(*layers[0], arrays, 0, rows);
-    if (layers.size() == 2) {
-        QuantizedRows next = rows_for(variant, *layers[1], row_count, next_tiles);
-        distribute(parts, threads, variant.scratch_bytes, [&](int64_t part, void *scratch) {
-            variant.multiply_for(*layers[0], rows, part_of(*layers[0], part, parts), *layers[1], next, scratch);
-        });
-        rows = next;
-    }
-    distribute(parts, threads, variant.scratch_bytes, [&](int64_t part, void *scratch) {
-        variant.multiply(*layers.back(), rows, part_of(*layers.back(), part, parts), 0, arrays, scratch);
-    });
 }
 
 WordChoice no_choice() {
@@ -172,7 +150,7 @@ void choose_words(const LinearVariant &variant, const LinearLayer &layer, const 
     AlignedArray<char> tiles;
     QuantizedRows rows = rows_for(variant, layer, row_count, tiles);
     variant.quantize(layer, {inputs, nullptr, nullptr, false}, 0, rows);
-    const int64_t parts = std::min(kChoicesPerThread * threads, kMaxParts);
+    const int64_t parts = std::min(kPartsPerThread * threads, kMaxParts);
     const AlignedArray<WordChoice> choices = allocate<WordChoice>(multiply(row_count, parts));
     std::fill_n(choices.get(), row_count * parts, no_choice());
     distribute(parts, threads, variant.scratch_bytes, [&](int64_t part, void *scratch) {
@@ -229,7 +207,6 @@ int32_t patchcaption_linear_run(const patchcaption_linear *const *layers, int64_
         Layers chain{&first};
         if (layer_count == 2) chain.push_back(&last);
         const LinearArrays arrays{inputs, residual, outputs, storage == PATCHCAPTION_BF16};
-        const auto run = row_count > kFewRows ? run_by_rows : run_by_outputs;
         run(*select_linear(), chain, arrays, row_count, max_threads(threads));
         return PATCHCAPTION_OK;
     });

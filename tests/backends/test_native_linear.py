@@ -17,7 +17,7 @@ from runtime.errors import BackendError
 from runtime.system.native_library import native_library
 
 ROWS = [1, 15, 16, 17, 33, 256, 257, 700]
-"""Less than a tile, one more than a tile and a block, the most whose outputs are shared out, and several blocks."""
+"""Less than a tile, one more than a tile and than a block, and several blocks of several threads."""
 WIDTHS = [(64, 1), (128, 40), (192, 64), (1024, 33)]
 """K and N: one output, parts of a panel, whole panels, and one more than a panel."""
 MAX_ERROR, MAX_BFLOAT16_ERROR = 1.1e-4, 5e-3

@@ -53,7 +53,7 @@ class NativeNodes:
         for node in self._kept:
             for port in node.inputs():
                 source = port.get_source_output()
-                while source.get_node().get_type_name() == "Convert":
+                while source.get_node().get_type_name() == "Convert" and source.get_element_type().is_real():
                     source = source.get_node().input_value(0)
                 if source.get_element_type() == port.get_element_type():
                     port.replace_source_output(source)

@@ -82,21 +82,21 @@ def use_native_linear(
         min_tokens: of how many tokens they must be; by default `MIN_TOKENS`.
     """
     least = MIN_TOKENS if min_tokens is None else min_tokens
-    replaced: dict[tuple[str, int], Any] = {}  # what stands for a result, which later matches begin with
+    replaced: list[tuple[Any, Any]] = []  # results and what stands for them, which later matches begin with
     for match in list(_matches(model, least)):
         ports = [match.inputs] if match.residual in (None, match.inputs) else [match.inputs, match.residual]
-        current = [replaced.get(_name(port), port) for port in ports]
+        current = [next((new for old, new in replaced if old == port), port) for port in ports]
         converted = [opset13.convert(port, number_format).output(0) for port in current]
         layers = [linear.hold(layer) for layer in match.layers]
         node = LinearNode(converted, layers, match.residual is not None, linear, nodes)
         result = opset13.convert(node.output(0), match.result.get_element_type()).output(0)
-        replaced[_name(match.result)] = result
+        replaced.append((match.result, result))
         match.result.replace(result)
 
 
 def _matches(model: Any, min_tokens: int) -> Iterator[_LayersInGraph]:
     products = [product for product in quantized_products(model) if _tokens(product.source) >= min_tokens]
-    roundings = {product.rounding.get_friendly_name() for product in products}
+    roundings = [product.rounding.output(0) for product in products]
     seconds = set()
     for index, product in enumerate(products):
         if index in seconds:
@@ -117,24 +117,20 @@ def _matches(model: Any, min_tokens: int) -> Iterator[_LayersInGraph]:
         yield _LayersInGraph(inputs, residual, result, tuple(layers))
 
 
-def _name(port: Any) -> tuple[str, int]:
-    return port.get_node().get_friendly_name(), port.get_index()
-
-
 def _tokens(value: Any) -> int:
     """Return how many tokens a value (..., T, K) has; 0 if that is chosen at run time."""
     shape = value.get_partial_shape()
     return shape[-2].get_length() if shape.rank.get_length() >= 2 and shape[-2].is_static else 0
 
 
-def _norm_before(product: QuantizedProduct, roundings: set[str]) -> tuple[Any, Norm | None]:
+def _norm_before(product: QuantizedProduct, roundings: list[Any]) -> tuple[Any, Norm | None]:
     """Return the inputs of the norm that makes a product's activations, and the norm; without one the activations.
 
     A norm that others read too stays.
     """
     shifted = product.source.get_node()
     biases = _vector_operand(shifted, "Add")
-    if biases is None or any(user.get_friendly_name() not in roundings for user in users(product.source)):
+    if biases is None or any(user.output(0) not in roundings for user in users(product.source)):
         return product.source, None
     scaled = shifted.input_value(0).get_node()
     weights, normalized = _vector_operand(scaled, "Multiply"), scaled.input_value(0).get_node()

@@ -287,6 +287,29 @@ GRAPHS = {
         [*rounded("x"), node("MatMul", "x.rounded", "weight", "one"), node("Add", "one", "one", "y")],
         1,
     ),
+    "a sum of two products": (
+        [
+            *rounded("x"),
+            node("DequantizeLinear", "others", "weight_scale", "weight_zero", "other", axis=1),
+            node("MatMul", "x.rounded", "weight", "one"),
+            node("MatMul", "x.rounded", "other", "two"),
+            node("Add", "one", "two", "three"),
+            *rounded("three"),
+            node("MatMul", "three.rounded", "weight", "y"),
+        ],
+        3,
+    ),
+    "products with a conversion to whole numbers between them": (
+        [
+            *rounded("x"),
+            node("MatMul", "x.rounded", "weight", "one"),
+            node("Cast", "one", "whole", to=TensorProto.INT32),
+            node("Cast", "whole", "two", to=TensorProto.FLOAT),
+            *rounded("two"),
+            node("MatMul", "two.rounded", "weight", "y"),
+        ],
+        2,
+    ),
     "a residual of fewer rows": (
         [
             *rounded("x"),
