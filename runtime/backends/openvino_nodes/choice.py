@@ -16,7 +16,7 @@ import openvino
 from runtime.backends.native_linear import CANDIDATES, LinearLayer, NativeLayer, NativeLinear, WordChoice
 from runtime.backends.openvino_nodes.base import NativeNode, NativeNodes, address
 from runtime.backends.openvino_nodes.products import QuantizedProduct, quantized_products
-from runtime.backends.openvino_nodes.reading import follow, users
+from runtime.backends.openvino_nodes.reading import constant, follow, size, users
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class ChoiceNode(NativeNode):
             (real, []),
         )
         for index, (number_format, sizes) in enumerate(outputs):
-            shape = openvino.PartialShape([rows, *(openvino.Dimension(size) for size in sizes)])
+            shape = openvino.PartialShape([rows, *(openvino.Dimension(count) for count in sizes)])
             self.set_output_type(index, number_format, shape)
 
     def execute(self, outputs: list[Any], inputs: list[Any]) -> None:
@@ -88,14 +88,15 @@ def _match(product: QuantizedProduct) -> _ChoiceInGraph | None:
     maxima = follow(readers["Reshape"], ("ReduceMax",))
     exponentials = follow(readers["Subtract"], ("Exp", "ReduceSum"))
     best = follow(readers["GatherElements"], ("TopK",))
-    if maxima is None or exponentials is None or best is None or best[0].get_output_partial_shape(0)[1] != CANDIDATES:
+    if maxima is None or exponentials is None or best is None or not _takes_largest(best[0]):
         return None
-    blocks, block_width = _blocks(maxima[0]), readers["Reshape"].get_output_partial_shape(0)[2].get_length()
+    blocks, block_width = _blocks(maxima[0]), size(readers["Reshape"].output(0), 2)
     words = [user for user in users(best[0].output(1)) if user.get_type_name() == "GatherElements"]
-    if blocks is None or len(words) != 1 or len(users(best[0].output(1))) != 1:
+    if blocks is None or block_width is None or len(words) != 1 or len(users(best[0].output(1))) != 1:
         return None
     largest = readers["ReduceMax"].output(0)
-    if readers["Subtract"].input_value(1) != largest:
+    reduced = (readers["ReduceMax"], maxima[0], exponentials[1])
+    if readers["Subtract"].input_value(1) != largest or not all(_is_of_last_axis(node) for node in reduced):
         return None
     return _ChoiceInGraph(
         product.source,
@@ -108,10 +109,20 @@ def _match(product: QuantizedProduct) -> _ChoiceInGraph | None:
     )
 
 
+def _takes_largest(best: Any) -> bool:
+    """Return whether a node finds as many of the largest as the kernels do."""
+    return best.get_attributes()["mode"] == "max" and size(best.output(0), 1) == CANDIDATES
+
+
+def _is_of_last_axis(reduction: Any) -> bool:
+    axes, shape = constant(reduction.input_value(1)), reduction.get_input_partial_shape(0)
+    return axes is not None and axes.ravel().tolist() in ([-1], [len(list(shape)) - 1])
+
+
 def _blocks(maxima: Any) -> int | None:
     """Return how many blocks of words are chosen among: all, or those that a slice leaves."""
     following = users(maxima.output(0))
     if len(following) != 1 or following[0].get_type_name() not in ("Slice", "TopK"):
         return None
     chosen = following[0] if following[0].get_type_name() == "Slice" else maxima
-    return int(chosen.get_output_partial_shape(0)[1].get_length())
+    return size(chosen.output(0), 1)

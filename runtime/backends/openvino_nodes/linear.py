@@ -19,7 +19,7 @@ from openvino import opset13
 from runtime.backends.native_linear import LinearLayer, NativeLayer, NativeLinear, Norm
 from runtime.backends.openvino_nodes.base import NativeNode, NativeNodes, address
 from runtime.backends.openvino_nodes.products import QuantizedProduct, quantized_products
-from runtime.backends.openvino_nodes.reading import constant, users
+from runtime.backends.openvino_nodes.reading import constant, size, users
 
 MIN_TOKENS = 600
 """Of fewer OpenVINO itself is as fast or faster: its attention between them wants other formats."""
@@ -95,7 +95,7 @@ def use_native_linear(
 
 
 def _matches(model: Any, min_tokens: int) -> Iterator[_LayersInGraph]:
-    products = [product for product in quantized_products(model) if _tokens(product.source) >= min_tokens]
+    products = [product for product in quantized_products(model) if (size(product.source, -2) or 0) >= min_tokens]
     roundings = [product.rounding.output(0) for product in products]
     seconds = set()
     for index, product in enumerate(products):
@@ -115,12 +115,6 @@ def _matches(model: Any, min_tokens: int) -> Iterator[_LayersInGraph]:
         result, layers[-1] = _scale_after(result, layers[-1])
         residual, result = _residual_after(result)
         yield _LayersInGraph(inputs, residual, result, tuple(layers))
-
-
-def _tokens(value: Any) -> int:
-    """Return how many tokens a value (..., T, K) has; 0 if that is chosen at run time."""
-    shape = value.get_partial_shape()
-    return shape[-2].get_length() if shape.rank.get_length() >= 2 and shape[-2].is_static else 0
 
 
 def _norm_before(product: QuantizedProduct, roundings: list[Any]) -> tuple[Any, Norm | None]:
@@ -199,8 +193,8 @@ def _vector_operand(node: Any, op_type: str) -> Any | None:
     """Return the constant vector of the last axis that is a node's second operand; None if that is not so."""
     if node.get_type_name() != op_type:
         return None
-    operand, width = constant(node.input_value(1)), node.get_output_partial_shape(0)[-1]
-    is_vector = operand is not None and width.is_static and operand.size == operand.shape[-1] == width.get_length()
+    operand, width = constant(node.input_value(1)), size(node.output(0), -1)
+    is_vector = operand is not None and operand.ndim > 0 and operand.size == operand.shape[-1] == width
     return operand if is_vector else None
 
 

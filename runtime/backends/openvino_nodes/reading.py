@@ -20,6 +20,14 @@ def order(transpose: Any) -> list[int] | None:
     return None if axes is None else axes.tolist()
 
 
+def size(value: Any, axis: int) -> int | None:
+    """Return the size of an axis; None where it is chosen at run time, or is not there."""
+    shape = value.get_partial_shape()
+    sizes = [] if shape.rank.is_dynamic else list(shape)
+    is_known = -len(sizes) <= axis < len(sizes) and sizes[axis].is_static
+    return int(sizes[axis].get_length()) if is_known else None
+
+
 def users(value: Any) -> list[Any]:
     """Return the nodes that read a value."""
     return [port.get_node() for port in value.get_target_inputs()]
