@@ -37,11 +37,11 @@ def use_native_kernels(model: Any, precision: Precision, threads: int) -> Native
     attention, linear = native_attention(threads), native_linear(threads)
     if linear is not None:
         use_native_choice(model, linear, nodes)
-    if precision == "bf16":  # in float32 attention takes so long that products matter little
-        if linear is not None:
+    if precision == "bf16" and attention is not None:
+        use_native_attention(model, attention, nodes)
+        # Without it, what converts tensors between products and OpenVINO's attention takes more than they save.
+        if linear is not None and nodes.count(AttentionNode):
             use_native_linear(model, linear, nodes)
-        if attention is not None:
-            use_native_attention(model, attention, nodes)
     if nodes:
         nodes.join()
         model.validate_nodes_and_infer_types()

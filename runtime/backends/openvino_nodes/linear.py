@@ -22,7 +22,7 @@ from runtime.backends.openvino_nodes.products import QuantizedProduct, quantized
 from runtime.backends.openvino_nodes.reading import constant, size, users
 
 MIN_TOKENS = 600
-"""Of fewer OpenVINO itself is as fast or faster: its attention between them wants other formats."""
+"""Of fewer OpenVINO itself is as fast or faster."""
 
 
 @dataclass(frozen=True)

@@ -31,10 +31,12 @@ from tests.exported_forms import randomized
 pytest.importorskip("openvino", reason="needs pip install 'patchcaption[openvino]'")
 
 from runtime.backends import openvino_nodes  # imports OpenVINO
+from runtime.backends.openvino_nodes import attention as attention_nodes
 from runtime.backends.openvino_nodes import linear as linear_nodes
 from runtime.backends.openvino_nodes.base import NativeNodes
 from runtime.backends.openvino_nodes.linear import LinearNode, use_native_linear
 from tests.backends.openvino_nodes.conftest import TorchLinear
+from tests.backends.openvino_nodes.test_attention import TorchAttention
 
 Kind = tuple[bool, tuple[tuple[int, ...], ...], bool, bool]
 """Of a node: norm before, inputs and outputs of each layer, GELU after the first, residual after."""
@@ -352,27 +354,47 @@ def test_a_few_rows_are_left_to_openvino(tmp_path: Path) -> None:
         assert len(nodes) == count
 
 
+@pytest.fixture
+def dinov2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineFiles:
+    """A backbone whose attention and products the kernels take, though it has few tokens."""
+    for kind in (linear_nodes, attention_nodes):
+        monkeypatch.setattr(kind, "MIN_TOKENS", 1)
+    backbone = randomized(BACKBONES["dinov2"])
+    pixels = torch.zeros(1, *[backbone.image_size] * 2, 3, dtype=torch.uint8)
+    export_graph(backbone_spec(backbone, pixels), tmp_path, "int8")
+    return EngineFiles(tmp_path / "backbone.onnx")
+
+
 @needs_bfloat16
-def test_engines_take_the_kernels_say_so_and_tell_of_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engines_take_the_kernels_say_so_and_tell_of_failures(
+    dinov2: EngineFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kernels = TorchLinear()
-    monkeypatch.setattr(linear_nodes, "MIN_TOKENS", 1)
+    monkeypatch.setattr(openvino_nodes, "native_attention", lambda _: TorchAttention())
     monkeypatch.setattr(openvino_nodes, "native_linear", lambda _: kernels)
-    path = graph_of(tmp_path, GRAPHS["a product"][0], EXTRA)
-    assert OpenVinoBackend(1).open(EngineFiles(path)).report().provider == "CPU in f32"
-    engine = OpenVinoBackend(1, "bf16").open(EngineFiles(path))
-    assert engine.report().provider == "CPU in bf16, products in 8 bits by the native kernels"
-    inputs = {"x": torch.ones(1, 8, WIDTH)}
+    engine = OpenVinoBackend(1, "bf16").open(dinov2)
+    assert engine.report().provider == "CPU in bf16, attention and products in 8 bits by the native kernels"
+    inputs = {"pixel_values": torch.zeros(1, 56, 56, 3, dtype=torch.uint8)}
     engine.run(inputs)
-    assert kernels.runs == [(8, 1)]
+    assert kernels.runs == [(21, 1), (21, 1), (21, 2)] * 2
     monkeypatch.setattr(kernels, "run", lambda *_: 1 / 0)
-    with pytest.raises(BackendError, match=r"graph\.onnx: .*"):
+    with pytest.raises(BackendError, match=r"backbone\.onnx: .*"):
         engine.run(inputs)
     engine.close()
 
 
 @needs_bfloat16
-def test_the_kernels_are_left_alone_where_there_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear_nodes, "MIN_TOKENS", 1)
-    path = graph_of(tmp_path, GRAPHS["a product"][0], EXTRA)
-    provider = OpenVinoBackend(1, "bf16").open(EngineFiles(path)).report().provider
-    assert ("native" in provider) == (native_linear(1) is not None)
+def test_products_are_taken_beside_the_kernels_attention_alone(
+    dinov2: EngineFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino_nodes, "native_linear", lambda _: TorchLinear())
+    monkeypatch.setattr(openvino_nodes, "native_attention", lambda _: None)
+    assert OpenVinoBackend(1, "bf16").open(dinov2).report().provider == "CPU in bf16"
+    monkeypatch.setattr(openvino_nodes, "native_attention", lambda _: TorchAttention())
+    assert OpenVinoBackend(1).open(dinov2).report().provider == "CPU in f32"
+
+
+@needs_bfloat16
+def test_the_kernels_are_taken_where_there_are_some(dinov2: EngineFiles) -> None:
+    provider = OpenVinoBackend(1, "bf16").open(dinov2).report().provider
+    assert ("products in 8 bits by the native kernels" in provider) == (native_linear(1) is not None)
