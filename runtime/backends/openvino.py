@@ -172,13 +172,16 @@ class OpenVinoEngine:
     def _infer(self, request: Any, feeds: Mapping[str, Any]) -> Any:
         if request is None:
             raise BackendError(f"{self._path}: it was closed; load the bundle again")
-        failures = self._failures()
+        nodes, failures = self._nodes, self._failures()
         try:
             results = request.infer(feeds, share_inputs=True, share_outputs=False)
         except Exception as error:
             raise BackendError(f"{self._path}: OpenVINO cannot run it: {_reason(error)}") from error
-        if self._failures() > failures:
-            raise BackendError(f"{self._path}: the native kernels failed: is there memory left?")
+        if nodes is not None and nodes.failures > failures:
+            failure = nodes.last_failure
+            if not isinstance(failure, (Exception, type(None))):  # a signal's
+                raise failure
+            raise BackendError(f"{self._path}: the native kernels failed: {failure}") from failure
         return results
 
     def _failures(self) -> int:

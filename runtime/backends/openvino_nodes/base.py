@@ -35,7 +35,8 @@ class NativeNodes:
         self._kept: list[NativeNode] = []
         self._is_complete = False
         self.failures = 0
-        """How many executions failed: OpenVINO does not tell where it has one thread."""
+        """How many executions failed."""
+        self.last_failure: BaseException | None = None
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -106,11 +107,17 @@ class NativeNode(openvino.Op):  # type: ignore[misc]  # the bindings have no typ
         return True
 
     def evaluate(self, outputs: list[Any], inputs: list[Any]) -> bool:
+        """Execute; whoever runs the graph finds a failure in the nodes.
+
+        OpenVINO must not see it. With one thread it leaves a run that failed in the queue of an executor that other
+        graphs take over, which begin with that run, whatever has become of its memory.
+        """
         try:
             self.execute(outputs, inputs)
-        except BaseException:
-            self._owner().failures += 1
-            raise
+        except BaseException as failure:
+            nodes = self._owner()
+            nodes.last_failure = failure
+            nodes.failures += 1
         return True
 
     def _owner(self) -> NativeNodes:
