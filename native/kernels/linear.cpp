@@ -1,10 +1,8 @@
-// The C interface of linear layers in 8 bits: distributes rows, and words that are chosen among, over threads.
+// The C interface of linear layers in 8 bits: distributes rows over threads.
 
 #include "patchcaption/linear.h"
 
 #include <atomic>
-#include <cmath>
-#include <limits>
 
 #include "linear_interface.h"
 
@@ -17,9 +15,6 @@ namespace {
 
 constexpr int64_t kMaxWidth = int64_t{1} << 20, kMaxWeights = int64_t{1} << 31, kMaxRows = int64_t{1} << 31;
 constexpr int64_t kBlockRows = 352;  // at most: what a layer of 3,072 makes of them stays in the second-level cache
-// Parts of a vocabulary. Each begins with no words, and takes many of its first.
-constexpr int64_t kPartsPerThread = 2, kMaxParts = 256;
-constexpr float kNever = -1e30f;  // the logit of a word that is not there
 
 const LinearVariant *select_linear() {
 #if defined(__x86_64__)
@@ -44,9 +39,9 @@ AlignedArray<float> scaled(const float *from, int64_t count, float factor) {
     return values;
 }
 
-AlignedArray<float> padded(const float *from, int64_t count, int64_t padded_count, float value) {
-    AlignedArray<float> values = allocate<float>(padded_count);
-    std::fill(std::copy_n(from, count, values.get()), values.get() + padded_count, value);
+AlignedArray<float> padded(const float *from, int64_t count, int64_t padded_count) {
+    AlignedArray<float> values = allocate_zeroed<float>(padded_count);
+    std::copy_n(from, count, values.get());
     return values;
 }
 
@@ -57,8 +52,8 @@ LinearLayer packed(const LinearVariant &variant, const patchcaption_layer &from)
     const int64_t outputs = layer.panels() * kPanelWidth;
     layer.weights = allocate<char>(multiply(outputs, from.input_width));
     variant.pack_weights(from.weights, layer);
-    layer.scales = padded(from.scales, from.output_width, outputs, 0);
-    layer.biases = padded(from.biases, from.output_width, outputs, kNever);
+    layer.scales = padded(from.scales, from.output_width, outputs);
+    layer.biases = padded(from.biases, from.output_width, outputs);
     layer.steps_per_unit = 1 / from.input_scale;
     layer.norm_epsilon = from.norm_epsilon;
     layer.has_gelu = from.has_gelu != 0;
@@ -100,71 +95,11 @@ void run(const LinearVariant &variant, const Layers &layers, const LinearArrays 
         variant.quantize(*layers[0], arrays, first, rows);
         if (layers.size() == 2) {
             QuantizedRows next = rows_for(variant, *layers[1], count, next_tiles);
-            variant.multiply_for(*layers[0], rows, {0, layers[0]->panels()}, *layers[1], next, scratch);
+            variant.multiply_for(*layers[0], rows, *layers[1], next, scratch);
             rows = next;
         }
-        variant.multiply(*layers.back(), rows, {0, layers.back()->panels()}, first, arrays, scratch);
+        variant.multiply(*layers.back(), rows, first, arrays, scratch);
     });
-}
-
-PanelRange part_of(const LinearLayer &layer, int64_t part, int64_t parts) {
-    return {layer.panels() * part / parts, layer.panels() * (part + 1) / parts};
-}
-
-WordChoice no_choice() {
-    WordChoice choice{};
-    choice.largest = -std::numeric_limits<float>::infinity();
-    std::fill_n(choice.logits, kCandidates, -std::numeric_limits<float>::infinity());
-    return choice;
-}
-
-// Puts what another part chose among what was chosen of parts before it.
-void merge(WordChoice &chosen, const WordChoice &other) {
-    const float largest = std::max(chosen.largest, other.largest);
-    const float factor = std::exp(chosen.largest - largest), other_factor = std::exp(other.largest - largest);
-    for (int64_t i = 0; i < 16; ++i) chosen.sums[i] = chosen.sums[i] * factor + other.sums[i] * other_factor;
-    chosen.largest = largest;
-    const WordChoice before = chosen;
-    for (int64_t i = 0, first = 0, second = 0; i < kCandidates; ++i) {
-        const bool is_first = before.logits[first] >= other.logits[second];
-        chosen.logits[i] = is_first ? before.logits[first] : other.logits[second];
-        chosen.words[i] = is_first ? before.words[first++] : other.words[second++];
-    }
-}
-
-struct ChosenWords {
-    int64_t *words;
-    float *logits, *largest, *sums;
-
-    void store(int64_t row, const WordChoice &choice) const {
-        std::copy_n(choice.words, kCandidates, words + row * kCandidates);
-        std::copy_n(choice.logits, kCandidates, logits + row * kCandidates);
-        largest[row] = choice.largest;
-        sums[row] = 0;
-        for (float part : choice.sums) sums[row] += part;
-    }
-};
-
-void choose_words(const LinearVariant &variant, const LinearLayer &layer, const float *inputs, int64_t row_count,
-                  int64_t word_count, int64_t threads, const ChosenWords &chosen) {
-    AlignedArray<char> tiles;
-    QuantizedRows rows = rows_for(variant, layer, row_count, tiles);
-    variant.quantize(layer, {inputs, nullptr, nullptr, false}, 0, rows);
-    const int64_t parts = std::min(kPartsPerThread * threads, kMaxParts);
-    const AlignedArray<WordChoice> choices = allocate<WordChoice>(multiply(row_count, parts));
-    std::fill_n(choices.get(), row_count * parts, no_choice());
-    distribute(parts, threads, variant.scratch_bytes, [&](int64_t part, void *scratch) {
-        const PanelRange panels = part_of(layer, part, parts);
-        variant.choose(layer, rows, panels, word_count, choices.get() + part * row_count, scratch);
-    });
-    for (int64_t row = 0; row < row_count; ++row) {
-        WordChoice choice = choices[row];
-        for (int64_t part = 1; part < parts; ++part) {
-            const WordChoice &other = choices[part * row_count + row];
-            if (std::isfinite(other.largest)) merge(choice, other);
-        }
-        chosen.store(row, choice);
-    }
 }
 
 }  // namespace
@@ -208,20 +143,6 @@ int32_t patchcaption_linear_run(const patchcaption_linear *const *layers, int64_
         if (layer_count == 2) chain.push_back(&last);
         const LinearArrays arrays{inputs, residual, outputs, storage == PATCHCAPTION_BF16};
         run(*select_linear(), chain, arrays, row_count, max_threads(threads));
-        return PATCHCAPTION_OK;
-    });
-}
-
-int32_t patchcaption_choose_words(const patchcaption_linear *vocabulary, const float *inputs, int64_t row_count,
-                                  int64_t word_count, int32_t threads, int64_t *words, float *logits, float *largest,
-                                  float *sums) {
-    if (!vocabulary || !inputs || row_count < 1 || row_count > kMaxRows || !words || !logits || !largest || !sums ||
-        word_count < kCandidates || word_count > vocabulary->layer.output_width) {
-        return PATCHCAPTION_INVALID_ARGUMENT;
-    }
-    return status_of([&] {
-        choose_words(*select_linear(), vocabulary->layer, inputs, row_count, word_count, max_threads(threads),
-                     {words, logits, largest, sums});
         return PATCHCAPTION_OK;
     });
 }

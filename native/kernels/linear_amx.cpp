@@ -1,8 +1,8 @@
 // Linear layers on Intel AMX, by products of 8-bit tiles: 32 rows by a panel of 32 outputs.
 //
 // A panel's weights stay in a cache while all rows of a call pass, and the next panel's are fetched a few lines a step.
-// What follows a product (scale, bias, GELU, rounding for the next layer, the residual, the choice of words) is done
-// while its sums are in the first-level cache.
+// What follows a product (scale, bias, GELU, rounding for the next layer, the residual) is done while its sums are in
+// the first-level cache.
 //
 // Shapes: R rows, K inputs and N outputs of a layer, 64 inputs to a tile.
 #include <immintrin.h>
@@ -198,14 +198,13 @@ struct BlockSums {
 
 // Calls sink(block) for each block of rows and panel, one behind the products, whose sums take a while to be stored.
 template <typename Sink>
-void multiply_panels(const LinearLayer &layer, const QuantizedRows &rows, PanelRange panels, int32_t *scratch,
-                     const Sink &sink) {
+void multiply_panels(const LinearLayer &layer, const QuantizedRows &rows, int32_t *scratch, const Sink &sink) {
     const TileScope tiles;
     const int64_t depth = layer.depth(), blocks = blocks_of(rows.rows), panel_bytes = 2 * depth * kTileBytes;
     BlockSums before{0, 0, 0, nullptr};
-    for (int64_t panel = panels.first; panel < panels.last; ++panel) {
+    for (int64_t panel = 0; panel < layer.panels(); ++panel) {
         const char *right = layer.weights.get() + panel * panel_bytes;
-        Fetcher fetcher(right + panel_bytes, panel + 1 < panels.last ? panel_bytes : 0, blocks * depth);
+        Fetcher fetcher(right + panel_bytes, panel + 1 < layer.panels() ? panel_bytes : 0, blocks * depth);
         for (int64_t block = 0; block < blocks; ++block) {
             const char *left = rows.tiles + 2 * block * depth * kTileBytes;
             const int64_t first_row = block * kRows, count = rows.rows - first_row;
@@ -268,22 +267,21 @@ struct ValueSink {
 };
 
 template <typename Element>
-void multiply_elements(const LinearLayer &layer, const QuantizedRows &rows, PanelRange panels, int64_t first_row,
+void multiply_elements(const LinearLayer &layer, const QuantizedRows &rows, int64_t first_row,
                        const LinearArrays &arrays, int32_t *scratch) {
     const int64_t offset = first_row * layer.output_width;
     const Element *residual = static_cast<const Element *>(arrays.residual);
     if (residual) residual += offset;
     Element *outputs = static_cast<Element *>(arrays.outputs) + offset;
-    if (layer.has_gelu)
-        multiply_panels(layer, rows, panels, scratch, ValueSink<true, Element>{layer, residual, outputs});
-    else multiply_panels(layer, rows, panels, scratch, ValueSink<false, Element>{layer, residual, outputs});
+    if (layer.has_gelu) multiply_panels(layer, rows, scratch, ValueSink<true, Element>{layer, residual, outputs});
+    else multiply_panels(layer, rows, scratch, ValueSink<false, Element>{layer, residual, outputs});
 }
 
-void multiply(const LinearLayer &layer, const QuantizedRows &rows, PanelRange panels, int64_t first_row,
-              const LinearArrays &arrays, void *scratch) {
+void multiply(const LinearLayer &layer, const QuantizedRows &rows, int64_t first_row, const LinearArrays &arrays,
+              void *scratch) {
     int32_t *sums = static_cast<int32_t *>(scratch);
-    if (arrays.is_bf16) multiply_elements<uint16_t>(layer, rows, panels, first_row, arrays, sums);
-    else multiply_elements<float>(layer, rows, panels, first_row, arrays, sums);
+    if (arrays.is_bf16) multiply_elements<uint16_t>(layer, rows, first_row, arrays, sums);
+    else multiply_elements<float>(layer, rows, first_row, arrays, sums);
 }
 
 template <bool kGelu>
@@ -297,7 +295,8 @@ struct StepSink {
         const __m512 steps = _mm512_set1_ps(next.steps_per_unit);
         char *place = place_in_tiles(to, next.depth(), block.first_row, block.panel * kPanelWidth);
         const int64_t below = next.depth() * kTileBytes - kTileRows * 64;
-        for (int64_t row = 0; row < kRows; ++row, place += 64) {
+        const int64_t stored = block.rows > kTileRows ? kRows : kTileRows;
+        for (int64_t row = 0; row < stored; ++row, place += 64) {
             if (row == kTileRows) place += below;
             for (int half = 0; half < 2; ++half) {
                 __m512 values = scales.outputs(block.sums + row * kPanelWidth, half);
@@ -309,87 +308,16 @@ struct StepSink {
     }
 };
 
-void multiply_for(const LinearLayer &layer, const QuantizedRows &rows, PanelRange panels, const LinearLayer &next,
-                  QuantizedRows &to, void *scratch) {
+void multiply_for(const LinearLayer &layer, const QuantizedRows &rows, const LinearLayer &next, QuantizedRows &to,
+                  void *scratch) {
     int32_t *sums = static_cast<int32_t *>(scratch);
-    if (layer.has_gelu) multiply_panels(layer, rows, panels, sums, StepSink<true>{layer, next, to});
-    else multiply_panels(layer, rows, panels, sums, StepSink<false>{layer, next, to});
-}
-
-// exp(x) of numbers up to 0: 2**n * 2**f by a polynomial of degree 5.
-inline __m512 exponentials(__m512 x) {
-    const __m512 powers = _mm512_mul_ps(x, _mm512_set1_ps(1.44269504f));
-    const __m512 whole = _mm512_roundscale_ps(powers, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    const __m512 f = _mm512_sub_ps(powers, whole);
-    __m512 sum = _mm512_set1_ps(1.3333558e-3f);
-    for (const float term : {9.6181291e-3f, 5.5504109e-2f, 2.4022651e-1f, 6.9314718e-1f, 1.0f}) {
-        sum = _mm512_fmadd_ps(sum, f, _mm512_set1_ps(term));
-    }
-    return _mm512_scalef_ps(sum, whole);
-}
-
-// Puts a word where its logit belongs among those chosen.
-inline void insert(WordChoice &choice, float logit, int32_t word) {
-    int64_t place = kCandidates - 1;
-    for (; place > 0 && choice.logits[place - 1] < logit; --place) {
-        choice.logits[place] = choice.logits[place - 1];
-        choice.words[place] = choice.words[place - 1];
-    }
-    choice.logits[place] = logit;
-    choice.words[place] = word;
-}
-
-struct ChoiceSink {
-    const LinearLayer &layer;
-    int64_t word_count;
-    WordChoice *choices;
-
-    void operator()(const BlockSums &block) const {
-        const PanelScales scales(layer, block.panel);
-        const int64_t first = block.panel * kPanelWidth;
-        const int32_t *sums = block.sums;
-        const __mmask16 words[2] = {existing(first, word_count), existing(first + 16, word_count)};
-        for (int64_t row = 0; row < block.rows; ++row, sums += kPanelWidth) {
-            WordChoice &choice = choices[block.first_row + row];
-            const __m512 logits[2] = {scales.outputs(sums, 0), scales.outputs(sums, 1)};
-            const __m512 bound = _mm512_set1_ps(choice.largest);
-            if (_mm512_cmp_ps_mask(_mm512_max_ps(logits[0], logits[1]), bound, _CMP_GT_OQ)) raise(choice, logits);
-            const __m512 largest = _mm512_set1_ps(choice.largest);
-            const __m512 added = _mm512_add_ps(exponentials(_mm512_sub_ps(logits[0], largest)),
-                                               exponentials(_mm512_sub_ps(logits[1], largest)));
-            _mm512_store_ps(choice.sums, _mm512_add_ps(_mm512_load_ps(choice.sums), added));
-            for (int half = 0; half < 2; ++half) {
-                const __m512 last = _mm512_set1_ps(choice.logits[kCandidates - 1]);
-                __mmask16 better = _mm512_mask_cmp_ps_mask(words[half], logits[half], last, _CMP_GT_OQ);
-                if (!better) continue;
-                alignas(64) float values[16];
-                _mm512_store_ps(values, logits[half]);
-                for (; better; better &= better - 1) {
-                    const int lane = __builtin_ctz(better);
-                    if (values[lane] > choice.logits[kCandidates - 1]) {
-                        insert(choice, values[lane], static_cast<int32_t>(first + half * 16 + lane));
-                    }
-                }
-            }
-        }
-    }
-
-    static void raise(WordChoice &choice, const __m512 logits[2]) {
-        const float largest = _mm512_reduce_max_ps(_mm512_max_ps(logits[0], logits[1]));
-        const __m512 factor = _mm512_set1_ps(std::exp(choice.largest - largest));
-        _mm512_store_ps(choice.sums, _mm512_mul_ps(_mm512_load_ps(choice.sums), factor));
-        choice.largest = largest;
-    }
-};
-
-void choose(const LinearLayer &layer, const QuantizedRows &rows, PanelRange panels, int64_t word_count,
-            WordChoice *choices, void *scratch) {
-    multiply_panels(layer, rows, panels, static_cast<int32_t *>(scratch), ChoiceSink{layer, word_count, choices});
+    if (layer.has_gelu) multiply_panels(layer, rows, sums, StepSink<true>{layer, next, to});
+    else multiply_panels(layer, rows, sums, StepSink<false>{layer, next, to});
 }
 
 }  // namespace
 
-const LinearVariant kLinearAmx = {"amx",        kRows,    kScratchBytes, has_amx,      tile_bytes,
-                                  pack_weights, quantize, multiply,      multiply_for, choose};
+const LinearVariant kLinearAmx = {"amx",        kRows,    kScratchBytes, has_amx,     tile_bytes,
+                                  pack_weights, quantize, multiply,      multiply_for};
 
 }  // namespace patchcaption

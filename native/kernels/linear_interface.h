@@ -1,6 +1,6 @@
 // The seam between the C interface of linear layers in 8 bits and their variants.
 //
-// Shapes: R rows, K inputs and N outputs of a layer, V the words of a vocabulary.
+// Shapes: R rows, K inputs and N outputs of a layer.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,6 @@ namespace patchcaption {
 
 constexpr int64_t kPanelWidth = 32;     // outputs that are computed together
 constexpr int64_t kInputMultiple = 64;  // of K
-constexpr int64_t kCandidates = PATCHCAPTION_CANDIDATES;
 
 // A layer with its arrays as the variants read them; those over N are padded to whole panels.
 struct LinearLayer {
@@ -44,18 +43,6 @@ struct LinearArrays {
     bool is_bf16;
 };
 
-// The words with the largest logits of a row, the largest first, and the sum of the exponentials of all.
-struct WordChoice {
-    alignas(kAlignment) float sums[16];  // of exp(logit - largest), in parts
-    float logits[kCandidates];
-    int32_t words[kCandidates];
-    float largest;
-};
-
-struct PanelRange {
-    int64_t first, last;
-};
-
 struct LinearVariant {
     const char *name;
     int64_t row_block;  // rows that are computed together
@@ -66,14 +53,11 @@ struct LinearVariant {
     // Rounds inputs from `first_row` on.
     void (*quantize)(const LinearLayer &layer, const LinearArrays &arrays, int64_t first_row, QuantizedRows &to);
     // Writes outputs from `first_row` on.
-    void (*multiply)(const LinearLayer &layer, const QuantizedRows &rows, PanelRange panels, int64_t first_row,
-                     const LinearArrays &arrays, void *scratch);
+    void (*multiply)(const LinearLayer &layer, const QuantizedRows &rows, int64_t first_row, const LinearArrays &arrays,
+                     void *scratch);
     // Rounds outputs for the layer after.
-    void (*multiply_for)(const LinearLayer &layer, const QuantizedRows &rows, PanelRange panels,
-                         const LinearLayer &next, QuantizedRows &to, void *scratch);
-    // Chooses among the words of some panels, of which those from `word_count` on are never chosen.
-    void (*choose)(const LinearLayer &layer, const QuantizedRows &rows, PanelRange panels, int64_t word_count,
-                   WordChoice *choices, void *scratch);
+    void (*multiply_for)(const LinearLayer &layer, const QuantizedRows &rows, const LinearLayer &next,
+                         QuantizedRows &to, void *scratch);
 };
 
 #if defined(__x86_64__)

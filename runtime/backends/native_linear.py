@@ -18,8 +18,6 @@ from runtime.system.native_library import check_status, native_library
 
 INPUT_MULTIPLE = 64
 """What the inputs of a layer are a multiple of."""
-CANDIDATES = 8
-"""Words that a choice returns."""
 _STORAGES = {"f32": 0, "bf16": 2}
 Floats = npt.NDArray[np.float32]
 _NONE = np.empty(0, np.float32)
@@ -88,15 +86,6 @@ class NativeLayer:
         weakref.finalize(self, library.patchcaption_linear_free, self.handle)
 
 
-class WordChoice(NamedTuple):
-    """Addresses of what a choice returns: (R, 8) int64 and float32, (R,) float32 twice."""
-
-    words: int
-    logits: int
-    largest: int
-    sums: int
-
-
 class NativeLinear:
     """native/include/patchcaption/linear.h.
 
@@ -116,7 +105,6 @@ class NativeLinear:
             *(number,) * 2,
             address,
         )
-        library.patchcaption_choose_words.argtypes = (*(address, address), *(size, size, number), *(address,) * 4)
         self._library, self._threads = library, threads
 
     def hold(self, layer: LinearLayer) -> NativeLayer:
@@ -147,18 +135,6 @@ class NativeLinear:
         check_status(
             self._library.patchcaption_linear_run(handles, len(layers), inputs, residual or None, *options, outputs)
         )
-
-    def choose(self, vocabulary: NativeLayer, inputs: int, rows: int, word_count: int, chosen: WordChoice) -> None:
-        """Choose the 8 of the first ``word_count`` words with the largest outputs of a layer.
-
-        Args:
-            inputs: the address of (R, K) in float32.
-
-        Raises:
-            MemoryError: there is too little memory.
-        """
-        sizes = (rows, word_count, self._threads)
-        check_status(self._library.patchcaption_choose_words(vocabulary.handle, inputs, *sizes, *chosen))
 
 
 def native_linear(threads: int) -> NativeLinear | None:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from runtime.backends.native_linear import CANDIDATES, LinearLayer, NativeLinear, Norm, WordChoice, native_linear
+from runtime.backends.native_linear import LinearLayer, NativeLinear, Norm, native_linear
 from runtime.errors import BackendError
 from runtime.system.native_library import native_library
 
@@ -134,62 +134,6 @@ def test_any_number_of_threads_gives_the_same(linear: NativeLinear, rows: int) -
         assert torch.equal(run(other, layers, values, values), expected)
 
 
-def choose(linear: NativeLinear, layer: LinearLayer, states: Tensor, word_count: int) -> tuple[Tensor, ...]:
-    rows = len(states)
-    words, logits = torch.zeros(rows, CANDIDATES, dtype=torch.int64), torch.zeros(rows, CANDIDATES)
-    largest, sums = torch.zeros(rows), torch.zeros(rows)
-    places = WordChoice(*(array.data_ptr() for array in (words, logits, largest, sums)))
-    linear.choose(linear.hold(layer), states.data_ptr(), rows, word_count, places)
-    return words, logits, largest, sums
-
-
-@needs_kernels
-@pytest.mark.parametrize("rows", [1, 17, 64, 300])
-@pytest.mark.parametrize(("words", "chosen_among"), [(2000, 2000), (1001, 900), (40, CANDIDATES), (8, 8)])
-@pytest.mark.parametrize("threads", [1, 2, 50])
-def test_the_words_with_the_largest_logits_are_chosen(rows: int, words: int, chosen_among: int, threads: int) -> None:
-    linear = native_linear(threads)
-    if linear is None:
-        pytest.skip("the native kernels have no linear layers for this processor")
-    layer = replace(made_up(64, words), scales=made_up(64, words).scales * 5)
-    states = torch.randn(rows, 64, generator=torch.Generator().manual_seed(0))
-    exact = by_definition(layer, states).float()
-    found, logits, largest, sums = choose(linear, layer, states, chosen_among)
-    expected = torch.sort(exact[:, :chosen_among], dim=1, descending=True, stable=True)
-    torch.testing.assert_close(logits, expected.values[:, :CANDIDATES], rtol=0, atol=1e-4)
-    torch.testing.assert_close(exact.gather(1, found), logits, rtol=0, atol=1e-4)
-    assert all(len(set(row)) == CANDIDATES for row in found.tolist())
-    torch.testing.assert_close(largest, exact.amax(dim=1), rtol=0, atol=1e-4)
-    torch.testing.assert_close(
-        sums.double(), (exact.double() - largest.double()[:, None]).exp().sum(dim=1), rtol=2e-4, atol=0
-    )
-
-
-@needs_kernels
-def test_of_equal_logits_the_first_words_are_chosen(linear: NativeLinear) -> None:
-    weights = np.zeros((64, 500), np.int8)
-    weights[:, [3, 77, 450]] = 1
-    layer = LinearLayer(weights, np.ones(500, np.float32), np.zeros(500, np.float32), 1.0)
-    words, logits, largest, sums = choose(linear, layer, torch.ones(2, 64), 500)
-    assert words.tolist() == [[3, 77, 450, 0, 1, 2, 4, 5]] * 2
-    assert logits.tolist() == [[64.0] * 3 + [0.0] * 5] * 2
-    assert largest.tolist() == [64.0] * 2
-    torch.testing.assert_close(sums, torch.full((2,), 3.0))
-
-
-@needs_kernels
-def test_logits_of_any_size_are_summed(linear: NativeLinear) -> None:
-    """Sums are relative to the largest logit, wherever it comes."""
-    weights = np.zeros((64, 100), np.int8)
-    weights[0] = np.arange(100)
-    for sign in (1, -1):
-        layer = LinearLayer(weights, np.full(100, sign * 10, np.float32), np.zeros(100, np.float32), 1.0)
-        words, _, largest, sums = choose(linear, layer, torch.ones(1, 64), 100)
-        assert words[0, 0] == (99 if sign == 1 else 0)
-        assert largest.item() == (990 if sign == 1 else 0)
-        assert sums.item() == pytest.approx(1 + np.exp(-10), abs=1e-6)
-
-
 @needs_kernels
 @pytest.mark.parametrize(
     "layer",
@@ -234,10 +178,6 @@ def test_the_c_interface_refuses_what_makes_no_sense(linear: NativeLinear) -> No
         ([layer.handle], place, 1, 0, None),
     ):
         assert run(*arguments) == INVALID_ARGUMENT
-    for rows, words in ((0, 8), (1, 7), (1, 65)):
-        chosen = (place,) * 4
-        status = library.patchcaption_choose_words(layer.handle, place, rows, words, 1, *chosen)
-        assert status == INVALID_ARGUMENT
     library.patchcaption_linear_free(None)
 
 

@@ -1,7 +1,7 @@
 /* Linear layers in 8 bits, and what surrounds them in a transformer, on CPUs where that is faster than what inference
  * runtimes do: Intel AMX.
  *
- * Shapes: R rows, K inputs and N outputs of a layer, C candidates.
+ * Shapes: R rows, K inputs and N outputs of a layer.
  *
  * Memory, threads and errors: as in projection.h. A layer may be used in several threads at once. Values are not
  * checked.
@@ -16,9 +16,6 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
-
-/* Words that a choice returns. */
-#define PATCHCAPTION_CANDIDATES 8
 
 /* Returns the name of a variant of linear layers that this CPU supports, or NULL if there are no more. Index 0 is the
  * fastest. The only one is "amx"; the strings are static.
@@ -56,17 +53,6 @@ PATCHCAPTION_API void patchcaption_linear_free(patchcaption_linear *layer);
 PATCHCAPTION_API int32_t patchcaption_linear_run(const patchcaption_linear *const *layers, int64_t layer_count,
                                                  const void *inputs, const void *residual, int64_t row_count,
                                                  int32_t storage, int32_t threads, void *outputs);
-
-/* Chooses the words with the largest outputs of a layer, without keeping the others.
- *
- * inputs (R, K): float32.
- * word_count: the words to choose among, the first of N; at least PATCHCAPTION_CANDIDATES.
- * words, logits (R, C): those chosen, the largest first, the first word of equals; largest (R,): of all N; sums (R,):
- * of exp(logit - largest) of all N, exact to 1e-5.
- */
-PATCHCAPTION_API int32_t patchcaption_choose_words(const patchcaption_linear *vocabulary, const float *inputs,
-                                                   int64_t row_count, int64_t word_count, int32_t threads,
-                                                   int64_t *words, float *logits, float *largest, float *sums);
 
 #ifdef __cplusplus
 }

@@ -11,13 +11,12 @@ from runtime.backends.native_attention import native_attention
 from runtime.backends.native_linear import native_linear
 from runtime.backends.openvino_nodes.attention import AttentionNode, use_native_attention
 from runtime.backends.openvino_nodes.base import NativeNodes
-from runtime.backends.openvino_nodes.choice import ChoiceNode, use_native_choice
 from runtime.backends.openvino_nodes.linear import LinearNode, use_native_linear
 from runtime.options import Precision
 
 __all__ = ["NativeNodes", "names_of", "use_native_kernels"]
 
-_NAMES = {AttentionNode: "attention", LinearNode: "products in 8 bits", ChoiceNode: "the choice of words"}
+_NAMES = {AttentionNode: "attention", LinearNode: "products in 8 bits"}
 
 
 def use_native_kernels(model: Any, precision: Precision, threads: int) -> NativeNodes:
@@ -35,8 +34,6 @@ def use_native_kernels(model: Any, precision: Precision, threads: int) -> Native
     """
     nodes = NativeNodes()
     attention, linear = native_attention(threads), native_linear(threads)
-    if linear is not None:
-        use_native_choice(model, linear, nodes)
     if precision == "bf16" and attention is not None:
         use_native_attention(model, attention, nodes)
         # Without it, what converts tensors between products and OpenVINO's attention takes more than they save.

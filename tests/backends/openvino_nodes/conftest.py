@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from runtime.backends.native_linear import CANDIDATES, LinearLayer, NativeLayer, NativeLinear, WordChoice, native_linear
+from runtime.backends.native_linear import LinearLayer, NativeLayer, NativeLinear, native_linear
 
 _TYPES: dict[str, tuple[torch.dtype, Any]] = {
     "f32": (torch.float32, ctypes.c_float),
@@ -43,18 +43,6 @@ class TorchLinear:
         if residual:
             values = values + _tensor_at(residual, number_format, *values.shape).float()
         _tensor_at(outputs, number_format, *values.shape).copy_(values)
-
-    def choose(self, vocabulary: NativeLayer, inputs: int, rows: int, word_count: int, chosen: WordChoice) -> None:
-        layer = _described(vocabulary)
-        logits = _computed(layer, _tensor_at(inputs, "f32", rows, layer.weights.shape[0]))
-        best = torch.sort(logits[:, :word_count], dim=1, descending=True, stable=True)
-        (ctypes.c_int64 * (rows * CANDIDATES)).from_address(chosen.words)[:] = (
-            best.indices[:, :CANDIDATES].flatten().tolist()
-        )
-        _tensor_at(chosen.logits, "f32", rows, CANDIDATES).copy_(best.values[:, :CANDIDATES])
-        largest = logits.amax(dim=1, keepdim=True)
-        _tensor_at(chosen.largest, "f32", rows, 1).copy_(largest)
-        _tensor_at(chosen.sums, "f32", rows, 1).copy_((logits - largest).exp().sum(dim=1, keepdim=True))
 
 
 def _described(layer: NativeLayer) -> LinearLayer:
