@@ -83,7 +83,8 @@ class NativeLayer:
             *(norm.epsilon, layer.has_gelu),
         )
         check_status(library.patchcaption_linear_create(ctypes.byref(described), ctypes.byref(self.handle)))
-        weakref.finalize(self, library.patchcaption_linear_free, self.handle)
+        freeing = weakref.finalize(self, library.patchcaption_linear_free, self.handle)
+        freeing.atexit = False  # a program may end while a thread computes
 
 
 class NativeLinear:
