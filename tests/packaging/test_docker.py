@@ -183,7 +183,8 @@ class Image:
         (self._folder / name).write_text(text)
 
     def _inside(self, command: str) -> tuple[list[str], Path, dict[str, str]]:
-        inside = re.sub(r"(?<=[\s\"'])/(?=(venv|wheels|locks|patchcaption|work)\b)", f"{self._root}/", f" {command}")
+        of_image = rf"(?<=[\s\"'])/(?!{re.escape(str(ROOT)[1:])}/)(?=(venv|wheels|locks|patchcaption|work)\b)"
+        inside = re.sub(of_image, f"{self._root}/", f" {command}")
         environment = {
             "PATH": f"{self._root}/venv/bin:{sys.base_prefix}/bin:/usr/local/bin:/usr/bin:/bin",
             "HOME": str(self._root),
