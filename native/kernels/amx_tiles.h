@@ -15,6 +15,9 @@ constexpr int64_t kTileRows = 16;   // a tile holds 16 x 32 bfloat16, 16 x 64 in
 constexpr int64_t kTileDepth = 32;  // bfloat16 elements that one tile product sums over
 constexpr int64_t kTileBytes = 1024;
 
+// support.h's is for files of the oldest instruction set.
+inline int64_t round_up(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
+
 // Whether the CPU multiplies tiles of bfloat16 and int8, and the system lets this process use them.
 inline bool has_amx() {
     // Linux enables the tile registers for a process on request only.

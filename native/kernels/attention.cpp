@@ -3,7 +3,6 @@
 #include "patchcaption/attention.h"
 
 #include <algorithm>
-#include <atomic>
 
 #include "attention_interface.h"
 #include "support.h"
@@ -40,15 +39,11 @@ int32_t attend(const AttentionVariant &variant, const AttentionShape &shape, con
     const int64_t blocks = round_up(shape.tokens, variant.query_block) / variant.query_block;
     const int64_t parts = std::min(blocks, (kTasksPerThread * threads + heads - 1) / heads);  // of a head's queries
     const int64_t part_queries = (blocks + parts - 1) / parts * variant.query_block;
-    std::atomic<int64_t> next{0};
-    run_in_threads(std::min(threads, heads * parts), [&](int64_t) {
-        const AlignedArray<char> scratch = allocate<char>(variant.scratch_bytes(shape));
-        for (int64_t number; (number = next.fetch_add(1)) < heads * parts;) {
-            const int64_t head = number / parts, first = number % parts * part_queries;
-            const AttentionTask task{head / shape.heads, head % shape.heads, first,
-                                     std::min(shape.tokens, first + part_queries)};
-            if (first < task.last_query) variant.attend(shape, inputs, task, attended, scratch.get());
-        }
+    distribute(heads * parts, threads, variant.scratch_bytes(shape), [&](int64_t number, void *scratch) {
+        const int64_t head = number / parts, first = number % parts * part_queries;
+        const AttentionTask task{head / shape.heads, head % shape.heads, first,
+                                 std::min(shape.tokens, first + part_queries)};
+        if (first < task.last_query) variant.attend(shape, inputs, task, attended, scratch);
     });
     return PATCHCAPTION_OK;
 }

@@ -39,8 +39,6 @@ struct Scratch {
     float *references;   // (Q,) the score, in powers of two, that weights are relative to
 };
 
-int64_t round_up(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
-
 int64_t scratch_bytes(const AttentionShape &shape) {
     const int64_t tokens = round_up(shape.tokens, kTileDepth), width = shape.head_width;
     return 4 * tokens * width + 2 * kQueries * width + 2 * kQueries * kKeys + 4 * kQueries * kScoreStride +

@@ -2,12 +2,14 @@
 
 #include "patchcaption/linear.h"
 
-#include <atomic>
-
 #include "linear_interface.h"
+#include "support.h"
 
+// A layer and its memory.
 struct patchcaption_linear {
-    patchcaption::LinearLayer layer;
+    patchcaption::LinearLayer layer{};
+    patchcaption::AlignedArray<char> weights;
+    patchcaption::AlignedArray<float> scales, biases, norm_weights, norm_biases;
 };
 
 namespace patchcaption {
@@ -45,23 +47,29 @@ AlignedArray<float> padded(const float *from, int64_t count, int64_t padded_coun
     return values;
 }
 
-LinearLayer packed(const LinearVariant &variant, const patchcaption_layer &from) {
-    LinearLayer layer{};
+std::unique_ptr<patchcaption_linear> packed(const LinearVariant &variant, const patchcaption_layer &from) {
+    auto linear = std::make_unique<patchcaption_linear>();
+    LinearLayer &layer = linear->layer;
     layer.input_width = from.input_width;
     layer.output_width = from.output_width;
     const int64_t outputs = layer.panels() * kPanelWidth;
-    layer.weights = allocate<char>(multiply(outputs, from.input_width));
-    variant.pack_weights(from.weights, layer);
-    layer.scales = padded(from.scales, from.output_width, outputs);
-    layer.biases = padded(from.biases, from.output_width, outputs);
+    linear->weights = allocate<char>(multiply(outputs, from.input_width));
+    linear->scales = padded(from.scales, from.output_width, outputs);
+    linear->biases = padded(from.biases, from.output_width, outputs);
     layer.steps_per_unit = 1 / from.input_scale;
     layer.norm_epsilon = from.norm_epsilon;
     layer.has_gelu = from.has_gelu != 0;
     if (from.norm_weights) {
-        layer.norm_weights = scaled(from.norm_weights, from.input_width, layer.steps_per_unit);
-        layer.norm_biases = scaled(from.norm_biases, from.input_width, layer.steps_per_unit);
+        linear->norm_weights = scaled(from.norm_weights, from.input_width, layer.steps_per_unit);
+        linear->norm_biases = scaled(from.norm_biases, from.input_width, layer.steps_per_unit);
     }
-    return layer;
+    layer.weights = linear->weights.get();
+    layer.scales = linear->scales.get();
+    layer.biases = linear->biases.get();
+    layer.norm_weights = linear->norm_weights.get();
+    layer.norm_biases = linear->norm_biases.get();
+    variant.pack_weights(from.weights, layer);
+    return linear;
 }
 
 using Layers = std::vector<const LinearLayer *>;
@@ -70,16 +78,6 @@ QuantizedRows rows_for(const LinearVariant &variant, const LinearLayer &layer, i
                        AlignedArray<char> &tiles) {
     tiles = allocate<char>(variant.tile_bytes(rows, layer.input_width));
     return {tiles.get(), rows};
-}
-
-// Calls work(task, scratch) for each of some tasks.
-template <typename Work>
-void distribute(int64_t tasks, int64_t threads, int64_t scratch_bytes, Work work) {
-    std::atomic<int64_t> next{0};
-    run_in_threads(std::min(threads, tasks), [&](int64_t) {
-        const AlignedArray<char> scratch = allocate<char>(scratch_bytes);
-        for (int64_t task; (task = next.fetch_add(1)) < tasks;) work(task, scratch.get());
-    });
 }
 
 // Each block of rows passes all layers.
@@ -119,7 +117,7 @@ int32_t patchcaption_linear_create(const patchcaption_layer *layer, patchcaption
     const LinearVariant *variant = select_linear();
     if (!variant) return PATCHCAPTION_UNSUPPORTED_VARIANT;
     return status_of([&] {
-        *created = new patchcaption_linear{packed(*variant, *layer)};
+        *created = packed(*variant, *layer).release();
         return PATCHCAPTION_OK;
     });
 }

@@ -46,9 +46,9 @@ inline void pack_row(const int8_t *weights, int64_t stride, __mmask16 outputs, c
     _mm_store_si128(quads + 3, _mm_unpackhi_epi16(pairs[2], pairs[3]));
 }
 
-void pack_weights(const int8_t *weights, LinearLayer &layer) {
+void pack_weights(const int8_t *weights, const LinearLayer &layer) {
     const int64_t stride = layer.output_width;
-    char *to = layer.weights.get();
+    char *to = layer.weights;
     for (int64_t panel = 0; panel < layer.panels() * kPanelWidth; panel += kPanelWidth) {
         for (int64_t k = 0; k < layer.input_width; k += kInputMultiple) {
             for (int64_t output = panel; output < panel + kPanelWidth; output += kTileRows) {
@@ -116,8 +116,8 @@ void quantize_row(const LinearLayer &layer, const Element *row, int64_t number, 
     const Normalization norm = normalization(row, layer.input_width, layer.norm_epsilon);
     for (int64_t k = 0; k < layer.input_width; k += 16) {
         const __m512 normalized = _mm512_mul_ps(_mm512_sub_ps(load_values(row + k), norm.mean), norm.inverse);
-        const __m512 weights = _mm512_load_ps(layer.norm_weights.get() + k);
-        const __m512 steps = _mm512_fmadd_ps(normalized, weights, _mm512_load_ps(layer.norm_biases.get() + k));
+        const __m512 weights = _mm512_load_ps(layer.norm_weights + k);
+        const __m512 steps = _mm512_fmadd_ps(normalized, weights, _mm512_load_ps(layer.norm_biases + k));
         _mm_store_si128(reinterpret_cast<__m128i *>(place_in_tiles(to, depth, number, k)), to_steps(steps));
     }
 }
@@ -203,7 +203,7 @@ void multiply_panels(const LinearLayer &layer, const QuantizedRows &rows, int32_
     const int64_t depth = layer.depth(), blocks = blocks_of(rows.rows), panel_bytes = 2 * depth * kTileBytes;
     BlockSums before{0, 0, 0, nullptr};
     for (int64_t panel = 0; panel < layer.panels(); ++panel) {
-        const char *right = layer.weights.get() + panel * panel_bytes;
+        const char *right = layer.weights + panel * panel_bytes;
         Fetcher fetcher(right + panel_bytes, panel + 1 < layer.panels() ? panel_bytes : 0, blocks * depth);
         for (int64_t block = 0; block < blocks; ++block) {
             const char *left = rows.tiles + 2 * block * depth * kTileBytes;
@@ -223,8 +223,8 @@ struct PanelScales {
 
     PanelScales(const LinearLayer &layer, int64_t panel) {
         for (int half = 0; half < 2; ++half) {
-            scales[half] = _mm512_load_ps(layer.scales.get() + panel * kPanelWidth + half * 16);
-            biases[half] = _mm512_load_ps(layer.biases.get() + panel * kPanelWidth + half * 16);
+            scales[half] = _mm512_load_ps(layer.scales + panel * kPanelWidth + half * 16);
+            biases[half] = _mm512_load_ps(layer.biases + panel * kPanelWidth + half * 16);
         }
     }
 

@@ -6,7 +6,6 @@
 #include <cstdint>
 
 #include "patchcaption/linear.h"
-#include "support.h"
 
 namespace patchcaption {
 
@@ -15,13 +14,11 @@ constexpr int64_t kInputMultiple = 64;  // of K
 
 // A layer with its arrays as the variants read them; those over N are padded to whole panels.
 struct LinearLayer {
-    int64_t input_width, output_width;  // K, N
-    AlignedArray<char> weights;         // (N / 32, K / 64) pairs of tiles
-    AlignedArray<float> scales;         // (N,): an output is sum * scale + bias
-    AlignedArray<float> biases;
-    float steps_per_unit;              // of the inputs
-    AlignedArray<float> norm_weights;  // (K,), in steps; null where inputs are not normalized
-    AlignedArray<float> norm_biases;
+    int64_t input_width, output_width;        // K, N
+    char *weights;                            // (N / 32, K / 64) pairs of tiles
+    const float *scales, *biases;             // (N,): an output is sum * scale + bias
+    float steps_per_unit;                     // of the inputs
+    const float *norm_weights, *norm_biases;  // (K,), in steps; null where inputs are not normalized
     float norm_epsilon;
     bool has_gelu;
 
@@ -49,7 +46,7 @@ struct LinearVariant {
     int64_t scratch_bytes;
     bool (*is_supported)();
     int64_t (*tile_bytes)(int64_t rows, int64_t width);
-    void (*pack_weights)(const int8_t *weights, LinearLayer &layer);
+    void (*pack_weights)(const int8_t *weights, const LinearLayer &layer);
     // Rounds inputs from `first_row` on.
     void (*quantize)(const LinearLayer &layer, const LinearArrays &arrays, int64_t first_row, QuantizedRows &to);
     // Writes outputs from `first_row` on.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -76,6 +77,16 @@ void run_in_threads(int64_t count, Work work) {
     for (const std::exception_ptr &failure : failures) {
         if (failure) std::rethrow_exception(failure);
     }
+}
+
+// Calls work(task, scratch) for each of some tasks, in threads with scratch memory of their own.
+template <typename Work>
+void distribute(int64_t tasks, int64_t threads, int64_t scratch_bytes, Work work) {
+    std::atomic<int64_t> next{0};
+    run_in_threads(std::min(threads, tasks), [&](int64_t) {
+        const AlignedArray<char> scratch = allocate<char>(scratch_bytes);
+        for (int64_t task; (task = next.fetch_add(1)) < tasks;) work(task, scratch.get());
+    });
 }
 
 // The status of a call's work: no exception may leave the library. Those that are not std::bad_alloc come from reading
