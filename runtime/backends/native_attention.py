@@ -6,11 +6,10 @@ import ctypes
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from runtime.system.native_library import check_status, native_library
+from runtime.system.native_library import FLOAT_STORAGES, check_status, library_with
 
 WIDTH_MULTIPLE = 32
 """What the width of a head is a multiple of."""
-_STORAGES = {"f32": 0, "bf16": 2}
 
 
 class Heads(ctypes.Structure):
@@ -68,7 +67,7 @@ class NativeAttention:
             MemoryError: there is too little memory.
         """
         sizes = (shape.images, shape.tokens, shape.heads, shape.head_width)
-        options = (scale, _STORAGES[number_format], self._threads)
+        options = (scale, FLOAT_STORAGES[number_format], self._threads)
         check_status(self._attend(*qkv, *sizes, *options, attended))
 
 
@@ -78,8 +77,5 @@ def native_attention(threads: int) -> NativeAttention | None:
     Raises:
         BackendError: there is a native library that cannot be used.
     """
-    library = native_library()
-    if library is None:
-        return None
-    library.patchcaption_attention_variant.restype = ctypes.c_char_p
-    return None if library.patchcaption_attention_variant(0) is None else NativeAttention(library, threads)
+    library = library_with("patchcaption_attention_variant")
+    return None if library is None else NativeAttention(library, threads)

@@ -14,11 +14,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from runtime.system.native_library import check_status, native_library
+from runtime.system.native_library import FLOAT_STORAGES, check_status, library_with
 
 INPUT_MULTIPLE = 64
 """What the inputs of a layer are a multiple of."""
-_STORAGES = {"f32": 0, "bf16": 2}
 Floats = npt.NDArray[np.float32]
 _NONE = np.empty(0, np.float32)
 
@@ -132,7 +131,7 @@ class NativeLinear:
             MemoryError: there is too little memory.
         """
         handles = (ctypes.c_void_p * len(layers))(*(layer.handle for layer in layers))
-        options = (rows, _STORAGES[number_format], self._threads)
+        options = (rows, FLOAT_STORAGES[number_format], self._threads)
         check_status(
             self._library.patchcaption_linear_run(handles, len(layers), inputs, residual or None, *options, outputs)
         )
@@ -144,8 +143,5 @@ def native_linear(threads: int) -> NativeLinear | None:
     Raises:
         BackendError: there is a native library that cannot be used.
     """
-    library = native_library()
-    if library is None:
-        return None
-    library.patchcaption_linear_variant.restype = ctypes.c_char_p
-    return None if library.patchcaption_linear_variant(0) is None else NativeLinear(library, threads)
+    library = library_with("patchcaption_linear_variant")
+    return None if library is None else NativeLinear(library, threads)

@@ -105,12 +105,13 @@ class OpenVinoBackend:
         return_free_memory()
         return OpenVinoEngine(model, files, concurrency, nodes)
 
-    def _use_native_kernels(self, graph: Any, concurrency: int) -> NativeNodes:
-        """Leave to the native kernels what they do faster; return the nodes that do."""
+    def _use_native_kernels(self, graph: Any, concurrency: int) -> NativeNodes | None:
+        """Return the nodes of a graph that the native kernels execute, None if there are none."""
+        if self._precision != "bf16":
+            return None
         from runtime.backends.openvino_nodes import use_native_kernels
 
-        threads = threads_per_caller(concurrency, self._threads) or usable_cores()
-        return use_native_kernels(graph, self._precision, threads)
+        return use_native_kernels(graph, threads_per_caller(concurrency, self._threads) or usable_cores()) or None
 
 
 def _core_of_this_process(openvino: Any) -> Any:
@@ -132,7 +133,7 @@ class OpenVinoEngine:
 
     bindable: BindableEngine | None = None
 
-    def __init__(self, model: Any, files: EngineFiles, concurrency: int, nodes: NativeNodes) -> None:
+    def __init__(self, model: Any, files: EngineFiles, concurrency: int, nodes: NativeNodes | None) -> None:
         self._path, self._contract = files.graph, files.contract
         if self._contract is not None:
             self._contract.check_declared(self._path, _declared(model.inputs), _declared(model.outputs))
@@ -140,11 +141,12 @@ class OpenVinoEngine:
         self._requests: SimpleQueue[Any] = SimpleQueue()  # the free ones; None once the engine is closed
         for _ in range(concurrency):
             self._requests.put(model.create_infer_request())
-        self._nodes: NativeNodes | None = nodes
-        nodes.complete()
+        self._nodes = nodes
+        if nodes is not None:
+            nodes.complete()
         devices, precision = model.get_property("EXECUTION_DEVICES"), model.get_property("INFERENCE_PRECISION_HINT")
         self._provider = f"{', '.join(devices)} in {precision.get_type_name()}"
-        if nodes:
+        if nodes is not None:
             from runtime.backends.openvino_nodes import names_of
 
             self._provider += f", {' and '.join(names_of(nodes))} by the native kernels"
@@ -172,7 +174,8 @@ class OpenVinoEngine:
     def _infer(self, request: Any, feeds: Mapping[str, Any]) -> Any:
         if request is None:
             raise BackendError(f"{self._path}: it was closed; load the bundle again")
-        nodes, failures = self._nodes, self._failures()
+        nodes = self._nodes
+        failures = 0 if nodes is None else nodes.failures
         try:
             results = request.infer(feeds, share_inputs=True, share_outputs=False)
         except Exception as error:
@@ -183,9 +186,6 @@ class OpenVinoEngine:
                 raise failure
             raise BackendError(f"{self._path}: the native kernels failed: {failure}") from failure
         return results
-
-    def _failures(self) -> int:
-        return 0 if self._nodes is None else self._nodes.failures
 
     def close(self) -> None:
         for _ in range(self._concurrency):

@@ -19,6 +19,10 @@ _ABI = 4
 _FAILURES = {1: "invalid argument", 3: "this machine has no such variant", 4: "the bank's file cannot be read"}
 
 
+FLOAT_STORAGES = {"f32": 0, "bf16": 2}
+"""enum patchcaption_storage, by OpenVINO's names."""
+
+
 @lru_cache(maxsize=1)
 def native_library() -> ctypes.CDLL | None:
     """Return the library; None where it was not built or is switched off.
@@ -30,6 +34,20 @@ def native_library() -> ctypes.CDLL | None:
     if path == "off" or (path is None and not _FILE.exists()):
         return None
     return open_library(Path(path) if path else _FILE)
+
+
+def library_with(variants: str) -> ctypes.CDLL | None:
+    """Return the library; None where it has nothing of what a function names the variants of for this processor.
+
+    Raises:
+        BackendError: there is a library that cannot be used.
+    """
+    library = native_library()
+    if library is None:
+        return None
+    variant_name = library[variants]
+    variant_name.restype = ctypes.c_char_p
+    return None if variant_name(0) is None else library
 
 
 def open_library(path: Path) -> ctypes.CDLL:

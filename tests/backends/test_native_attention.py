@@ -150,7 +150,7 @@ def test_formats_scales_and_addresses_that_it_does_not_take_are_refused() -> Non
 
 
 def test_a_processor_without_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtime.backends.native_attention.native_library", lambda: None)
+    monkeypatch.setattr("runtime.system.native_library.native_library", lambda: None)
     assert native_attention(1) is None
 
 

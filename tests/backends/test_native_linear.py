@@ -194,5 +194,5 @@ def test_a_layer_s_memory_is_freed_with_it(linear: NativeLinear, monkeypatch: py
 
 
 def test_there_are_none_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtime.backends.native_linear.native_library", lambda: None)
+    monkeypatch.setattr("runtime.system.native_library.native_library", lambda: None)
     assert native_linear(1) is None

@@ -12,18 +12,16 @@ from runtime.backends.native_linear import native_linear
 from runtime.backends.openvino_nodes.attention import AttentionNode, use_native_attention
 from runtime.backends.openvino_nodes.base import NativeNodes
 from runtime.backends.openvino_nodes.linear import LinearNode, use_native_linear
-from runtime.options import Precision
 
 __all__ = ["NativeNodes", "names_of", "use_native_kernels"]
 
 _NAMES = {AttentionNode: "attention", LinearNode: "products in 8 bits"}
 
 
-def use_native_kernels(model: Any, precision: Precision, threads: int) -> NativeNodes:
-    """Leave to the native kernels what they do faster on this processor, in place.
+def use_native_kernels(model: Any, threads: int) -> NativeNodes:
+    """Leave to the native kernels what they do faster in bfloat16 on this processor, in place.
 
     Args:
-        precision: of what the graph leaves in float32.
         threads: the most that the kernels use.
 
     Returns:
@@ -33,12 +31,12 @@ def use_native_kernels(model: Any, precision: Precision, threads: int) -> Native
         BackendError: there is a native library that cannot be used.
     """
     nodes = NativeNodes()
-    attention, linear = native_attention(threads), native_linear(threads)
-    if precision == "bf16" and attention is not None:
+    attention = native_attention(threads)
+    if attention is not None:
         use_native_attention(model, attention, nodes)
-        # Without it, what converts tensors between products and OpenVINO's attention takes more than they save.
-        if linear is not None and nodes.count(AttentionNode):
-            use_native_linear(model, linear, nodes)
+    # Without it, what converts tensors between products and OpenVINO's attention takes more than they save.
+    if nodes and (linear := native_linear(threads)) is not None:
+        use_native_linear(model, linear, nodes)
     if nodes:
         nodes.join()
         model.validate_nodes_and_infer_types()
