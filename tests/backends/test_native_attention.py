@@ -12,6 +12,7 @@ from torch import Tensor
 from runtime.backends.native_attention import QKV, AttentionShape, Heads, NativeAttention, native_attention
 from runtime.errors import BackendError
 from runtime.system.native_library import native_library
+from tests.backends.native import needs_kernels, or_skip
 
 SHAPES = [(1, 1, 1, 32), (1, 5, 2, 32), (2, 33, 3, 64), (1, 256, 1, 96), (1, 257, 2, 64), (3, 600, 2, 128)]
 """B, T, heads, head width: less than a block of queries, one more than one of keys, several, and odd heads."""
@@ -19,15 +20,10 @@ MAX_ERROR = 5e-3
 """Of the length of a result: what weights to 0.35% and, in bfloat16, the result's own rounding may cost."""
 INVALID_ARGUMENT = 1  # of enum patchcaption_status
 
-needs_kernels = pytest.mark.skipif(native_library() is None, reason="the native kernels are not built: make native")
-
 
 @pytest.fixture
 def attention() -> NativeAttention:
-    found = native_attention(threads=2)
-    if found is None:
-        pytest.skip("the native kernels have no attention for this processor")
-    return found
+    return or_skip(native_attention(threads=2))
 
 
 def made_up(shape: AttentionShape, dtype: torch.dtype, size: float = 1) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from runtime.backends.native_linear import LinearLayer, NativeLinear, Norm, native_linear
 from runtime.errors import BackendError
 from runtime.system.native_library import native_library
+from tests.backends.native import needs_kernels, or_skip
 
 ROWS = [1, 15, 16, 17, 33, 256, 257, 700]
 """Less than a tile, one more than a tile and than a block, and several blocks of several threads."""
@@ -24,15 +25,10 @@ MAX_ERROR, MAX_BFLOAT16_ERROR = 1.1e-4, 5e-3
 """Of max(1, |y|): GELU's polynomial, and the rounding of a bfloat16 result."""
 INVALID_ARGUMENT = 1  # of enum patchcaption_status
 
-needs_kernels = pytest.mark.skipif(native_library() is None, reason="the native kernels are not built: make native")
-
 
 @pytest.fixture
 def linear() -> NativeLinear:
-    found = native_linear(threads=2)
-    if found is None:
-        pytest.skip("the native kernels have no linear layers for this processor")
-    return found
+    return or_skip(native_linear(threads=2))
 
 
 def made_up(inputs: int, outputs: int, has_norm: bool = False, has_gelu: bool = False, seed: int = 0) -> LinearLayer:

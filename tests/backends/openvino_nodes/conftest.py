@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from runtime.backends.native_linear import LinearLayer, NativeLayer, NativeLinear, native_linear
+from tests.backends.native import or_skip
 
 _TYPES: dict[str, tuple[torch.dtype, Any]] = {
     "f32": (torch.float32, ctypes.c_float),
@@ -37,21 +38,25 @@ class TorchLinear:
     ) -> None:
         self.runs.append((rows, len(layers)))
         described = [_described(layer) for layer in layers]
-        values = _tensor_at(inputs, number_format, rows, described[0].weights.shape[0]).float()
+        values = tensor_at(inputs, number_format, (rows, described[0].weights.shape[0])).float()
         for layer in described:
             values = _computed(layer, values)
         if residual:
-            values = values + _tensor_at(residual, number_format, *values.shape).float()
-        _tensor_at(outputs, number_format, *values.shape).copy_(values)
+            values = values + tensor_at(residual, number_format, values.shape).float()
+        tensor_at(outputs, number_format, values.shape).copy_(values)
 
 
 def _described(layer: NativeLayer) -> LinearLayer:
     return cast(LinearLayer, cast(SimpleNamespace, layer).layer)
 
 
-def _tensor_at(address: int, number_format: str, rows: int, width: int) -> Tensor:
+def tensor_at(address: int, number_format: str, sizes: Sequence[int], strides: Sequence[int] | None = None) -> Tensor:
+    """Return the tensor of some memory, contiguous if no strides are given."""
     dtype, element = _TYPES[number_format]
-    return torch.frombuffer((element * (rows * width)).from_address(address), dtype=dtype).view(rows, width)
+    strides = torch.empty(tuple(sizes), device="meta").stride() if strides is None else strides
+    count = 1 + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
+    memory = (element * count).from_address(address)
+    return torch.frombuffer(memory, dtype=dtype).as_strided(tuple(sizes), tuple(strides))
 
 
 def _computed(layer: LinearLayer, values: Tensor) -> Tensor:
@@ -67,7 +72,4 @@ def _computed(layer: LinearLayer, values: Tensor) -> Tensor:
 def linear(request: pytest.FixtureRequest) -> NativeLinear:
     if request.param == "torch":
         return cast(NativeLinear, TorchLinear())
-    found = native_linear(threads=2)
-    if found is None:
-        pytest.skip("the native kernels have no linear layers for this processor")
-    return found
+    return or_skip(native_linear(threads=2))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import sys
 import weakref
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
@@ -31,6 +29,8 @@ from runtime.bundle import Bundle
 from runtime.bundle.admission import engine_contract
 from runtime.errors import BackendError
 from runtime.system.machine import multiplies_bfloat16
+from tests.backends.native import or_skip
+from tests.backends.openvino_nodes.conftest import tensor_at
 from tests.children import run_child
 from tests.robustness.graph_mutants import inputs_of
 
@@ -65,31 +65,19 @@ class TorchAttention:
     def attend(self, qkv: QKV, shape: AttentionShape, scale: float, number_format: str, attended: int) -> None:
         self.shapes.append(shape)
         sizes = (shape.images, shape.heads, shape.tokens, shape.head_width)
-        tensors = [
-            _tensor_at(heads.address, sizes, (heads.image_stride, heads.head_stride, heads.token_stride, 1))
-            for heads in qkv
-        ]
+        strides = [(heads.image_stride, heads.head_stride, heads.token_stride, 1) for heads in qkv]
+        tensors = [tensor_at(heads.address, number_format, sizes, own) for heads, own in zip(qkv, strides, strict=True)]
         queries, keys, values = (tensor.float() for tensor in tensors)
         result = F.scaled_dot_product_attention(queries, keys, values, scale=scale).transpose(1, 2)
         assert number_format == "bf16"
-        contiguous = torch.empty(result.shape).stride()
-        _tensor_at(attended, tuple(result.shape), contiguous).copy_(result)
-
-
-def _tensor_at(address: int, sizes: Sequence[int], strides: Sequence[int]) -> Tensor:
-    count = 1 + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
-    memory = (ctypes.c_uint16 * count).from_address(address)
-    return torch.frombuffer(memory, dtype=torch.bfloat16).as_strided(sizes, strides)
+        tensor_at(attended, number_format, result.shape).copy_(result)
 
 
 @pytest.fixture(params=["kernels", "torch"])
 def attention(request: pytest.FixtureRequest) -> NativeAttention:
     if request.param == "torch":
         return cast(NativeAttention, TorchAttention())
-    found = native_attention(threads=2)
-    if found is None:
-        pytest.skip("the native kernels have no attention for this processor")
-    return found
+    return or_skip(native_attention(threads=2))
 
 
 @pytest.fixture(scope="module", params=[*BACKBONES, "dinov2, fused"])
