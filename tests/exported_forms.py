@@ -110,11 +110,11 @@ def export_all_forms(folder: Path) -> Iterator[ExportedGraph]:
             yield from _export_form(form, BACKBONES[name](), decoder, precision, device)
 
 
-def export_small_bundle(demo: Path, folder: Path) -> Path:
-    """Return a bundle of a model of one layer in float32, with the demo's other files, which do not fit it."""
+def export_small_bundle(demo: Path, folder: Path, precision: EnginePrecision = "fp32") -> Path:
+    """Return a bundle of a model of one layer, with the demo's other files, which do not fit it."""
     shutil.copytree(demo, folder)
     one_layer = Dinov2Backbone(replace(_REGISTERS, depth=1)), replace(DECODER, num_layers=1)
-    graphs = list(_export_form(folder, *one_layer, "fp32", "cpu"))
+    graphs = list(_export_form(folder, *one_layer, precision, "cpu"))
     small, manifest = graphs[0].manifest, Bundle(demo).manifest
     space = {"text_space": manifest.backbone.text_space}
     (folder / MANIFEST).unlink()

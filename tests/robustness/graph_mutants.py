@@ -43,7 +43,7 @@ _DTYPES = {
     **{"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16},
     **{"u8": torch.uint8, "i64": torch.int64, "bool": torch.bool},
 }
-_NEEDS_WEIGHTS = ("change_weight_dtype", "change_weight_shape")  # those of a bundle's graphs are in another file
+NEEDS_WEIGHTS = ("change_weight_dtype", "change_weight_shape")  # those of a bundle's graphs are in another file
 _NUMBERS = (0, 1, -1, 2, 3, 7, 255, 2**31 - 1, 2**31, 2**32, 2**40, 2**62, 2**63 - 1, -(2**63))
 _SIZES = {"images": 2, "regions": 3, "region_tokens": 5, "prompt_tokens": 4}
 
@@ -157,7 +157,7 @@ _OWN_CHANGES: tuple[Callable[[ModelProto, random.Random], None], ...] = (
     swap_alike,
     drop_declarations,
 )
-_CHANGES = (*_OWN_CHANGES * 2, *(change for name, change in MUTATIONS.items() if name not in _NEEDS_WEIGHTS))
+_CHANGES = (*_OWN_CHANGES * 2, *(change for name, change in MUTATIONS.items() if name not in NEEDS_WEIGHTS))
 
 
 def mutant(model: ModelProto, content: bytes, number: int) -> bytes:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
+from runtime.bundle import EnginePrecision
 from tests.conftest import ROOT, shared_folder
 from tests.exported_forms import export_small_bundle
 
@@ -17,17 +19,29 @@ COUNT = 2500
 
 
 @pytest.fixture(scope="module")
-def small_bundle(tmp_path_factory: pytest.TempPathFactory, demo_bundle: Path) -> Path:
-    """A bundle whose engines take a fraction of the demo's time to open, of the same operators."""
-    folder = shared_folder(tmp_path_factory) / "small"
-    with FileLock(folder.with_suffix(".lock")):
-        return folder if folder.exists() else export_small_bundle(demo_bundle, folder)
+def small_bundle(tmp_path_factory: pytest.TempPathFactory, demo_bundle: Path) -> Callable[[EnginePrecision], Path]:
+    """Return a bundle whose engines take a fraction of the demo's time to open, of the same operators."""
+
+    def export(precision: EnginePrecision) -> Path:
+        folder = shared_folder(tmp_path_factory) / f"small-{precision}"
+        with FileLock(folder.with_suffix(".lock")):
+            return folder if folder.exists() else export_small_bundle(demo_bundle, folder, precision)
+
+    return export
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["backbone", "reencoder", "decoder", "beam_decoder"])
-def test_changed_graphs_are_refused_or_run(small_bundle: Path, engine: str) -> None:
-    require_refused_or_run(small_bundle, engine)
+@pytest.mark.parametrize(
+    ("engine", "precision"),
+    [
+        *((engine, "fp32") for engine in ("backbone", "reencoder", "decoder", "beam_decoder")),
+        *((engine, "int8") for engine in ("backbone", "decoder")),  # the others have the same operators
+    ],
+)
+def test_changed_graphs_are_refused_or_run(
+    small_bundle: Callable[[EnginePrecision], Path], engine: str, precision: EnginePrecision
+) -> None:
+    require_refused_or_run(small_bundle(precision), engine)
 
 
 @pytest.mark.slow

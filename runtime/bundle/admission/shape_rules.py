@@ -399,6 +399,7 @@ def reduce_axes(call: OperatorCall) -> Made:
 
 def quantize(call: OperatorCall) -> Made:
     """Convert to or from 8 bits, by one scale and zero point or by one for each place of an axis."""
+    _require(len(call.inputs) == 3, "a scale and a zero point", call)
     scale, zero_point = (one.shape for one in call.inputs[1:])
     per_axis: TensorShape = ()
     if "axis" in call.attributes:
@@ -413,7 +414,8 @@ def dequantize(call: OperatorCall) -> Made:
     if "block_size" not in call.attributes:
         return quantize(call)
     blocks = call.shape[0].divided_by(AxisSize(call.number("block_size"))) if len(call.shape) == 2 else None
-    _require(blocks is not None and call.number("axis") == 0, "a matrix of whole blocks", call)
+    # Without an axis it would be the second.
+    _require(blocks is not None and call.attributes.get("axis") == 0, "a matrix of whole blocks", call)
     scales = [one.shape for one in call.inputs[1:]]
     _require(scales == [(blocks, call.shape[1])], "a scale for each block, and no zero point", call)
     return Made((call.shape,))
