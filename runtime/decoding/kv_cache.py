@@ -51,7 +51,7 @@ class KvCache:
         """Store the entries of a step or a prompt (r, H, Q, d), which lie among its outputs, at the next positions."""
         new = outputs[self._present_names[0]].shape[2]
         for name, past in zip(self._present_names, self._past.values(), strict=True):
-            past[: self._rows, :, self.length : self.length + new] = outputs[name]
+            _copy(outputs[name], past[: self._rows, :, self.length : self.length + new])
         self.length += new
 
     def write(self, outputs: Mapping[str, Tensor], position: Tensor) -> None:
@@ -71,3 +71,15 @@ class KvCache:
         for past in self._past.values():
             filled = past[:, :, : self.length]
             filled[moved] = filled[rows[moved]]
+
+
+def _copy(values: Tensor, to: Tensor) -> None:
+    """Copy values, on a CPU in this thread alone.
+
+    After a copy in several of torch's threads, those wait for more at full speed while the next step computes.
+    """
+    if to.device.type != "cpu":
+        to.copy_(values)
+        return
+    bits = {2: torch.int16, 4: torch.int32}[to.element_size()]
+    to.view(bits).numpy()[...] = values.view(bits).numpy()
