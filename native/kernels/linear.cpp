@@ -2,21 +2,17 @@
 
 #include "patchcaption/linear.h"
 
+#include "linear_handle.h"
 #include "linear_interface.h"
 #include "support.h"
-
-// A layer and its memory.
-struct patchcaption_linear {
-    patchcaption::LinearLayer layer{};
-    patchcaption::AlignedArray<char> weights;
-    patchcaption::AlignedArray<float> scales, biases, norm_weights, norm_biases;
-};
 
 namespace patchcaption {
 namespace {
 
 constexpr int64_t kMaxWidth = int64_t{1} << 20, kMaxWeights = int64_t{1} << 31, kMaxRows = int64_t{1} << 31;
 constexpr int64_t kBlockRows = 352;  // at most: what a layer of 3,072 makes of them stays in the second-level cache
+
+constexpr float kNever = -1e30f;  // an output that is not there
 
 const LinearVariant *select_linear() {
 #if defined(__x86_64__)
@@ -31,7 +27,7 @@ bool is_valid(const patchcaption_layer *layer) {
     if (inputs < 1 || inputs > kMaxWidth || inputs % kInputMultiple != 0) return false;
     if (outputs < 1 || outputs > kMaxWidth || inputs * outputs > kMaxWeights) return false;
     const bool has_norm = layer->norm_weights != nullptr;
-    return layer->input_scale > 0 && has_norm == (layer->norm_biases != nullptr) &&
+    return layer->input_scale >= 0 && has_norm == (layer->norm_biases != nullptr) &&
            (!has_norm || layer->norm_epsilon >= 0);
 }
 
@@ -41,9 +37,13 @@ AlignedArray<float> scaled(const float *from, int64_t count, float factor) {
     return values;
 }
 
-AlignedArray<float> padded(const float *from, int64_t count, int64_t padded_count) {
-    AlignedArray<float> values = allocate_zeroed<float>(padded_count);
-    std::copy_n(from, count, values.get());
+// The rows of a matrix, each padded to some width with a value.
+AlignedArray<float> padded(const float *from, int64_t rows, int64_t width, int64_t padded_width, float value) {
+    AlignedArray<float> values = allocate<float>(rows * padded_width);
+    for (int64_t row = 0; row < rows; ++row) {
+        float *to = values.get() + row * padded_width;
+        std::fill(std::copy_n(from + row * width, width, to), to + padded_width, value);
+    }
     return values;
 }
 
@@ -54,9 +54,11 @@ std::unique_ptr<patchcaption_linear> packed(const LinearVariant &variant, const 
     layer.output_width = from.output_width;
     const int64_t outputs = layer.panels() * kPanelWidth;
     linear->weights = allocate<char>(multiply(outputs, from.input_width));
-    linear->scales = padded(from.scales, from.output_width, outputs);
-    linear->biases = padded(from.biases, from.output_width, outputs);
-    layer.steps_per_unit = 1 / from.input_scale;
+    const bool rounds_inputs = from.input_scale > 0;
+    const int64_t scale_rows = rounds_inputs ? 1 : layer.depth();
+    linear->scales = padded(from.scales, scale_rows, from.output_width, outputs, 0);
+    linear->biases = padded(from.biases, 1, from.output_width, outputs, kNever);
+    layer.steps_per_unit = rounds_inputs ? 1 / from.input_scale : 1;
     layer.norm_epsilon = from.norm_epsilon;
     layer.has_gelu = from.has_gelu != 0;
     if (from.norm_weights) {
@@ -64,7 +66,7 @@ std::unique_ptr<patchcaption_linear> packed(const LinearVariant &variant, const 
         linear->norm_biases = scaled(from.norm_biases, from.input_width, layer.steps_per_unit);
     }
     layer.weights = linear->weights.get();
-    layer.scales = linear->scales.get();
+    (rounds_inputs ? layer.scales : layer.block_scales) = linear->scales.get();
     layer.biases = linear->biases.get();
     layer.norm_weights = linear->norm_weights.get();
     layer.norm_biases = linear->norm_biases.get();
@@ -74,8 +76,7 @@ std::unique_ptr<patchcaption_linear> packed(const LinearVariant &variant, const 
 
 using Layers = std::vector<const LinearLayer *>;
 
-QuantizedRows rows_for(const LinearVariant &variant, const LinearLayer &layer, int64_t rows,
-                       AlignedArray<char> &tiles) {
+TileRows rows_for(const LinearVariant &variant, const LinearLayer &layer, int64_t rows, AlignedArray<char> &tiles) {
     tiles = allocate<char>(variant.tile_bytes(rows, layer.input_width));
     return {tiles.get(), rows};
 }
@@ -89,10 +90,10 @@ void run(const LinearVariant &variant, const Layers &layers, const LinearArrays 
     distribute(tasks, threads, variant.scratch_bytes, [&](int64_t task, void *scratch) {
         const int64_t first = task * block_rows, count = std::min(block_rows, row_count - first);
         AlignedArray<char> tiles, next_tiles;
-        QuantizedRows rows = rows_for(variant, *layers[0], count, tiles);
+        TileRows rows = rows_for(variant, *layers[0], count, tiles);
         variant.quantize(*layers[0], arrays, first, rows);
         if (layers.size() == 2) {
-            QuantizedRows next = rows_for(variant, *layers[1], count, next_tiles);
+            TileRows next = rows_for(variant, *layers[1], count, next_tiles);
             variant.multiply_for(*layers[0], rows, *layers[1], next, scratch);
             rows = next;
         }
@@ -133,6 +134,7 @@ int32_t patchcaption_linear_run(const patchcaption_linear *const *layers, int64_
         return PATCHCAPTION_INVALID_ARGUMENT;
     }
     const LinearLayer &first = layers[0]->layer, &last = layers[layer_count - 1]->layer;
+    if (!first.rounds_inputs() || !last.rounds_inputs()) return PATCHCAPTION_INVALID_ARGUMENT;
     if (layer_count == 2 && (first.output_width != last.input_width || last.norm_weights)) {
         return PATCHCAPTION_INVALID_ARGUMENT;
     }

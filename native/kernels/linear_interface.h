@@ -15,19 +15,25 @@ constexpr int64_t kInputMultiple = 64;  // of K
 // A layer with its arrays as the variants read them; those over N are padded to whole panels.
 struct LinearLayer {
     int64_t input_width, output_width;        // K, N
-    char *weights;                            // (N / 32, K / 64) pairs of tiles
+    char *weights;                            // (N / 32, K / 64) pairs of tiles, or as `pack_blocks` has them
     const float *scales, *biases;             // (N,): an output is sum * scale + bias
-    float steps_per_unit;                     // of the inputs
+    const float *block_scales;                // (K / 64, N) of weights whose inputs are not rounded, without `scales`
+    float steps_per_unit;                     // of the inputs; 1 for those that are not rounded
     const float *norm_weights, *norm_biases;  // (K,), in steps; null where inputs are not normalized
     float norm_epsilon;
     bool has_gelu;
 
+    bool rounds_inputs() const { return !block_scales; }
     int64_t depth() const { return input_width / kInputMultiple; }
     int64_t panels() const { return (output_width + kPanelWidth - 1) / kPanelWidth; }
 };
 
-// Inputs rounded to 8 bits, as variants multiply them: R is padded to whole blocks.
-struct QuantizedRows {
+struct PanelRange {
+    int64_t first, last;
+};
+
+// Inputs as variants multiply them: R is padded to whole blocks.
+struct TileRows {
     char *tiles;
     int64_t rows;
 };
@@ -48,13 +54,13 @@ struct LinearVariant {
     int64_t (*tile_bytes)(int64_t rows, int64_t width);
     void (*pack_weights)(const int8_t *weights, const LinearLayer &layer);
     // Rounds inputs from `first_row` on.
-    void (*quantize)(const LinearLayer &layer, const LinearArrays &arrays, int64_t first_row, QuantizedRows &to);
+    void (*quantize)(const LinearLayer &layer, const LinearArrays &arrays, int64_t first_row, TileRows &to);
     // Writes outputs from `first_row` on.
-    void (*multiply)(const LinearLayer &layer, const QuantizedRows &rows, int64_t first_row, const LinearArrays &arrays,
+    void (*multiply)(const LinearLayer &layer, const TileRows &rows, int64_t first_row, const LinearArrays &arrays,
                      void *scratch);
     // Rounds outputs for the layer after.
-    void (*multiply_for)(const LinearLayer &layer, const QuantizedRows &rows, const LinearLayer &next,
-                         QuantizedRows &to, void *scratch);
+    void (*multiply_for)(const LinearLayer &layer, const TileRows &rows, const LinearLayer &next, TileRows &to,
+                         void *scratch);
 };
 
 #if defined(__x86_64__)

@@ -89,6 +89,63 @@ void distribute(int64_t tasks, int64_t threads, int64_t scratch_bytes, Work work
     });
 }
 
+// Threads that do one list of tasks after another together: each calls `share` with the same lists.
+class Team {
+  public:
+    // To be called once, when as many threads as it has were started.
+    void begin(int64_t size) { size_ = size; }
+
+    void await_beginning() const {
+        while (size_.load() == 0) std::this_thread::yield();
+    }
+
+    // Calls work(0) to work(count - 1), and returns when all members' have returned.
+    template <typename Work>
+    void share(int64_t count, Work work) {
+        for (int64_t task; (task = next_.fetch_add(1)) < count;) work(task);
+        meet();
+    }
+
+  private:
+    void meet() {
+        const int64_t meeting = meetings_.load();
+        if (arrived_.fetch_add(1) + 1 == size_) {
+            next_ = 0;
+            arrived_ = 0;
+            meetings_ = meeting + 1;
+            return;
+        }
+        // They meet within microseconds, unless the system has given a core to another process.
+        for (int64_t turn = 0; meetings_.load() == meeting; ++turn) {
+            if (turn > kSpins) std::this_thread::yield();
+        }
+    }
+
+    static constexpr int64_t kSpins = 10000;
+    std::atomic<int64_t> size_{0}, next_{0}, arrived_{0}, meetings_{0};
+};
+
+// Calls work(team, 0) to work(team, size - 1), each in a thread of its own, work(team, 0) in the caller's, or fewer
+// where the system refuses a thread. `work` must not throw: the others would wait for it.
+template <typename Work>
+void run_in_team(int64_t size, Work work) {
+    Team team;
+    std::vector<std::thread> threads;
+    threads.reserve(size);
+    const auto join = [&](int64_t number) {
+        team.await_beginning();
+        work(team, number);
+    };
+    try {
+        for (int64_t number = 1; number < size; ++number) threads.emplace_back(join, number);
+    } catch (const std::system_error &) {
+    } catch (const std::bad_alloc &) {
+    }
+    team.begin(static_cast<int64_t>(threads.size()) + 1);
+    work(team, int64_t{0});
+    for (std::thread &thread : threads) thread.join();
+}
+
 // The status of a call's work: no exception may leave the library. Those that are not std::bad_alloc come from reading
 // a bank's file.
 template <typename Work>

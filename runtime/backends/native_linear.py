@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from runtime.errors import BackendError
 from runtime.system.native_library import FLOAT_STORAGES, check_status, library_with
 
 INPUT_MULTIPLE = 64
@@ -36,8 +37,9 @@ class LinearLayer:
 
     Attributes:
         weights: (K, N) int8.
-        scales: (N,) of the products of rounded inputs and weights.
+        scales: (N,) of the products of rounded inputs and weights; (K / 64, N) of weights alone.
         biases: (N,).
+        input_scale: 0 for inputs that are rounded to bfloat16 only, which `NativeGpt2` alone computes.
     """
 
     weights: npt.NDArray[np.int8]
@@ -72,6 +74,12 @@ class NativeLayer:
         self.output_width = layer.weights.shape[1]
         self.handle = ctypes.c_void_p()
         weights = np.ascontiguousarray(layer.weights, np.int8)
+        inputs, outputs = weights.shape
+        expected = (outputs,) if layer.input_scale > 0 else (inputs // INPUT_MULTIPLE, outputs)
+        if layer.scales.shape != expected or layer.biases.shape != (outputs,):
+            raise BackendError(
+                f"native kernels: invalid argument: scales {layer.scales.shape} of weights {weights.shape}"
+            )
         norm = layer.norm or Norm(_NONE, _NONE, 0.0)
         vectors = (layer.scales, layer.biases, norm.weights, norm.biases)
         scales, biases, norm_weights, norm_biases = (np.ascontiguousarray(one, np.float32) for one in vectors)

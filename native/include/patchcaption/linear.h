@@ -22,12 +22,16 @@ extern "C" {
  */
 PATCHCAPTION_API const char *patchcaption_linear_variant(int32_t index);
 
-/* outputs = gelu(round(norm(inputs) / input_scale) @ weights * scales + biases), each of norm and gelu optional. */
+/* outputs = gelu(round(norm(inputs) / input_scale) @ weights * scales + biases), each of norm and gelu optional; or
+ * with an input_scale of 0, for the steps of gpt2.h alone, norm(inputs) @ (weights * scales) + biases, where blocks of
+ * 64 inputs of an output share a scale, and inputs are rounded to bfloat16.
+ */
 typedef struct patchcaption_layer {
     int64_t input_width, output_width; /* K, a multiple of 64, and N: at most 2**20, their product at most 2**31 */
     const int8_t *weights;             /* (K, N) */
-    const float *scales, *biases;      /* (N,); scales are those of weights and inputs, multiplied */
-    float input_scale;                 /* above 0: inputs are rounded to multiples of it, from -128 to 127 */
+    const float *scales;               /* (N,), those of weights and inputs multiplied; or (K / 64, N) */
+    const float *biases;               /* (N,) */
+    float input_scale;                 /* inputs are rounded to multiples of it, from -128 to 127; or 0 */
     const float *norm_weights;         /* (K,) of a LayerNorm; NULL for none */
     const float *norm_biases;
     float norm_epsilon; /* added to the variance */
