@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from runtime.backends.base import BindableEngine, EngineReport
+from runtime.backends.base import BindableEngine, Engine, EngineReport
 from runtime.backends.imports import import_openvino
 from runtime.bundle import EngineFiles
 from runtime.bundle.contract import DeclaredTensor
@@ -21,6 +21,7 @@ from runtime.system.heap import return_free_memory
 from runtime.system.machine import threads_per_caller, usable_cores
 
 if TYPE_CHECKING:
+    from runtime.backends.native_steps import NativeStepEngine
     from runtime.backends.openvino_nodes import NativeNodes
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
@@ -85,7 +86,7 @@ class OpenVinoBackend:
     def needs_warm_up(self) -> bool:
         return False
 
-    def open(self, files: EngineFiles, concurrency: int = 1) -> OpenVinoEngine:
+    def open(self, files: EngineFiles, concurrency: int = 1) -> Engine:
         path = files.graph
         settings = self._settings if concurrency == 1 else {**self._settings, "NUM_STREAMS": str(concurrency)}
         if files.precision == "int8_weights":
@@ -93,6 +94,8 @@ class OpenVinoBackend:
         try:
             with files.opened_by_path():
                 graph = self._core.read_model(str(path))
+                if files.precision == "int8_weights" and (step := self._native_step(graph, files, concurrency)):
+                    return step
                 nodes = self._use_native_kernels(graph, concurrency)
                 if nodes:
                     settings = {**settings, **_WITH_NATIVE_NODES}
@@ -105,13 +108,28 @@ class OpenVinoBackend:
         return_free_memory()
         return OpenVinoEngine(model, files, concurrency, nodes)
 
+    def _native_step(self, graph: Any, files: EngineFiles, concurrency: int) -> NativeStepEngine | None:
+        """Return the engine of a decoder's step that the native kernels compute; None if they cannot."""
+        if self._precision != "bf16":
+            return None
+        from runtime.backends.native_steps import native_step
+
+        step = native_step(graph, files, self._native_threads(concurrency))
+        if step is not None and files.contract is not None:
+            files.contract.check_declared(files.graph, _declared(graph.inputs), _declared(graph.outputs))
+        return step
+
+    def _native_threads(self, concurrency: int) -> int:
+        """Return the most threads that one of several callers' native kernels use."""
+        return threads_per_caller(concurrency, self._threads) or usable_cores()
+
     def _use_native_kernels(self, graph: Any, concurrency: int) -> NativeNodes | None:
         """Return the nodes of a graph that the native kernels execute, None if there are none."""
         if self._precision != "bf16":
             return None
         from runtime.backends.openvino_nodes import use_native_kernels
 
-        return use_native_kernels(graph, threads_per_caller(concurrency, self._threads) or usable_cores()) or None
+        return use_native_kernels(graph, self._native_threads(concurrency)) or None
 
 
 def _core_of_this_process(openvino: Any) -> Any:

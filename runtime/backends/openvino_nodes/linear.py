@@ -12,13 +12,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import openvino
 from openvino import opset13
 
 from runtime.backends.native_linear import LinearLayer, NativeLayer, NativeLinear, Norm
 from runtime.backends.openvino_nodes.base import NativeNode, NativeNodes, address
-from runtime.backends.openvino_nodes.products import QuantizedProduct, quantized_products
+from runtime.backends.openvino_nodes.products import QuantizedProduct, norm_of, quantized_products, vector_operand
 from runtime.backends.openvino_nodes.reading import constant, size, users
 
 MIN_TOKENS = 600
@@ -122,20 +121,9 @@ def _norm_before(product: QuantizedProduct, roundings: list[Any]) -> tuple[Any, 
 
     A norm that others read too stays.
     """
-    shifted = product.source.get_node()
-    biases = _vector_operand(shifted, "Add")
-    if biases is None or any(user.output(0) not in roundings for user in users(product.source)):
+    if any(user.output(0) not in roundings for user in users(product.source)):
         return product.source, None
-    scaled = shifted.input_value(0).get_node()
-    weights, normalized = _vector_operand(scaled, "Multiply"), scaled.input_value(0).get_node()
-    if weights is None or normalized.get_type_name() != "MVN":
-        return product.source, None
-    attributes, axes = normalized.get_attributes(), _axes(normalized.input_value(1))
-    rank = normalized.get_input_partial_shape(0).rank.get_length()
-    of_rows = axes in ([-1], [rank - 1]) and attributes["normalize_variance"]
-    if not of_rows or attributes["eps_mode"] != "INSIDE_SQRT":
-        return product.source, None
-    return normalized.input_value(0), Norm(weights.ravel(), biases.ravel(), attributes["eps"])
+    return norm_of(product.source) or (product.source, None)
 
 
 def _gelu_after(result: Any, layer: LinearLayer) -> tuple[Any, LinearLayer]:
@@ -167,7 +155,7 @@ def _scale_after(result: Any, layer: LinearLayer) -> tuple[Any, LinearLayer]:
     following = users(result)
     if layer.has_gelu or len(following) != 1:
         return result, layer
-    factors = _vector_operand(following[0], "Multiply")
+    factors = vector_operand(following[0], "Multiply")
     if factors is None or factors.size != layer.scales.size:
         return result, layer
     factors = factors.ravel()
@@ -187,22 +175,3 @@ def _residual_after(result: Any) -> tuple[Any | None, Any]:
     if constant(other) is not None or other.get_partial_shape() != result.get_partial_shape():
         return None, result
     return other, following[0].output(0)
-
-
-def _vector_operand(node: Any, op_type: str) -> Any | None:
-    """Return the constant vector of the last axis that is a node's second operand; None if that is not so."""
-    if node.get_type_name() != op_type:
-        return None
-    operand, width = constant(node.input_value(1)), size(node.output(0), -1)
-    is_vector = operand is not None and operand.ndim > 0 and operand.size == operand.shape[-1] == width
-    return operand if is_vector else None
-
-
-def _axes(value: Any) -> list[int] | None:
-    """Return axes that a graph names, or counts from constants."""
-    node = value.get_node()
-    if node.get_type_name() != "Range":
-        axes = constant(value)
-        return None if axes is None else np.ravel(axes).tolist()
-    bounds = [int(bound) for place in range(3) if (bound := constant(node.input_value(place))) is not None]
-    return list(range(*bounds)) if len(bounds) == 3 else None

@@ -1,4 +1,4 @@
-"""Products of activations and weights that are both rounded to 8 bits, as graphs write them.
+"""Products with weights in 8 bits, as graphs write them.
 
 Shapes: K inputs and N outputs of a product.
 """
@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from runtime.backends.native_linear import INPUT_MULTIPLE, LinearLayer
-from runtime.backends.openvino_nodes.reading import constant, users
+from runtime.backends.native_linear import INPUT_MULTIPLE, LinearLayer, Norm
+from runtime.backends.openvino_nodes.reading import constant, lead_back, size, users
 
 _LEAST, _MOST = -128, 127
 _TOLERANCE = 1e-4
@@ -35,6 +35,20 @@ class QuantizedProduct:
     layer: LinearLayer
 
 
+@dataclass(frozen=True)
+class CompressedProduct:
+    """A product in a graph whose weight alone is in 8 bits, a scale for each block of inputs.
+
+    Attributes:
+        source: the port of the activations (..., K).
+        result: the port of the product, with its bias if it has one (..., N).
+    """
+
+    source: Any
+    result: Any
+    layer: LinearLayer
+
+
 def quantized_products(model: Any) -> list[QuantizedProduct]:
     """Return the products of a graph whose activations have one scale, in the order in which they are computed."""
     products = (_product(node) for node in model.get_ordered_ops() if node.get_type_name() == "MatMul")
@@ -53,6 +67,48 @@ def _product(matmul: Any) -> QuantizedProduct | None:
     result, biases = _biased(matmul.output(0), steps.shape[1])
     layer = LinearLayer(steps, scales * input_scale, biases, float(input_scale))
     return QuantizedProduct(rounding.input_value(0), rounding, result, layer)
+
+
+def compressed_products(model: Any) -> list[CompressedProduct]:
+    """Return the products of a graph with weights in blocks of 8 bits, in the order in which they are computed."""
+    products = (_compressed(node) for node in model.get_ordered_ops() if node.get_type_name() == "MatMul")
+    return [product for product in products if product is not None]
+
+
+def _compressed(matmul: Any) -> CompressedProduct | None:
+    attributes = matmul.get_attributes()
+    weight = _compressed_weight(matmul.input_value(1))
+    if attributes["transpose_a"] or attributes["transpose_b"] or weight is None:
+        return None
+    steps, scales = weight
+    result, biases = _biased(matmul.output(0), steps.shape[1])
+    return CompressedProduct(matmul.input_value(0), result, LinearLayer(steps, scales, biases, input_scale=0.0))
+
+
+def _compressed_weight(value: Any) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]] | None:
+    """Return the steps (K, N) of a constant that was rounded in blocks of inputs, and their scales (blocks, N)."""
+    in_blocks = list(lead_back(value, ("Reshape", "Multiply", "Convert", "Reshape")))
+    in_one_block = list(lead_back(value, ("Multiply", "Convert")))
+    if len(in_blocks) == 4:
+        multiply, source = in_blocks[1], in_blocks[3]
+        form = [size(source.output(0), axis) for axis in range(3)]
+    elif len(in_one_block) == 2:
+        multiply, source = in_one_block
+        form = [1, *(size(source.output(0), axis) for axis in range(2))]
+    else:
+        return None
+    steps, scales = constant(source.input_value(0)), constant(_before_unsqueeze(multiply.input_value(1)))
+    if steps is None or scales is None or steps.dtype != np.int8 or steps.ndim != 2 or scales.dtype != np.float32:
+        return None
+    inputs, outputs = steps.shape
+    count = inputs // INPUT_MULTIPLE
+    fits = form == [count, INPUT_MULTIPLE, outputs] and scales.shape == (count, outputs)
+    return (steps, scales) if fits and size(value, 0) == inputs == count * INPUT_MULTIPLE else None
+
+
+def _before_unsqueeze(value: Any) -> Any:
+    node = value.get_node()
+    return node.input_value(0) if node.get_type_name() == "Unsqueeze" else value
 
 
 def _rounded(value: Any) -> tuple[Any, np.float32] | None:
@@ -132,3 +188,40 @@ def _parameter(value: Any) -> Any | None:
     """Return a constant, whatever shape it is given."""
     node = value.get_node()
     return constant(node.input_value(0) if node.get_type_name() == "Reshape" else value)
+
+
+def norm_of(value: Any) -> tuple[Any, Norm] | None:
+    """Return the inputs of the LayerNorm that makes a value, and the norm; None if none does."""
+    shifted = value.get_node()
+    biases = vector_operand(shifted, "Add")
+    if biases is None:
+        return None
+    scaled = shifted.input_value(0).get_node()
+    weights, normalized = vector_operand(scaled, "Multiply"), scaled.input_value(0).get_node()
+    if weights is None or normalized.get_type_name() != "MVN":
+        return None
+    attributes, axes = normalized.get_attributes(), _axes(normalized.input_value(1))
+    rank = normalized.get_input_partial_shape(0).rank.get_length()
+    of_rows = axes in ([-1], [rank - 1]) and attributes["normalize_variance"]
+    if not of_rows or attributes["eps_mode"] != "INSIDE_SQRT":
+        return None
+    return normalized.input_value(0), Norm(weights.ravel(), biases.ravel(), attributes["eps"])
+
+
+def vector_operand(node: Any, op_type: str) -> Any | None:
+    """Return the constant vector of the last axis that is a node's second operand; None if that is not so."""
+    if node.get_type_name() != op_type:
+        return None
+    operand, width = constant(node.input_value(1)), size(node.output(0), -1)
+    is_vector = operand is not None and operand.ndim > 0 and operand.size == operand.shape[-1] == width
+    return operand if is_vector else None
+
+
+def _axes(value: Any) -> list[int] | None:
+    """Return axes that a graph names, or counts from constants."""
+    node = value.get_node()
+    if node.get_type_name() != "Range":
+        axes = constant(value)
+        return None if axes is None else np.ravel(axes).tolist()
+    bounds = [int(bound) for place in range(3) if (bound := constant(node.input_value(place))) is not None]
+    return list(range(*bounds)) if len(bounds) == 3 else None

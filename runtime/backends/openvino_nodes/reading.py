@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+Pattern: TypeAlias = Any
+"""See `is_made_by`."""
 
 
 def constant(value: Any) -> Any | None:
@@ -53,3 +56,57 @@ def lead_back(value: Any, op_types: tuple[str, ...]) -> Iterator[Any]:
             return
         yield node
         value = node.input_value(0)
+
+
+def is_made_by(value: Any, pattern: Pattern) -> bool:
+    """Return whether a value is made as a pattern says.
+
+    A pattern is the type of an operator with patterns of its first inputs, a condition of the value, or the value.
+    """
+    if callable(pattern):
+        return bool(pattern(value))
+    if not isinstance(pattern, tuple):
+        return bool(value == pattern)
+    op_type, *operands = pattern
+    node = value.get_node()
+    return node.get_type_name() == op_type and all(
+        is_made_by(node.input_value(place), operand) for place, operand in enumerate(operands)
+    )
+
+
+class NamedValues:
+    """The values that a pattern names; one that it names again must be the same."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name]
+
+    def named(self, name: str) -> Pattern:
+        return lambda value: self._values.setdefault(name, value) == value
+
+
+def is_number(number: int) -> Callable[[Any], bool]:
+    """Return the condition that a value is a constant of one number."""
+
+    def holds(value: Any) -> bool:
+        array = constant(value)
+        return array is not None and array.size == 1 and array.ravel()[0] == number
+
+    return holds
+
+
+def is_list(numbers: list[int]) -> Callable[[Any], bool]:
+    """Return the condition that a value is a constant list of whole numbers."""
+
+    def holds(value: Any) -> bool:
+        array = constant(value)
+        return array is not None and array.ravel().tolist() == numbers
+
+    return holds
+
+
+def is_last_axis_of(rank: int) -> Callable[[Any], bool]:
+    """Return the condition that a value names the last of some axes."""
+    return lambda value: is_number(-1)(value) or is_number(rank - 1)(value)
