@@ -5,12 +5,11 @@
 
 #include <cmath>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <string>
 #include <vector>
 
+#include "fail.h"
 #include "patchcaption/projection.h"
 
 struct Bank {
@@ -19,11 +18,6 @@ struct Bank {
     std::vector<int8_t> residual;
     patchcaption_bank bank{};
 };
-
-[[noreturn]] inline void fail(const std::string &message) {
-    std::fprintf(stderr, "%s\n", message.c_str());
-    std::exit(1);
-}
 
 // Appends a whole number from -127 to 127 to `rows` as it is stored.
 inline void append_stored(float value, int32_t storage, std::vector<uint8_t> &rows) {
