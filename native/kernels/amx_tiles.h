@@ -8,15 +8,14 @@
 
 #include <cstdint>
 
+#include "scratch.h"
+
 namespace patchcaption {
 namespace {
 
 constexpr int64_t kTileRows = 16;   // a tile holds 16 x 32 bfloat16, 16 x 64 int8, or 16 x 16 float32 or int32
 constexpr int64_t kTileDepth = 32;  // bfloat16 elements that one tile product sums over
 constexpr int64_t kTileBytes = 1024;
-
-// support.h's is for files of the oldest instruction set.
-inline int64_t round_up(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
 
 // Whether the CPU multiplies tiles of bfloat16 and int8, and the system lets this process use them.
 inline bool has_amx() {
@@ -62,23 +61,6 @@ class TileScope {
     static void load(const TileConfig &config) { __asm__ volatile("ldtilecfg %0" : : "m"(config)); }
 
     TileConfig before_;
-};
-
-// Hands out the scratch memory of a thread, one array after another.
-class ScratchPartition {
-  public:
-    explicit ScratchPartition(void *memory) : memory_(static_cast<char *>(memory)), next_(memory_) {}
-
-    template <typename Item>
-    void take(Item *&array, int64_t count) {
-        array = reinterpret_cast<Item *>(next_);
-        next_ += count * static_cast<int64_t>(sizeof(Item));
-    }
-
-    int64_t bytes() const { return next_ - memory_; }
-
-  private:
-    char *memory_, *next_;
 };
 
 // Transposes a 16 x 16 matrix of words.

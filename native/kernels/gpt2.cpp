@@ -2,6 +2,7 @@
 
 #include "patchcaption/gpt2.h"
 
+#include <array>
 #include <cmath>
 #include <limits>
 #include <type_traits>
@@ -18,10 +19,17 @@ constexpr int64_t kHeadWidthMultiple = 16;
 constexpr int64_t kTasksPerThread = 4;  // threads end at about the same time
 constexpr int64_t kTaskRows = 4, kMaxThreads = 256;
 
-const Gpt2Variant *select_gpt2() {
 #if defined(__x86_64__)
-    if (kGpt2Amx.is_supported()) return &kGpt2Amx;
+constexpr const Gpt2Variant *kVariants[] = {&kGpt2Amx, &kGpt2Avx512};
+#else
+constexpr std::array<const Gpt2Variant *, 0> kVariants;
 #endif
+
+// The variant of layers.
+const Gpt2Variant *select_gpt2(const Packing *packing) {
+    for (const Gpt2Variant *variant : kVariants) {
+        if (variant->packing == packing) return variant;
+    }
     return nullptr;
 }
 
@@ -35,19 +43,21 @@ struct Block {
           mlp_outputs(from.mlp_outputs->layer) {}
 };
 
-bool is_layer(const patchcaption_linear *handle, int64_t inputs, int64_t outputs, bool has_norm) {
-    if (!handle) return false;
+bool is_layer(const patchcaption_linear *handle, const Packing *packing, int64_t inputs, int64_t outputs,
+              bool has_norm) {
+    if (!handle || handle->packing != packing) return false;
     const LinearLayer &layer = handle->layer;
     return layer.input_width == inputs && layer.output_width == outputs && !layer.has_gelu &&
            (layer.norm_weights != nullptr) == has_norm && (has_norm || !layer.rounds_inputs());
 }
 
-bool is_valid(const patchcaption_gpt2_block &block, int64_t width) {
+bool is_valid(const patchcaption_gpt2_block &block, const Packing *packing, int64_t width) {
     if (!block.mlp_inputs) return false;
     const int64_t hidden = block.mlp_inputs->layer.output_width;
-    return hidden % kInputMultiple == 0 && is_layer(block.attention_inputs, width, 3 * width, true) &&
-           is_layer(block.attention_outputs, width, width, false) && is_layer(block.mlp_inputs, width, hidden, true) &&
-           is_layer(block.mlp_outputs, hidden, width, false);
+    return hidden % kInputMultiple == 0 && is_layer(block.attention_inputs, packing, width, 3 * width, true) &&
+           is_layer(block.attention_outputs, packing, width, width, false) &&
+           is_layer(block.mlp_inputs, packing, width, hidden, true) &&
+           is_layer(block.mlp_outputs, packing, hidden, width, false);
 }
 
 bool is_valid(const patchcaption_gpt2 *gpt2) {
@@ -57,10 +67,11 @@ bool is_valid(const patchcaption_gpt2 *gpt2) {
     if (heads < 1 || width % heads || width / heads % kHeadWidthMultiple) return false;
     if (gpt2->block_count < 1 || gpt2->block_count > kMaxBlocks) return false;
     if (gpt2->word_count < kCandidates || gpt2->word_count > vocabulary.output_width) return false;
-    const bool are_blocks = std::all_of(gpt2->blocks, gpt2->blocks + gpt2->block_count,
-                                        [&](const patchcaption_gpt2_block &block) { return is_valid(block, width); });
-    const bool is_projection =
-        !gpt2->projection || is_layer(gpt2->projection, gpt2->projection->layer.input_width, width, false);
+    const bool are_blocks = std::all_of(
+        gpt2->blocks, gpt2->blocks + gpt2->block_count,
+        [&](const patchcaption_gpt2_block &block) { return is_valid(block, gpt2->vocabulary->packing, width); });
+    const bool is_projection = !gpt2->projection || is_layer(gpt2->projection, gpt2->vocabulary->packing,
+                                                             gpt2->projection->layer.input_width, width, false);
     return are_blocks && is_projection && vocabulary.norm_weights && !vocabulary.has_gelu;
 }
 
@@ -152,7 +163,7 @@ struct Step {
 // What one thread of a team does of a step.
 class Member {
   public:
-    Member(const Step &step, Team &team, int64_t number)
+    Member(const Step &step, TeamMember team, int64_t number)
         : step_(step),
           variant_(step.variant),
           team_(team),
@@ -274,7 +285,7 @@ class Member {
 
     const Step &step_;
     const Gpt2Variant &variant_;
-    Team &team_;
+    TeamMember team_;
     char *const scratch_;
 };
 
@@ -286,8 +297,10 @@ using namespace patchcaption;
 extern "C" {
 
 const char *patchcaption_gpt2_variant(int32_t index) {
-    const Gpt2Variant *variant = select_gpt2();
-    return variant && index == 0 ? variant->name : nullptr;
+    for (const Gpt2Variant *variant : kVariants) {
+        if (variant->packing->is_supported() && index-- == 0) return variant->packing->name;
+    }
+    return nullptr;
 }
 
 int32_t patchcaption_gpt2_step(const patchcaption_gpt2 *gpt2, const float *inputs, const float *vectors,
@@ -299,8 +312,9 @@ int32_t patchcaption_gpt2_step(const patchcaption_gpt2 *gpt2, const float *input
     }
     return status_of([&] {
         const int64_t size = std::min(max_threads(threads), kMaxThreads);
-        const Step step(*select_gpt2(), *gpt2, *cache, *result, inputs, vectors, row_count, size);
-        run_in_team(size, [&](Team &team, int64_t number) { Member(step, team, number).run(); });
+        const Step step(*select_gpt2(gpt2->vocabulary->packing), *gpt2, *cache, *result, inputs, vectors, row_count,
+                        size);
+        run_in_team(size, [&](TeamMember team, int64_t number) { Member(step, team, number).run(); });
         return PATCHCAPTION_OK;
     });
 }

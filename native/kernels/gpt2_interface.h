@@ -38,8 +38,7 @@ struct RowRange {
 };
 
 struct Gpt2Variant {
-    const char *name;
-    bool (*is_supported)();
+    const Packing *packing;
     // Of rows as they are multiplied by a layer.
     int64_t (*tile_bytes)(const LinearLayer &layer, int64_t rows);
     int64_t (*scratch_bytes)(int64_t positions);
@@ -67,7 +66,7 @@ struct Gpt2Variant {
 };
 
 #if defined(__x86_64__)
-extern const Gpt2Variant kGpt2Amx;
+extern const Gpt2Variant kGpt2Amx, kGpt2Avx512;
 #endif
 
 }  // namespace patchcaption

@@ -16,8 +16,19 @@ constexpr float kNever = -1e30f;  // an output that is not there
 
 const LinearVariant *select_linear() {
 #if defined(__x86_64__)
-    if (kLinearAmx.is_supported()) return &kLinearAmx;
+    if (kPackedAmx.is_supported()) return &kLinearAmx;
 #endif
+    return nullptr;
+}
+
+// The packing of a name, or the first one that the CPU supports.
+const Packing *select_packing(const char *name) {
+#if defined(__x86_64__)
+    for (const Packing *packing : {&kPackedAmx, &kPackedAvx512}) {
+        if ((!name || std::strcmp(name, packing->name) == 0) && packing->is_supported()) return packing;
+    }
+#endif
+    (void)name;
     return nullptr;
 }
 
@@ -47,8 +58,9 @@ AlignedArray<float> padded(const float *from, int64_t rows, int64_t width, int64
     return values;
 }
 
-std::unique_ptr<patchcaption_linear> packed(const LinearVariant &variant, const patchcaption_layer &from) {
+std::unique_ptr<patchcaption_linear> packed(const Packing &packing, const patchcaption_layer &from) {
     auto linear = std::make_unique<patchcaption_linear>();
+    linear->packing = &packing;
     LinearLayer &layer = linear->layer;
     layer.input_width = from.input_width;
     layer.output_width = from.output_width;
@@ -70,7 +82,7 @@ std::unique_ptr<patchcaption_linear> packed(const LinearVariant &variant, const 
     layer.biases = linear->biases.get();
     layer.norm_weights = linear->norm_weights.get();
     layer.norm_biases = linear->norm_biases.get();
-    variant.pack_weights(from.weights, layer);
+    packing.pack(from.weights, layer);
     return linear;
 }
 
@@ -110,15 +122,16 @@ extern "C" {
 
 const char *patchcaption_linear_variant(int32_t index) {
     const LinearVariant *variant = select_linear();
-    return variant && index == 0 ? variant->name : nullptr;
+    return variant && index == 0 ? variant->packing->name : nullptr;
 }
 
-int32_t patchcaption_linear_create(const patchcaption_layer *layer, patchcaption_linear **created) {
+int32_t patchcaption_linear_create(const patchcaption_layer *layer, const char *variant,
+                                   patchcaption_linear **created) {
     if (!created || !is_valid(layer)) return PATCHCAPTION_INVALID_ARGUMENT;
-    const LinearVariant *variant = select_linear();
-    if (!variant) return PATCHCAPTION_UNSUPPORTED_VARIANT;
+    const Packing *packing = select_packing(variant);
+    if (!packing) return PATCHCAPTION_UNSUPPORTED_VARIANT;
     return status_of([&] {
-        *created = packed(*variant, *layer).release();
+        *created = packed(*packing, *layer).release();
         return PATCHCAPTION_OK;
     });
 }
@@ -135,6 +148,10 @@ int32_t patchcaption_linear_run(const patchcaption_linear *const *layers, int64_
     }
     const LinearLayer &first = layers[0]->layer, &last = layers[layer_count - 1]->layer;
     if (!first.rounds_inputs() || !last.rounds_inputs()) return PATCHCAPTION_INVALID_ARGUMENT;
+    const LinearVariant *variant = select_linear();
+    if (!variant || layers[0]->packing != variant->packing || layers[layer_count - 1]->packing != variant->packing) {
+        return PATCHCAPTION_UNSUPPORTED_VARIANT;
+    }
     if (layer_count == 2 && (first.output_width != last.input_width || last.norm_weights)) {
         return PATCHCAPTION_INVALID_ARGUMENT;
     }
@@ -142,7 +159,7 @@ int32_t patchcaption_linear_run(const patchcaption_linear *const *layers, int64_
         Layers chain{&first};
         if (layer_count == 2) chain.push_back(&last);
         const LinearArrays arrays{inputs, residual, outputs, storage == PATCHCAPTION_BF16};
-        run(*select_linear(), chain, arrays, row_count, max_threads(threads));
+        run(*variant, chain, arrays, row_count, max_threads(threads));
         return PATCHCAPTION_OK;
     });
 }

@@ -32,7 +32,7 @@ void quantize(const LinearLayer &layer, const LinearArrays &arrays, int64_t firs
     else quantize_rows(layer, static_cast<const float *>(arrays.inputs) + offset, to);
 }
 
-void pack_weights(const int8_t *weights, const LinearLayer &layer) {
+void pack(const int8_t *weights, const LinearLayer &layer) {
     if (layer.rounds_inputs()) pack_tiles(weights, layer);
     else pack_blocks(weights, layer);
 }
@@ -123,7 +123,7 @@ void multiply_for(const LinearLayer &layer, const TileRows &rows, const LinearLa
 
 }  // namespace
 
-const LinearVariant kLinearAmx = {"amx",        kRows,    kScratchBytes, has_amx,     tile_bytes,
-                                  pack_weights, quantize, multiply,      multiply_for};
+const Packing kPackedAmx = {"amx", has_amx, pack};
+const LinearVariant kLinearAmx = {&kPackedAmx, kRows, kScratchBytes, tile_bytes, quantize, multiply, multiply_for};
 
 }  // namespace patchcaption

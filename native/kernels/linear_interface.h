@@ -28,6 +28,13 @@ struct LinearLayer {
     int64_t panels() const { return (output_width + kPanelWidth - 1) / kPanelWidth; }
 };
 
+// How layers' weights are held.
+struct Packing {
+    const char *name;
+    bool (*is_supported)();
+    void (*pack)(const int8_t *weights, const LinearLayer &layer);
+};
+
 struct PanelRange {
     int64_t first, last;
 };
@@ -47,12 +54,10 @@ struct LinearArrays {
 };
 
 struct LinearVariant {
-    const char *name;
+    const Packing *packing;
     int64_t row_block;  // rows that are computed together
     int64_t scratch_bytes;
-    bool (*is_supported)();
     int64_t (*tile_bytes)(int64_t rows, int64_t width);
-    void (*pack_weights)(const int8_t *weights, const LinearLayer &layer);
     // Rounds inputs from `first_row` on.
     void (*quantize)(const LinearLayer &layer, const LinearArrays &arrays, int64_t first_row, TileRows &to);
     // Writes outputs from `first_row` on.
@@ -64,6 +69,7 @@ struct LinearVariant {
 };
 
 #if defined(__x86_64__)
+extern const Packing kPackedAmx, kPackedAvx512;
 extern const LinearVariant kLinearAmx;
 #endif
 

@@ -89,60 +89,63 @@ void distribute(int64_t tasks, int64_t threads, int64_t scratch_bytes, Work work
     });
 }
 
-// Threads that do one list of tasks after another together: each calls `share` with the same lists.
-class Team {
+// What the members of a team share: the number of the list that they are at, and in its lower half of the next task.
+struct TeamState {
+    std::atomic<uint64_t> next{0};
+    std::atomic<int64_t> done{0};
+};
+
+// One of some threads that do one list of tasks after another together: each calls `share` with the same lists. Nobody
+// waits for a member that has no task, such as one that the system has not let run yet.
+class TeamMember {
   public:
-    // To be called once, when as many threads as it has were started.
-    void begin(int64_t size) { size_ = size; }
+    explicit TeamMember(TeamState &state) : state_(state) {}
 
-    void await_beginning() const {
-        while (size_.load() == 0) std::this_thread::yield();
-    }
-
-    // Calls work(0) to work(count - 1), and returns when all members' have returned.
+    // Calls work(0) to work(count - 1), of which other members take some, and returns when all have returned. `work`
+    // must not throw: the others would wait for it.
     template <typename Work>
     void share(int64_t count, Work work) {
-        for (int64_t task; (task = next_.fetch_add(1)) < count;) work(task);
-        meet();
-    }
-
-  private:
-    void meet() {
-        const int64_t meeting = meetings_.load();
-        if (arrived_.fetch_add(1) + 1 == size_) {
-            next_ = 0;
-            arrived_ = 0;
-            meetings_ = meeting + 1;
-            return;
+        if (count == 0) return;
+        const uint64_t first = list_, tasks = static_cast<uint64_t>(count);
+        list_ += kList;
+        uint64_t next = state_.next.load();
+        while (next - first < tasks) {  // later lists are further away
+            if (!state_.next.compare_exchange_weak(next, next + 1)) continue;
+            work(static_cast<int64_t>(next - first));
+            if (state_.done.fetch_add(1) + 1 == count) {
+                state_.done = 0;
+                state_.next = list_;
+                return;
+            }
+            next = state_.next.load();
         }
-        // They meet within microseconds, unless the system has given a core to another process.
-        for (int64_t turn = 0; meetings_.load() == meeting; ++turn) {
+        // The others' tasks end within microseconds, unless the system has given a core to another process.
+        for (int64_t turn = 0; state_.next.load() < list_; ++turn) {
             if (turn > kSpins) std::this_thread::yield();
         }
     }
 
+  private:
+    static constexpr uint64_t kList = uint64_t{1} << 32;
     static constexpr int64_t kSpins = 10000;
-    std::atomic<int64_t> size_{0}, next_{0}, arrived_{0}, meetings_{0};
+    TeamState &state_;
+    uint64_t list_ = 0;
 };
 
-// Calls work(team, 0) to work(team, size - 1), each in a thread of its own, work(team, 0) in the caller's, or fewer
-// where the system refuses a thread. `work` must not throw: the others would wait for it.
+// Calls work(member, 0) to work(member, size - 1), each in a thread of its own, the first in the caller's, or fewer
+// where the system refuses a thread.
 template <typename Work>
 void run_in_team(int64_t size, Work work) {
-    Team team;
+    TeamState state;
     std::vector<std::thread> threads;
     threads.reserve(size);
-    const auto join = [&](int64_t number) {
-        team.await_beginning();
-        work(team, number);
-    };
+    const auto run = [&](int64_t number) { work(TeamMember(state), number); };
     try {
-        for (int64_t number = 1; number < size; ++number) threads.emplace_back(join, number);
+        for (int64_t number = 1; number < size; ++number) threads.emplace_back(run, number);
     } catch (const std::system_error &) {
     } catch (const std::bad_alloc &) {
     }
-    team.begin(static_cast<int64_t>(threads.size()) + 1);
-    work(team, int64_t{0});
+    run(0);
     for (std::thread &thread : threads) thread.join();
 }
 

@@ -33,7 +33,7 @@ struct LayerDeleter {
 };
 using Layer = std::unique_ptr<patchcaption_linear, LayerDeleter>;
 
-Layer make_layer(std::mt19937 &random, int64_t inputs, int64_t outputs, bool has_norm) {
+Layer make_layer(const char *variant, std::mt19937 &random, int64_t inputs, int64_t outputs, bool has_norm) {
     std::vector<int8_t> weights(inputs * outputs);
     for (int8_t &weight : weights) weight = static_cast<int8_t>(random() % 255 - 127);
     const bool rounds = has_norm;
@@ -50,7 +50,7 @@ Layer make_layer(std::mt19937 &random, int64_t inputs, int64_t outputs, bool has
                                        1e-5f,
                                        0};
     patchcaption_linear *layer = nullptr;
-    if (patchcaption_linear_create(&described, &layer) != PATCHCAPTION_OK) fail("a layer is refused");
+    if (patchcaption_linear_create(&described, variant, &layer) != PATCHCAPTION_OK) fail("a layer is refused");
     return Layer(layer);
 }
 
@@ -61,10 +61,10 @@ struct Model {
     patchcaption_gpt2 gpt2{};
 };
 
-void make_model(Model &model) {
+void make_model(const char *variant, Model &model) {
     std::mt19937 random(1);
     const auto layer = [&](int64_t inputs, int64_t outputs, bool has_norm) {
-        model.layers.push_back(make_layer(random, inputs, outputs, has_norm));
+        model.layers.push_back(make_layer(variant, random, inputs, outputs, has_norm));
         return model.layers.back().get();
     };
     for (int64_t i = 0; i < kBlocks; i++)
@@ -100,7 +100,7 @@ std::vector<float> step(const Model &model, int64_t rows, int32_t threads) {
 void check_teams() {
     constexpr int64_t kTasks = 13, kLists = 500;
     std::vector<int64_t> now(kTasks, 0), before(kTasks, 0);
-    patchcaption::run_in_team(4, [&](patchcaption::Team &team, int64_t) {
+    patchcaption::run_in_team(4, [&](patchcaption::TeamMember team, int64_t) {
         for (int64_t list = 0; list < kLists; list++) {
             team.share(kTasks, [&](int64_t task) { now[task] = before[(task + 1) % kTasks] + 1; });
             team.share(kTasks, [&](int64_t task) { before[task] = now[task]; });
@@ -109,16 +109,10 @@ void check_teams() {
     if (std::any_of(before.begin(), before.end(), [](int64_t count) { return count != kLists; })) fail("a lost task");
 }
 
-}  // namespace
-
-int main() {
-    check_teams();
-    if (!patchcaption_gpt2_variant(0)) {
-        std::printf("0 steps\n");
-        return 0;
-    }
+// Returns how many steps there were.
+int64_t step_in_threads(const char *variant) {
     Model model;
-    make_model(model);
+    make_model(variant, model);
     const int64_t row_counts[] = {1, 16, 17, 40};
     std::vector<std::vector<float>> expected;
     for (int64_t rows : row_counts) expected.push_back(step(model, rows, 1));
@@ -135,5 +129,15 @@ int main() {
             }
         });
     for (std::thread &thread : threads) thread.join();
+    return steps;
+}
+
+}  // namespace
+
+int main() {
+    check_teams();
+    int64_t steps = 0;
+    for (int32_t index = 0; const char *variant = patchcaption_gpt2_variant(index); index++)
+        steps += step_in_threads(variant);
     std::printf("%lld steps\n", static_cast<long long>(steps));
 }

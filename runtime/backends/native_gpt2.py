@@ -1,4 +1,4 @@
-"""Steps of a GPT-2 with weights in 8 bits in the native kernels: on Intel AMX faster than in inference runtimes.
+"""Steps of a GPT-2 with weights in 8 bits in the native kernels, faster than in inference runtimes.
 
 Shapes: R rows, each one position of a text; E width, H heads, d = E / H, P positions of the cache, V
 vocabulary.
@@ -13,11 +13,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from runtime.backends.native_linear import NativeLayer
-from runtime.system.native_library import check_status, library_with
+from runtime.backends.native_linear import LinearLayer, NativeLayer
+from runtime.system.native_library import check_status, library_with, native_variants
 
 CANDIDATES = 8
 """Words of which a step chooses the likeliest by exact logits."""
+_VARIANTS = "patchcaption_gpt2_variant"
 HEAD_WIDTH_MULTIPLE = 16
 """What d is a multiple of."""
 
@@ -123,14 +124,24 @@ class NativeGpt2:
     """native/include/patchcaption/gpt2.h.
 
     Args:
-        library: one that has a variant for this processor.
+        library: the native kernels.
+        variant: one that this processor supports.
         threads: the most threads that a call uses.
     """
 
-    def __init__(self, library: ctypes.CDLL, threads: int) -> None:
+    def __init__(self, library: ctypes.CDLL, variant: str, threads: int) -> None:
+        self.variant = variant
         size, number, address = ctypes.c_int64, ctypes.c_int32, ctypes.c_void_p
         library.patchcaption_gpt2_step.argtypes = (*(address,) * 3, size, address, number, address)
         self._library, self._threads = library, threads
+
+    def hold(self, layer: LinearLayer) -> NativeLayer:
+        """Return a layer whose weights the kernels hold.
+
+        Raises:
+            BackendError, MemoryError: as of `NativeLayer`.
+        """
+        return NativeLayer(self._library, layer, self.variant)
 
     def choose(self, gpt2: HeldGpt2, inputs: StepInputs, cache: StepCache, words: int, log_probs: int) -> None:
         """Compute one position of each row, and choose the likeliest words after it.
@@ -172,11 +183,23 @@ def _addresses(addresses: Sequence[int | None]) -> ctypes.Array[ctypes.c_void_p]
     return (ctypes.c_void_p * len(addresses))(*addresses)
 
 
-def native_gpt2(threads: int) -> NativeGpt2 | None:
+def native_gpt2(threads: int, variant: str | None = None) -> NativeGpt2 | None:
     """Return the steps of the native kernels; None where they have none that this processor runs.
+
+    Args:
+        variant: one of `gpt2_variants`; None for the fastest.
 
     Raises:
         BackendError: there is a native library that cannot be used.
     """
-    library = library_with("patchcaption_gpt2_variant")
-    return None if library is None else NativeGpt2(library, threads)
+    library = library_with(_VARIANTS)
+    return None if library is None else NativeGpt2(library, variant or gpt2_variants()[0], threads)
+
+
+def gpt2_variants() -> list[str]:
+    """Return the variants of steps that this processor supports, the fastest first.
+
+    Raises:
+        BackendError: there is a native library that cannot be used.
+    """
+    return native_variants(_VARIANTS)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.errors import BackendError
-from runtime.system.native_library import FLOAT_STORAGES, check_status, library_with
+from runtime.system.native_library import FLOAT_STORAGES, check_status, library_with, native_variants
 
 INPUT_MULTIPLE = 64
 """What the inputs of a layer are a multiple of."""
@@ -68,9 +68,17 @@ class _Layer(ctypes.Structure):
 
 
 class NativeLayer:
-    """A layer as the kernels hold it, until the object is freed."""
+    """A layer as the kernels hold it, until the object is freed.
 
-    def __init__(self, library: ctypes.CDLL, layer: LinearLayer) -> None:
+    Args:
+        variant: of the kernels that will use it.
+
+    Raises:
+        BackendError: a shape that they do not take.
+        MemoryError: there is too little memory.
+    """
+
+    def __init__(self, library: ctypes.CDLL, layer: LinearLayer, variant: str) -> None:
         self.output_width = layer.weights.shape[1]
         self.handle = ctypes.c_void_p()
         weights = np.ascontiguousarray(layer.weights, np.int8)
@@ -89,8 +97,11 @@ class NativeLayer:
             *((norm_weights.ctypes.data, norm_biases.ctypes.data) if layer.norm else (None, None)),
             *(norm.epsilon, layer.has_gelu),
         )
-        check_status(library.patchcaption_linear_create(ctypes.byref(described), ctypes.byref(self.handle)))
-        freeing = weakref.finalize(self, library.patchcaption_linear_free, self.handle)
+        create, free = library.patchcaption_linear_create, library.patchcaption_linear_free
+        create.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+        free.argtypes, free.restype = (ctypes.c_void_p,), None
+        check_status(create(ctypes.byref(described), variant.encode(), ctypes.byref(self.handle)))
+        freeing = weakref.finalize(self, free, self.handle)
         freeing.atexit = False  # a program may end while a thread computes
 
 
@@ -98,22 +109,20 @@ class NativeLinear:
     """native/include/patchcaption/linear.h.
 
     Args:
-        library: one that has a variant for this processor.
+        library: the native kernels.
+        variant: one that this processor supports.
         threads: the most threads that a call uses.
     """
 
-    def __init__(self, library: ctypes.CDLL, threads: int) -> None:
+    def __init__(self, library: ctypes.CDLL, variant: str, threads: int) -> None:
         size, number, address = ctypes.c_int64, ctypes.c_int32, ctypes.c_void_p
-        library.patchcaption_linear_create.argtypes = (address, address)
-        library.patchcaption_linear_free.argtypes = (address,)
-        library.patchcaption_linear_free.restype = None
         library.patchcaption_linear_run.argtypes = (
             *(address, size),
             *(address, address, size),
             *(number,) * 2,
             address,
         )
-        self._library, self._threads = library, threads
+        self._library, self._variant, self._threads = library, variant, threads
 
     def hold(self, layer: LinearLayer) -> NativeLayer:
         """Return a layer whose weights the kernels hold.
@@ -122,7 +131,7 @@ class NativeLinear:
             BackendError: a shape that they do not take.
             MemoryError: there is too little memory.
         """
-        return NativeLayer(self._library, layer)
+        return NativeLayer(self._library, layer, self._variant)
 
     def run(
         self, layers: Sequence[NativeLayer], inputs: int, residual: int, rows: int, number_format: str, outputs: int
@@ -151,5 +160,6 @@ def native_linear(threads: int) -> NativeLinear | None:
     Raises:
         BackendError: there is a native library that cannot be used.
     """
-    library = library_with("patchcaption_linear_variant")
-    return None if library is None else NativeLinear(library, threads)
+    variants = "patchcaption_linear_variant"
+    library = library_with(variants)
+    return None if library is None else NativeLinear(library, native_variants(variants)[0], threads)

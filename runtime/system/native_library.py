@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 from functools import lru_cache
+from itertools import count, takewhile
 from pathlib import Path
 
 from runtime.errors import BackendError
@@ -36,18 +37,27 @@ def native_library() -> ctypes.CDLL | None:
     return open_library(Path(path) if path else _FILE)
 
 
-def library_with(variants: str) -> ctypes.CDLL | None:
-    """Return the library; None where it has nothing of what a function names the variants of for this processor.
+def native_variants(names: str) -> list[str]:
+    """Return what a function of the library names the variants of that this processor supports, the fastest first.
 
     Raises:
         BackendError: there is a library that cannot be used.
     """
     library = native_library()
     if library is None:
-        return None
-    variant_name = library[variants]
-    variant_name.restype = ctypes.c_char_p
-    return None if variant_name(0) is None else library
+        return []
+    name_of = library[names]
+    name_of.restype = ctypes.c_char_p
+    return [name.decode() for name in takewhile(bool, map(name_of, count()))]
+
+
+def library_with(names: str) -> ctypes.CDLL | None:
+    """Return the library; None where it has no variant of what a function names them of for this processor.
+
+    Raises:
+        BackendError: there is a library that cannot be used.
+    """
+    return native_library() if native_variants(names) else None
 
 
 def open_library(path: Path) -> ctypes.CDLL:

@@ -1,4 +1,4 @@
-"""The native kernels under ThreadSanitizer: threads that share banks and layers, each of which gets what it gets alone."""
+"""The native kernels under ThreadSanitizer: threads share banks and layers, and each gets what it gets alone."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-/* A step of a GPT-2 whose weights are in 8 bits, on CPUs where that is faster than what inference runtimes do: Intel
- * AMX.
+/* A step of a GPT-2 whose weights are in 8 bits, on CPUs where that is faster than what inference runtimes do: with
+ * Intel AMX, or AVX-512 with VNNI and BF16.
  *
  * Shapes: R rows, each one position of a text; D width of vectors, E width, F width of the MLPs, H heads, d = E / H, P
  * positions of the cache, V vocabulary.
@@ -18,7 +18,7 @@ extern "C" {
 #endif
 
 /* Returns the name of a variant of steps that this CPU supports, or NULL if there are no more. Index 0 is the fastest.
- * The only one is "amx"; the strings are static.
+ * The names are "amx" and "avx512bf16" (with VNNI); the strings are static. A step is of the variant of its layers.
  */
 PATCHCAPTION_API const char *patchcaption_gpt2_variant(int32_t index);
 

@@ -40,8 +40,13 @@ typedef struct patchcaption_layer {
 
 typedef struct patchcaption_linear patchcaption_linear;
 
-/* Makes a layer, which holds copies of all arrays. */
-PATCHCAPTION_API int32_t patchcaption_linear_create(const patchcaption_layer *layer, patchcaption_linear **created);
+/* Makes a layer, which holds copies of all arrays.
+ *
+ * variant: of those that will use it, of which linear layers have "amx" alone, and the steps of gpt2.h others; NULL for
+ * the fastest that this CPU supports.
+ */
+PATCHCAPTION_API int32_t patchcaption_linear_create(const patchcaption_layer *layer, const char *variant,
+                                                    patchcaption_linear **created);
 
 /* Frees a layer that is not in use; NULL is nothing. */
 PATCHCAPTION_API void patchcaption_linear_free(patchcaption_linear *layer);

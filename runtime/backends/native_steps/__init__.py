@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 from runtime.backends.native_gpt2 import native_gpt2
-from runtime.backends.native_linear import native_linear
 from runtime.backends.native_steps.engine import NativeStepEngine
 from runtime.backends.native_steps.graph import read_step
 from runtime.bundle import EngineFiles
@@ -26,8 +25,6 @@ def native_step(model: Any, files: EngineFiles, threads: int) -> NativeStepEngin
     Raises:
         BackendError: there is a native library that cannot be used.
     """
-    gpt2, linear = native_gpt2(threads), native_linear(threads)
-    graph = None if gpt2 is None or linear is None else read_step(model)
-    if graph is None or gpt2 is None or linear is None:
-        return None
-    return NativeStepEngine(graph, files, linear, gpt2)
+    gpt2 = native_gpt2(threads)
+    graph = None if gpt2 is None else read_step(model)
+    return None if gpt2 is None or graph is None else NativeStepEngine(graph, files, gpt2)

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from runtime.backends.base import BindableEngine, EngineReport
 from runtime.backends.native_gpt2 import Gpt2Layers, HeldGpt2, NativeGpt2, StepCache, StepInputs
-from runtime.backends.native_linear import NativeLinear
 from runtime.backends.native_steps.graph import StepGraph
 from runtime.bundle import EngineFiles
 from runtime.bundle.graph_io import (
@@ -37,7 +36,7 @@ class NativeStepEngine:
 
     bindable: BindableEngine | None = None
 
-    def __init__(self, graph: StepGraph, files: EngineFiles, linear: NativeLinear, gpt2: NativeGpt2) -> None:
+    def __init__(self, graph: StepGraph, files: EngineFiles, gpt2: NativeGpt2) -> None:
         self._path, self._contract, self._gpt2 = files.graph, files.contract, gpt2
         self._embeddings, self._positions = graph.embeddings, graph.positions
         self._takes_vectors = graph.projection is not None
@@ -46,17 +45,17 @@ class NativeStepEngine:
         width = graph.embeddings.shape[1]
         self._entry = (graph.heads, len(graph.positions), width // graph.heads)
         self._model: HeldGpt2 | None = HeldGpt2(
-            [Gpt2Layers(*(linear.hold(layer) for layer in block)) for block in graph.blocks],
+            [Gpt2Layers(*(gpt2.hold(layer) for layer in block)) for block in graph.blocks],
             graph.heads,
-            linear.hold(graph.vocabulary),
+            gpt2.hold(graph.vocabulary),
             graph.embeddings,
             self._word_count,
-            None if graph.projection is None else linear.hold(graph.projection),
+            None if graph.projection is None else gpt2.hold(graph.projection),
         )
         self._past, self._present = past_names(len(graph.blocks)), present_names(len(graph.blocks))
 
     def report(self) -> EngineReport:
-        return EngineReport("CPU, the whole step by the native kernels in 8 bits and bfloat16")
+        return EngineReport(f"CPU, the whole step by the native kernels ({self._gpt2.variant}) in 8 bits and bfloat16")
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         model = self._model

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from runtime.backends.native_gpt2 import CANDIDATES, HeldGpt2, NativeGpt2, StepCache, StepInputs
-from runtime.backends.native_linear import LinearLayer, NativeLayer, NativeLinear
+from runtime.backends.native_gpt2 import CANDIDATES, HeldGpt2, StepCache, StepInputs
+from runtime.backends.native_linear import LinearLayer, NativeLayer
 
 BLOCK = 64
 """Inputs that share a scale."""
@@ -120,15 +120,13 @@ def step(model: Model, states: Tensor, vectors: Tensor | None, past: Sequence[Te
     return Expected(last.double(), product(model.vocabulary, last), present)
 
 
-class TorchLinear:
-    """`NativeLinear` of layers that are only held."""
+class TorchGpt2:
+    """`NativeGpt2` by the definition, for processors that the kernels have no steps for."""
+
+    variant = "torch"
 
     def hold(self, layer: LinearLayer) -> NativeLayer:
         return cast(NativeLayer, SimpleNamespace(handle=ctypes.c_void_p(1), layer=layer))
-
-
-class TorchGpt2:
-    """`NativeGpt2` by the definition, for processors that the kernels have no steps for."""
 
     def choose(self, gpt2: HeldGpt2, inputs: StepInputs, cache: StepCache, words: int, log_probs: int) -> None:
         model, expected = self._step(gpt2, inputs, cache)
@@ -163,10 +161,6 @@ class TorchGpt2:
         for address, made in zip(cache.present, expected.present, strict=True):
             _at(address, torch.float32, *made.shape).copy_(made)
         return model, expected
-
-
-def doubles() -> tuple[NativeLinear, NativeGpt2]:
-    return cast(NativeLinear, TorchLinear()), cast(NativeGpt2, TorchGpt2())
 
 
 def _layer(held: NativeLayer) -> LinearLayer:

@@ -19,9 +19,10 @@ from runtime.backends.native_gpt2 import (
     NativeGpt2,
     StepCache,
     StepInputs,
+    gpt2_variants,
     native_gpt2,
 )
-from runtime.backends.native_linear import LinearLayer, NativeLinear, Norm, native_linear
+from runtime.backends.native_linear import LinearLayer, Norm, native_linear
 from runtime.errors import BackendError
 from runtime.system.native_library import native_library
 from tests.backends.native import needs_kernels, or_skip
@@ -38,14 +39,20 @@ MEAN_ERROR = 1e-3
 INVALID_ARGUMENT = 1  # of enum patchcaption_status
 
 
-@pytest.fixture
-def linear() -> NativeLinear:
-    return or_skip(native_linear(threads=2))
+@pytest.fixture(params=["amx", "avx512bf16"])
+def variant(request: pytest.FixtureRequest) -> str:
+    if request.param not in gpt2_variants():
+        pytest.skip(f"this processor does not support {request.param}")
+    return str(request.param)
+
+
+def steps(variant: str, threads: int = 2) -> NativeGpt2:
+    return or_skip(native_gpt2(threads, variant))
 
 
 @pytest.fixture
-def gpt2() -> NativeGpt2:
-    return or_skip(native_gpt2(threads=2))
+def gpt2(variant: str) -> NativeGpt2:
+    return steps(variant)
 
 
 def made_up(seed: int, inputs: int, outputs: int, has_norm: bool, rounds: bool) -> LinearLayer:
@@ -102,10 +109,10 @@ class Case:
         return definition.step(model, self.states, self.vectors, self.past, self.is_attended)
 
 
-def held(linear: NativeLinear, model: Model) -> HeldGpt2:
-    blocks = [Gpt2Layers(*(linear.hold(layer) for layer in block)) for block in model.blocks]
-    projection = None if model.projection is None else linear.hold(model.projection)
-    vocabulary, embeddings = linear.hold(model.vocabulary), model.embeddings.numpy()
+def held(gpt2: NativeGpt2, model: Model) -> HeldGpt2:
+    blocks = [Gpt2Layers(*(gpt2.hold(layer) for layer in block)) for block in model.blocks]
+    projection = None if model.projection is None else gpt2.hold(model.projection)
+    vocabulary, embeddings = gpt2.hold(model.vocabulary), model.embeddings.numpy()
     return HeldGpt2(blocks, model.heads, vocabulary, embeddings, model.word_count, projection)
 
 
@@ -161,19 +168,17 @@ def assert_close(found: Tensor, expected: Tensor) -> None:
 @needs_kernels
 @pytest.mark.parametrize("rounds", [True, False])
 @pytest.mark.parametrize("rows", ROWS)
-def test_a_step_is_its_definition(linear: NativeLinear, gpt2: NativeGpt2, rows: int, rounds: bool) -> None:
+def test_a_step_is_its_definition(gpt2: NativeGpt2, rows: int, rounds: bool) -> None:
     model, case = made_up_model(rounds), Case.of(rows)
-    assert_as_expected(run(gpt2, held(linear, model), case), model, case.expected(model))
+    assert_as_expected(run(gpt2, held(gpt2, model), case), model, case.expected(model))
 
 
 @needs_kernels
 @pytest.mark.parametrize("name", WORDS)
 @pytest.mark.parametrize("rounds", [True, False])
-def test_words_without_text_are_never_chosen_but_count(
-    linear: NativeLinear, gpt2: NativeGpt2, name: str, rounds: bool
-) -> None:
+def test_words_without_text_are_never_chosen_but_count(gpt2: NativeGpt2, name: str, rounds: bool) -> None:
     model, case = made_up_model(rounds, *WORDS[name]), Case.of(40)
-    found, expected = run(gpt2, held(linear, model), case), case.expected(model)
+    found, expected = run(gpt2, held(gpt2, model), case), case.expected(model)
     assert_as_expected(found, model, expected)
     assert found.words.max() < model.word_count
     every = expected.logits.softmax(dim=1)[:, : model.word_count].sum(dim=1)
@@ -182,30 +187,30 @@ def test_words_without_text_are_never_chosen_but_count(
 
 @needs_kernels
 @pytest.mark.parametrize("rows", [1, 20])
-def test_the_projection_of_vectors_is_added(linear: NativeLinear, gpt2: NativeGpt2, rows: int) -> None:
+def test_the_projection_of_vectors_is_added(gpt2: NativeGpt2, rows: int) -> None:
     model, case = made_up_model(True), Case.of(rows, has_vectors=True)
-    assert_as_expected(run(gpt2, held(linear, model), case), model, case.expected(model))
+    assert_as_expected(run(gpt2, held(gpt2, model), case), model, case.expected(model))
     without = replace(case, vectors=None).expected(model)
     assert (without.logits - case.expected(model).logits).abs().mean() > 0.1
 
 
 @needs_kernels
 @pytest.mark.parametrize("rows", [1, 37])
-def test_each_row_may_attend_to_other_positions(linear: NativeLinear, gpt2: NativeGpt2, rows: int) -> None:
+def test_each_row_may_attend_to_other_positions(gpt2: NativeGpt2, rows: int) -> None:
     model, case = made_up_model(False), Case.of(rows, has_mask_by_row=True)
-    assert_as_expected(run(gpt2, held(linear, model), case), model, case.expected(model))
+    assert_as_expected(run(gpt2, held(gpt2, model), case), model, case.expected(model))
 
 
 @needs_kernels
-def test_the_first_position_attends_to_itself_alone(linear: NativeLinear, gpt2: NativeGpt2) -> None:
+def test_the_first_position_attends_to_itself_alone(gpt2: NativeGpt2) -> None:
     model, case = made_up_model(True), Case.of(5)
     nothing = torch.full_like(case.past[0], torch.nan)
     first = replace(case, past=[nothing] * 2 * DEPTH, is_attended=torch.zeros(POSITIONS, dtype=torch.bool))
-    assert_as_expected(run(gpt2, held(linear, model), first), model, first.expected(model))
+    assert_as_expected(run(gpt2, held(gpt2, model), first), model, first.expected(model))
 
 
 @needs_kernels
-def test_the_chosen_word_is_the_likeliest_by_exact_logits(linear: NativeLinear, gpt2: NativeGpt2) -> None:
+def test_the_chosen_word_is_the_likeliest_by_exact_logits(gpt2: NativeGpt2) -> None:
     model, case = made_up_model(True), Case.of(64)
     expected = case.expected(model)
     ranked = expected.logits[:, : model.word_count].topk(CANDIDATES).indices
@@ -213,18 +218,18 @@ def test_the_chosen_word_is_the_likeliest_by_exact_logits(linear: NativeLinear, 
     embeddings = model.embeddings.clone()
     embeddings[third] += expected.normed[[int((ranked[:, 2] == word).nonzero()[0]) for word in third]].float()
     changed = replace(model, embeddings=embeddings)
-    found = run(gpt2, held(linear, changed), case)
+    found = run(gpt2, held(gpt2, changed), case)
     assert_as_expected(found, changed, expected)
     assert (found.words != ranked[:, 0]).float().mean() > 0.3, "the rounded vocabulary would choose others"
 
 
 @needs_kernels
 @pytest.mark.parametrize("rows", [3, 70])
-def test_any_number_of_threads_gives_the_same(linear: NativeLinear, gpt2: NativeGpt2, rows: int) -> None:
-    model, case = held(linear, made_up_model(True)), Case.of(rows)
+def test_any_number_of_threads_gives_the_same(gpt2: NativeGpt2, variant: str, rows: int) -> None:
+    model, case = held(gpt2, made_up_model(True)), Case.of(rows)
     found = run(gpt2, model, case)
     for threads in (1, 3, 16, 0):
-        other = run(or_skip(native_gpt2(threads)), model, case)
+        other = run(steps(variant, threads), model, case)
         assert torch.equal(other.words, found.words)
         assert all(torch.equal(*pair) for pair in zip(other.present, found.present, strict=True))
         torch.testing.assert_close(other.log_probs, found.log_probs, rtol=0, atol=1e-5)
@@ -232,8 +237,8 @@ def test_any_number_of_threads_gives_the_same(linear: NativeLinear, gpt2: Native
 
 
 @needs_kernels
-def test_a_row_does_not_depend_on_the_others(linear: NativeLinear, gpt2: NativeGpt2) -> None:
-    model, case = held(linear, made_up_model(True)), Case.of(70)
+def test_a_row_does_not_depend_on_the_others(gpt2: NativeGpt2) -> None:
+    model, case = held(gpt2, made_up_model(True)), Case.of(70)
     together = run(gpt2, model, case)
     for row in (0, 15, 16, 69):
         one = [entry[row : row + 1].contiguous() for entry in case.past]
@@ -243,8 +248,8 @@ def test_a_row_does_not_depend_on_the_others(linear: NativeLinear, gpt2: NativeG
 
 
 @needs_kernels
-def test_callers_may_step_at_the_same_time(linear: NativeLinear, gpt2: NativeGpt2) -> None:
-    model = held(linear, made_up_model(True))
+def test_callers_may_step_at_the_same_time(gpt2: NativeGpt2) -> None:
+    model = held(gpt2, made_up_model(True))
     cases = [Case.of(rows) for rows in (1, 16, 40, 64)]
     alone = [run(gpt2, model, case) for case in cases]
     with ThreadPoolExecutor(len(cases)) as pool:
@@ -280,37 +285,38 @@ MISFITS: dict[str, Callable[[Model], Model]] = {
 
 @needs_kernels
 @pytest.mark.parametrize("name", MISFITS)
-def test_layers_that_do_not_fit_each_other_are_refused(linear: NativeLinear, gpt2: NativeGpt2, name: str) -> None:
+def test_layers_that_do_not_fit_each_other_are_refused(gpt2: NativeGpt2, name: str) -> None:
     with pytest.raises(BackendError, match="native kernels: invalid argument"):
-        run(gpt2, held(linear, MISFITS[name](made_up_model(True))), Case.of(2))
+        run(gpt2, held(gpt2, MISFITS[name](made_up_model(True))), Case.of(2))
 
 
 @needs_kernels
-def test_vectors_need_a_projection(linear: NativeLinear, gpt2: NativeGpt2) -> None:
+def test_vectors_need_a_projection(gpt2: NativeGpt2) -> None:
     with pytest.raises(BackendError, match="invalid argument"):
-        run(gpt2, held(linear, replace(made_up_model(True), projection=None)), Case.of(2, has_vectors=True))
+        run(gpt2, held(gpt2, replace(made_up_model(True), projection=None)), Case.of(2, has_vectors=True))
 
 
 @needs_kernels
 @pytest.mark.parametrize("shape", [(1, 8), (3, 8), (8,), (2, 9)])
-def test_scales_of_another_shape_are_refused(linear: NativeLinear, shape: tuple[int, ...]) -> None:
+def test_scales_of_another_shape_are_refused(gpt2: NativeGpt2, shape: tuple[int, ...]) -> None:
     layer = made_up(0, 2 * BLOCK, 8, False, rounds=False)
     with pytest.raises(BackendError, match="invalid argument: scales"):
-        linear.hold(replace(layer, scales=np.ones(shape, np.float32)))
+        gpt2.hold(replace(layer, scales=np.ones(shape, np.float32)))
 
 
 @needs_kernels
-def test_layers_whose_inputs_are_not_rounded_are_of_steps_alone(linear: NativeLinear) -> None:
+def test_layers_whose_inputs_are_not_rounded_are_of_steps_alone() -> None:
+    linear = or_skip(native_linear(threads=2))
     layer, memory = linear.hold(made_up(0, BLOCK, 8, False, rounds=False)), torch.zeros(1, BLOCK)
     with pytest.raises(BackendError, match="native kernels: invalid argument"):
         linear.run([layer], memory.data_ptr(), 0, 1, "f32", memory.data_ptr())
 
 
 @needs_kernels
-def test_the_c_interface_refuses_what_makes_no_sense(linear: NativeLinear, gpt2: NativeGpt2) -> None:
+def test_the_c_interface_refuses_what_makes_no_sense(gpt2: NativeGpt2) -> None:
     library = native_library()
     assert library is not None
-    model, case = held(linear, made_up_model(True)), Case.of(2)
+    model, case = held(gpt2, made_up_model(True)), Case.of(2)
     run(gpt2, model, case)  # sets the arguments' types
     memory = torch.zeros(2, 4096)
     place, size, address = memory.data_ptr(), ctypes.c_int64, ctypes.c_void_p
@@ -355,6 +361,27 @@ def test_the_c_interface_refuses_what_makes_no_sense(linear: NativeLinear, gpt2:
     assert step(None, place, None, 2, ctypes.byref(Cache(*good_cache)), 1, None) == INVALID_ARGUMENT
 
 
+@needs_kernels
+def test_layers_of_another_variant_are_refused() -> None:
+    if len(variants := gpt2_variants()) < 2:
+        pytest.skip("this processor supports no two variants")
+    one, other = map(steps, variants[:2])
+    model, case = made_up_model(True), Case.of(2)
+    mixed = held(one, model)
+    mixed.described.vocabulary = other.hold(model.vocabulary).handle
+    with pytest.raises(BackendError, match="invalid argument"):
+        run(one, mixed, case)
+    layer, memory = other.hold(made_up(0, BLOCK, 8, True, rounds=True)), torch.zeros(1, BLOCK)
+    with pytest.raises(BackendError, match="no such variant"):
+        or_skip(native_linear(1)).run([layer], memory.data_ptr(), 0, 1, "f32", memory.data_ptr())
+
+
+def test_variants_that_there_are_not_are_refused() -> None:
+    with pytest.raises(BackendError, match="no such variant"):
+        steps("mmx").hold(made_up(0, BLOCK, 8, False, rounds=False))
+
+
 def test_there_are_none_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("runtime.system.native_library.native_library", lambda: None)
     assert native_gpt2(1) is None
+    assert gpt2_variants() == []

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -22,14 +22,13 @@ from export.graphs.specs import decap_specs, decoder_specs
 from export.models.base import BundleNumbers, DecoderModel
 from export.models.decap_decoder import DecapConfig, DecapStep
 from runtime.backends.native_gpt2 import CANDIDATES, NativeGpt2, native_gpt2
-from runtime.backends.native_linear import NativeLinear, native_linear
 from runtime.backends.openvino import OpenVinoBackend
 from runtime.bundle import EngineFiles, HeldFile, Manifest
 from runtime.bundle.admission import EngineContract, admit, engine_contract
 from runtime.errors import BackendError, BundleError
 from runtime.system.machine import multiplies_bfloat16
 from tests.backends.native import or_skip
-from tests.backends.native_steps.definition import doubles
+from tests.backends.native_steps.definition import TorchGpt2
 from tests.export.graph_mutations import MUTATIONS
 from tests.exported_forms import BACKBONES, prompted_model, randomized
 from tests.robustness.graph_mutants import (
@@ -98,17 +97,16 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
 
 
 @pytest.fixture(params=["kernels", "torch"])
-def kernels(request: pytest.FixtureRequest) -> tuple[NativeLinear, NativeGpt2]:
+def kernels(request: pytest.FixtureRequest) -> NativeGpt2:
     if request.param == "torch":
-        return doubles()
-    return or_skip(native_linear(2)), or_skip(native_gpt2(2))
+        return cast(NativeGpt2, TorchGpt2())
+    return or_skip(native_gpt2(2))
 
 
 @pytest.fixture
-def open_step(kernels: tuple[NativeLinear, NativeGpt2], monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Any]:
+def open_step(kernels: NativeGpt2, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Any]:
     """Return the function that opens a graph's engine, None where the kernels cannot compute it."""
-    monkeypatch.setattr(native_steps, "native_linear", lambda _: kernels[0])
-    monkeypatch.setattr(native_steps, "native_gpt2", lambda _: kernels[1])
+    monkeypatch.setattr(native_steps, "native_gpt2", lambda _: kernels)
     return lambda path: native_step(read(path), files_of(path), threads=2)
 
 
@@ -214,9 +212,7 @@ def test_a_changed_graph_is_computed_as_it_says_or_left_to_openvino(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    linear, gpt2 = doubles()
-    monkeypatch.setattr(native_steps, "native_linear", lambda _: linear)
-    monkeypatch.setattr(native_steps, "native_gpt2", lambda _: gpt2)
+    monkeypatch.setattr(native_steps, "native_gpt2", lambda _: TorchGpt2())
     original = export("decap") / "decoder.onnx"
     content = onnx.load(original, load_external_data=False).SerializeToString()
     for data in original.parent.glob("*.data"):
@@ -288,7 +284,7 @@ def test_a_closed_step_says_so(export: Export, open_step: Callable[[Path], Nativ
 def test_a_failure_of_the_kernels_is_one_of_the_backend(
     export: Export,
     open_step: Callable[[Path], NativeStepEngine],
-    kernels: tuple[NativeLinear, NativeGpt2],
+    kernels: NativeGpt2,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(*_: object) -> None:
@@ -297,7 +293,7 @@ def test_a_failure_of_the_kernels_is_one_of_the_backend(
     path = export("decap") / "decoder.onnx"
     engine, inputs = open_step(path), step_inputs(path, 2)
     with monkeypatch.context() as patch:
-        patch.setattr(kernels[1], "choose", fail)
+        patch.setattr(kernels, "choose", fail)
         with pytest.raises(BackendError, match=r"decoder\.onnx: the native kernels failed: no memory"):
             engine.run(inputs)
     engine.run(inputs)
