@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from export.graphs.errors import ExportError
 from export.graphs.half_precision import emulate_bf16
+from export.graphs.weight_compression import round_weights
 from runtime.backends.imports import import_onnxruntime
 from runtime.bundle import GraphPrecision
 from runtime.bundle.graph_io import LOG_PROBS
@@ -35,8 +36,11 @@ of a wrong graph by about 1."""
 _ROUNDING_SPREAD = 3
 """How many times the difference that rounding makes to a module its graph may have: random weights can make a module
 that turns rounding into much more, by attention that is all or nothing for example."""
+_MOST_ROUNDING = 0.5
+"""What no rounding explains more than: a wrong graph differs by about 1."""
 _ROUNDED: dict[GraphPrecision, torch.dtype] = {"fp32": torch.float64, "fp16": torch.float16, "bf16": torch.bfloat16}
-"""What shows the rounding of a precision: weights in float16 or bfloat16, or all of it in float64 beside float32."""
+"""What shows the rounding of a precision: weights in float16 or bfloat16, or all of it in float64 beside float32. That
+of weights in 8 bits is shown by `round_weights`."""
 
 _MAX_LOG_PROB_ERROR: dict[GraphPrecision, float] = {
     "fp32": 1e-4,
@@ -76,8 +80,9 @@ def compare(path: Path, module: nn.Module, *cases: Sequence[Tensor], precision: 
                 continue
             difference = _difference(node.name, got, want.numpy())
             allowed = (_MAX_LOG_PROB_ERROR if node.name == LOG_PROBS else _MAX_ERROR)[precision]
-            if precision in _ROUNDED and allowed < difference:
-                allowed = max(allowed, _ROUNDING_SPREAD * _rounding(module, inputs, number, node.name, precision))
+            if (precision in _ROUNDED or precision == "int8_weights") and allowed < difference:
+                rounding = _ROUNDING_SPREAD * _rounding(module, inputs, number, node.name, precision)
+                allowed = max(allowed, min(rounding, _MOST_ROUNDING))
             if not difference <= allowed:
                 raise ExportError(
                     f"{path.name}: output {node.name} differs from its module by {difference:.1e}; "
@@ -89,12 +94,15 @@ def compare(path: Path, module: nn.Module, *cases: Sequence[Tensor], precision: 
 
 def _rounding(module: nn.Module, inputs: Sequence[Tensor], number: int, name: str, precision: GraphPrecision) -> float:
     """Return the difference that a precision makes to one of a module's outputs, as `compare` measures differences."""
-    dtype = _ROUNDED[precision]
-    changed = copy.deepcopy(module).to(dtype)
-    if dtype is torch.float64:
+    changed, inputs_of_changed = copy.deepcopy(module), list(inputs)
+    dtype = _ROUNDED.get(precision)
+    if dtype is None:
+        round_weights(changed)
+    elif dtype is torch.float64:
+        changed = changed.double()
         inputs_of_changed = [value.double() if value.is_floating_point() else value for value in inputs]
     else:
-        changed, inputs_of_changed = changed.float(), list(inputs)
+        changed = changed.to(dtype).float()
     with torch.inference_mode():
         outputs = [module(*inputs), changed(*inputs_of_changed)]
     got, want = ((one,) if isinstance(one, Tensor) else one for one in outputs)

@@ -20,10 +20,13 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import numpy.typing as npt
 import onnx_ir
+import torch
+from torch import nn
 
 from export.graphs.constants import ConstantPool, drop_unused_constants
 from export.graphs.qdq import CPU_WEIGHT_STEPS, FORMATS, ProductQuantizer
 from export.graphs.weight_layout import is_transposed
+from export.models.gpt2 import Conv1D
 
 BLOCK = 64
 """Inputs that share a scale: of 32, 64 and 128 the fastest in OpenVINO and near the fastest in ONNX Runtime."""
@@ -61,6 +64,17 @@ def compress_weights(model: onnx_ir.Model, columns: Mapping[str, npt.NDArray[np.
             _round_both_sides(graph, constants, quantizer, product, largest * _HEADROOM)
     drop_unused_constants(graph)
     model.opset_imports[""] = max(model.opset_imports[""], _BLOCKS_OPSET)
+
+
+@torch.no_grad()
+def round_weights(module: nn.Module) -> None:
+    """Round the weights of a module's layers to what their graph stores in 8 bits, in place."""
+    for layer in module.modules():
+        if isinstance(layer, (nn.Linear, Conv1D)):
+            columns = layer.weight.T if isinstance(layer, nn.Linear) else layer.weight
+            if len(columns) % BLOCK == 0:
+                steps, scales = _rounded(columns.numpy())
+                columns.copy_(torch.from_numpy(steps * scales.repeat(BLOCK, axis=0)))
 
 
 def _weight_products(graph: onnx_ir.Graph) -> Iterator[onnx_ir.Node]:

@@ -134,6 +134,36 @@ def test_a_graph_that_is_wrong_is_refused_too(graph: Path) -> None:
         compare(graph, other, (TOKENS, VECTORS), precision="int8_weights")
 
 
+GAIN = 5.0
+
+
+class AllOrNothing(nn.Module):
+    """A softmax of numbers so large that the rounding of weights decides it."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH, bias=False)
+        with torch.no_grad():
+            self.linear.weight.copy_(torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(seed)))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        return torch.softmax(self.linear(vectors) * GAIN, dim=-1)
+
+
+def test_rounding_that_a_module_makes_much_of_is_rounding(tmp_path: Path) -> None:
+    vectors = torch.randn(400, WIDTH, generator=torch.Generator().manual_seed(1))
+    io = GraphIo(
+        "sharp",
+        (TensorSpec("vectors", "float32", ("rows", WIDTH)),),
+        (TensorSpec("weights", "float32", ("rows", "width")),),
+    )
+    rows = {0: torch.export.Dim("rows", min=1)}
+    spec = GraphSpec(AllOrNothing().eval(), io, (vectors[:2],), (rows,), calibration=[], checks=[(vectors,)])
+    assert export_graph(spec, tmp_path, "int8_weights").max_error > 0.2
+    with pytest.raises(ExportError, match="at most .* is rounding"):
+        compare(tmp_path / "sharp.onnx", AllOrNothing(seed=1).eval(), (vectors,), precision="int8_weights")
+
+
 def test_beam_search_needs_a_decoder_of_its_own_precision(tmp_path: Path) -> None:
     config = DecapConfig(prefix_width=64, embed_dim=64, num_layers=1, vocab_size=100, text_vocab_size=90)
     greedy, beam = decap_specs(randomized(DecapStep(config)))
