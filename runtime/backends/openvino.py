@@ -95,6 +95,8 @@ class OpenVinoBackend:
             with files.opened_by_path():
                 graph = self._core.read_model(str(path))
                 if files.precision == "int8_weights" and (step := self._native_step(graph, files, concurrency)):
+                    del graph
+                    return_free_memory()
                     return step
                 nodes = self._use_native_kernels(graph, concurrency)
                 if nodes:

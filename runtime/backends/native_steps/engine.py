@@ -64,7 +64,8 @@ class NativeStepEngine:
         heads, _, head_width = self._entry
         rows = len(inputs[INPUT_IDS])
         present = [torch.empty(rows, heads, 1, head_width) for _ in self._present]
-        states, vectors = self._states(inputs), self._vectors(inputs)
+        vectors = self._vectors(inputs)
+        states = self._states(inputs, begins=vectors is not None)
         begin = StepInputs(rows, states.ctypes.data, None if vectors is None else vectors.data_ptr())
         cache = self._cache(inputs, rows, present)
         try:
@@ -89,13 +90,13 @@ class NativeStepEngine:
         self._gpt2.log_probs(model, begin, cache, log_probs.data_ptr())
         return {ALL_LOG_PROBS: log_probs}
 
-    def _states(self, inputs: Mapping[str, Tensor]) -> npt.NDArray[np.float32]:
-        """Return the states (R, E) before the blocks, but for the vectors' part in them."""
+    def _states(self, inputs: Mapping[str, Tensor], begins: bool) -> npt.NDArray[np.float32]:
+        """Return the states (R, E) before the blocks, but for the part of vectors that a caption begins with."""
         ids: npt.NDArray[np.int64] = inputs[INPUT_IDS].numpy()
         if not self._takes_vectors:
             return self._rows(self._embeddings, ids) + self._rows(self._positions, inputs[POSITION_IDS].numpy())
         position = self._rows(self._positions, inputs[POSITION].numpy())
-        if self._vectors(inputs) is not None:
+        if begins:
             return np.repeat(position, len(ids), axis=0)
         return self._rows(self._embeddings, ids) + position
 
@@ -123,9 +124,10 @@ class NativeStepEngine:
                 raise BackendError(f"{self._path}: {name}: expected {expected} of float32 in one piece, got {got}")
         positions = self._entry[1]
         if not self._takes_vectors:
-            mask = inputs[ATTENTION_MASK][:, :positions].numpy()
+            mask = inputs[ATTENTION_MASK].contiguous()[:, :positions].numpy()
         else:
             mask = (np.arange(positions) < inputs[POSITION].numpy())[None]
-        if mask.shape not in ((rows, positions), (1, positions)):
-            raise BackendError(f"{self._path}: a mask of {rows} rows and {positions} positions, got {mask.shape}")
+        if mask.shape not in ((rows, positions), (1, positions)) or mask.dtype != np.bool_:
+            expected_mask = f"expected a mask of {rows} rows and {positions} positions in bool"
+            raise BackendError(f"{self._path}: {expected_mask}, got {mask.shape} of {mask.dtype}")
         return StepCache(mask, [entry.data_ptr() for entry in past], [entry.data_ptr() for entry in present])

@@ -145,7 +145,7 @@ class TorchGpt2:
             [[_layer(one) for one in block] for block in blocks],
             gpt2.described.head_count,
             _layer(vocabulary),
-            torch.from_numpy(embeddings),
+            torch.tensor(embeddings),
             gpt2.described.word_count,
             None if projection is None else _layer(projection),
         )

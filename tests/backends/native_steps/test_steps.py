@@ -49,7 +49,7 @@ needs_bfloat16 = pytest.mark.skipif(not multiplies_bfloat16(), reason="this proc
 DECAP = DecapConfig(128, embed_dim=64, num_layers=2, vocab_size=101, text_vocab_size=90, max_new_tokens=8)
 MAX_ERROR = 0.05
 """The root mean square of differences, in parts of the values' if that is over 1: the kernels round to bfloat16."""
-MUTANTS = 60
+MUTANTS = 40
 """Of each kind of change."""
 CHANGES = {
     **{name: change for name, change in MUTATIONS.items() if name not in NEEDS_WEIGHTS},
@@ -270,6 +270,20 @@ def test_inputs_that_do_not_fit_are_refused(export: Export, open_step: Callable[
     with pytest.raises(BackendError, match=r"vectors: expected \(3, 128\) of float32, got \(2, 128\)"):
         engine.run({**first, "vectors": good["vectors"][:2]})
     engine.run(good)
+
+
+@pytest.mark.parametrize("wrong", ["rows", "positions", "dtype"])
+def test_masks_that_do_not_fit_are_refused(
+    wrong: str, export: Export, open_step: Callable[[Path], NativeStepEngine]
+) -> None:
+    path = export("prompted") / "decoder.onnx"
+    engine, good = open_step(path), step_inputs(path, 3)
+    mask = good["attention_mask"]
+    changed = {"rows": mask[:2], "positions": mask[:, :5], "dtype": mask.float()}[wrong]
+    with pytest.raises(BackendError, match="expected a mask of 3 rows and .* positions in bool, got"):
+        engine.run({**good, "attention_mask": changed})
+    transposed = mask.T.contiguous().T
+    assert_alike(engine.run({**good, "attention_mask": transposed}), engine.run(good))
 
 
 def test_a_closed_step_says_so(export: Export, open_step: Callable[[Path], NativeStepEngine]) -> None:
