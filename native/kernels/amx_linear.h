@@ -27,29 +27,18 @@ inline char *place_in_tiles(const TileRows &rows, int64_t depth, int64_t row, in
            k % kInputMultiple;
 }
 
-template <typename Element>
-void quantize_row(const LinearLayer &layer, const Element *row, int64_t number, const TileRows &to) {
-    const int64_t depth = layer.depth();
-    if (!layer.norm_weights) {
-        const __m512 steps = _mm512_set1_ps(layer.steps_per_unit);
-        for (int64_t k = 0; k < layer.input_width; k += 16) {
-            const __m128i rounded = to_steps(_mm512_mul_ps(load_values(row + k), steps));
-            _mm_store_si128(reinterpret_cast<__m128i *>(place_in_tiles(to, depth, number, k)), rounded);
-        }
-        return;
-    }
-    const Normalization norm = normalization(row, layer.input_width, layer.norm_epsilon);
-    for (int64_t k = 0; k < layer.input_width; k += 16) {
-        const __m512 normalized = _mm512_mul_ps(_mm512_sub_ps(load_values(row + k), norm.mean), norm.inverse);
-        const __m512 weights = _mm512_load_ps(layer.norm_weights + k);
-        const __m512 steps = _mm512_fmadd_ps(normalized, weights, _mm512_load_ps(layer.norm_biases + k));
-        _mm_store_si128(reinterpret_cast<__m128i *>(place_in_tiles(to, depth, number, k)), to_steps(steps));
-    }
+// Puts 16 inputs of a row where they go.
+inline void store_steps(const TileRows &rows, const LinearLayer &layer, int64_t row, int64_t k, __m512 steps) {
+    char *place = place_in_tiles(rows, layer.depth(), row, k);
+    _mm_store_si128(reinterpret_cast<__m128i *>(place), to_steps(steps));
 }
 
 template <typename Element>
 void quantize_rows(const LinearLayer &layer, const Element *inputs, const TileRows &to) {
-    for (int64_t row = 0; row < to.rows; ++row) quantize_row(layer, inputs + row * layer.input_width, row, to);
+    for (int64_t row = 0; row < to.rows; ++row) {
+        scale_row(layer, inputs + row * layer.input_width,
+                  [&](int64_t k, __m512 steps) { store_steps(to, layer, row, k, steps); });
+    }
     for (int64_t row = to.rows; row < round_up(to.rows, kRows); ++row) {
         for (int64_t k = 0; k < layer.input_width; k += kInputMultiple) {
             std::memset(place_in_tiles(to, layer.depth(), row, k), 0, kInputMultiple);

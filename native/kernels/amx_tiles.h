@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "cpu_avx512.h"
 #include "scratch.h"
 
 namespace patchcaption {
@@ -25,8 +26,7 @@ inline bool has_amx() {
         unsigned a, b, c, d;
         __asm__("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(7), "c"(0));
         const bool has_tiles = (d >> 24 & 1) && (d >> 22 & 1) && (d >> 25 & 1);  // AMX-TILE, AMX-BF16, AMX-INT8
-        return has_tiles && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bf16") &&
+        return has_tiles && has_avx512() && __builtin_cpu_supports("avx512bf16") &&
                __builtin_cpu_supports("avx512vbmi") && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
     }();
     return granted;

@@ -63,6 +63,11 @@ inline void pack_blocks(const int8_t *weights, const LinearLayer &layer) {
     }
 }
 
+inline void pack_weights(const int8_t *weights, const LinearLayer &layer) {
+    if (layer.rounds_inputs()) pack_tiles(weights, layer);
+    else pack_blocks(weights, layer);
+}
+
 inline __m512 load_values(const float *from) { return _mm512_loadu_ps(from); }
 inline __m512 load_values(const uint16_t *from) {
     const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(from));
@@ -87,6 +92,22 @@ Normalization normalization(const Element *row, int64_t width, float epsilon) {
     }
     const float variance = _mm512_reduce_add_ps(squares) / static_cast<float>(width);
     return {mean, _mm512_set1_ps(1 / std::sqrt(variance + epsilon))};
+}
+
+// Calls store(k, steps) for each 16 inputs of a row, normed if the layer begins so, in steps.
+template <typename Element, typename Store>
+void scale_row(const LinearLayer &layer, const Element *row, const Store &store) {
+    if (!layer.norm_weights) {
+        const __m512 per_unit = _mm512_set1_ps(layer.steps_per_unit);
+        for (int64_t k = 0; k < layer.input_width; k += 16) store(k, _mm512_mul_ps(load_values(row + k), per_unit));
+        return;
+    }
+    const Normalization norm = normalization(row, layer.input_width, layer.norm_epsilon);
+    for (int64_t k = 0; k < layer.input_width; k += 16) {
+        const __m512 normalized = _mm512_mul_ps(_mm512_sub_ps(load_values(row + k), norm.mean), norm.inverse);
+        const __m512 weights = _mm512_load_ps(layer.norm_weights + k);
+        store(k, _mm512_fmadd_ps(normalized, weights, _mm512_load_ps(layer.norm_biases + k)));
+    }
 }
 
 // Fetches memory into the second-level cache, a few lines a step.

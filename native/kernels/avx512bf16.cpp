@@ -5,6 +5,7 @@
 // it. Those rows are gathered, and go through the float32 scan. Where most rows matter, blocks skip this.
 //
 // Shapes: as in scan_interface.h; G = padded R / 16 the groups of queries.
+#include "cpu_avx512.h"
 #include "int8_avx512.h"
 
 namespace patchcaption {
@@ -12,12 +13,6 @@ namespace {
 
 constexpr int64_t kBf16TileRows = 16;
 constexpr int64_t kSkippedBlocks = 15;  // that follow one of which most rows matter
-
-bool is_supported() {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
-}
 
 // The scratch memory of one thread.
 struct Bf16Scratch {
@@ -234,5 +229,6 @@ void bf16_scan(const patchcaption_bank &bank, const QueryBatch &batch, int64_t b
 }
 
 }  // namespace
-const Variant kAvx512Bf16 = {"avx512bf16", 0, is_supported, scratch_bytes, bf16_scan, simd_logits, simd_accumulate};
+const Variant kAvx512Bf16 = {"avx512bf16", 0,           has_avx512_vnni_bf16, scratch_bytes,
+                             bf16_scan,    simd_logits, simd_accumulate};
 }  // namespace patchcaption

@@ -5,7 +5,6 @@
 #include <array>
 #include <cmath>
 #include <limits>
-#include <type_traits>
 
 #include "gpt2_interface.h"
 #include "linear_handle.h"
@@ -111,6 +110,10 @@ void merge(WordChoice &chosen, const WordChoice &other) {
     }
 }
 
+int64_t panel_tasks(const LinearLayer &layer, int64_t threads) {
+    return std::min(layer.panels(), kTasksPerThread * threads);
+}
+
 // The arguments of a step, and the memory between its layers.
 struct Step {
     const Gpt2Variant &variant;
@@ -135,7 +138,7 @@ struct Step {
           width(gpt2.vocabulary->layer.input_width),
           rows(rows),
           threads(threads),
-          vocabulary_parts(std::min(gpt2.vocabulary->layer.panels(), kTasksPerThread * threads)),
+          vocabulary_parts(panel_tasks(gpt2.vocabulary->layer, threads)),
           scratch_bytes(round_up(variant.scratch_bytes(cache.position_count), kAlignment)),
           states(allocate<float>(multiply(rows, width))),
           queries(allocate<float>(multiply(rows, width))),
@@ -201,7 +204,7 @@ class Member {
                                       cache.is_attended,
                                       cache.attended_stride};
         put(block.attention_inputs, step_.states.get());
-        share_panels(block.attention_inputs, [&](PanelRange panels) {
+        share_panels(block.attention_inputs, [&](PanelRange panels, int64_t) {
             variant_.multiply(block.attention_inputs, step_.tile_rows(), panels, parts, step_.width, scratch_);
         });
         share_rows([&](RowRange rows) {
@@ -213,7 +216,7 @@ class Member {
     void pass_mlp(const Block &block) {
         const TileRows hidden{step_.wide_tiles.get(), step_.rows};
         put(block.mlp_inputs, step_.states.get());
-        share_panels(block.mlp_inputs, [&](PanelRange panels) {
+        share_panels(block.mlp_inputs, [&](PanelRange panels, int64_t) {
             variant_.multiply_gelu(block.mlp_inputs, block.mlp_outputs, step_.tile_rows(), panels, hidden.tiles,
                                    scratch_);
         });
@@ -261,7 +264,7 @@ class Member {
     }
 
     void add(const LinearLayer &layer, const TileRows &rows) {
-        share_panels(layer, [&](PanelRange panels) {
+        share_panels(layer, [&](PanelRange panels, int64_t) {
             variant_.multiply_add(layer, rows, panels, step_.states.get(), scratch_);
         });
     }
@@ -275,11 +278,10 @@ class Member {
 
     template <typename Work>
     void share_panels(const LinearLayer &layer, Work work) {
-        const int64_t tasks = std::min(layer.panels(), kTasksPerThread * step_.threads);
+        const int64_t tasks = panel_tasks(layer, step_.threads);
         team_.share(tasks, [&](int64_t task) {
             const PanelRange panels{layer.panels() * task / tasks, layer.panels() * (task + 1) / tasks};
-            if constexpr (std::is_invocable_v<Work, PanelRange, int64_t>) work(panels, task);
-            else work(panels);
+            work(panels, task);
         });
     }
 

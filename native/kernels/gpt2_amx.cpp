@@ -83,8 +83,8 @@ struct AmxProducts {
         _mm256_store_si256(reinterpret_cast<__m256i *>(place), (__m256i)_mm512_cvtneps_pbh(values));
     }
 
-    static void store_steps(char *tiles, const LinearLayer &layer, int64_t row, int64_t k, __m128i steps) {
-        _mm_store_si128(reinterpret_cast<__m128i *>(place_in_tiles({tiles, 0}, layer.depth(), row, k)), steps);
+    static void store_steps(char *tiles, const LinearLayer &layer, int64_t row, int64_t k, __m512 steps) {
+        patchcaption::store_steps({tiles, 0}, layer, row, k, steps);
     }
 
     template <typename Sink>

@@ -148,21 +148,13 @@ struct Steps {
 
     static void put(const LinearLayer &layer, const float *inputs, RowRange rows, char *tiles, float *normed) {
         const int64_t width = layer.input_width;
-        const __m512 per_unit = _mm512_set1_ps(layer.steps_per_unit), step = _mm512_set1_ps(1 / layer.steps_per_unit);
+        const __m512 step = _mm512_set1_ps(1 / layer.steps_per_unit);
         for (int64_t row = rows.first; row < rows.last; ++row) {
-            const float *values = inputs + row * width;
-            Normalization norm{_mm512_setzero_ps(), per_unit};
-            if (layer.norm_weights) norm = normalization(values, width, layer.norm_epsilon);
-            for (int64_t k = 0; k < width; k += 16) {
-                __m512 steps = _mm512_mul_ps(_mm512_sub_ps(load_values(values + k), norm.mean), norm.inverse);
-                if (layer.norm_weights) {
-                    const __m512 weights = _mm512_load_ps(layer.norm_weights + k);
-                    steps = _mm512_fmadd_ps(steps, weights, _mm512_load_ps(layer.norm_biases + k));
-                }
-                if (layer.rounds_inputs()) Products::store_steps(tiles, layer, row, k, to_steps(steps));
+            scale_row(layer, inputs + row * width, [&](int64_t k, __m512 steps) {
+                if (layer.rounds_inputs()) Products::store_steps(tiles, layer, row, k, steps);
                 else Products::store_bf16(tiles, layer, row, k, steps);
                 if (normed) _mm512_storeu_ps(normed + row * width + k, _mm512_mul_ps(steps, step));
-            }
+            });
         }
     }
 

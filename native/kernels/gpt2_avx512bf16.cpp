@@ -10,6 +10,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "cpu_avx512.h"
 #include "gpt2_avx512.h"
 
 namespace patchcaption {
@@ -25,15 +26,9 @@ constexpr int64_t kQuads = kInputMultiple / 4;    // of a tile of weights
 constexpr int64_t kTileBytes = kQuads * kQuadBytes;
 constexpr int kMostRows = 8;  // whose sums of 32 outputs, or twice as many of 16, stay in registers
 
-bool is_supported() {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
-}
-
 void pack(const int8_t *weights, const LinearLayer &layer) {
-    if (!layer.rounds_inputs()) return pack_blocks(weights, layer);
-    pack_tiles(weights, layer);
+    pack_weights(weights, layer);
+    if (!layer.rounds_inputs()) return;
     const __m512i sign = _mm512_set1_epi8(static_cast<char>(0x80));
     const int64_t bytes = layer.panels() * kPanelWidth * layer.input_width;
     for (char *line = layer.weights; line < layer.weights + bytes; line += kLineBytes) {
@@ -126,8 +121,8 @@ struct Avx512Products {
         _mm256_storeu_si256(reinterpret_cast<__m256i *>(place), (__m256i)_mm512_cvtneps_pbh(values));
     }
 
-    static void store_steps(char *rows, const LinearLayer &layer, int64_t row, int64_t k, __m128i steps) {
-        _mm_storeu_si128(reinterpret_cast<__m128i *>(rows + row * row_bytes(layer) + k), steps);
+    static void store_steps(char *rows, const LinearLayer &layer, int64_t row, int64_t k, __m512 steps) {
+        _mm_storeu_si128(reinterpret_cast<__m128i *>(rows + row * row_bytes(layer) + k), to_steps(steps));
     }
 
     template <typename Sink>
@@ -200,7 +195,7 @@ struct Avx512Products {
 
 }  // namespace
 
-const Packing kPackedAvx512 = {"avx512bf16", is_supported, pack};
+const Packing kPackedAvx512 = {"avx512bf16", has_avx512_vnni_bf16, pack};
 const Gpt2Variant kGpt2Avx512 = Steps<Avx512Products>::variant(kPackedAvx512);
 
 }  // namespace patchcaption

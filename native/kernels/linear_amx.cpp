@@ -32,11 +32,6 @@ void quantize(const LinearLayer &layer, const LinearArrays &arrays, int64_t firs
     else quantize_rows(layer, static_cast<const float *>(arrays.inputs) + offset, to);
 }
 
-void pack(const int8_t *weights, const LinearLayer &layer) {
-    if (layer.rounds_inputs()) pack_tiles(weights, layer);
-    else pack_blocks(weights, layer);
-}
-
 // x * F(x), where the normal distribution F is 1/2 + x * a polynomial of x**2 between -4.1 and 4.1, and beyond 0 or 1.
 inline __m512 gelu(__m512 x) {
     constexpr float kTerms[] = {0.398412019f,    -0.0654393882f,   0.00924947858f, -0.000938115991f,
@@ -123,7 +118,7 @@ void multiply_for(const LinearLayer &layer, const TileRows &rows, const LinearLa
 
 }  // namespace
 
-const Packing kPackedAmx = {"amx", has_amx, pack};
+const Packing kPackedAmx = {"amx", has_amx, pack_weights};
 const LinearVariant kLinearAmx = {&kPackedAmx, kRows, kScratchBytes, tile_bytes, quantize, multiply, multiply_for};
 
 }  // namespace patchcaption

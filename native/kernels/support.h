@@ -71,6 +71,7 @@ void run_in_threads(int64_t count, Work work) {
     try {
         for (int64_t thread = 1; thread < count; ++thread) threads.emplace_back(run, thread);
     } catch (const std::system_error &) {
+    } catch (const std::bad_alloc &) {  // those that run are to be joined
     }
     run(0);
     for (std::thread &thread : threads) thread.join();
@@ -132,21 +133,11 @@ class TeamMember {
     uint64_t list_ = 0;
 };
 
-// Calls work(member, 0) to work(member, size - 1), each in a thread of its own, the first in the caller's, or fewer
-// where the system refuses a thread.
+// Calls work(member, 0) to work(member, size - 1), each in a thread of its own, as `run_in_threads` does.
 template <typename Work>
 void run_in_team(int64_t size, Work work) {
     TeamState state;
-    std::vector<std::thread> threads;
-    threads.reserve(size);
-    const auto run = [&](int64_t number) { work(TeamMember(state), number); };
-    try {
-        for (int64_t number = 1; number < size; ++number) threads.emplace_back(run, number);
-    } catch (const std::system_error &) {
-    } catch (const std::bad_alloc &) {
-    }
-    run(0);
-    for (std::thread &thread : threads) thread.join();
+    run_in_threads(size, [&](int64_t number) { work(TeamMember(state), number); });
 }
 
 // The status of a call's work: no exception may leave the library. Those that are not std::bad_alloc come from reading
