@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,14 @@ _ROUNDING_SPREAD = 3
 that turns rounding into much more, by attention that is all or nothing for example."""
 _MOST_ROUNDING = 0.5
 """What no rounding explains more than: a wrong graph differs by about 1."""
-_ROUNDED: dict[GraphPrecision, torch.dtype] = {"fp32": torch.float64, "fp16": torch.float16, "bf16": torch.bfloat16}
-"""What shows the rounding of a precision: weights in float16 or bfloat16, or all of it in float64 beside float32. That
-of weights in 8 bits is shown by `round_weights`."""
+_ROUND: dict[GraphPrecision, Callable[[nn.Module], object]] = {
+    "fp32": lambda module: module.double(),
+    "fp16": lambda module: module.half().float(),
+    "bf16": lambda module: module.bfloat16().float(),
+    "int8_weights": round_weights,
+}
+"""What shows the rounding of a precision, of a module in place: weights as they are stored, or for float32 all of it in
+float64."""
 
 _MAX_LOG_PROB_ERROR: dict[GraphPrecision, float] = {
     "fp32": 1e-4,
@@ -80,7 +85,7 @@ def compare(path: Path, module: nn.Module, *cases: Sequence[Tensor], precision: 
                 continue
             difference = _difference(node.name, got, want.numpy())
             allowed = (_MAX_LOG_PROB_ERROR if node.name == LOG_PROBS else _MAX_ERROR)[precision]
-            if (precision in _ROUNDED or precision == "int8_weights") and allowed < difference:
+            if precision in _ROUND and allowed < difference:
                 rounding = _ROUNDING_SPREAD * _rounding(module, inputs, number, node.name, precision)
                 allowed = max(allowed, min(rounding, _MOST_ROUNDING))
             if not difference <= allowed:
@@ -95,14 +100,9 @@ def compare(path: Path, module: nn.Module, *cases: Sequence[Tensor], precision: 
 def _rounding(module: nn.Module, inputs: Sequence[Tensor], number: int, name: str, precision: GraphPrecision) -> float:
     """Return the difference that a precision makes to one of a module's outputs, as `compare` measures differences."""
     changed, inputs_of_changed = copy.deepcopy(module), list(inputs)
-    dtype = _ROUNDED.get(precision)
-    if dtype is None:
-        round_weights(changed)
-    elif dtype is torch.float64:
-        changed = changed.double()
+    _ROUND[precision](changed)
+    if precision == "fp32":
         inputs_of_changed = [value.double() if value.is_floating_point() else value for value in inputs]
-    else:
-        changed = changed.to(dtype).float()
     with torch.inference_mode():
         outputs = [module(*inputs), changed(*inputs_of_changed)]
     got, want = ((one,) if isinstance(one, Tensor) else one for one in outputs)
