@@ -9,17 +9,11 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 from runtime.backends.native_gpt2 import HEAD_WIDTH_MULTIPLE
 from runtime.backends.native_linear import LinearLayer
-from runtime.backends.openvino_nodes.products import (
-    CompressedProduct,
-    QuantizedProduct,
-    compressed_products,
-    norm_of,
-    quantized_products,
-)
+from runtime.backends.openvino_nodes.products import WeightProduct, norm_of, residual_after
 from runtime.backends.openvino_nodes.reading import (
     NamedValues,
     Pattern,
@@ -57,9 +51,6 @@ class StepAttention:
     attended: Any
 
 
-Products: TypeAlias = "Sequence[QuantizedProduct | CompressedProduct]"
-
-
 class BlockLayers(NamedTuple):
     """The layers of a block: those of inputs begin with a norm, and a GELU (its tanh form) follows the MLP's."""
 
@@ -79,12 +70,7 @@ class StepBlock:
     outputs: Any
 
 
-def products_of(model: Any) -> Products:
-    """Return the products of a graph with weights in 8 bits."""
-    return [*quantized_products(model), *compressed_products(model)]
-
-
-def blocks_of(model: Any, products: Products) -> list[StepBlock]:
+def blocks_of(model: Any, products: Sequence[WeightProduct]) -> list[StepBlock]:
     """Return the blocks of a step, of which each reads what the one before it computes; none if others lie between."""
     attentions = [attention for product in products if (attention := _attention(product.source)) is not None]
     blocks = [block for attention in attentions if (block := _block(attention, products)) is not None]
@@ -94,7 +80,7 @@ def blocks_of(model: Any, products: Products) -> list[StepBlock]:
     return blocks if len(blocks) == softmaxes and follow_each_other and one_mask else []
 
 
-def _block(attention: StepAttention, products: Products) -> StepBlock | None:
+def _block(attention: StepAttention, products: Sequence[WeightProduct]) -> StepBlock | None:
     """Return the block that an attention is part of."""
     first = _one(product for product in products if product.result == attention.packed)
     second = _one(product for product in products if product.source == attention.attended)
@@ -102,9 +88,9 @@ def _block(attention: StepAttention, products: Products) -> StepBlock | None:
     if first is None or second is None or normed is None:
         return None
     inputs, norm = normed
-    between = _sum(inputs, second.result)
+    between = _sum(inputs, second)
     mlp = None if between is None else _mlp(between, products)
-    if mlp is None or not isinstance(second, CompressedProduct):
+    if mlp is None or second.layer.input_scale > 0:
         return None
     layers = BlockLayers(replace(first.layer, norm=norm), second.layer, *mlp.layers)
     return StepBlock(inputs, attention, layers, mlp.outputs)
@@ -115,7 +101,7 @@ class _MlpOfBlock(NamedTuple):
     outputs: Any
 
 
-def _mlp(inputs: Any, products: Products) -> _MlpOfBlock | None:
+def _mlp(inputs: Any, products: Sequence[WeightProduct]) -> _MlpOfBlock | None:
     """Return the norm, two layers and sum that follow the states (R, E) between attention and MLP."""
     for product in products:
         normed = norm_of(product.source)
@@ -127,8 +113,8 @@ def _mlp(inputs: Any, products: Products) -> _MlpOfBlock | None:
         if following[0].get_attributes()["approximation_mode"] != "TANH":
             return None
         second = _one(other for other in products if other.source == following[0].output(0))
-        outputs = None if second is None else _sum(inputs, second.result)
-        if outputs is None or not isinstance(second, CompressedProduct):
+        outputs = None if second is None else _sum(inputs, second)
+        if second is None or outputs is None or second.layer.input_scale > 0:
             return None
         return _MlpOfBlock((replace(product.layer, norm=normed[1]), second.layer), outputs)
     return None
@@ -225,13 +211,10 @@ def _is_mask(value: Any, past: Any) -> bool:
     return len(shape) == 1 or [size(value, axis) for axis in range(1, len(shape))] == [1, 1, positions]
 
 
-def _sum(one: Any, other: Any) -> Any | None:
-    """Return the port of the sum of two values, of which the second is read for nothing else."""
-    following = users(other)
-    if len(following) != 1 or following[0].get_type_name() != "Add":
-        return None
-    operands = [following[0].input_value(place) for place in (0, 1)]
-    return following[0].output(0) if operands in ([one, other], [other, one]) else None
+def _sum(states: Any, product: WeightProduct) -> Any | None:
+    """Return the port of the sum of states and a product, which is read for nothing else."""
+    residual, result = residual_after(product.result)
+    return result if residual == states else None
 
 
 def _one(found: Iterable[Any]) -> Any | None:

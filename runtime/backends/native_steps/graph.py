@@ -5,16 +5,17 @@ Shapes: R rows, D vector width, E decoder width, H heads, P positions, V vocabul
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from runtime.backends.native_linear import Floats, LinearLayer
-from runtime.backends.native_steps.blocks import BlockLayers, Products, StepBlock, blocks_of, products_of
+from runtime.backends.native_steps.blocks import BlockLayers, StepBlock, blocks_of
 from runtime.backends.native_steps.next_token import StepOutputs, result_of
-from runtime.backends.openvino_nodes.products import norm_of
-from runtime.backends.openvino_nodes.reading import constant, lead_back, size
+from runtime.backends.openvino_nodes.products import WeightProduct, norm_of, weight_products
+from runtime.backends.openvino_nodes.reading import Pattern, constant, counts_up, is_made_by, lead_back, size
 from runtime.bundle.graph_io import (
     ATTENTION_MASK,
     INPUT_IDS,
@@ -60,7 +61,7 @@ class _FirstStates:
 
 def read_step(model: Any) -> StepGraph | None:
     """Return the step that a graph is; None if the native kernels cannot compute it."""
-    products = products_of(model)
+    products = weight_products(model)
     blocks = blocks_of(model, products)
     results = {name: result.input_value(0) for result in model.get_results() for name in result.input_value(0).names}
     if not blocks or not _has_cache(results, blocks):
@@ -90,7 +91,7 @@ def _has_cache(results: dict[str, Any], blocks: list[StepBlock]) -> bool:
     return reads and all(results.get(name) == entry for entry, name in made)
 
 
-def _first_states(states: Any, products: Products) -> _FirstStates | None:
+def _first_states(states: Any, products: Sequence[WeightProduct]) -> _FirstStates | None:
     """Return how the states before the blocks are made: of words or a vector, and of positions."""
     added = states.get_node()
     if added.get_type_name() != "Add":
@@ -111,7 +112,7 @@ def _first_states(states: Any, products: Products) -> _FirstStates | None:
     return _FirstStates(embeddings, array, projection)
 
 
-def _projection(select: Node, products: Products) -> LinearLayer | None:
+def _projection(select: Node, products: Sequence[WeightProduct]) -> LinearLayer | None:
     """Return the projection of vectors that a node selects at position 0."""
     is_first, projected = select.input_value(0).get_node(), select.input_value(1)
     found = [product for product in products if product.result == projected]
@@ -140,11 +141,8 @@ def _attends_to_past(block: StepBlock, first: _FirstStates) -> bool:
     """Return whether a mask is that of all positions before one's own, or of an input but for its last entry."""
     mask, positions = block.attention.is_attended, len(first.positions)
     if first.projection is not None:
-        less = mask.get_node()
-        if less.get_type_name() != "Less" or not _is_parameter(less.input_value(1), POSITION):
-            return False
-        entries = constant(less.input_value(0))
-        return entries is not None and entries.tolist() == list(range(positions))
+        is_before: Pattern = ("Less", counts_up, lambda value: _is_parameter(value, POSITION))
+        return is_made_by(mask, is_before) and size(mask, 0) == positions
     chain = list(lead_back(mask, ("Unsqueeze", "Slice")))
     if len(chain) != 2 or not _is_parameter(chain[1].input_value(0), ATTENTION_MASK):
         return False

@@ -6,13 +6,14 @@ Shapes: R rows, E width, V vocabulary, C candidates.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 from runtime.backends.native_gpt2 import CANDIDATES
-from runtime.backends.openvino_nodes.products import CompressedProduct, QuantizedProduct
+from runtime.backends.openvino_nodes.products import WeightProduct
 from runtime.backends.openvino_nodes.reading import (
     NamedValues,
     Pattern,
+    counts_up,
     follow,
     is_last_axis_of,
     is_made_by,
@@ -21,8 +22,6 @@ from runtime.backends.openvino_nodes.reading import (
     users,
 )
 from runtime.bundle.graph_io import ALL_LOG_PROBS, LOG_PROBS, NEXT_TOKEN_IDS
-
-Product: TypeAlias = "QuantizedProduct | CompressedProduct"
 
 _LAST = is_last_axis_of(2)
 
@@ -49,7 +48,7 @@ class _Candidates:
     logits: Any
 
 
-def result_of(results: dict[str, Any], product: Product, embeddings: Any) -> StepOutputs | None:
+def result_of(results: dict[str, Any], product: WeightProduct, embeddings: Any) -> StepOutputs | None:
     """Return what a step does with its logits; None if it is none of what the kernels do.
 
     Args:
@@ -119,7 +118,7 @@ def _searched_words(chosen: Any, logits: Any) -> int | None:
     """Return how many words are searched, where ``chosen`` are all of the blocks with the largest maxima."""
     found = NamedValues()
     first: Pattern = ("Multiply", ("Unsqueeze", found.named("blocks"), is_number(2)), found.named("width"))
-    if not is_made_by(chosen, ("Reshape", ("Add", first, _counts_up))):
+    if not is_made_by(chosen, ("Reshape", ("Add", first, counts_up))):
         return None
     best = found["blocks"].get_node()
     maxima = best.input_value(0)
@@ -133,12 +132,6 @@ def _searched_words(chosen: Any, logits: Any) -> int | None:
     if width is None or not takes_best or not is_number(width)(found["width"]) or size(chosen, 1) != taken * width:
         return None
     return count * width
-
-
-def _counts_up(value: Any) -> bool:
-    """Return whether a value is 0, 1, 2 and so on."""
-    array = value.get_node().data if value.get_node().get_type_name() == "Constant" else None
-    return array is not None and array.ravel().tolist() == list(range(array.size))
 
 
 def _takes_largest(best: Any, count: int) -> bool:

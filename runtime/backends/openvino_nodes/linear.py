@@ -17,8 +17,14 @@ from openvino import opset13
 
 from runtime.backends.native_linear import LinearLayer, NativeLayer, NativeLinear, Norm
 from runtime.backends.openvino_nodes.base import NativeNode, NativeNodes, address
-from runtime.backends.openvino_nodes.products import QuantizedProduct, norm_of, quantized_products, vector_operand
-from runtime.backends.openvino_nodes.reading import constant, size, users
+from runtime.backends.openvino_nodes.products import (
+    QuantizedProduct,
+    norm_of,
+    quantized_products,
+    residual_after,
+    vector_operand,
+)
+from runtime.backends.openvino_nodes.reading import size, users
 
 MIN_TOKENS = 600
 """Of fewer OpenVINO itself is as fast or faster."""
@@ -112,7 +118,7 @@ def _matches(model: Any, min_tokens: int) -> Iterator[_LayersInGraph]:
             result = products[second].result
             layers.append(products[second].layer)
         result, layers[-1] = _scale_after(result, layers[-1])
-        residual, result = _residual_after(result)
+        residual, result = residual_after(result)
         yield _LayersInGraph(inputs, residual, result, tuple(layers))
 
 
@@ -161,17 +167,3 @@ def _scale_after(result: Any, layer: LinearLayer) -> tuple[Any, LinearLayer]:
     factors = factors.ravel()
     scaled = replace(layer, scales=layer.scales * factors, biases=layer.biases * factors)
     return following[0].output(0), scaled
-
-
-def _residual_after(result: Any) -> tuple[Any | None, Any]:
-    """Return what alone a result is added to, of the same shape, and the sum; without it None and the result."""
-    following = users(result)
-    if len(following) != 1 or following[0].get_type_name() != "Add":
-        return None, result
-    operands = [following[0].input_value(place) for place in (0, 1)]
-    if not any(operand == result for operand in operands):
-        return None, result
-    other = operands[1] if operands[0] == result else operands[0]
-    if constant(other) is not None or other.get_partial_shape() != result.get_partial_shape():
-        return None, result
-    return other, following[0].output(0)

@@ -20,33 +20,29 @@ _TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
-class QuantizedProduct:
-    """A product in a graph.
+class WeightProduct:
+    """A product in a graph whose weight is in 8 bits.
 
     Attributes:
-        source: the port of the activations before they are rounded (..., K).
-        rounding: the node that rounds them.
+        source: the port of the activations (..., K), before they are rounded if they are.
         result: the port of the product, with its bias if it has one (..., N).
+        layer: its input scale is 0 where activations are not rounded, and the weight has one for each block of inputs.
     """
 
     source: Any
-    rounding: Any
     result: Any
     layer: LinearLayer
 
 
 @dataclass(frozen=True)
-class CompressedProduct:
-    """A product in a graph whose weight alone is in 8 bits, a scale for each block of inputs.
+class QuantizedProduct(WeightProduct):
+    """One whose activations are rounded too, by one scale.
 
     Attributes:
-        source: the port of the activations (..., K).
-        result: the port of the product, with its bias if it has one (..., N).
+        rounding: the node that rounds them.
     """
 
-    source: Any
-    result: Any
-    layer: LinearLayer
+    rounding: Any
 
 
 def quantized_products(model: Any) -> list[QuantizedProduct]:
@@ -66,23 +62,28 @@ def _product(matmul: Any) -> QuantizedProduct | None:
     steps, scales = weight
     result, biases = _biased(matmul.output(0), steps.shape[1])
     layer = LinearLayer(steps, scales * input_scale, biases, float(input_scale))
-    return QuantizedProduct(rounding.input_value(0), rounding, result, layer)
+    return QuantizedProduct(rounding.input_value(0), result, layer, rounding)
 
 
-def compressed_products(model: Any) -> list[CompressedProduct]:
+def weight_products(model: Any) -> list[WeightProduct]:
+    """Return the products of a graph with weights in 8 bits."""
+    return [*quantized_products(model), *compressed_products(model)]
+
+
+def compressed_products(model: Any) -> list[WeightProduct]:
     """Return the products of a graph with weights in blocks of 8 bits, in the order in which they are computed."""
     products = (_compressed(node) for node in model.get_ordered_ops() if node.get_type_name() == "MatMul")
     return [product for product in products if product is not None]
 
 
-def _compressed(matmul: Any) -> CompressedProduct | None:
+def _compressed(matmul: Any) -> WeightProduct | None:
     attributes = matmul.get_attributes()
     weight = _compressed_weight(matmul.input_value(1))
     if attributes["transpose_a"] or attributes["transpose_b"] or weight is None:
         return None
     steps, scales = weight
     result, biases = _biased(matmul.output(0), steps.shape[1])
-    return CompressedProduct(matmul.input_value(0), result, LinearLayer(steps, scales, biases, input_scale=0.0))
+    return WeightProduct(matmul.input_value(0), result, LinearLayer(steps, scales, biases, input_scale=0.0))
 
 
 def _compressed_weight(value: Any) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]] | None:
@@ -206,6 +207,20 @@ def norm_of(value: Any) -> tuple[Any, Norm] | None:
     if not of_rows or attributes["eps_mode"] != "INSIDE_SQRT":
         return None
     return normalized.input_value(0), Norm(weights.ravel(), biases.ravel(), attributes["eps"])
+
+
+def residual_after(result: Any) -> tuple[Any | None, Any]:
+    """Return what alone a result is added to, of the same shape, and the sum; without it None and the result."""
+    following = users(result)
+    if len(following) != 1 or following[0].get_type_name() != "Add":
+        return None, result
+    operands = [following[0].input_value(place) for place in (0, 1)]
+    if not any(operand == result for operand in operands):
+        return None, result
+    other = operands[1] if operands[0] == result else operands[0]
+    if constant(other) is not None or other.get_partial_shape() != result.get_partial_shape():
+        return None, result
+    return other, following[0].output(0)
 
 
 def vector_operand(node: Any, op_type: str) -> Any | None:

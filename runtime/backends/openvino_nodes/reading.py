@@ -107,6 +107,12 @@ def is_list(numbers: list[int]) -> Callable[[Any], bool]:
     return holds
 
 
+def counts_up(value: Any) -> bool:
+    """Return whether a value is a constant 0, 1, 2 and so on."""
+    array = constant(value)
+    return array is not None and array.ravel().tolist() == list(range(array.size))
+
+
 def is_last_axis_of(rank: int) -> Callable[[Any], bool]:
     """Return the condition that a value names the last of some axes."""
     return lambda value: is_number(-1)(value) or is_number(rank - 1)(value)
