@@ -16,6 +16,7 @@ from runtime.backends.native_linear import LinearLayer, NativeLinear, Norm, nati
 from runtime.errors import BackendError
 from runtime.system.native_library import native_library
 from tests.backends.native import needs_kernels, or_skip
+from tests.backends.native_steps.definition import apply
 
 ROWS = [1, 15, 16, 17, 33, 256, 257, 700]
 """Less than a tile, one more than a tile and than a block, and several blocks of several threads."""
@@ -47,12 +48,7 @@ def made_up(inputs: int, outputs: int, has_norm: bool = False, has_gelu: bool = 
 
 def by_definition(layer: LinearLayer, inputs: Tensor) -> Tensor:
     """Return a layer's outputs in float64. Inputs are rounded in float32, as a tie would else fall to either side."""
-    if layer.norm is not None:
-        weights, biases = torch.tensor(layer.norm.weights), torch.tensor(layer.norm.biases)
-        inputs = F.layer_norm(inputs.float(), inputs.shape[-1:], weights, biases, layer.norm.epsilon)
-    steps = torch.round(inputs.float() / layer.input_scale).clamp(-128, 127).double()
-    sums = steps @ torch.tensor(layer.weights).double()
-    outputs = sums * torch.tensor(layer.scales).double() + torch.tensor(layer.biases).double()
+    outputs = apply(layer, inputs)
     return F.gelu(outputs) if layer.has_gelu else outputs
 
 

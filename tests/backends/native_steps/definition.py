@@ -17,6 +17,7 @@ from torch import Tensor
 
 from runtime.backends.native_gpt2 import CANDIDATES, HeldGpt2, StepCache, StepInputs
 from runtime.backends.native_linear import LinearLayer, NativeLayer
+from tests.backends.native import tensor_at
 
 BLOCK = 64
 """Inputs that share a scale."""
@@ -131,13 +132,13 @@ class TorchGpt2:
     def choose(self, gpt2: HeldGpt2, inputs: StepInputs, cache: StepCache, words: int, log_probs: int) -> None:
         model, expected = self._step(gpt2, inputs, cache)
         chosen, of_chosen = expected.chosen(model.embeddings, model.word_count)
-        _at(words, torch.int64, inputs.rows).copy_(chosen)
-        _at(log_probs, torch.float32, inputs.rows).copy_(of_chosen)
+        tensor_at(words, torch.int64, (inputs.rows,)).copy_(chosen)
+        tensor_at(log_probs, torch.float32, (inputs.rows,)).copy_(of_chosen)
 
     def log_probs(self, gpt2: HeldGpt2, inputs: StepInputs, cache: StepCache, all_log_probs: int) -> None:
         model, expected = self._step(gpt2, inputs, cache)
         found = expected.all_log_probs(model.word_count)
-        _at(all_log_probs, torch.float32, *found.shape).copy_(found)
+        tensor_at(all_log_probs, torch.float32, found.shape).copy_(found)
 
     def _step(self, gpt2: HeldGpt2, inputs: StepInputs, cache: StepCache) -> tuple[Model, Expected]:
         blocks, vocabulary, projection, embeddings = gpt2.kept
@@ -151,24 +152,17 @@ class TorchGpt2:
         )
         width = embeddings.shape[1]
         entry = (inputs.rows, model.heads, cache.is_attended.shape[1], width // model.heads)
-        past = [_at(address, torch.float32, *entry) for address in cache.past]
-        states = _at(inputs.states, torch.float32, inputs.rows, width)
+        past = [tensor_at(address, torch.float32, entry) for address in cache.past]
+        states = tensor_at(inputs.states, torch.float32, (inputs.rows, width))
         vectors = None
         if inputs.vectors is not None:
             assert model.projection is not None
-            vectors = _at(inputs.vectors, torch.float32, inputs.rows, len(model.projection.weights))
+            vectors = tensor_at(inputs.vectors, torch.float32, (inputs.rows, len(model.projection.weights)))
         expected = step(model, states, vectors, past, torch.from_numpy(cache.is_attended.copy()))
         for address, made in zip(cache.present, expected.present, strict=True):
-            _at(address, torch.float32, *made.shape).copy_(made)
+            tensor_at(address, torch.float32, made.shape).copy_(made)
         return model, expected
 
 
 def _layer(held: NativeLayer) -> LinearLayer:
     return cast(LinearLayer, cast(Any, held).layer)
-
-
-def _at(address: int, dtype: torch.dtype, *sizes: int) -> Tensor:
-    """Return the tensor of some memory."""
-    count = torch.Size(sizes).numel()
-    memory = (ctypes.c_char * (count * dtype.itemsize)).from_address(address)
-    return torch.frombuffer(memory, dtype=dtype).reshape(sizes)

@@ -5,20 +5,15 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import pytest
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from runtime.backends.native_linear import LinearLayer, NativeLayer, NativeLinear, native_linear
-from tests.backends.native import or_skip
-
-_TYPES: dict[str, tuple[torch.dtype, Any]] = {
-    "f32": (torch.float32, ctypes.c_float),
-    "bf16": (torch.bfloat16, ctypes.c_uint16),
-}
+from tests.backends.native import DTYPES, or_skip, tensor_at
+from tests.backends.native_steps.definition import apply
 
 
 class TorchLinear:
@@ -38,33 +33,20 @@ class TorchLinear:
     ) -> None:
         self.runs.append((rows, len(layers)))
         described = [_described(layer) for layer in layers]
-        values = tensor_at(inputs, number_format, (rows, described[0].weights.shape[0])).float()
+        values = tensor_at(inputs, DTYPES[number_format], (rows, described[0].weights.shape[0])).float()
         for layer in described:
             values = _computed(layer, values)
         if residual:
-            values = values + tensor_at(residual, number_format, values.shape).float()
-        tensor_at(outputs, number_format, values.shape).copy_(values)
+            values = values + tensor_at(residual, DTYPES[number_format], values.shape).float()
+        tensor_at(outputs, DTYPES[number_format], values.shape).copy_(values)
 
 
 def _described(layer: NativeLayer) -> LinearLayer:
     return cast(LinearLayer, cast(SimpleNamespace, layer).layer)
 
 
-def tensor_at(address: int, number_format: str, sizes: Sequence[int], strides: Sequence[int] | None = None) -> Tensor:
-    """Return the tensor of some memory, contiguous if no strides are given."""
-    dtype, element = _TYPES[number_format]
-    strides = torch.empty(tuple(sizes), device="meta").stride() if strides is None else strides
-    count = 1 + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
-    memory = (element * count).from_address(address)
-    return torch.frombuffer(memory, dtype=dtype).as_strided(tuple(sizes), tuple(strides))
-
-
 def _computed(layer: LinearLayer, values: Tensor) -> Tensor:
-    if layer.norm is not None:
-        weights, biases = torch.tensor(layer.norm.weights), torch.tensor(layer.norm.biases)
-        values = F.layer_norm(values, values.shape[-1:], weights, biases, layer.norm.epsilon)
-    steps = torch.round(values / layer.input_scale).clamp(-128, 127)
-    outputs = (steps @ torch.tensor(layer.weights).float()) * torch.tensor(layer.scales) + torch.tensor(layer.biases)
+    outputs = apply(layer, values).float()
     return F.gelu(outputs) if layer.has_gelu else outputs
 
 

@@ -29,8 +29,7 @@ from runtime.bundle import Bundle
 from runtime.bundle.admission import engine_contract
 from runtime.errors import BackendError
 from runtime.system.machine import multiplies_bfloat16
-from tests.backends.native import or_skip
-from tests.backends.openvino_nodes.conftest import tensor_at
+from tests.backends.native import DTYPES, or_skip, tensor_at
 from tests.children import run_child
 from tests.robustness.graph_mutants import inputs_of
 
@@ -66,11 +65,13 @@ class TorchAttention:
         self.shapes.append(shape)
         sizes = (shape.images, shape.heads, shape.tokens, shape.head_width)
         strides = [(heads.image_stride, heads.head_stride, heads.token_stride, 1) for heads in qkv]
-        tensors = [tensor_at(heads.address, number_format, sizes, own) for heads, own in zip(qkv, strides, strict=True)]
+        tensors = [
+            tensor_at(heads.address, DTYPES[number_format], sizes, own) for heads, own in zip(qkv, strides, strict=True)
+        ]
         queries, keys, values = (tensor.float() for tensor in tensors)
         result = F.scaled_dot_product_attention(queries, keys, values, scale=scale).transpose(1, 2)
         assert number_format == "bf16"
-        tensor_at(attended, number_format, result.shape).copy_(result)
+        tensor_at(attended, DTYPES[number_format], result.shape).copy_(result)
 
 
 @pytest.fixture(params=["kernels", "torch"])
