@@ -13,7 +13,6 @@
 namespace patchcaption {
 namespace {
 
-constexpr int64_t kLineBytes = 64;
 constexpr int64_t kLanes = 16;
 
 inline __mmask16 existing(int64_t first, int64_t count) {

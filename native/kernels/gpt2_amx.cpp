@@ -92,9 +92,7 @@ struct AmxProducts {
                          const Sink &sink) {
         if (!layer.rounds_inputs()) return multiply_in_bf16(layer, rows, panels, scratch, sink);
         multiply_panels(layer, rows, panels, scratch.sums, [&](const BlockSums &block) {
-            const PanelScales scales(layer, block.panel);
-            sink(Block{block.first_row, block.rows, block.panel * kPanelWidth},
-                 [&](int64_t row, int half) { return scales.outputs(block.sums + row * kPanelWidth, half); });
+            return sink(Block{block.first_row, block.panel * kPanelWidth}, ScaledSums(block.sums, layer, block.panel));
         });
     }
 
@@ -106,22 +104,19 @@ struct AmxProducts {
         const int64_t groups = (rows.rows + kGroupRows - 1) / kGroupRows;
         float *sums = scratch.group_sums;
         for (int64_t panel = panels.first; panel < panels.last; ++panel) {
-            const int64_t output = panel * kPanelWidth;
             const char *packed = layer.weights + 2 * panel * half_bytes;
             Fetcher fetcher(packed + 2 * half_bytes, panel + 1 < panels.last ? 2 * half_bytes : 0,
                             groups * row_bytes / kLineBytes * 2);
-            const __m512 biases[] = {_mm512_load_ps(layer.biases + output), _mm512_load_ps(layer.biases + output + 16)};
+            const BiasedSums outputs(sums, layer, panel);
             for (int64_t first = 0; first < rows.rows; first += kGroupRows) {
                 const int64_t left = rows.rows - first, count = left < kGroupRows ? left : kGroupRows;
                 const auto multiply = kMultiplyGroup[(count + kTileRows - 1) / kTileRows - 1];
                 for (int half = 0; half < 2; ++half) {
-                    const float *scales = layer.block_scales + output + half * kTileRows;
+                    const float *scales = layer.block_scales + panel * kPanelWidth + half * kTileRows;
                     multiply(rows.tiles + first * row_bytes, packed + half * half_bytes, scales, layer,
                              scratch.converted, sums + half * kTileRows, fetcher);
                 }
-                sink(Block{first, count, output}, [&](int64_t row, int half) {
-                    return _mm512_add_ps(_mm512_load_ps(sums + row * kPanelWidth + half * kTileRows), biases[half]);
-                });
+                take_rows(count, sink(Block{first, panel * kPanelWidth}, outputs));
             }
         }
     }

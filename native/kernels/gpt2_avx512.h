@@ -7,7 +7,8 @@
 //   store_bf16(tiles, layer, row, k, values)         puts 16 inputs of a row there, as bfloat16,
 //   store_steps(tiles, layer, row, k, steps)         or as 8 bits
 //   multiply(layer, rows, panels, scratch, sink)     calls sink(block, outputs) for each block of rows and panel, where
-//                                                    outputs(row, half) are 16 of the panel's 32 outputs of a row
+//                                                    outputs(row, half) are 16 of the panel's 32 outputs of a row, and
+//                                                    what that returns for each row of the block, from 0 on
 //
 // Shapes: as in gpt2_interface.h; K inputs and N outputs of a layer.
 #pragma once
@@ -18,10 +19,41 @@
 namespace patchcaption {
 namespace {
 
-// Some rows of a panel's outputs.
+// A panel's outputs of some rows.
 struct Block {
-    int64_t first_row, rows, first_output;
+    int64_t first_row, first_output;
 };
+
+// The outputs of a panel by the sums of 8-bit products, which are kPanelWidth apart,
+struct ScaledSums {
+    const int32_t *sums;
+    PanelScales scales;
+
+    ScaledSums(const int32_t *from, const LinearLayer &layer, int64_t panel) : sums(from), scales(layer, panel) {}
+
+    __m512 operator()(int64_t row, int half) const { return scales.outputs(sums + row * kPanelWidth, half); }
+};
+
+// or of bfloat16 products.
+struct BiasedSums {
+    const float *sums;
+    __m512 biases[2];
+
+    BiasedSums(const float *from, const LinearLayer &layer, int64_t panel) : sums(from) {
+        for (int half = 0; half < 2; ++half) {
+            biases[half] = _mm512_load_ps(layer.biases + panel * kPanelWidth + half * kLanes);
+        }
+    }
+
+    __m512 operator()(int64_t row, int half) const {
+        return _mm512_add_ps(_mm512_load_ps(sums + row * kPanelWidth + half * kLanes), biases[half]);
+    }
+};
+
+template <typename Take>
+void take_rows(int64_t count, const Take &take) {
+    for (int64_t row = 0; row < count; ++row) take(row);
+}
 
 // A tile of weights, pairs of inputs by 16 outputs, of 16 rows of 16 even inputs' and 16 odd inputs' 8 bits.
 inline void convert(const char *packed, __m512 scales, char *tile) {
@@ -161,35 +193,37 @@ struct Steps {
     static void multiply(const LinearLayer &layer, const TileRows &rows, PanelRange panels, float *const *parts,
                          int64_t part_width, void *memory) {
         multiply_rows(layer, rows, panels, memory, [&](const Block &block, const auto &outputs) {
-            float *to =
+            float *first =
                 parts[block.first_output / part_width] + block.first_row * part_width + block.first_output % part_width;
-            for (int64_t row = 0; row < block.rows; ++row, to += part_width) {
+            return [=](int64_t row) {
+                float *to = first + row * part_width;
                 _mm512_storeu_ps(to, outputs(row, 0));
                 _mm512_storeu_ps(to + 16, outputs(row, 1));
-            }
+            };
         });
     }
 
     static void multiply_gelu(const LinearLayer &layer, const LinearLayer &next, const TileRows &rows,
                               PanelRange panels, char *tiles, void *memory) {
         multiply_rows(layer, rows, panels, memory, [&](const Block &block, const auto &outputs) {
-            for (int64_t row = 0; row < block.rows; ++row) {
+            return [=, &next](int64_t row) {
                 for (int half = 0; half < 2; ++half) {
                     Products::store_bf16(tiles, next, block.first_row + row, block.first_output + 16 * half,
                                          tanh_gelu(outputs(row, half)));
                 }
-            }
+            };
         });
     }
 
     static void multiply_add(const LinearLayer &layer, const TileRows &rows, PanelRange panels, float *sums,
                              void *memory) {
         multiply_rows(layer, rows, panels, memory, [&](const Block &block, const auto &outputs) {
-            float *to = sums + block.first_row * layer.output_width + block.first_output;
-            for (int64_t row = 0; row < block.rows; ++row, to += layer.output_width) {
+            float *first = sums + block.first_row * layer.output_width + block.first_output;
+            return [=, stride = layer.output_width](int64_t row) {
+                float *to = first + row * stride;
                 _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to), outputs(row, 0)));
                 _mm512_storeu_ps(to + 16, _mm512_add_ps(_mm512_loadu_ps(to + 16), outputs(row, 1)));
-            }
+            };
         });
     }
 
@@ -212,26 +246,25 @@ struct Steps {
                        WordChoice *choices, float *stored, void *memory) {
         multiply_rows(layer, rows, panels, memory, [&](const Block &block, const auto &outputs) {
             const int64_t first = block.first_output;
-            const __mmask16 words[] = {existing(first, word_count), existing(first + 16, word_count)};
-            for (int64_t row = block.first_row; row < block.first_row + block.rows; ++row) {
-                WordChoice &choice = choices[row];
-                const __m512 logits[] = {outputs(row - block.first_row, 0), outputs(row - block.first_row, 1)};
-                const __m512 larger = _mm512_max_ps(logits[0], logits[1]);
+            return [=, words = existing(first, word_count),
+                    later_words = existing(first + 16, word_count)](int64_t row) {
+                WordChoice &choice = choices[block.first_row + row];
+                const __m512 logits = outputs(row, 0), later = outputs(row, 1), larger = _mm512_max_ps(logits, later);
                 if (above(larger, choice.largest)) raise(choice, larger);
                 const __m512 largest = _mm512_set1_ps(choice.largest);
-                const __m512 added = _mm512_add_ps(exponentials(_mm512_sub_ps(logits[0], largest)),
-                                                   exponentials(_mm512_sub_ps(logits[1], largest)));
+                const __m512 added = _mm512_add_ps(exponentials(_mm512_sub_ps(logits, largest)),
+                                                   exponentials(_mm512_sub_ps(later, largest)));
                 _mm512_store_ps(choice.sums, _mm512_add_ps(_mm512_load_ps(choice.sums), added));
                 if (above(larger, choice.logits[kCandidates - 1])) {
-                    insert_better(choice, logits[0], words[0], first);
-                    insert_better(choice, logits[1], words[1], first + 16);
+                    insert_better(choice, logits, words, first);
+                    insert_better(choice, later, later_words, first + 16);
                 }
                 if (stored) {
-                    float *to = stored + row * word_count + first;
-                    _mm512_mask_storeu_ps(to, words[0], logits[0]);
-                    _mm512_mask_storeu_ps(to + 16, words[1], logits[1]);
+                    float *to = stored + (block.first_row + row) * word_count + first;
+                    _mm512_mask_storeu_ps(to, words, logits);
+                    _mm512_mask_storeu_ps(to + 16, later_words, later);
                 }
-            }
+            };
         });
     }
 

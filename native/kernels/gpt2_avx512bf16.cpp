@@ -145,11 +145,10 @@ struct Avx512Products {
     template <typename Sink>
     static void multiply_in_8_bits(const LinearLayer &layer, const TileRows &rows, int64_t panel, const char *weights,
                                    Fetcher &fetcher, const Scratch &scratch, const Sink &sink) {
-        const PanelScales scales(layer, panel);
+        const ScaledSums outputs(scratch.sums, layer, panel);
         in_parts<kMostRows>(0, rows.rows, [&](auto count, int64_t first) {
             multiply_steps<count>(rows.tiles + first * layer.input_width, layer, weights, scratch.sums, fetcher);
-            sink(Block{first, count, panel * kPanelWidth},
-                 [&](int64_t row, int half) { return scales.outputs(scratch.sums + row * kPanelWidth, half); });
+            take_rows(count, sink(Block{first, panel * kPanelWidth}, outputs));
         });
     }
 
@@ -157,7 +156,7 @@ struct Avx512Products {
     static void multiply_in_bf16(const LinearLayer &layer, const TileRows &rows, int64_t panel, const char *weights,
                                  Fetcher &fetcher, const Scratch &scratch, const Sink &sink) {
         const int64_t output = panel * kPanelWidth;
-        const __m512 biases[] = {_mm512_load_ps(layer.biases + output), _mm512_load_ps(layer.biases + output + kLanes)};
+        const BiasedSums outputs(scratch.group_sums, layer, panel);
         for (int64_t first = 0; first < rows.rows; first += kGroupRows) {
             const int64_t left = rows.rows - first, count = left < kGroupRows ? left : kGroupRows;
             std::memset(scratch.group_sums, 0, count * kPanelWidth * sizeof(float));
@@ -166,10 +165,7 @@ struct Avx512Products {
                 multiply_half({rows.tiles + first * row_bytes(layer), count}, layer, output + half * kLanes, packed,
                               fetcher, scratch.converted, scratch.group_sums + half * kLanes);
             }
-            sink(Block{first, count, output}, [&](int64_t row, int half) {
-                return _mm512_add_ps(_mm512_load_ps(scratch.group_sums + row * kPanelWidth + half * kLanes),
-                                     biases[half]);
-            });
+            take_rows(count, sink(Block{first, output}, outputs));
         }
     }
 

@@ -12,6 +12,8 @@ namespace {
 constexpr int64_t kMaxWidth = int64_t{1} << 20, kMaxWeights = int64_t{1} << 31, kMaxRows = int64_t{1} << 31;
 constexpr int64_t kBlockRows = 352;  // at most: what a layer of 3,072 makes of them stays in the second-level cache
 
+constexpr int64_t kStreamedBytes = 2 << 20;  // of outputs that fill a second-level cache
+
 constexpr float kNever = -1e30f;  // an output that is not there
 
 const LinearVariant *select_linear() {
@@ -93,6 +95,16 @@ TileRows rows_for(const LinearVariant &variant, const LinearLayer &layer, int64_
     return {tiles.get(), rows};
 }
 
+// Whether outputs are better written past the caches, whose lines would be read first. Those that a residual is added
+// to are fewer, and soon read.
+bool is_streamed(const LinearLayer &layer, const void *residual, int64_t row_count, int32_t storage,
+                 const void *outputs) {
+    const int64_t bytes = row_count * layer.output_width * (storage == PATCHCAPTION_BF16 ? 2 : 4);
+    const bool has_whole_lines =
+        layer.output_width % kPanelWidth == 0 && reinterpret_cast<uintptr_t>(outputs) % kLineBytes == 0;
+    return !residual && bytes > kStreamedBytes && has_whole_lines;
+}
+
 // Each block of rows passes all layers.
 void run(const LinearVariant &variant, const Layers &layers, const LinearArrays &arrays, int64_t row_count,
          int64_t threads) {
@@ -158,7 +170,8 @@ int32_t patchcaption_linear_run(const patchcaption_linear *const *layers, int64_
     return status_of([&] {
         Layers chain{&first};
         if (layer_count == 2) chain.push_back(&last);
-        const LinearArrays arrays{inputs, residual, outputs, storage == PATCHCAPTION_BF16};
+        const LinearArrays arrays{inputs, residual, outputs, storage == PATCHCAPTION_BF16,
+                                  is_streamed(last, residual, row_count, storage, outputs)};
         run(*variant, chain, arrays, row_count, max_threads(threads));
         return PATCHCAPTION_OK;
     });

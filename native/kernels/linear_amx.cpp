@@ -1,8 +1,8 @@
 // Linear layers on Intel AMX, by products of 8-bit tiles: 32 rows by a panel of 32 outputs.
 //
 // A panel's weights stay in a cache while all rows of a call pass, and the next panel's are fetched a few lines a step.
-// What follows a product (scale, bias, GELU, rounding for the next layer, the residual) is done while its sums are in
-// the first-level cache.
+// What follows a product (scale, bias, GELU, rounding for the next layer, the residual) is done between the products of
+// the next block, while its sums are in the first-level cache.
 //
 // Shapes: R rows, K inputs and N outputs of a layer, 64 inputs to a tile.
 #include <immintrin.h>
@@ -24,6 +24,15 @@ inline __m512 load_values(__mmask16 mask, const uint16_t *from) {
 inline void store_values(float *to, __mmask16 mask, __m512 values) { _mm512_mask_storeu_ps(to, mask, values); }
 inline void store_values(uint16_t *to, __mmask16 mask, __m512 values) {
     _mm256_mask_storeu_epi16(to, mask, (__m256i)_mm512_cvtneps_pbh(values));
+}
+
+// Stores 32 outputs past the caches.
+inline void stream_values(float *to, __m512 first, __m512 later) {
+    _mm512_stream_ps(to, first);
+    _mm512_stream_ps(to + 16, later);
+}
+inline void stream_values(uint16_t *to, __m512 first, __m512 later) {
+    _mm512_stream_si512(reinterpret_cast<__m512i *>(to), (__m512i)_mm512_cvtne2ps_pbh(later, first));
 }
 
 void quantize(const LinearLayer &layer, const LinearArrays &arrays, int64_t first_row, TileRows &to) {
@@ -48,20 +57,24 @@ struct ValueSink {
     const LinearLayer &layer;
     const Element *residual;
     Element *outputs;
+    bool is_streamed;
 
-    void operator()(const BlockSums &block) const {
-        const PanelScales scales(layer, block.panel);
-        const int64_t first = block.panel * kPanelWidth;
-        for (int half = 0; half < 2; ++half) {
-            const __mmask16 mask = existing(first + half * 16, layer.output_width);
-            for (int64_t row = 0; row < block.rows; ++row) {
-                const int64_t place = (block.first_row + row) * layer.output_width + first + half * 16;
+    auto operator()(const BlockSums &block) const {
+        const int64_t stride = layer.output_width, first = block.panel * kPanelWidth;
+        return [=, *this, scales = PanelScales(layer, block.panel), place = block.first_row * stride + first,
+                mask = existing(first, stride), later_mask = existing(first + 16, stride)](int64_t row) {
+            const int64_t offset = place + row * stride;
+            const auto value = [&](int half, __mmask16 existing_values) {
                 __m512 values = scales.outputs(block.sums + row * kPanelWidth, half);
                 if (kGelu) values = gelu(values);
-                if (residual) values = _mm512_add_ps(values, load_values(mask, residual + place));
-                store_values(outputs + place, mask, values);
-            }
-        }
+                if (!residual) return values;
+                return _mm512_add_ps(values, load_values(existing_values, residual + offset + half * 16));
+            };
+            const __m512 values = value(0, mask), later = value(1, later_mask);
+            if (is_streamed) return stream_values(outputs + offset, values, later);
+            store_values(outputs + offset, mask, values);
+            store_values(outputs + offset + 16, later_mask, later);
+        };
     }
 };
 
@@ -73,9 +86,12 @@ void multiply_elements(const LinearLayer &layer, const TileRows &rows, int64_t f
     if (residual) residual += offset;
     Element *outputs = static_cast<Element *>(arrays.outputs) + offset;
     if (layer.has_gelu)
-        multiply_panels(layer, rows, {0, layer.panels()}, scratch, ValueSink<true, Element>{layer, residual, outputs});
+        multiply_panels(layer, rows, {0, layer.panels()}, scratch,
+                        ValueSink<true, Element>{layer, residual, outputs, arrays.is_streamed});
     else
-        multiply_panels(layer, rows, {0, layer.panels()}, scratch, ValueSink<false, Element>{layer, residual, outputs});
+        multiply_panels(layer, rows, {0, layer.panels()}, scratch,
+                        ValueSink<false, Element>{layer, residual, outputs, arrays.is_streamed});
+    if (arrays.is_streamed) _mm_sfence();
 }
 
 void multiply(const LinearLayer &layer, const TileRows &rows, int64_t first_row, const LinearArrays &arrays,
@@ -91,27 +107,25 @@ struct StepSink {
     const LinearLayer &next;
     const TileRows &to;
 
-    void operator()(const BlockSums &block) const {
-        const PanelScales scales(layer, block.panel);
-        const __m512 steps = _mm512_set1_ps(next.steps_per_unit);
+    auto operator()(const BlockSums &block) const {
         char *place = place_in_tiles(to, next.depth(), block.first_row, block.panel * kPanelWidth);
-        const int64_t below = next.depth() * kTileBytes - kTileRows * 64;
-        const int64_t stored = block.rows > kTileRows ? kRows : kTileRows;
-        for (int64_t row = 0; row < stored; ++row, place += 64) {
-            if (row == kTileRows) place += below;
+        return [=, scales = PanelScales(layer, block.panel), steps = _mm512_set1_ps(next.steps_per_unit),
+                below = next.depth() * kTileBytes](int64_t row) {
+            char *halves = place + row / kTileRows * below + row % kTileRows * 64;
             for (int half = 0; half < 2; ++half) {
                 __m512 values = scales.outputs(block.sums + row * kPanelWidth, half);
                 if (kGelu) values = gelu(values);
                 const __m128i rounded = to_steps(_mm512_mul_ps(values, steps));
-                _mm_store_si128(reinterpret_cast<__m128i *>(place + 16 * half), rounded);
+                _mm_store_si128(reinterpret_cast<__m128i *>(halves + 16 * half), rounded);
             }
-        }
+        };
     }
 };
 
 void multiply_for(const LinearLayer &layer, const TileRows &rows, const LinearLayer &next, TileRows &to,
                   void *scratch) {
     int32_t *sums = static_cast<int32_t *>(scratch);
+    pad_rows(next, to);
     if (layer.has_gelu) multiply_panels(layer, rows, {0, layer.panels()}, sums, StepSink<true>{layer, next, to});
     else multiply_panels(layer, rows, {0, layer.panels()}, sums, StepSink<false>{layer, next, to});
 }

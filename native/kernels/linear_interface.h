@@ -11,6 +11,7 @@ namespace patchcaption {
 
 constexpr int64_t kPanelWidth = 32;     // outputs that are computed together
 constexpr int64_t kInputMultiple = 64;  // of K
+constexpr int64_t kLineBytes = 64;
 
 // A layer with its arrays as the variants read them; those over N are padded to whole panels.
 struct LinearLayer {
@@ -51,6 +52,7 @@ struct LinearArrays {
     const void *residual;  // (R, N), or null
     void *outputs;         // (R, N)
     bool is_bf16;
+    bool is_streamed;  // whether outputs are written past the caches: they are whole lines
 };
 
 struct LinearVariant {

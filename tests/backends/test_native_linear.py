@@ -91,6 +91,27 @@ def test_bfloat16_is_read_and_written(linear: NativeLinear, rows: int) -> None:
 
 
 @needs_kernels
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("outputs", [1600, 1601, 1616])
+@pytest.mark.parametrize("has_gelu", [False, True])
+def test_large_outputs_go_where_small_ones_do(
+    linear: NativeLinear, dtype: torch.dtype, outputs: int, has_gelu: bool
+) -> None:
+    """Above 2 MiB they are written past the caches, if they are whole lines and begin with one."""
+    layer = made_up(64, outputs, has_gelu=has_gelu)
+    values = torch.randn(700, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected = torch.cat([run(linear, [layer], part) for part in values.split(100)])
+    assert expected.nbytes > 2**21
+    assert torch.equal(run(linear, [layer], values), expected)
+    shifted = torch.full((expected.numel() + 2,), torch.nan, dtype=dtype)
+    number_format = "bf16" if dtype == torch.bfloat16 else "f32"
+    place = shifted.data_ptr() + shifted.element_size()
+    linear.run([linear.hold(layer)], values.data_ptr(), 0, len(values), number_format, place)
+    assert torch.equal(shifted[1:-1].view_as(expected), expected)
+    assert shifted[[0, -1]].isnan().all()
+
+
+@needs_kernels
 @pytest.mark.parametrize("rows", [1, 40, 600])
 def test_inputs_are_normalized_first(linear: NativeLinear, rows: int) -> None:
     layer = made_up(192, 50, has_norm=True)
