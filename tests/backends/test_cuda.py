@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,7 +20,7 @@ from runtime import BackendError
 from runtime.backends.cuda.graph_replay import CudaGraphEngine
 from runtime.backends.cuda.stream import CaptureMode, Stream
 from runtime.backends.cuda.workspace import aligned
-from runtime.backends.onnxruntime_gpu import CPU, OrtGpuBackend, OrtGpuEngine
+from runtime.backends.onnxruntime_gpu import CPU, OrtBoundRun, OrtGpuBackend, OrtGpuEngine
 from runtime.bundle import Bundle, DecoderConfig
 from runtime.decoding.gpu_greedy import DeviceGreedyDecoder
 from tests.cuda_double import CUDA, Allocations, CudaDouble
@@ -223,6 +225,30 @@ def test_a_replayed_engine_keeps_memory_of_its_own_and_returns_its_callers(
     cuda.log.clear()
     replayed.close()
     assert cuda.log[0] == "own synchronized"
+
+
+def test_a_graph_keeps_the_run_whose_memory_it_reads_and_writes(
+    on_stream: OrtGpuEngine, config: DecoderConfig, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtime.backends.onnxruntime_gpu.OrtBoundRun.capture_mode", "around")
+    bound: list[weakref.ref[OrtBoundRun]] = []
+    bind = OrtGpuEngine.bind
+
+    def remember(*arguments: Any) -> OrtBoundRun:
+        run = bind(*arguments)
+        bound.append(weakref.ref(run))
+        return run
+
+    monkeypatch.setattr(OrtGpuEngine, "bind", remember)
+    replayed = CudaGraphEngine(on_stream)
+    for _ in range(2):
+        replayed.run(inputs_of(on_stream, config, bundle))
+    gc.collect()
+    (run,) = bound
+    assert run() is not None
+    replayed.close()
+    gc.collect()
+    assert run() is None
 
 
 def inputs_of(engine: OrtGpuEngine, config: DecoderConfig, bundle: Bundle) -> dict[str, Tensor]:

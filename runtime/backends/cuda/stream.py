@@ -36,10 +36,12 @@ class CapturedWork:
     Attributes:
         run: enqueues it; a graph is replayed on torch's current stream, so call it while the stream is `active`.
         fallback_reason: why it is enqueued call by call; None where at least the engine's part is one CUDA graph.
+        captured: the engine's part, kept as a graph has only the addresses of its memory, such as a workspace.
     """
 
     run: Work
     fallback_reason: str | None = None
+    captured: Capturable | None = None
 
 
 class Stream:
@@ -113,4 +115,4 @@ class Stream:
             except (RuntimeError, BackendError) as error:
                 first = error.__context__ or error  # ending a capture that has failed is an error too
                 return CapturedWork(work, next(iter(str(first).splitlines()), type(first).__name__))
-        return CapturedWork(graph.replay)
+        return CapturedWork(graph.replay, captured=run)
