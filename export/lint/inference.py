@@ -15,6 +15,7 @@ import onnx
 import onnx_ir
 from onnx_ir import DataType
 
+from export.lint.quantizers import quantized_dtype
 from export.lint.shape_inference import MAX_RANK, infer_shapes
 from export.lint.support_table import INTEGERS, OperatorSupport, operator_support
 from export.lint.tensors import KnownTensors, Shape, input_of, int_attribute
@@ -51,11 +52,11 @@ _SHAPE_ARITHMETIC = frozenset(
 _DTYPE_ATTRIBUTES = {
     "Cast": "to",
     **dict.fromkeys(("EyeLike", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"), "dtype"),
-    **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), "output_dtype"),
+    "DequantizeLinear": "output_dtype",
     **dict.fromkeys(("BlackmanWindow", "HammingWindow", "HannWindow"), "output_datatype"),
 }
 """The attribute by which a node chooses the dtype of its output."""
-_LIKE = {"CastLike": 1, "Where": 1, "DequantizeLinear": 1, "OneHot": 2, "QuantizeLinear": 2}
+_LIKE = {"CastLike": 1, "Where": 1, "DequantizeLinear": 1, "OneHot": 2}
 """The input whose dtype the output has, where it is not the first."""
 _OTHER_OUTPUTS = {"TopK": DataType.INT64, "Dropout": DataType.BOOL}
 """The dtype of the second output, where it is not the first's."""
@@ -196,10 +197,9 @@ def _output_dtype(known: KnownTensors, node: onnx_ir.Node, row: OperatorSupport,
         return _FOLDED.get(dtype, dtype)
     if node.op_type in ("If", "Loop", "Scan"):
         return None
-    found = known.dtype(input_of(node, _LIKE.get(node.op_type, 0)))
     if node.op_type == "QuantizeLinear":
-        return DataType.INT8 if found in (None, DataType.INT32) else found
-    return found
+        return quantized_dtype(known, node)
+    return known.dtype(input_of(node, _LIKE.get(node.op_type, 0)))
 
 
 def _numbers(known: KnownTensors, node: onnx_ir.Node) -> Shape | None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx
 import onnx_ir
+from onnx_ir import DataType
 
 from export.lint.finding import LintContext, LintFinding, Severity, error, format_version, warning
 from export.lint.shape_inference import schema_of
@@ -16,6 +17,7 @@ from export.lint.support_table import (
     CONSTANT_INPUTS,
     CONTROL_FLOW,
     DATA_DEPENDENT,
+    FLOATS,
     FOLDS_SHAPES,
     MAX_IR_VERSION,
     MAX_K,
@@ -23,14 +25,18 @@ from export.lint.support_table import (
     OPTIONAL_ATTRIBUTES,
     OPTIONAL_INPUTS,
     OUTPUTS,
+    QUANTIZED,
     REQUIRED_ATTRIBUTES,
     TAKES_ALL_INPUTS,
     TAKES_NO_MORE_INPUTS,
     TAKES_ONE_INPUT,
+    Dtypes,
     newest_opset,
     supported_since,
 )
-from export.lint.tensors import input_of
+from export.lint.tensors import input_of, int_attribute
+
+_FLOATS_OF_8_BITS = frozenset({DataType.FLOAT8E4M3FN})
 
 
 def check_opset(context: LintContext) -> Iterator[LintFinding]:
@@ -178,17 +184,38 @@ def check_single_operators(context: LintContext) -> Iterator[LintFinding]:
 
 
 def check_quantization(context: LintContext) -> Iterator[LintFinding]:
-    """Check that quantization is symmetric, with positive scales."""
+    """Check that quantization is symmetric, with positive scales, between dtypes that TensorRT has."""
     for node in context.nodes:
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
             continue
         scale, zero_point = (*node.inputs[1:3], None, None)[:2]
         if zero_point is not None and not context.is_constant(zero_point) and not context.is_lenient:
             yield error("restriction", node, "its zero point is computed; quantize symmetrically")
-        if zero_point is not None and zero_point.const_value is not None and np.any(_values(zero_point) != 0):
+        if zero_point is not None and _is_shifted(context, zero_point):
             yield error("restriction", node, "its zero point is not 0; quantize symmetrically")
         if scale is not None and scale.const_value is not None and np.any(_values(scale) <= 0):
             yield error("restriction", node, "its scales are not all positive")
+        for name, allowed in _quantizer_dtypes(node).items():
+            dtype = DataType(int_attribute(node, name, 0))
+            if dtype != DataType.UNDEFINED and dtype not in allowed:
+                expected = " or ".join(sorted(one.name.lower() for one in allowed)) or "none"
+                yield error("restriction", node, f"{name} is {dtype.name.lower()}; expected {expected}")
+
+
+def _is_shifted(context: LintContext, zero_point: onnx_ir.Value) -> bool:
+    """Return whether a zero point is another number than 0; from 11 on the parser does not look at those of fp8."""
+    if zero_point.const_value is None or (context.is_lenient and zero_point.const_value.dtype in _FLOATS_OF_8_BITS):
+        return False
+    return bool(np.any(_values(zero_point) != 0))
+
+
+def _quantizer_dtypes(node: onnx_ir.Node) -> Mapping[str, Dtypes]:
+    """Return what the attributes that choose dtypes may be."""
+    if node.op_type == "DequantizeLinear":
+        return {"output_dtype": FLOATS, "precision": frozenset()}
+    zero_point = input_of(node, 2)
+    dtype = zero_point.dtype if zero_point is not None else None
+    return {"output_dtype": QUANTIZED if dtype is None else frozenset({dtype}), "precision": FLOATS}
 
 
 def _values(value: onnx_ir.Value) -> np.ndarray:

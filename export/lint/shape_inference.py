@@ -11,6 +11,7 @@ import onnx
 import onnx_ir
 from onnx_ir import DataType
 
+from export.lint.quantizers import quantizer_misfit
 from export.lint.support_table import INTEGERS, REAL, TAKES_ALL_INPUTS
 from export.lint.tensors import KnownTensors, Shape, Size, input_of, int_attribute
 
@@ -371,6 +372,11 @@ def _attended(known: KnownTensors, node: onnx_ir.Node) -> Inferred:
     return shapes, misfit
 
 
+def _quantized(known: KnownTensors, node: onnx_ir.Node) -> Inferred:
+    shape = known.shape(input_of(node, 0))
+    return [(1,) if shape == () else shape], quantizer_misfit(known, node)
+
+
 def _differ(one: Size, other: Size) -> bool:
     return isinstance(one, int) and isinstance(other, int) and one != other
 
@@ -402,6 +408,7 @@ _PARSER_SHAPES: Mapping[str, Callable[[KnownTensors, onnx_ir.Node], Inferred]] =
     "Gemm": _gemm,
     "LayerNormalization": _normalized,
     "MatMul": _product,
+    **dict.fromkeys(("DequantizeLinear", "QuantizeLinear"), _quantized),
     "Reshape": _reshaped,
     "Slice": _sliced,
     "Split": _split,

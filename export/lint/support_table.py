@@ -48,6 +48,7 @@ PARAMETERS: Mapping[str, tuple[Dtypes, Dtypes, str]] = {
     "l": (frozenset({DataType.INT64}), INTEGERS, "int64"),
     "m": (frozenset({DataType.INT64}), frozenset({DataType.INT64}), "int64"),
     "n": (MOVABLE, MOVABLE, "a number"),
+    "q": (READABLE, FLOATS, "a float"),
     "s": (_FP32, _FP32, "float32"),
 }
 """What inputs that are no operands may be: when computed, when constant, and in words."""
@@ -124,7 +125,7 @@ _OPERATORS: Mapping[str, OperatorSupport] = {
     **_rows("BatchNormalization", REAL, "xa"),
     **_rows("CumSum", FLOATS | INTEGERS, "xi"),
     **_rows("NonMaxSuppression", FLOATS, "xxmss", output=DataType.INT64),
-    **_rows("QuantizeLinear", FLOATS, "xfa"),
+    **_rows("QuantizeLinear", FLOATS, "xqa"),
     **_rows("DequantizeLinear", QUANTIZED, "xfa"),
     **_rows("STFT", FLOATS, "xifi"),
     **_rows("Attention", FLOATS, "fffka", since=(10, 14)),

@@ -384,6 +384,73 @@ def _quantization_cases() -> Iterator[tuple[str, onnx.ModelProto]]:
     nodes = node("QuantizeLinear", "xs", "q"), node("DequantizeLinear", "qs")
     yield "without a zero point", chain(*nodes, weights={"s": (0.1, FLOAT)})
     yield "with a computed scale", chain(*nodes, tensors={"s": (FLOAT, ())})
+    for dtype in (INT32, INT64, HALF, TensorProto.FLOAT8E4M3FN):
+        yield f"with a zero point of dtype {dtype}", quantized(zero=(0, dtype))
+        yield f"with a computed scale of dtype {dtype}", _quantizer(scale_dtype=dtype, weights="")
+    yield "to float8, asymmetric", quantized(zero=(2, TensorProto.FLOAT8E4M3FN))
+    for operator in ("QuantizeLinear", "DequantizeLinear"):
+        for case, parts in _QUANTIZERS.items():
+            yield f"{operator}, {case}", _quantizer(operator, **parts)
+        for dtype in (FLOAT, HALF, INT8, INT32, UINT8, BOOL, TensorProto.FLOAT8E4M3FN):
+            yield f"{operator}, output_dtype {dtype}", _quantizer(operator, output_dtype=dtype)
+            yield (
+                f"{operator}, output_dtype {dtype}, zero point",
+                _quantizer(operator, weights="sz", zero=(), output_dtype=dtype),
+            )
+            yield f"{operator}, precision {dtype}", _quantizer(operator, precision=dtype, opset=23)
+
+
+_QUANTIZERS: Mapping[str, Mapping[str, Any]] = {
+    **{f"axis {axis}": {"axis": axis} for axis in (-3, -2, -1, 0, 1, 2, 3)},
+    **{f"axis {axis}, by column": {"scale": (8,), "axis": axis} for axis in (-3, -2, -1, 0, 1, 2, 3)},
+    **{f"axis {axis}, by row": {"scale": (2,), "axis": axis} for axis in (-2, -1, 0, 1)},
+    **{
+        f"scales {scale}": {"scale": scale} for scale in ((1,), (0,), (1, 1), (2, 8), (2, 4), (2, 3), (1, 4), (1, 1, 4))
+    },
+    **{f"scales {scale} of rows": {"scale": scale, "axis": 0} for scale in ((1, 8), (2, 8), (1, 4))},
+    **{
+        f"computed scales {scale}": {"scale": scale, "weights": ""}
+        for scale in ((8,), (3,), ("n",), ("n", 8), (2, "n"))
+    },
+    **{f"zero points {zero}": {"weights": "sz", "zero": zero} for zero in ((), (1,), (8,))},
+    **{f"computed zero points {zero}": {"zero": zero} for zero in ((), (4,), ("n",))},
+    "a number": {"shape": ()},
+    "a vector": {"shape": (8,)},
+    "a vector, by element": {"shape": (8,), "scale": (8,), "axis": 0},
+    "unknown columns": {"shape": (2, "n"), "scale": (8,)},
+    "unknown rows": {"shape": ("n", 8), "scale": (8,)},
+    "unknown rows, in blocks": {"shape": ("n", 8), "scale": (4, 8), "axis": 0},
+    "unknown rows, in blocks of both": {"shape": ("n", 8), "scale": (4, 4), "axis": 0},
+    "blocks of the first of three": {"shape": (4, 8, 4), "scale": (2, 8, 4), "axis": 0},
+    "blocks of the second of three": {"shape": (4, 8, 4), "scale": (4, 2, 4), "axis": 1},
+    "blocks of the second of four": {"shape": (2, 8, 4, 4), "scale": (2, 2, 4, 4), "axis": 1},
+    "an odd number in 4 bits": {"shape": (3, 5), "weights": "sz", "zero": (), "zero_dtype": TensorProto.INT4},
+    "an even number in 4 bits": {"shape": (2, 5), "weights": "sz", "zero": (), "zero_dtype": TensorProto.INT4},
+}
+"""What is rounded, (2, 8) if nothing is said, and the shapes of scales and zero points."""
+
+
+def _quantizer(
+    operator: str = "QuantizeLinear",
+    shape: Sequence[Size] = (2, 8),
+    scale: Sequence[Size] = (),
+    scale_dtype: int = FLOAT,
+    zero: Sequence[Size] | None = None,
+    zero_dtype: int = INT8,
+    weights: str = "s",
+    opset: int = 21,
+    **attributes: Any,
+) -> onnx.ModelProto:
+    """Return a graph of one node, whose scales "s" and zero points "z" are inputs or among its ``weights``."""
+    rounds = operator == "QuantizeLinear"
+    inputs = {"x": (FLOAT if rounds else zero_dtype, shape), "s": (scale_dtype, scale)}
+    if zero is not None:
+        inputs["z"] = (zero_dtype, zero)
+    constants = {name: (np.full(inputs[name][1], int(name == "s")), inputs[name][0]) for name in weights}
+    given = [(name, *of_input) for name, of_input in inputs.items() if name not in constants]
+    output = attributes.get("output_dtype", zero_dtype if rounds else FLOAT)
+    made = node(operator, inputs, "y", **attributes)
+    return graph([made], given, [("y", output, None)], constants, opset)
 
 
 def _resize_cases() -> Iterator[tuple[str, onnx.ModelProto]]:

@@ -15,29 +15,37 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from export.graphs.exporter import export_graph
+from export.graphs.qdq import EightBits
+from export.graphs.specs import backbone_spec
 from export.lint import lint
 from export.lint.__main__ import main
 from export.lint.finding import is_refused
 from export.lint.parser import ParserProcess
 from export.lint.support_table import NEEDS_PLUGIN, operators
+from runtime.bundle import EnginePrecision
 from runtime.errors import BackendError
 from tests.conftest import build_once
 from tests.export.graph_mutations import MUTATIONS, has_odd_parameter, mutated
 from tests.export.lint_corpus import RESTRICTIONS, SAMPLES, dtype_graphs, one
-from tests.exported_forms import export_prompted, prompted_model
+from tests.exported_forms import BACKBONES, export_prompted, prompted_model, randomized
 
 EXAMPLES = int(os.environ.get("PATCHCAPTION_LINT_EXAMPLES", "100"))
 PRECISIONS = ("fp32", "fp16", "bf16")
 ENGINES = ("backbone", "reencoder", "decoder", "beam_decoder")
 GRAPHS = [f"{name} {precision}" for precision in PRECISIONS for name in ENGINES]
 AFTER_PROMPTS = [f"{name} after prompts" for name in ("mapping", "prefill", "decoder")]
+IN_8_BITS = [f"backbone {to}" for to in get_args(EightBits)]
+OF_FAMILIES = [f"backbone of {name}" for name in ("clip", "dinov3", "siglip2", "proxyclip", "regionclip")]
 PARSER_VERSION, JETPACK_6 = (11, 0), (10, 3)
 
 
@@ -49,7 +57,7 @@ def parser() -> Iterator[ParserProcess]:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, onnx.ModelProto]:
-    """Graphs as they are exported for TensorRT: of the demo by name and precision, and of a decoder with prompts."""
+    """Graphs as they are exported for TensorRT: the demo's, by name and precision, and those of small models."""
     found = {}
     for graph in GRAPHS:
         name, precision = graph.split()
@@ -58,7 +66,19 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, onnx.Mode
         found[graph] = onnx.load(folder / f"{name}.onnx")
     prompted = export_prompted(tmp_path_factory.mktemp("prompted"), prompted_model(), "fp16", "cuda")
     paths = {f"{graph.engine} after prompts": graph.path for graph in prompted}
+    for graph in IN_8_BITS:
+        found[graph] = exported_backbone(tmp_path_factory.mktemp("in_8_bits"), "registers", graph.split()[1])
+    for graph in OF_FAMILIES:
+        found[graph] = exported_backbone(tmp_path_factory.mktemp("family"), graph.split()[-1], "fp16")
     return found | {graph: onnx.load(paths[graph]) for graph in AFTER_PROMPTS}
+
+
+def exported_backbone(folder: Path, name: str, precision: EnginePrecision) -> onnx.ModelProto:
+    backbone = randomized(BACKBONES[name]())
+    side = backbone.image_size
+    pixels = torch.randint(0, 256, (1, side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    export_graph(backbone_spec(backbone, pixels), folder, precision, "cuda")
+    return onnx.load(folder / "backbone.onnx")
 
 
 def disagreement(parser: ParserProcess, path: Path, model: onnx.ModelProto) -> str | None:
@@ -110,22 +130,26 @@ def test_rows_of_the_table_are_verified_if_the_parser_reads_the_operator(parser:
 def test_linter_and_parser_agree_on_exported_graphs_with_one_change(
     parser: ParserProcess, exported: Mapping[str, onnx.ModelProto], tmp_path: Path, mutation: str
 ) -> None:
-    """Each change of every graph, in one of the precisions: in all three of them where one takes several graphs."""
+    """Each change of every graph, in one of the precisions: in all three of them where one takes several graphs.
+
+    Of other families than the demo's, each change of one backbone.
+    """
     number = list(MUTATIONS).index(mutation)
     graphs = [f"{name} {PRECISIONS[(number + place) % len(PRECISIONS)]}" for place, name in enumerate(ENGINES)]
+    graphs += [*AFTER_PROMPTS, *IN_8_BITS, OF_FAMILIES[number % len(OF_FAMILIES)]]
     said = {}
-    for seed, name in enumerate([*graphs, *AFTER_PROMPTS]):
+    for seed, name in enumerate(graphs):
         changed = mutated(exported[name], mutation, seed)
         if not has_odd_parameter(changed):
             said[name] = disagreement(parser, tmp_path / "graph.onnx", changed)
-    assert len(said) == len(graphs) + len(AFTER_PROMPTS)
+    assert len(said) == len(graphs)
     assert {name: words for name, words in said.items() if words} == {}
 
 
 @pytest.mark.slow
 @settings(max_examples=EXAMPLES, deadline=None, derandomize=True)
 @given(
-    name=st.sampled_from([*GRAPHS, *AFTER_PROMPTS]),
+    name=st.sampled_from([*GRAPHS, *AFTER_PROMPTS, *IN_8_BITS, *OF_FAMILIES]),
     mutation=st.sampled_from(sorted(MUTATIONS)),
     seed=st.integers(0, 1 << 32),
 )
