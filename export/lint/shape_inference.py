@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import TypeAlias
@@ -238,7 +239,9 @@ def _with_volume(shape: Shape | None, sizes: list[int | str | None]) -> Inferred
     if -1 not in sizes:
         return ([None], message) if not names and not rest and before != after else unknown
     if names != rest:
-        return unknown
+        left = list((Counter(names) - Counter(rest)).elements())
+        is_that_size = len(left) == 1 and len(names) == len(rest) + 1 and before == after
+        return ([tuple(left[0] if size == -1 else size for size in sizes)], None) if is_that_size else unknown
     if after == 0 or before % after:
         return [None], message
     return [tuple(before // after if size == -1 else size for size in sizes)], None
@@ -277,8 +280,12 @@ def _pooled(known: KnownTensors, node: onnx_ir.Node) -> Inferred:
 def _convolved(known: KnownTensors, node: onnx_ir.Node) -> Inferred:
     """Compare the image's channels and the shape that is given of the filter with the filter, which ONNX does not."""
     image, weights = known.shape(input_of(node, 0)), known.shape(input_of(node, 1))
-    if image is None or weights is None or len(weights) < 2 or len(image) != len(weights):
+    if image is None or weights is None or len(weights) < 2:
         return _infer_by_onnx(known, node, 20)
+    if len(weights) == 3 != len(image):  # the parser reads it as one of a single row
+        return [None], None
+    if len(image) != len(weights):
+        return [None], f"has an image {image} and a filter {weights}; expected as many dimensions"
     channels, groups = weights[1], int_attribute(node, "group", 1)
     if isinstance(channels, int) and _differ(image[1], channels * groups):
         return [None], f"has an image of {image[1]} channels; expected {channels * groups}"
@@ -386,15 +393,14 @@ def _expanded(known: KnownTensors, node: onnx_ir.Node) -> Inferred:
     wanted = known.shape(input_of(node, 1))
     if wanted is not None and len(wanted) != 1:
         return [None], f"takes a shape of {len(wanted)} dimensions; expected 1"
-    shapes, misfit = _infer_by_onnx(known, node, 20)
     sizes, shape = known.elements(input_of(node, 1)), known.shape(input_of(node, 0))
     if sizes is None or shape is None:
-        return shapes, None
+        return _infer_by_onnx(known, node, 20)[0], None
     rank = max(len(shape), len(sizes))
     pairs = list(zip((1,) * (rank - len(shape)) + shape, (1,) * (rank - len(sizes)) + sizes, strict=True))
     if any(isinstance(size, int) and isinstance(wanted, int) and wanted < 0 for size, wanted in pairs):
         return [None], f"expands {shape} to {sizes}"
-    return (shapes if misfit is None else [tuple(size if one == 1 else one for size, one in pairs)]), None
+    return [tuple(size if one == 1 or (one is None and size != 1) else one for size, one in pairs)], None
 
 
 _PARSER_SHAPES: Mapping[str, Callable[[KnownTensors, onnx_ir.Node], Inferred]] = {

@@ -446,10 +446,10 @@ def _quantizer(
     inputs = {"x": (FLOAT if rounds else zero_dtype, shape), "s": (scale_dtype, scale)}
     if zero is not None:
         inputs["z"] = (zero_dtype, zero)
-    constants = {name: (np.full(inputs[name][1], int(name == "s")), inputs[name][0]) for name in weights}
+    constants = {name: (np.full(list(map(int, inputs[name][1])), name == "s"), inputs[name][0]) for name in weights}
     given = [(name, *of_input) for name, of_input in inputs.items() if name not in constants]
     output = attributes.get("output_dtype", zero_dtype if rounds else FLOAT)
-    made = node(operator, inputs, "y", **attributes)
+    made = node(operator, "".join(inputs), "y", **attributes)
     return graph([made], given, [("y", output, None)], constants, opset)
 
 
@@ -558,6 +558,8 @@ def _shape_cases() -> Iterator[tuple[str, onnx.ModelProto]]:
     yield "Add that does not fit, of dynamic rows", one("Add", *"xw", tensors=_DYNAMIC, weights=weight(7))
     yield "Where that does not fit", one("Where", *"cxw", tensors={"c": (BOOL, (7,))}, weights=weight(8))
     yield "Concat that does not fit", one("Concat", *"xw", weights=weight(1, 3, 7), axis=0)
+    for rank in (3, 5):
+        yield f"Conv by rank {rank}", one("Conv", *"xw", tensors=_X4, weights=weight(*(4, 4, 2, 2, 2)[:rank]))
     yield "Conv of too few channels", one("Conv", *"xw", tensors=_X4, weights=weight(4, 3, 2, 2))
     for kernel in ([2, 2], [2, 3], [3, 2]):
         said = one("Conv", *"xw", tensors=_X4, weights=weight(4, 4, 2, 2), kernel_shape=kernel)

@@ -44,7 +44,7 @@ PRECISIONS = ("fp32", "fp16", "bf16")
 ENGINES = ("backbone", "reencoder", "decoder", "beam_decoder")
 GRAPHS = [f"{name} {precision}" for precision in PRECISIONS for name in ENGINES]
 AFTER_PROMPTS = [f"{name} after prompts" for name in ("mapping", "prefill", "decoder")]
-IN_8_BITS = [f"backbone {to}" for to in get_args(EightBits)]
+IN_8_BITS: dict[str, EightBits] = {f"backbone {to}": to for to in get_args(EightBits)}
 OF_FAMILIES = [f"backbone of {name}" for name in ("clip", "dinov3", "siglip2", "proxyclip", "regionclip")]
 PARSER_VERSION, JETPACK_6 = (11, 0), (10, 3)
 
@@ -66,8 +66,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, onnx.Mode
         found[graph] = onnx.load(folder / f"{name}.onnx")
     prompted = export_prompted(tmp_path_factory.mktemp("prompted"), prompted_model(), "fp16", "cuda")
     paths = {f"{graph.engine} after prompts": graph.path for graph in prompted}
-    for graph in IN_8_BITS:
-        found[graph] = exported_backbone(tmp_path_factory.mktemp("in_8_bits"), "registers", graph.split()[1])
+    for graph, to in IN_8_BITS.items():
+        found[graph] = exported_backbone(tmp_path_factory.mktemp("in_8_bits"), "registers", to)
     for graph in OF_FAMILIES:
         found[graph] = exported_backbone(tmp_path_factory.mktemp("family"), graph.split()[-1], "fp16")
     return found | {graph: onnx.load(paths[graph]) for graph in AFTER_PROMPTS}
