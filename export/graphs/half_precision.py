@@ -140,7 +140,7 @@ class _DtypeAssignment:
     def _choose_dtype(self, node: onnx_ir.Node, cache: Collection[onnx_ir.Value]) -> DataType | None:
         """Return the dtype that a node should have if its values fit; None for float32."""
         if node.op_type in _MATMUL_OPS:
-            if any(becomes_output(output, cache) for output in node.outputs):
+            if any(becomes_output(output, cache) for output in node.outputs) and not self._is_weighed_in_fp16(node):
                 return None
             return DataType.FLOAT16 if _is_vocabulary_product(node) else self.half
         computed = [value for value in _float_inputs(node) if value.const_value is None]
@@ -154,6 +154,13 @@ class _DtypeAssignment:
             or (node.op_type == "Softmax" and self._is_plain_attention(node))
         )
         return self._dtype_of(computed[0]) if becomes_half else None
+
+    def _is_weighed_in_fp16(self, node: onnx_ir.Node) -> bool:
+        """Return whether a product is with a weight and would be float16, which rounds it no more than those before it.
+
+        Turing has no products in float32; bfloat16, which it lacks too, would round an output too much.
+        """
+        return self.half == DataType.FLOAT16 and any(value.is_initializer() for value in _float_inputs(node))
 
     def _dtype_of(self, value: onnx_ir.Value) -> DataType:
         node = value.producer()
@@ -288,11 +295,11 @@ def _is_channel_scale(node: onnx_ir.Node) -> bool:
 
 
 def becomes_output(value: onnx_ir.Value, cache: Collection[onnx_ir.Value] = ()) -> bool:
-    """Return whether a tensor leaves the graph as it is: attention logits, region vectors.
+    """Return whether a tensor leaves the graph as it is, or converted: attention logits, region vectors.
 
     Entries of the cache and soft tokens do not count: what reads them does so in half precision.
     """
     if value.is_graph_output():
         return value not in cache and value.name != SOFT_PROMPT
-    moves = [use.node for use in value.uses() if use.node.op_type in _LAYOUT_OPS]
+    moves = [use.node for use in value.uses() if use.node.op_type in (*_LAYOUT_OPS, "Cast")]
     return any(becomes_output(output, cache) for move in moves for output in move.outputs)

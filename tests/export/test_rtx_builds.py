@@ -6,12 +6,14 @@ A missing package fails these tests: `make test` installs it.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import get_args
 
 import onnx_ir
 import pytest
+import torch
 from PIL import Image
 
 from export.graphs.exporter import export_graph
@@ -39,6 +41,12 @@ FAMILY_DEPTH = None if os.environ.get("PATCHCAPTION_ENDURANCE") == "1" else 2
 """Of other families than DINOv2; all of their blocks before a release."""
 KERNELS: dict[EngineName, int] = {"backbone": 74, "reencoder": 13, "decoder": 39, "beam_decoder": 35}
 """Of the demo in half precision, with the largest profile: 10 a block of the backbone, 7 a layer of a decoder."""
+
+ATTENTIONS: Mapping[str, int] = {
+    **{"clip": 2, "invite": 1, "open_clip": 2, "dinov3": 1, "dinov3_gated": 1, "dinotxt": 3},
+    **{"siglip2": 2, "siglip2_mlp": 2, "proxyclip": 3, "regionclip": 1},
+}
+"""Of other families' small backbones: of ProxyCLIP CLIP's first and its DINO's, of RegionCLIP the last layer's."""
 
 JETPACK_6, NEWEST = (10, 3), (11, 4)
 DOOR: dict[EngineName, int] = {"mapping": 1, "prefill": 1, "decoder": 0, "beam_decoder": 0}
@@ -125,8 +133,7 @@ def test_every_product_of_a_weight_is_in_8_bits_and_every_attention_stays_one_ke
     pixels, _ = prepare([sample_image], backbone.image_size, Fit.STRETCH)
     export_graph(backbone_spec(backbone, pixels), tmp_path, to, "cuda")
     report = build_backbone(tmp_path, backbone.image_size, ("8.9", "12.0", "12.1"))
-    model = onnx_ir.load(tmp_path / "backbone.onnx")
-    of_weights = {node.name for node in model.graph if node.op_type == "MatMul" and _dequantizes(node.inputs[1])}
+    of_weights = products_in_8_bits(tmp_path / "backbone.onnx")
     depth = Bundle(demo_bundle).manifest.backbone.depth
     assert len(of_weights) == 4 * depth
     assert of_weights <= report.eight_bit_nodes
@@ -276,12 +283,43 @@ def test_every_attention_of_a_family_is_one_kernel(tmp_path: Path, checkpoint: s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["proxyclip", "regionclip"])
-def test_the_builder_takes_the_backbones_that_are_no_plain_transformer(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_turing_takes_the_backbones_of_every_family_in_float16(tmp_path: Path, name: str) -> None:
+    size = export_small(name, tmp_path, "fp16")
+    assert build_backbone(tmp_path, size, ("7.5",)).fused_attentions == ATTENTIONS[name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+@pytest.mark.parametrize("name", ["clip", "dinov3", "dinotxt", "siglip2", "proxyclip", "regionclip"])
+def test_the_builder_fuses_the_attention_of_every_family_in_every_precision(
+    tmp_path: Path, name: str, precision: EnginePrecision
+) -> None:
+    report = build_backbone(tmp_path, export_small(name, tmp_path, precision), ("8.9",))
+    assert report.fused_attentions == ATTENTIONS[name]
+    assert products_in_8_bits(tmp_path / "backbone.onnx") <= report.eight_bit_nodes
+
+
+def test_the_product_that_makes_tokens_is_not_in_8_bits(tmp_path: Path) -> None:
+    export_small("clip", tmp_path, "int8")
+    assert len(products_in_8_bits(tmp_path / "backbone.onnx")) == 4 * ATTENTIONS["clip"]
+
+
+def export_small(name: str, folder: Path, precision: EnginePrecision) -> int:
+    """Export a small backbone, where the linter finds nothing wrong; return its input's side."""
     backbone = randomized(BACKBONES[name]())
-    export_graph(backbone_spec(backbone), tmp_path, "fp16", "cuda")
-    attentions = {"proxyclip": 3, "regionclip": 0}  # CLIP's first block and both of the DINO
-    assert build_backbone(tmp_path, backbone.image_size).fused_attentions >= attentions[name]
+    side = backbone.image_size
+    pixels = torch.randint(0, 256, (1, side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    export_graph(backbone_spec(backbone, pixels), folder, precision, "cuda")
+    for version in (JETPACK_6, NEWEST):
+        assert [one for one in lint(folder / "backbone.onnx", version) if one.severity == "error"] == []
+    return side
+
+
+def products_in_8_bits(graph: Path) -> set[str]:
+    """Return the names of a graph's products of weights that are to be in 8 bits."""
+    nodes = onnx_ir.load(graph).graph
+    return {str(node.name) for node in nodes if node.op_type == "MatMul" and _dequantizes(node.inputs[1])}
 
 
 def read_depth(checkpoint: str) -> int:
