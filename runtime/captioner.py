@@ -27,9 +27,11 @@ from runtime.options import (
     ProgressCallback,
     StreamKeywords,
     StreamOptions,
+    check_on_bad,
+    is_choice,
     split_options,
 )
-from runtime.pipeline import Pipeline, VectorSource
+from runtime.pipeline import Pipeline, VectorSource, image_whs_of
 from runtime.results import Caption, RegionBatch, Regions, RegionsOfImages
 from runtime.serving.batching import Batching
 from runtime.system.closeable import Closeable
@@ -101,7 +103,7 @@ class Captioner(Closeable):
             ...     captioner.caption(scene, [Box(276, 174, 507, 399)])[0].text
             'a large striped red triangle'
         """
-        if fit not in list(Fit):
+        if not is_choice(fit, list(Fit)):
             raise OptionError(f'fit {fit!r}: expected "stretch" or "crop"')
         bundle = open_bundle(folder, verify)
         selection = select_backend(bundle, precision, threads, backend)
@@ -159,6 +161,7 @@ class Captioner(Closeable):
             >>> captioner.caption([scene, scene], [[Point(350, 330)], []])[1]
             []
         """
+        check_on_bad(on_bad)
         if on_bad == "skip" and isinstance(images, (list, tuple)):
             pooling, decoding = split_options(options, PoolingOptions, DecodingOptions)
             return self.pipeline.caption_readable(images, cast(RegionsOfImages, regions), channels, pooling, decoding)
@@ -262,7 +265,7 @@ class Captioner(Closeable):
             'a large striped red triangle'
         """
         pooling, decoding = split_options(options, PoolingOptions, DecodingOptions)
-        batch = RegionBatch.of(regions, features.image_whs)
+        batch = RegionBatch.of(regions, image_whs_of(features))
         return batch.unflatten(self.pipeline.captions(features, batch, pooling, decoding, progress, on_bad))
 
     def vectors(
@@ -282,7 +285,7 @@ class Captioner(Closeable):
             torch.Size([2, 192])
         """
         (pooling,) = split_options(options, PoolingOptions)
-        return self.pipeline.pool(features, RegionBatch.of(regions, features.image_whs), pooling)[0].data
+        return self.pipeline.pool(features, RegionBatch.of(regions, image_whs_of(features)), pooling)[0].data
 
     def project(self, vectors: VectorSource) -> Tensor:
         """Carry region vectors (R, D) into text space (R, D), through the memory bank if the bundle has one.

@@ -67,7 +67,7 @@ class Encoder:
         Raises:
             PatchcaptionError: fewer than one caller, or far more than there are processors.
         """
-        check_threads("callers", callers)
+        callers = check_threads("callers", callers)
         if callers == 1 or self._backend.device.type != "cpu":
             return self
         with self._opening:

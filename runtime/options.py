@@ -6,7 +6,8 @@ Each stage has one dataclass. The TypedDicts beside them are the same fields as 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import reprlib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any, Literal, TypeAlias, TypedDict, TypeVar, get_args, overload
@@ -35,6 +36,7 @@ _MAX_THREADS = 512
 """More than any processor has had use for: each takes memory and time to start."""
 _MAX_BEAMS = 256
 """With as many, the beams of one region fill a batch."""
+_MAX_ALPHA = 1000
 _MAX_LENGTH_PENALTY = 10
 """In either direction; beyond it, scores leave the range of float32."""
 _MIN_TEMPERATURE, _MAX_TEMPERATURE = 0.01, 100
@@ -76,7 +78,9 @@ class PoolingOptions:
 
     def __post_init__(self) -> None:
         _check_choice("clean", self.clean, (None, *get_args(Clean)))
+        _keep_number(self, "alpha", -_MAX_ALPHA, _MAX_ALPHA)
         _check_choice("clean_from", self.clean_from, get_args(CleanFrom))
+        _keep_flag(self, "clean_after_projection")
         _check_choice("reencode", self.reencode, (None, *get_args(Reencode)))
         if self.clean and self.reencode:
             raise OptionError("clean and reencode exclude each other")
@@ -125,14 +129,14 @@ class DecodingOptions:
     def __post_init__(self) -> None:
         _check_choice("mode", self.mode, get_args(Mode))
         _check_choice("score", self.score, get_args(Score))
-        check_number("n_best", self.n_best, 0, whole=True)
-        check_number("beams", self.beams, 1, _MAX_BEAMS, whole=True)
-        check_number("length_penalty", self.length_penalty, -_MAX_LENGTH_PENALTY, _MAX_LENGTH_PENALTY)
-        check_number("temperature", self.temperature, _MIN_TEMPERATURE, _MAX_TEMPERATURE)
-        check_number("seed", self.seed, 0, _MAX_SEED, whole=True)
+        _keep_number(self, "n_best", 0, whole=True)
+        _keep_number(self, "beams", 1, _MAX_BEAMS, whole=True)
+        _keep_number(self, "length_penalty", -_MAX_LENGTH_PENALTY, _MAX_LENGTH_PENALTY)
+        _keep_number(self, "temperature", _MIN_TEMPERATURE, _MAX_TEMPERATURE)
+        _keep_number(self, "seed", 0, _MAX_SEED, whole=True)
         _check_choice("prompt_padding", self.prompt_padding, get_args(PromptPadding))
         if self.top_p is not None:
-            check_number("top_p", self.top_p, 0, 1)
+            _keep_number(self, "top_p", 0, 1)
         if self.top_p is not None and self.beams > 1:
             raise OptionError(f"top_p={self.top_p} with beams={self.beams}: tokens are drawn for one beam only")
 
@@ -189,18 +193,20 @@ class StreamOptions:
         _check_choice("policy", self.policy, (None, *get_args(Policy)))
         check_on_bad(self.on_bad)
         check_channels(self.channels)
-        check_number("every", self.every, 1, whole=True)
+        _keep_number(self, "every", 1, whole=True)
         if self.workers is not None:
-            check_threads("workers", self.workers)
-        check_number("timeout_s", self.timeout_s, 0.001, _MAX_TIMEOUT_S)
-        check_number("reconnect_s", self.reconnect_s, 0)
-        check_number("start_s", self.start_s, 0)
+            _keep_number(self, "workers", 1, _MAX_THREADS, whole=True)
+        _keep_number(self, "timeout_s", 0.001, _MAX_TIMEOUT_S)
+        _keep_number(self, "reconnect_s", 0)
+        _keep_number(self, "start_s", 0)
         if self.end_s is not None:
-            check_number("end_s", self.end_s, 0)
+            _keep_number(self, "end_s", 0)
             if self.end_s <= self.start_s:
                 raise OptionError(f"end_s: expected more than start_s, {self.start_s:g}, got {self.end_s:g}")
-        if self.reuse is not None and not 0 < self.reuse <= 1:
-            raise OptionError(f"reuse: expected a cosine above 0 and up to 1, or None, got {self.reuse}")
+        if self.reuse is not None:
+            if not _is_number(self.reuse) or not 0 < _as_float(self.reuse) <= 1:
+                raise OptionError(f"reuse: expected a cosine above 0 and up to 1, or None, got {_shown(self.reuse)}")
+            _keep_number(self, "reuse", 0, 1)
 
 
 class PoolingKeywords(TypedDict, total=False):
@@ -269,13 +275,13 @@ def split_options(keywords: Mapping[str, Any], *kinds: type[Any]) -> tuple[Any, 
     return tuple(kind(**{name: keywords[name] for name in names[kind] & set(keywords)}) for kind in kinds)
 
 
-def check_threads(name: str, number: int) -> None:
-    """Refuse so many threads, or callers with threads of their own, as cannot be meant.
+def check_threads(name: str, number: int) -> int:
+    """Return the number; refuse so many threads, or callers with threads of their own, as cannot be meant.
 
     Raises:
         OptionError: names the option and the range.
     """
-    check_number(name, number, 1, _MAX_THREADS, whole=True)
+    return int(check_number(name, number, 1, _MAX_THREADS, whole=True))
 
 
 def check_on_bad(on_bad: object) -> None:
@@ -288,16 +294,47 @@ def check_channels(channels: object) -> None:
     _check_choice("channels", channels, get_args(Channels))
 
 
-def check_number(name: str, value: object, least: float, most: float = math.inf, *, whole: bool = False) -> None:
-    """Refuse what is no number from ``least`` to ``most``.
+def check_number(name: str, value: object, least: float, most: float = math.inf, *, whole: bool = False) -> float:
+    """Return a number of any library as Python's own; refuse what is none from ``least`` to ``most``.
+
+    NumPy's small integers overflow where they are multiplied, and torch takes no fractions.
 
     Raises:
         OptionError: names the option and the range.
     """
-    is_number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
-    if not is_number or not least <= _as_float(value) <= most:  # NaN is not either
+    if not _is_number(value, whole) or not least <= _as_float(value) <= most:  # NaN is not either
         kind, end = "a whole number" if whole else "a number", "on" if most == math.inf else f"to {most}"
-        raise OptionError(f"{name}: expected {kind} from {least} {end}, got {value!r}")
+        raise OptionError(f"{name}: expected {kind} from {least} {end}, got {_shown(value)}")
+    return int(value) if isinstance(value, Integral) else _as_float(value)
+
+
+def is_choice(value: object, choices: Iterable[str | None]) -> bool:
+    """Return whether a value is one of the choices; an array is none, and cannot be asked."""
+    return (value is None or isinstance(value, str)) and value in choices
+
+
+def _keep_number(options: object, name: str, least: float, most: float = math.inf, *, whole: bool = False) -> None:
+    """Check a number among options, and keep it as Python's own."""
+    object.__setattr__(options, name, check_number(name, getattr(options, name), least, most, whole=whole))
+
+
+def _keep_flag(options: object, name: str) -> None:
+    """Check a truth value among options, and keep it as Python's own."""
+    value = getattr(options, name)
+    is_numpy_bool = str(getattr(value, "dtype", "")) == "bool" and getattr(value, "ndim", 1) == 0
+    if not isinstance(value, bool) and not is_numpy_bool:
+        raise OptionError(f"{name}: expected True or False, got {_shown(value)}")
+    object.__setattr__(options, name, bool(value))
+
+
+def _is_number(value: object, whole: bool = False) -> bool:
+    return isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+
+
+def _shown(value: object) -> str:
+    """Return a value in one short line."""
+    text = reprlib.repr(value)
+    return text if "\n" not in text else type(value).__name__
 
 
 def _as_float(value: Any) -> float:
@@ -308,6 +345,6 @@ def _as_float(value: Any) -> float:
 
 
 def _check_choice(name: str, value: object, choices: tuple[str | None, ...]) -> None:
-    if value not in choices:
+    if not is_choice(value, choices):
         *first, last = (f'"{choice}"' for choice in choices if choice is not None)
-        raise OptionError(f"{name}: expected {', '.join(first)} or {last}, got {value!r}")
+        raise OptionError(f"{name}: expected {', '.join(first)} or {last}, got {_shown(value)}")

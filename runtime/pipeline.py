@@ -16,7 +16,7 @@ from runtime.bundle import Bundle
 from runtime.bundle.graph_io import reencoder_batches
 from runtime.decoding import load_decoder
 from runtime.encoder import Encoder
-from runtime.errors import ImageError, PatchcaptionError, RegionError
+from runtime.errors import ImageError, OptionError, PatchcaptionError, RegionError
 from runtime.features import FeatureMap, RegionVectors
 from runtime.image import Fit, ImageSource
 from runtime.memory import MemoryBank, MemoryMatch, load_bank, projector_of
@@ -159,6 +159,8 @@ class Pipeline(ProcessBound):
         self, vectors: VectorSource, options: DecodingOptions, progress: ProgressCallback | None = None
     ) -> list[Caption]:
         """Decode vectors in text space (R, D)."""
+        if progress is not None and not callable(progress):
+            raise OptionError(f"progress: expected a function of two numbers, got {type(progress).__name__}")
         given = self._as_vectors(vectors)
         if options.beams > 1:  # whose steps the host waits for anyway
             _check_finite(given)
@@ -209,6 +211,20 @@ class Pipeline(ProcessBound):
         if given.device.type == "cpu":
             _check_finite(given)
         return given.to(self.backend.device).contiguous()
+
+
+def image_whs_of(features: FeatureMap) -> tuple[tuple[int, int], ...]:
+    """Return the width and height of each image of what a caller gives as encoded images.
+
+    Raises:
+        PatchcaptionError: it is something else, such as an image.
+    """
+    if not isinstance(features, FeatureMap):
+        raise PatchcaptionError(
+            f"features: expected what Captioner.encode returns, got {type(features).__name__}; Captioner.caption takes "
+            "images"
+        )
+    return features.image_whs
 
 
 def _tensor_of(vectors: object) -> Tensor:

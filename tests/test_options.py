@@ -6,11 +6,25 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, fields
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any, get_type_hints
 
+import numpy as np
 import pytest
+import torch
 
-from runtime import Batching, Captioner, DecodingOptions, PatchcaptionError, PoolingOptions, StreamOptions
+from runtime import (
+    Batching,
+    Captioner,
+    DecodingOptions,
+    OptionError,
+    PatchcaptionError,
+    PoolingOptions,
+    StreamOptions,
+    WholeImage,
+    draw_captions,
+)
 from runtime.options import DecodeKeywords, DescribeKeywords, PoolingKeywords, StreamKeywords, split_options
 
 DEFAULTS: dict[type[Any], dict[str, Any]] = {
@@ -141,11 +155,69 @@ def test_an_option_that_no_stage_has_is_refused_with_those_there_are(keywords: d
         (StreamOptions, {"end_s": 0}, "end_s: expected more than start_s, 0, got 0"),
         (StreamOptions, {"start_s": 2, "end_s": 2}, "end_s: expected more than start_s, 2, got 2"),
         (StreamOptions, {"reuse": 0}, "reuse: expected a cosine above 0 and up to 1, or None, got 0"),
+        (StreamOptions, {"reuse": "0.9"}, "reuse: expected a cosine above 0 and up to 1, or None, got '0.9'"),
+        (PoolingOptions, {"alpha": math.nan}, "alpha: expected a number from -1000 to 1000, got nan"),
+        (PoolingOptions, {"alpha": 10**400}, "alpha: expected a number from -1000 to 1000, got 1000"),
+        (PoolingOptions, {"alpha": torch.ones(2)}, "alpha: expected a number from -1000 to 1000, got tensor"),
+        (PoolingOptions, {"clean_after_projection": "no"}, "clean_after_projection: expected True or False, got 'no'"),
     ],
 )
 def test_a_value_that_an_option_does_not_have_is_refused(options: type, values: dict[str, Any], message: str) -> None:
     with pytest.raises(PatchcaptionError, match=message):
         options(**values)
+
+
+@pytest.mark.parametrize(
+    "value", [np.array([1, 2]), np.zeros((30, 30)), torch.ones(2), [], {}, "x" * 10_000, 2j, Decimal("NaN")]
+)
+@pytest.mark.parametrize("options", DEFAULTS)
+def test_what_is_no_value_of_any_option_is_refused_in_one_short_line(options: type, value: Any) -> None:
+    for name in DEFAULTS[options]:
+        with pytest.raises(OptionError, match=f"{name}: ") as raised:
+            options(**{name: value})
+        assert "\n" not in str(raised.value)
+        assert len(str(raised.value)) < 200
+
+
+def test_numbers_of_any_library_are_kept_as_pythons_own() -> None:
+    """NumPy's small integers overflow where they are multiplied, and torch takes no fractions."""
+    decoding = DecodingOptions(beams=np.int8(100), top_p=None, length_penalty=Fraction(1, 2), seed=np.uint8(200))  # type: ignore[arg-type]
+    assert [type(one) for one in (decoding.beams, decoding.length_penalty, decoding.seed)] == [int, float, int]
+    assert decoding.beams * 4 == 400
+    pooling = PoolingOptions(alpha=np.float16(0.5), clean_after_projection=np.bool_(False))  # type: ignore[arg-type]
+    assert (type(pooling.alpha), pooling.clean_after_projection) == (float, False)
+    stream = StreamOptions(reuse=np.float32(0.5), every=np.int16(2), workers=np.int8(3))  # type: ignore[arg-type]
+    assert [type(one) for one in (stream.reuse, stream.every, stream.workers)] == [float, int, int]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda demo, image: demo.describe(image, [WholeImage()]),
+            "features: expected what Captioner.encode returns, got",
+        ),
+        (lambda demo, __: demo.vectors("scene.jpg", [WholeImage()]), "features: .*got str; Captioner.caption takes"),
+        (lambda demo, __: demo.decode(np.zeros((1, 192)), progress=3), "progress: expected a function .*, got int"),
+        (lambda demo, image: demo.caption(image, [WholeImage()], on_bad=np.ones(2)), "on_bad: expected"),
+        (lambda demo, image: demo.caption([image], [[WholeImage()]], on_bad=[]), "on_bad: expected"),
+        (lambda demo, image: demo.encode(image, channels=np.ones(2)), "channels: expected"),
+        (lambda _, __: Captioner.load(7), "bundle: expected a folder or a name of the hub, got int"),
+        (lambda _, __: Captioner.load(b"engines/demo"), "bundle: .*, got bytes"),
+        (lambda _, __: Captioner.load(None), "bundle: .*, got NoneType"),
+        (lambda demo, __: Captioner.load(demo.pipeline.bundle.folder, backend=np.ones(2)), "backend array"),
+        (lambda demo, __: Captioner.load(demo.pipeline.bundle.folder, precision=[]), "precision: .* got list"),
+        (lambda demo, __: Captioner.load(demo.pipeline.bundle.folder, fit=np.ones(2)), "fit array"),
+        (lambda _, image: draw_captions(image, None), "captions: expected a list of captions .*, got NoneType"),
+        (lambda _, image: draw_captions(image, ["a dog"]), "captions: .*, got a list with str in it"),
+        (lambda _, image: draw_captions(image, [], font=3.5), "font: expected a font file or None, got float"),
+    ],
+)
+def test_other_arguments_of_a_wrong_kind_are_refused_with_words(
+    demo: Captioner, call: Callable[[Captioner, Any], Any], message: str
+) -> None:
+    with pytest.raises(PatchcaptionError, match=message):
+        call(demo, np.zeros((24, 32, 3), np.uint8))
 
 
 @pytest.mark.parametrize(

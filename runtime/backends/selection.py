@@ -14,7 +14,7 @@ from runtime.backends.measurements import MeasuredRun, Measurement, fastest, rea
 from runtime.backends.registry import BACKEND_NAMES, BACKENDS, TAKES_BFLOAT16, BackendName, BackendRequest
 from runtime.bundle import Bundle, GraphPrecision
 from runtime.errors import BackendError
-from runtime.options import Precision, PrecisionName, check_threads
+from runtime.options import Precision, PrecisionName, check_threads, is_choice
 
 
 @dataclass(frozen=True)
@@ -116,10 +116,12 @@ def select_backend(
         BackendError: no backend or precision of that name.
         PatchcaptionError: a number of threads that cannot be meant.
     """
-    if name not in BACKEND_NAMES:
+    if not is_choice(name, BACKEND_NAMES):
         raise BackendError(f"backend {name!r}: expected one of {', '.join(map(repr, BACKEND_NAMES))}")
     if threads is not None:
-        check_threads("threads", threads)
+        threads = check_threads("threads", threads)
+    if not isinstance(precision, str):
+        raise BackendError(f"precision: expected a name such as 'fp32' or 'auto', got {type(precision).__name__}")
     looked_up = bundle if "auto" in (name, precision) else None
     measurement = None if looked_up is None else read_measurement(looked_up)
     if name != "auto":

@@ -54,9 +54,11 @@ def hub_name(bundle: str | os.PathLike[str]) -> HubName | None:
     in any case, and a `Path` a folder.
 
     Raises:
-        BundleError: what begins with ``hf://`` is no name of a repository.
+        BundleError: it is neither a path nor a name, or what begins with ``hf://`` is no name of a repository.
     """
     if not isinstance(bundle, str):
+        if not isinstance(bundle, os.PathLike) or not isinstance(os.fspath(bundle), str):
+            raise BundleError(f"bundle: expected a folder or a name of the hub, got {type(bundle).__name__}")
         return None
     if bundle.startswith(_SCHEME):
         return repository_name(bundle)

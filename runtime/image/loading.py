@@ -28,10 +28,15 @@ class BinaryFile(Protocol):
 
 
 ImageSource: TypeAlias = (
-    "str | os.PathLike[str] | bytes | BinaryFile | Image.Image | npt.NDArray[np.uint8] | torch.Tensor"
+    "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryFile | Image.Image | npt.NDArray[np.uint8]"
+    " | torch.Tensor"
 )
 OpenImage: TypeAlias = "Image.Image | torch.Tensor"
 """An upright 8-bit RGB image: a PIL image, or a uint8 tensor (3, H, W) that stays on its GPU."""
+
+_MAX_ENCODED_BYTES = 1 << 30
+"""Of what a file object gives; one without an end would fill the memory."""
+_PART_BYTES = 1 << 20
 
 
 def open_image(source: ImageSource, channels: Literal["rgb", "bgr"] = "rgb") -> Image.Image:
@@ -56,8 +61,10 @@ def open_image(source: ImageSource, channels: Literal["rgb", "bgr"] = "rgb") -> 
         source = _validate_tensor(source).cpu().permute(1, 2, 0).numpy()
     if isinstance(source, np.ndarray):
         return _from_array(source)
-    if isinstance(source, (bytes, BinaryFile)):
-        return _decoded(source)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _upright(decode(io.BytesIO(source), "image bytes"), "image bytes")
+    if isinstance(source, BinaryFile):
+        return _upright(decode(_read_all(source), "image file object"), "image file object")
     raise ImageError(
         "image: expected a path, bytes, binary file object, PIL image, numpy array or torch tensor, got "
         f"{type(source).__name__}"
@@ -75,7 +82,7 @@ def in_rgb(source: ImageSource, channels: Literal["rgb", "bgr"]) -> ImageSource:
     """Return an array (H, W, 3) or a tensor (3, H, W) in RGB; anything else knows its order, and stays as it is."""
     if channels == "bgr" and isinstance(source, np.ndarray) and source.ndim == 3:
         return source[:, :, ::-1]
-    if channels == "bgr" and isinstance(source, torch.Tensor) and source.ndim == 3:
+    if channels == "bgr" and isinstance(source, torch.Tensor) and _is_dense(source) and source.ndim == 3:
         return source.flip(0)
     return source
 
@@ -85,26 +92,41 @@ def size_wh(image: OpenImage) -> tuple[int, int]:
     return image.size if isinstance(image, Image.Image) else (image.shape[2], image.shape[1])
 
 
-def _decoded(source: bytes | BinaryFile) -> Image.Image:
-    if isinstance(source, bytes):
-        return _upright(decode(io.BytesIO(source), "image bytes"), "image bytes")
-    return _upright(decode(io.BytesIO(_read_all(source)), "image file object"), "image file object")
-
-
 def _upright(image: Image.Image, name: str) -> Image.Image:
     with decoder_errors(name):  # one that was opened but not loaded is decoded here
         return upright_rgb(image, name)
 
 
-def _read_all(file: BinaryFile) -> bytes:
-    try:
-        data = file.read()
-    except (OSError, ValueError) as error:  # a ValueError if it was closed
-        raise ImageError(f"image file object: cannot be read: {error}") from None
-    if not isinstance(data, bytes):
-        got = type(data).__name__
-        raise ImageError(f"image file object: expected bytes, got {got}; open files in binary mode")
+def _read_all(file: BinaryFile) -> io.BytesIO:
+    """Return what a file object gives from its current position on, as far as the limit."""
+    if not hasattr(file, "readinto"):  # no file of Python's, which can be read part by part
+        return io.BytesIO(_read(file))
+    data = io.BytesIO()
+    while part := _read(file, _PART_BYTES):
+        data.write(part)
+        if data.tell() > _MAX_ENCODED_BYTES:
+            raise ImageError(f"image file object: expected at most {_MAX_ENCODED_BYTES} bytes")
+    data.seek(0)
     return data
+
+
+def _read(file: BinaryFile, *size: int) -> bytes:
+    try:
+        part: object = file.read(*size)
+    except (MemoryError, StopIteration):  # which say nothing of the file
+        raise
+    except Exception as error:  # each kind of file has its own: one that was closed, an archive's, a connection's
+        words = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(f"image file object: cannot be read: {words}") from None
+    if not isinstance(part, bytes):
+        got = type(part).__name__
+        raise ImageError(f"image file object: expected bytes, got {got}; open files in binary mode")
+    return part
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor holds a number at each of its places, unlike sparse, nested and meta tensors."""
+    return not tensor.is_nested and tensor.layout == torch.strided and tensor.device.type != "meta"
 
 
 def _validate_tensor(tensor: torch.Tensor) -> torch.Tensor:
@@ -113,22 +135,26 @@ def _validate_tensor(tensor: torch.Tensor) -> torch.Tensor:
     Raises:
         ImageError: it is something else.
     """
+    if not _is_dense(tensor):
+        raise ImageError("image tensor: expected a dense tensor with data, got a nested, sparse or meta tensor")
     if tensor.ndim != 3 or tensor.shape[0] != 3:
         raise ImageError(f"image tensor: expected shape (3, H, W), got {tuple(tensor.shape)}")
     if tensor.dtype != torch.uint8:
         raise ImageError(f"image tensor: expected dtype uint8 (0..255), got {tensor.dtype}")
     if tensor.numel() == 0:
         raise ImageError(f"image tensor: expected at least one pixel, got shape {tuple(tensor.shape)}")
+    require_within_limit("image tensor", tensor.shape[2], tensor.shape[1])
     return tensor.detach()
 
 
 def _from_array(array: npt.NDArray[np.uint8]) -> Image.Image:
     if array.dtype != np.uint8:
         raise ImageError(f"image array: expected dtype uint8 (0..255), got {array.dtype}")
-    if array.ndim == 2:
-        array = np.repeat(array[:, :, None], 3, axis=2)
-    if array.ndim != 3 or array.shape[2] != 3:
+    if array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,)):
         raise ImageError(f"image array: expected shape (H, W, 3) in RGB order or (H, W), got {array.shape}")
     if 0 in array.shape:
         raise ImageError(f"image array: expected at least one pixel, got shape {array.shape}")
+    require_within_limit("image array", array.shape[1], array.shape[0])
+    if array.ndim == 2:
+        array = np.repeat(array[:, :, None], 3, axis=2)
     return Image.fromarray(np.ascontiguousarray(array))

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
+from runtime.errors import PatchcaptionError
 from runtime.image import ImageSource, open_image
 from runtime.options import Channels, check_channels
 from runtime.output.fonts import Font, FontChoice, FontFile
@@ -61,13 +62,17 @@ def draw_captions(
 
     Raises:
         ImageError: the image cannot be read.
-        PatchcaptionError: ``font`` is no font file, or ``channels`` no such word.
+        PatchcaptionError: ``captions`` is no list of captions, ``font`` no font file, or ``channels`` no such word.
 
     Example:
         >>> draw_captions(scene, captioner.caption(scene, [Box(276, 174, 507, 399)])).save("out/described.png")
     """
     check_channels(channels)
     picture = open_image(image, channels)
+    if not isinstance(captions, Sequence) or not all(isinstance(caption, Caption) for caption in captions):
+        raise PatchcaptionError(
+            f"captions: expected a list of captions of one image's regions, got {_kind_of(captions)}"
+        )
     line_width = max(1, round(min(picture.size) / 240))
     colours = list(islice(_colours(), len(captions)))
     outlines = [outline_of(caption.region, picture.size) for caption in captions]
@@ -81,6 +86,12 @@ def draw_captions(
     ]
     _draw_labels(pen, [caption.text for caption in captions], bounds, picture.size, font, colours)
     return picture
+
+
+def _kind_of(captions: object) -> str:
+    if not isinstance(captions, (list, tuple)):
+        return type(captions).__name__
+    return f"a list with {next(type(one).__name__ for one in captions if not isinstance(one, Caption))} in it"
 
 
 def _colours() -> Iterator[Colour]:

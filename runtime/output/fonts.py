@@ -47,6 +47,8 @@ class FontChoice:
     """
 
     def __init__(self, file: FontFile, size: int) -> None:
+        if file is not None and not isinstance(file, (str, os.PathLike)):
+            raise PatchcaptionError(f"font: expected a font file or None, got {type(file).__name__}")
         self._file, self._size = None if file is None else os.fspath(file), size
         load_font(self._file, size)
 

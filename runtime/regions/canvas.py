@@ -207,15 +207,36 @@ def weight_rows(regions: Sequence[Region], canvas: Canvas) -> Tensor:
     """Return rows of weights (R, T), float32 on the CPU, for the regions of one image.
 
     Raises:
-        RegionError: names the first region that has no place on the image, by its number.
+        RegionError: names the first region that has no place on the image, or is of a class whose ``weights`` are no
+            such row, by its number.
     """
     rows = np.zeros((len(regions), canvas.layout.num_tokens), np.float32)
     for number, region in enumerate(regions):
-        if not callable(getattr(region, "weights", None)):  # isinstance of a protocol takes as long as the row itself
-            kind = type(region).__name__
+        # isinstance of a protocol takes as long as the row itself.
+        if isinstance(region, type) or not callable(getattr(region, "weights", None)):
+            kind = f"the class {region.__name__} itself" if isinstance(region, type) else type(region).__name__
             raise RegionError(f"region {number}: expected a Box, Mask, Trace or another region kind, got {kind}")
         try:
-            rows[number] = region.weights(canvas)
+            row = _row_of(region, region.weights(canvas), canvas.layout.num_tokens)
         except RegionError as error:
             raise RegionError(f"region {number}: {error}") from None
+        with np.errstate(over="ignore"):  # what has no float32 is infinite
+            rows[number] = row
+    finite = np.isfinite(rows).all(axis=1)
+    if not finite.all():
+        number = int(finite.argmin())
+        raise RegionError(f"region {number}: {type(regions[number]).__name__}.weights: expected finite numbers")
     return torch.from_numpy(rows)
+
+
+def _row_of(region: Region, weights: object, num_tokens: int) -> Array:
+    """Return what a region's class, which may be a user's, says are its weights.
+
+    Raises:
+        RegionError: they are no row of numbers (T,).
+    """
+    row = np.asarray(weights.detach().cpu() if isinstance(weights, Tensor) else weights)
+    if row.shape != (num_tokens,) or row.dtype.kind not in "biuf":
+        got = f"{row.dtype} of shape {row.shape}"
+        raise RegionError(f"{type(region).__name__}.weights: expected numbers of shape ({num_tokens},), got {got}")
+    return row

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -25,7 +26,8 @@ def number(owner: str, value: object) -> float:
 
 def _shown(value: object) -> str:
     """Return a short text of one line for a message."""
-    text = repr(value) if isinstance(value, (str, list, tuple, dict)) or value is None else type(value).__name__
+    is_shown = isinstance(value, (str, int, float, list, tuple, dict)) or value is None
+    text = reprlib.repr(value) if is_shown else type(value).__name__  # a list may be long, deep, or in itself
     return text if len(text) <= 80 and "\n" not in text else type(value).__name__
 
 
@@ -50,7 +52,7 @@ def point(owner: str, value: Sequence[float] | Mapping[str, float]) -> tuple[flo
     if isinstance(value, Mapping):
         value = [value[name] for name in ("x", "y") if name in value]
     if not isinstance(value, (Sequence, np.ndarray)):
-        raise RegionError(f"{owner}: expected points of 2 numbers (x, y), got {value!r}")
+        raise RegionError(f"{owner}: expected points of 2 numbers (x, y), got {_shown(value)}")
     if len(value) != 2:
         raise RegionError(f"{owner}: expected points of 2 numbers (x, y), got {len(value)}")
     return number(f"{owner} x", value[0]), number(f"{owner} y", value[1])
@@ -58,9 +60,9 @@ def point(owner: str, value: Sequence[float] | Mapping[str, float]) -> tuple[flo
 
 def one_of(owner: str, name: str, value: object, choices: Sequence[str]) -> None:
     """Refuse a word that is not among the choices."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         listed = " or ".join(f'"{choice}"' for choice in choices)
-        raise RegionError(f"{owner}: expected {name} {listed}, got {value!r}")
+        raise RegionError(f"{owner}: expected {name} {listed}, got {_shown(value)}")
 
 
 def variance(owner: str, value: object) -> float:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from runtime.errors import RegionError
 from runtime.regions.canvas import Region
-from runtime.regions.inputs.arrays import as_numpy, is_array, is_flat, is_list, is_points
+from runtime.regions.inputs.arrays import as_numpy, is_array, is_flat, is_list, is_points, is_row_of_numbers
 from runtime.regions.inputs.coco import CocoAnnotations, is_dataset
 from runtime.regions.inputs.entries import ImageSize, is_region, row_of
 from runtime.regions.inputs.results import (
@@ -160,7 +160,10 @@ def _rows_of_list(entries: Sequence[Any], image_wh: ImageSize) -> list[RegionRow
     if entries and all(_is_of_image(entry, 1) for entry in entries):
         if len(entries) > 1:
             raise RegionError(f"regions: expected those of one image, got a list of {len(entries)} for an image each")
-        return as_rows(entries[0], image_wh)
+        (only,) = entries
+        if is_list(only) and any(_is_of_image(entry, 1) for entry in only):
+            raise RegionError("regions: expected a list of regions, got lists of lists of lists")
+        return as_rows(only, image_wh)
     if is_points(entries):
         raise RegionError(
             "regions: expected a list of regions, got a list of points (x, y): give Polygon(points), Trace(points) or "
@@ -170,7 +173,7 @@ def _rows_of_list(entries: Sequence[Any], image_wh: ImageSize) -> list[RegionRow
 
 
 def _rows_of_array(array: Any, image_wh: ImageSize) -> list[RegionRow]:
-    """Return the rows of boxes (n, 4) or (4,), masks (H, W), (n, H, W) or (n, 1, H, W), or polygons (n, P, 2)."""
+    """Return the rows of boxes (n, 4) or (4,), masks (H, W), (n, H, W), (n, 1, H, W), polygons (n, P, 2), (P, 1, 2)."""
     shape = tuple(array.shape)
     if len(shape) <= 1:
         return [] if shape == (0,) else _only(row_of(array, image_wh))
@@ -180,6 +183,8 @@ def _rows_of_array(array: Any, image_wh: ImageSize) -> list[RegionRow]:
         return _rows_of_matrix(array, image_wh)
     if shape[-1] == 4 and shape[:0:-1] != image_wh and "bool" not in str(array.dtype):
         raise RegionError(f"regions: expected boxes (n, 4), got shape {shape}: give those of one image")
+    if _is_contour(array):
+        return _only(row_of(array, image_wh))
     if shape[-1] == 2 and len(shape) == 3 and (image_wh is None or image_wh[0] != 2):
         return rows_of_polygons(as_numpy("polygons", array, "(n, P, 2)"))
     return rows_of_masks(array)
@@ -216,10 +221,15 @@ def _is_of_image(entry: Any, num_images: int) -> bool:
     if is_region(entry) or isinstance(entry, (RegionRow, Image.Image)):
         return False
     if is_array(entry):
-        return _holds_regions(tuple(entry.shape), "bool" in str(entry.dtype), num_images)
+        return not _is_contour(entry) and _holds_regions(tuple(entry.shape), "bool" in str(entry.dtype), num_images)
     if is_list(entry):
-        return not is_flat(entry) and not is_points(entry)
+        return not is_row_of_numbers(entry) and not is_points(entry)
     return is_dataset(entry) or is_results(entry)
+
+
+def _is_contour(array: Any) -> bool:
+    """Return whether an array is one of OpenCV's contours (P, 1, 2), which is no stack of masks."""
+    return len(array.shape) == 3 and is_points(array) and "bool" not in str(array.dtype)
 
 
 def _holds_regions(shape: tuple[int, ...], is_bool: bool, num_images: int) -> bool:

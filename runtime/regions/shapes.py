@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -14,6 +15,17 @@ from runtime.regions import checks
 from runtime.regions.canvas import Array, Canvas
 from runtime.regions.outline import MaskOutline, PolygonOutline, PolygonsOutline, PolylineOutline
 from runtime.regions.published import PublishedTrace
+from runtime.regions.run_lengths import MAX_PIXELS
+
+
+def check_mask_size(shape: Sequence[int]) -> None:
+    """Refuse masks (..., H, W) of more pixels than can be meant; a view of one number may claim any size.
+
+    Raises:
+        RegionError: names the limit.
+    """
+    if math.prod(shape) > MAX_PIXELS:
+        raise RegionError(f"Mask: expected at most {MAX_PIXELS} pixels, got {shape[-1]} x {shape[-2]}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +47,7 @@ class Mask:
         mask = np.asarray(array)
         if mask.ndim != 2 or mask.dtype.kind not in "biuf":
             raise RegionError(f"Mask: expected a numeric array (H, W), got shape {mask.shape}, dtype {mask.dtype}")
+        check_mask_size(mask.shape)
         if mask.dtype.kind == "f" and not np.isfinite(mask).all():
             raise RegionError("Mask: expected finite numbers, got NaN or infinity")
         if not mask.any():

@@ -24,7 +24,7 @@ from runtime.options import (
     check_number,
     split_options,
 )
-from runtime.pipeline import Pipeline
+from runtime.pipeline import Pipeline, image_whs_of
 from runtime.results import Caption, RegionBatch, Regions, RegionsOfImages, with_missing
 from runtime.serving.decoding_together import describe_together, require_own_prompts
 from runtime.system.closeable import Closeable
@@ -186,7 +186,7 @@ class Batching(Closeable):
             'a large striped red triangle'
         """
         longest_s = _longest_wait_s(timeout_s)
-        answer = self._submit(features, RegionBatch.of(regions, features.image_whs), options, on_bad)
+        answer = self._submit(features, RegionBatch.of(regions, image_whs_of(features)), options, on_bad)
         try:
             return answer.result(longest_s)
         except FutureTimeoutError:  # TimeoutError itself from Python 3.11 on
@@ -219,7 +219,7 @@ class Batching(Closeable):
         def submit() -> Future[Captions]:
             handover.receive()
             features = self._pipeline.encoder(images, channels)
-            return self._submit(features, RegionBatch.of(regions, features.image_whs), options, on_bad)
+            return self._submit(features, RegionBatch.of(regions, image_whs_of(features)), options, on_bad)
 
         return await _answer_of(submit)
 
@@ -233,7 +233,7 @@ class Batching(Closeable):
             ...     asyncio.run(batching.adescribe(captioner.encode(scene), [Point(350, 330)]))[0].text
             'a large striped red triangle'
         """
-        batch = RegionBatch.of(regions, features.image_whs)
+        batch = RegionBatch.of(regions, image_whs_of(features))
         handover = Handover([features.tokens, features.cls_attention_logits, *(features.images or ())])
 
         def submit() -> Future[Captions]:
@@ -258,7 +258,7 @@ class Batching(Closeable):
             ...     [answer.result()[0].text for answer in asked]
             ['a large striped red triangle', 'five shapes on a checked white background']
         """
-        answer = self._submit(features, RegionBatch.of(regions, features.image_whs), options, on_bad)
+        answer = self._submit(features, RegionBatch.of(regions, image_whs_of(features)), options, on_bad)
         return cast("Future[list[Caption]]", answer)
 
     @property

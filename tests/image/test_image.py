@@ -7,9 +7,11 @@ import os
 import subprocess
 import sys
 import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+from zipfile import BadZipFile
 
 import numpy as np
 import pytest
@@ -17,7 +19,8 @@ import torch
 from PIL import Image, features
 
 from runtime import Captioner, Frame, ImageError, PatchcaptionError, Point, VideoError, draw_captions
-from runtime.image import Fit, ImageSource, View, open_image, prepare
+from runtime.image import Fit, ImageSource, View, loading, open_image, prepare
+from runtime.options import Channels
 from runtime.video.sources import open_source
 
 
@@ -80,7 +83,10 @@ def test_every_form_of_the_same_image_gives_the_same_pixels(tmp_path: Path) -> N
         file,
         str(file),
         file.read_bytes(),
+        bytearray(file.read_bytes()),
+        memoryview(file.read_bytes()),
         io.BytesIO(file.read_bytes()),
+        file.open("rb", buffering=0),
         Unseekable(file.read_bytes()),
         Image.fromarray(array),
         array,
@@ -364,13 +370,50 @@ def test_a_folder_is_no_image(tmp_path: Path) -> None:
         (torch.zeros(4, 4, 3, dtype=torch.uint8), r"expected shape \(3, H, W\), got \(4, 4, 3\)"),
         (torch.zeros(3, 4, 4), "expected dtype uint8"),
         (7, "expected a path, bytes, binary file object, PIL image, numpy array or torch tensor, got int"),
-        (bytearray(3), "got bytearray"),
+        ({}, "got dict"),
+        (
+            torch.zeros(3, 4, 4, dtype=torch.uint8).to_sparse(),
+            "expected a dense tensor with data, got a nested, sparse",
+        ),
+        (torch.zeros(3, 4, 4, dtype=torch.uint8, device="meta"), "expected a dense tensor with data"),
+        (torch.nested.nested_tensor([torch.zeros(3, 4, 4)]), "expected a dense tensor with data"),
+        (torch.zeros(3, 1, 1, dtype=torch.uint8).expand(3, 50_000, 50_000), "expected at most .* pixels, got 50000 x"),
+        (np.broadcast_to(np.uint8(0), (50_000, 50_000)), "expected at most .* pixels, got 50000 x 50000"),
+        (np.broadcast_to(np.uint8(0), (50_000, 50_000, 3)), "expected at most .* pixels, got 50000 x 50000"),
         (None, "got NoneType"),
     ],
 )
 def test_other_things_are_refused(source: object, message: str) -> None:
-    with pytest.raises(ImageError, match=message):
-        open_image(source)  # type: ignore[arg-type]
+    for channels in get_args(Channels):
+        with pytest.raises(ImageError, match=message):
+            open_image(source, channels)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(5, "Input/output error"), EOFError("ended early"), zlib.error("damaged"), BadZipFile("CRC"), KeyError()],
+)
+def test_whatever_a_file_object_raises_is_an_image_error(error: Exception) -> None:
+    class Broken(io.RawIOBase):
+        def read(self, _: int = -1, /) -> bytes:
+            raise error
+
+    with pytest.raises(ImageError, match="image file object: cannot be read: "):
+        open_image(Broken())
+
+
+def test_a_file_object_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Endless(io.RawIOBase):
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: Any, /) -> int:
+            return len(buffer)
+
+    monkeypatch.setattr(loading, "_MAX_ENCODED_BYTES", 5 << 20)
+    for file in (Endless(), io.BufferedReader(Endless())):
+        with pytest.raises(ImageError, match="image file object: expected at most 5242880 bytes"):
+            open_image(file)  # type: ignore[arg-type]
 
 
 def test_images_of_a_folder_that_cannot_be_read_are_counted_and_said(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +18,7 @@ from PIL import Image
 
 from runtime import Box, Captioner, ImageError, Mask, Point, Polygon, Region, RegionError, WholeImage
 from runtime.cli.main import main
-from runtime.regions import Detection, PolygonSet, run_lengths
+from runtime.regions import Canvas, Detection, PolygonSet, run_lengths
 from runtime.regions.detections import as_rows
 from tests.conftest import SAMPLE
 
@@ -71,6 +73,7 @@ LINES: list[tuple[str, Any, Any]] = [
     ("a list of corners", [CORNERS], [BOX]),
     ("corners alone", CORNERS, [BOX]),
     ("a tuple of corners", [tuple(CORNERS)], [BOX]),
+    ("corners as decimals", [[Decimal(number) for number in CORNERS]], [BOX]),
     ("corners as numpy's numbers", [list(np.array(CORNERS, np.float32))], [BOX]),
     ("an array (n, 4)", np.array([CORNERS, CORNERS]), [BOX, BOX]),
     ("an array (4,)", np.array(CORNERS, np.uint16), [BOX]),
@@ -87,6 +90,9 @@ LINES: list[tuple[str, Any, Any]] = [
     ("a flat polygon alone", TRIANGLE, [POLYGON]),
     ("points", [[(8, 4), (40, 4), (8, 30)]], [POLYGON]),
     ("an array of points", [np.array(TRIANGLE).reshape(3, 2)], [POLYGON]),
+    ("OpenCV's contours", [np.array(TRIANGLE, np.int32).reshape(3, 1, 2)] * 2, [POLYGON] * 2),
+    ("OpenCV's contour in a list", [np.array(TRIANGLE, np.int32).reshape(3, 1, 2)], [POLYGON]),
+    ("OpenCV's contour alone", np.array(TRIANGLE, np.int32).reshape(3, 1, 2), [POLYGON]),
     ("an array (n, P, 2)", np.array(TRIANGLE).reshape(1, 3, 2), [POLYGON]),
     ("a mask", INSIDE, [Mask(INSIDE)]),
     ("masks", np.stack([INSIDE, ~INSIDE]), [Mask(INSIDE), Mask(~INSIDE)]),
@@ -281,6 +287,9 @@ def test_what_is_in_no_form_is_refused_with_words(given: Any, message: str) -> N
         ),
         ({"x_min": 8, "y_min": 4, "x_max": 40}, "expected x_min, y_min, x_max, y_max, got no y_max"),
         (None, "expected a Box, Mask, Trace or another region kind, or a box of 4 numbers, got NoneType"),
+        (WholeImage, "or a box of 4 numbers, got the class WholeImage itself"),
+        (np.broadcast_to(True, (2**20, 2**20)), "Mask: expected at most 268435456 pixels, got 1048576 x 1048576"),
+        (torch.ones(1, 1).expand(2**20, 2**20), "Mask: expected at most 268435456 pixels, got 1048576 x 1048576"),
         ("box", "got str"),
         ({"kind": "box", "xyxy": CORNERS, "colour": "red"}, "box: expected xyxy, pool and variance, got 'colour'"),
         ({"bbox": [8, 4, 32, 26], "score": float("nan")}, "confidence: expected a finite number, got nan"),
@@ -293,6 +302,69 @@ def test_one_bad_region_is_no_matter_of_the_others(entry: Any, message: str) -> 
     assert [rows[0].region, rows[2].region] == [BOX, BOX]
     with pytest.raises(RegionError, match=message):
         raise rows[1].region if isinstance(rows[1].region, RegionError) else AssertionError(rows[1])
+
+
+@pytest.mark.parametrize("entry", [[None, 4, 40, 30], [True, 4, 40, 30], ["8", 4, 40, 30], [True] * 4])
+def test_one_bad_row_of_numbers_is_one_bad_region(demo: Captioner, entry: list[Any]) -> None:
+    image = np.zeros((48, 64, 3), np.uint8)
+    (caption,) = demo.caption(image, [entry], on_bad="skip")
+    assert "expected a Box, Mask, Trace or another region kind, or a box of 4 numbers, got list of 4" in str(
+        caption.error
+    )
+    assert [one.error is None for one in demo.caption(image, [CORNERS, entry], on_bad="skip")] == [True, False]
+
+
+def nested(depth: int) -> list[Any]:
+    inner: list[Any] = []
+    for _ in range(depth):
+        inner = [inner]
+    return inner
+
+
+def in_itself() -> list[Any]:
+    endless: list[Any] = []
+    endless.append(endless)
+    return endless
+
+
+@pytest.mark.parametrize("given", [nested(100_000), in_itself(), [[in_itself()]]], ids=["deep", "endless", "in two"])
+def test_lists_of_any_depth_are_refused(given: Any) -> None:
+    with pytest.raises(RegionError, match="expected a list of regions, got lists of lists of lists"):
+        as_rows(given, WH)
+    with pytest.raises(RegionError, match="Box x1: expected a number"):
+        Box(given, 0, 1, 1)
+
+
+class Weighted:
+    """A region of a user's own class."""
+
+    def __init__(self, weights: Any) -> None:
+        self.row = weights
+
+    def weights(self, _: Canvas) -> Any:
+        return self.row
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (np.zeros(3), r"Weighted.weights: expected numbers of shape \(261,\), got float64 of shape \(3,\)"),
+        (None, r"Weighted.weights: expected numbers of shape \(261,\), got object of shape \(\)"),
+        (np.array(["a"] * 261), "Weighted.weights: expected numbers of shape"),
+        (np.full(261, np.nan), "Weighted.weights: expected finite numbers"),
+        (np.full(261, 1e300), "Weighted.weights: expected finite numbers"),
+    ],
+)
+def test_weights_of_a_users_class_that_are_none_are_no_matter_of_the_others(
+    demo: Captioner, row: Any, message: str
+) -> None:
+    image = np.zeros((48, 64, 3), np.uint8)
+    given: list[Any] = [BOX, Weighted(row), Weighted(torch.ones(261, requires_grad=True))]
+    good, bad, own = demo.caption(image, given, on_bad="skip")
+    assert good.error is own.error is None
+    assert re.search(message, str(bad.error))
+    with pytest.raises(RegionError, match=f"region 1: {message}"):
+        demo.caption(image, given)
 
 
 def test_masks_of_another_size_are_laid_over_the_image(demo: Captioner) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from decimal import Decimal
 from numbers import Real
 from typing import Any, TypeAlias
 
@@ -28,7 +29,15 @@ def is_number(value: object) -> bool:
     """Return whether a value is one number, perhaps as an array or a tensor without axes; truth values are none."""
     if is_array(value):
         return getattr(value, "ndim", 1) == 0 and "bool" not in str(getattr(value, "dtype", ""))
-    return isinstance(value, Real) and not isinstance(value, bool)
+    return isinstance(value, (Real, Decimal)) and not isinstance(value, bool)
+
+
+def is_row_of_numbers(values: Sequence[object]) -> bool:
+    """Return whether a list holds nothing but numbers and what may stand in the place of some: texts, nothing."""
+    numbers = [isinstance(value, bool) or is_number(value) for value in values]
+    return any(numbers) and all(
+        is_one or value is None or isinstance(value, str) for is_one, value in zip(numbers, values, strict=True)
+    )
 
 
 def is_flat(value: object) -> bool:
@@ -39,10 +48,10 @@ def is_flat(value: object) -> bool:
 
 
 def is_points(value: object) -> bool:
-    """Return whether a value is a list of at least three points (x, y), or an array (P, 2) of them."""
+    """Return whether a value is a list of at least three points (x, y), or an array (P, 2) or OpenCV's (P, 1, 2)."""
     if is_array(value):
         shape = tuple(value.shape)  # type: ignore[attr-defined]
-        return len(shape) == 2 and shape[0] >= 3 and shape[1] == 2
+        return len(shape) in (2, 3) and shape[0] >= 3 and shape[1:] in ((2,), (1, 2))
     if not is_list(value) or len(value) < 3:  # type: ignore[arg-type]
         return False
     return all(is_flat(point) and len(point) == 2 for point in value)  # type: ignore[attr-defined]

@@ -35,8 +35,8 @@ DETECTION_KEYS = ("id", "class_id", "class_name", "confidence")
 
 
 def is_region(value: object) -> bool:
-    """Return whether a value is a region of ours, or of a class that a user has made."""
-    return callable(getattr(value, "weights", None))
+    """Return whether a value is a region of ours, or of a class that a user has made; the class itself is none."""
+    return not isinstance(value, type) and callable(getattr(value, "weights", None))
 
 
 def row_of(entry: object, image_wh: ImageSize) -> RegionRow:
@@ -99,7 +99,7 @@ def _of_numbers(entry: object, image_wh: ImageSize) -> Region:
         if tuple(entry.shape) == (1, 4):  # type: ignore[attr-defined]
             return box_within(as_numpy("box", entry, "(1, 4)")[0], image_wh)
         return mask_of(entry)
-    kind = type(entry).__name__
+    kind = f"the class {entry.__name__} itself" if isinstance(entry, type) else type(entry).__name__
     got = f"{kind} of {len(entry)}" if is_list(entry) else kind  # type: ignore[arg-type]
     raise RegionError(f"expected a Box, Mask, Trace or another region kind, or a box of 4 numbers, got {got}")
 

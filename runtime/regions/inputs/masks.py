@@ -12,7 +12,7 @@ from runtime.errors import RegionError
 from runtime.regions.canvas import Region
 from runtime.regions.inputs.arrays import AnyArray, as_numpy, is_array, is_flat, is_list, is_points, numbers_of
 from runtime.regions.serialization import from_dict
-from runtime.regions.shapes import Mask, Polygon, PolygonSet
+from runtime.regions.shapes import Mask, Polygon, PolygonSet, check_mask_size
 
 _HALF = 0.5
 """From this share on, a pixel of a mask of probabilities is inside, as for torchvision and COCO's masks."""
@@ -30,6 +30,8 @@ def mask_of(values: Any) -> Mask:
         return Mask(_picture(values))
     if isinstance(values, Mapping):
         return mask_of_runs(values)
+    if is_array(values) and len(values.shape) in (2, 3):
+        check_mask_size(values.shape)
     array = as_numpy("mask", values, "(H, W)")
     if array.ndim == 3 and array.shape[0] == 1:
         array = array[0]
@@ -87,13 +89,13 @@ def polygons_of(values: Any) -> Region:
 
 
 def polygon_of(values: Any) -> Polygon:
-    """Return the polygon of a flat list [x, y, x, y, ...], or of a list or an array of points (P, 2).
+    """Return the polygon of a flat list [x, y, x, y, ...], of a list or an array of points (P, 2), or of (P, 1, 2).
 
     Raises:
         RegionError: it is neither, or has fewer than three points.
     """
     if is_points(values):
-        return Polygon(as_numpy("points", values, "(P, 2)").tolist() if is_array(values) else values)
+        return Polygon(as_numpy("points", values, "(P, 2)").reshape(-1, 2).tolist() if is_array(values) else values)
     if not is_flat(values):
         raise RegionError(f"polygon: expected [x, y, x, y, ...] or points (x, y), got {type(values).__name__}")
     numbers = numbers_of(values)
