@@ -15,7 +15,7 @@ from runtime.backends import Backend, Engine, EngineReport
 from runtime.backends.cuda.graph_replay import with_cuda_graphs
 from runtime.bundle import Bundle
 from runtime.bundle.graph_io import CLS_ATTENTION_LOGITS, PIXEL_VALUES, TOKENS
-from runtime.errors import ImageError
+from runtime.errors import BackendError, ImageError
 from runtime.features import FeatureMap
 from runtime.image import Fit, ImageSource, OpenImage, View, open_on, prepare
 from runtime.options import Channels, check_channels, check_threads
@@ -39,7 +39,7 @@ class Encoder:
         self._config = bundle.manifest.backbone
         self._engine = with_cuda_graphs(backend.open(bundle.engine("backbone")))
         self._shared_engines: dict[int, Engine] = {}  # by number of callers
-        self._opening = Lock()
+        self._opening, self._is_closed = Lock(), False
 
     def __call__(self, images: Images, channels: Channels = "rgb") -> FeatureMap:
         """Encode one image or a list of them.
@@ -65,12 +65,14 @@ class Encoder:
         """Return a function like `__call__` for so many threads at once, each with its share of a CPU's cores.
 
         Raises:
-            PatchcaptionError: fewer than one caller, or far more than there are processors.
+            PatchcaptionError: fewer than one caller, or far more than there are processors; or it was closed.
         """
         callers = check_threads("callers", callers)
         if callers == 1 or self._backend.device.type != "cpu":
             return self
         with self._opening:
+            if self._is_closed:
+                raise BackendError("the captioner was closed; load the bundle again")
             if callers not in self._shared_engines:
                 self._shared_engines[callers] = self._backend.open(self._bundle.engine("backbone"), callers)
             return partial(self._encode_sources, self._shared_engines[callers])
@@ -109,8 +111,10 @@ class Encoder:
 
     def close(self) -> None:
         """Release what the engines hold."""
-        for engine in (self._engine, *self._shared_engines.values()):
-            engine.close()
+        with self._opening:
+            self._is_closed = True
+            for engine in (self._engine, *self._shared_engines.values()):
+                engine.close()
 
     def _encode_sources(self, engine: Engine, images: Images, channels: Channels = "rgb") -> FeatureMap:
         require_own_engines()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from runtime.backends.cuda.stream import CaptureMode, Stream
 from runtime.bundle import EngineFiles
+from runtime.errors import BackendError
 
 Device: TypeAlias = Literal["cpu", "cuda"]
 
@@ -143,19 +144,27 @@ class LazyEngine:
     def __init__(self, open_engine: Callable[[], Engine]) -> None:
         self._open_engine = open_engine
         self._engine: Engine | None = None
-        self._opening = Lock()
+        self._opening, self._is_closed = Lock(), False
 
     def get(self) -> Engine:
-        """Return the engine, opened once for all threads."""
+        """Return the engine, opened once for all threads.
+
+        Raises:
+            BackendError: it was closed, and nobody would close what is opened now.
+        """
         with self._opening:
+            if self._is_closed:
+                raise BackendError("the captioner was closed; load the bundle again")
             if self._engine is None:
                 self._engine = self._open_engine()
             return self._engine
 
     def close(self) -> None:
         """Close the engine if it was opened."""
-        if self._engine is not None:
-            self._engine.close()
+        with self._opening:
+            self._is_closed = True
+            if self._engine is not None:
+                self._engine.close()
 
 
 def first_line(error: Exception) -> str:

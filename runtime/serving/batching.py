@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
-from threading import TIMEOUT_MAX, Condition, Thread
+from threading import TIMEOUT_MAX, Condition, Thread, current_thread
 from time import monotonic
 from typing import TYPE_CHECKING, TypeAlias, cast, overload
 
@@ -66,10 +68,16 @@ class _Request:
 
     def finish(self, captions: list[Caption] | BaseException) -> None:
         """Answer with the captions of the regions that have a vector, or with why there are none."""
-        if isinstance(captions, BaseException):
-            self.answer.set_exception(passable(captions))
-        else:
-            self.answer.set_result(self.batch.unflatten(with_missing(captions, self.errors)))
+        try:
+            if isinstance(captions, BaseException):
+                self.answer.set_exception(passable(captions))
+            else:
+                self.answer.set_result(self.batch.unflatten(with_missing(captions, self.errors)))
+        except BaseException as error:
+            if not self.answer.done():
+                raise
+            # Of a callback of this caller's, with which the others have nothing to do.
+            threading.excepthook(threading.ExceptHookArgs((type(error), error, error.__traceback__, current_thread())))
 
 
 class Batching(Closeable):
@@ -88,16 +96,10 @@ class Batching(Closeable):
     """
 
     def __init__(self, pipeline: Pipeline, max_wait_ms: float, max_regions: int) -> None:
-        check_number("max_wait_ms", max_wait_ms, 0, _LONGEST_WAIT_MS)
-        check_number("max_regions", max_regions, 1, whole=True)
-        self._pipeline, self._wait_s, self._max_regions = pipeline, max_wait_ms / 1000, max_regions
-        self._waiting: deque[_Request] = deque()
-        self._changed = Condition()
-        self._is_closed = False
-        self._death: BaseException | None = None
-        self._worker = Thread(target=self._work, name="patchcaption batching", daemon=True)
-        self._worker.start()
-        close_at_exit(self)
+        wait_s = check_number("max_wait_ms", max_wait_ms, 0, _LONGEST_WAIT_MS) / 1000
+        self._pipeline = pipeline
+        self._worker = _BatchWorker(pipeline, wait_s, int(check_number("max_regions", max_regions, 1, whole=True)))
+        weakref.finalize(self, self._worker.stop)
 
     @overload
     def caption(  # type: ignore[overload-overlap]  # a list of arrays may be either
@@ -186,6 +188,7 @@ class Batching(Closeable):
             'a large striped red triangle'
         """
         longest_s = _longest_wait_s(timeout_s)
+        self._worker.require_other_thread()
         answer = self._submit(features, RegionBatch.of(regions, image_whs_of(features)), options, on_bad)
         try:
             return answer.result(longest_s)
@@ -264,21 +267,18 @@ class Batching(Closeable):
     @property
     def is_open(self) -> bool:
         """Whether it takes requests: it was not closed, and its thread lives."""
-        return not self._is_closed
+        return self._worker.is_open
 
     def close(self) -> None:
         """Answer the waiting requests and take no more. The captioner stays open.
+
+        One that nobody refers to any more is closed too.
 
         Example:
             >>> batching = captioner.batching()
             >>> batching.close()
         """
-        if is_forked():  # its thread is the parent's
-            return
-        with self._changed:
-            self._is_closed = True
-            self._changed.notify_all()
-        self._worker.join()
+        self._worker.close()
 
     def _submit(
         self, features: FeatureMap, batch: RegionBatch, options: DescribeKeywords, on_bad: OnBad
@@ -287,7 +287,39 @@ class Batching(Closeable):
         pooling, decoding = split_options(options, PoolingOptions, DecodingOptions)
         require_own_prompts(decoding)
         vectors, errors = self._pipeline.pool(features, batch, pooling, on_bad)
-        request = _Request(vectors, batch, errors, decoding, monotonic() + self._wait_s, Handover([vectors.data]))
+        return self._worker.submit(vectors, batch, errors, decoding)
+
+
+class _BatchWorker(Closeable):
+    """The thread behind a batching. It holds no reference to it, so that it ends when that is dropped."""
+
+    def __init__(self, pipeline: Pipeline, wait_s: float, max_regions: int) -> None:
+        self._pipeline, self._wait_s, self._max_regions = pipeline, wait_s, max_regions
+        self._waiting: deque[_Request] = deque()
+        self._changed = Condition()
+        self._is_closed = False
+        self._death: BaseException | None = None
+        self._thread = Thread(target=self._work, name="patchcaption batching", daemon=True)
+        self._thread.start()
+        close_at_exit(self)
+
+    @property
+    def is_open(self) -> bool:
+        return not self._is_closed
+
+    def submit(
+        self,
+        vectors: RegionVectors,
+        batch: RegionBatch,
+        errors: list[RegionError | None],
+        options: DecodingOptions,
+    ) -> Future[Captions]:
+        """Return the captions to come.
+
+        Raises:
+            PatchcaptionError: it was closed, or its thread has ended.
+        """
+        request = _Request(vectors, batch, errors, options, monotonic() + self._wait_s, Handover([vectors.data]))
         with self._changed:
             if self._is_closed:
                 raise PatchcaptionError(
@@ -298,6 +330,31 @@ class Batching(Closeable):
             self._waiting.append(request)
             self._changed.notify_all()
         return request.answer
+
+    def require_other_thread(self) -> None:
+        """Refuse to wait in the thread that answers, where callbacks of futures run.
+
+        Raises:
+            PatchcaptionError: this is that thread.
+        """
+        if current_thread() is self._thread:
+            raise PatchcaptionError(
+                "a callback of a future cannot wait for captions of its own batching, whose thread runs it; use submit"
+            )
+
+    def stop(self) -> None:
+        """Let the thread answer the waiting requests and end."""
+        if is_forked():  # the thread is the parent's
+            return
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Stop, and wait for the end; a callback of a future, which the thread itself runs, does not."""
+        self.stop()
+        if not is_forked() and current_thread() is not self._thread:
+            self._thread.join()
 
     def _work(self) -> None:
         batch: list[_Request] = []
@@ -315,7 +372,7 @@ class Batching(Closeable):
             self._waiting.clear()
         for request in waiting:
             if not request.answer.done():
-                request.answer.set_exception(passable(error))
+                request.finish(error)
 
     def _answer_all(self, batch: Sequence[_Request]) -> None:
         for request in batch:

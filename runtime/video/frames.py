@@ -8,7 +8,11 @@ from fractions import Fraction
 from typing import Protocol
 
 from runtime.image import ImageSource
+from runtime.options import check_number
 from runtime.video.sound import Sound
+
+_MAX_SECONDS = 1e12
+"""More than any clock's; NaN and infinity have no place in a file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,6 +24,9 @@ class Frame:
         seconds: its time from the start of the source, also after ``start_s``; None where the source does not give it.
         image: anything that `Captioner.encode` takes.
 
+    Raises:
+        OptionError: the number is no whole number from 0 on, or the time is not finite.
+
     Example:
         >>> frames = [Frame(number, number / 30, scene) for number in range(3)]
         >>> [result.frame.seconds for result in captioner.stream(frames, [WholeImage()])]
@@ -29,6 +36,11 @@ class Frame:
     number: int
     seconds: float | None
     image: ImageSource
+
+    def __post_init__(self) -> None:
+        check_number("Frame number", self.number, 0, whole=True)
+        if self.seconds is not None:
+            check_number("Frame seconds", self.seconds, -_MAX_SECONDS, _MAX_SECONDS)
 
 
 class Source(Protocol):

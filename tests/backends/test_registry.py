@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 
-from runtime import BackendError, Captioner
+from runtime import BackendError, Captioner, WholeImage
 from runtime.backends import BACKEND_NAMES, BACKENDS, PRECISIONS, BackendName, EngineReport, LazyEngine, open_backend
 from runtime.backends.onnxruntime_cpu import OrtBackend
 from runtime.bundle import Bundle, BundleBackend, EnginePrecision
@@ -118,3 +119,14 @@ def test_a_lazy_engine_is_opened_once_and_closed_if_it_was_opened(demo_bundle: P
     lazy.close()
     with pytest.raises(BackendError, match="reencoder.onnx: it was closed"):
         engine.report()
+
+
+def test_nothing_is_opened_after_the_end(demo_bundle: Path) -> None:
+    """Nobody would close it: an engine of this bundle would stay in memory for ever."""
+    captioner = Captioner.load(demo_bundle, "cpu", threads=1)
+    vectors = captioner.vectors(captioner.encode(np.zeros((24, 32, 3), np.uint8)), [WholeImage()])
+    captioner.close()
+    with pytest.raises(BackendError, match="the captioner was closed; load the bundle again"):
+        captioner.decode(vectors, beams=2)
+    with pytest.raises(BackendError, match="the captioner was closed; load the bundle again"):
+        captioner.encoder(2)

@@ -1,6 +1,6 @@
 """Threads that load, describe, stream, batch, cancel and close at once: no crash, no wrong caption, nothing that grows.
 
-PATCHCAPTION_CONCURRENCY says for how many seconds; CI does 15 twice, and before a release 600 are done.
+PATCHCAPTION_CONCURRENCY says for how many seconds; CI does 30 twice, and before a release 600 are done.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 
 from tests.children import run_child
 
-SECONDS = float(os.environ.get("PATCHCAPTION_CONCURRENCY", "15"))
+SECONDS = float(os.environ.get("PATCHCAPTION_CONCURRENCY", "30"))
 LOADERS = int(os.environ.get("PATCHCAPTION_CONCURRENT_LOADERS", "3"))
 MAX_GROWTH_MIB = 48.0
 """From the middle to the end, with no thread at work at either. Allocators keep some for each thread; a captioner that

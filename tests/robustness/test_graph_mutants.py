@@ -15,7 +15,7 @@ from runtime.bundle import EnginePrecision
 from tests.conftest import ROOT, shared_folder
 from tests.exported_forms import export_small_bundle
 
-COUNT = 2500
+COUNT = 5000
 COUNT_IN_INT8 = 1000
 """Of graphs that have the operators of float32 besides their own."""
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -213,7 +214,7 @@ def test_a_closed_batching_has_answered_all_and_takes_no_more(demo: Captioner, f
     batching = demo.batching(max_wait_ms=LONG_MS)
     with ThreadPoolExecutor(1) as other:
         waiting = other.submit(batching.describe, features, REGIONS[0])
-        while not batching._waiting:
+        while not batching._worker._waiting:
             pass
         batching.close()
         assert texts(waiting.result()) == texts(demo.describe(features, REGIONS[0]))
@@ -269,12 +270,12 @@ def test_an_error_of_any_class_is_answered_and_the_next_call_too(
 def test_a_thread_that_dies_answers_all_who_wait_and_come(
     demo: Captioner, features: FeatureMap, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def dying(self: Batching) -> Any:
+    def dying(self: Any) -> Any:
         while len(self._waiting) < 2:
             pass
         raise OverflowError("timestamp too large")
 
-    monkeypatch.setattr(Batching, "_next_batch", dying)
+    monkeypatch.setattr("runtime.serving.batching._BatchWorker._next_batch", dying)
     batching = demo.batching()
 
     def error_of_a_call() -> BaseException | None:
@@ -286,6 +287,59 @@ def test_a_thread_that_dies_answers_all_who_wait_and_come(
     with pytest.raises(PatchcaptionError, match="the thread of this batching has ended: OverflowError"):
         batching.describe(features, REGIONS[0], 60)
     batching.close()
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, asyncio.CancelledError])
+def test_a_callback_that_raises_is_no_matter_of_other_callers(
+    demo: Captioner, features: FeatureMap, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    reported = list[Any]()
+    monkeypatch.setattr("threading.excepthook", lambda args: reported.append(args.exc_type))
+
+    def fail(_: Future[list[Caption]]) -> None:
+        raise error
+
+    with demo.batching(max_wait_ms=LONG_MS, max_regions=4) as batching:
+        answers = []
+        with batching._worker._changed:  # neither is answered before it has its callback
+            for regions in REGIONS[:2]:
+                answers.append(batching.submit(features, regions))
+                answers[-1].add_done_callback(fail)
+        assert [len(answer.result(60)) for answer in answers] == [2, 2]
+        assert len(batching.describe(features, [*REGIONS[0], *REGIONS[1]], 60)) == 4
+    assert reported == [error, error]
+
+
+def test_a_callback_may_close_its_batching_and_cannot_wait_in_it(demo: Captioner, features: FeatureMap) -> None:
+    before = set(threads_alive())
+    batching, told = demo.batching(max_wait_ms=0), list[str]()
+
+    def ask_again(_: Future[list[Caption]]) -> None:
+        with pytest.raises(PatchcaptionError, match="cannot wait for captions of its own batching") as raised:
+            batching.describe(features, REGIONS[1])
+        told.append(str(raised.value))
+        batching.close()
+        told.append("closed")
+
+    with batching._worker._changed:  # not answered before it has its callback
+        answer = batching.submit(features, REGIONS[0])
+        answer.add_done_callback(ask_again)
+    assert len(answer.result(60)) == 2
+    batching.close()
+    assert len(told) == 2
+    assert set(threads_alive()) <= before
+
+
+def test_a_batching_that_is_dropped_answers_what_was_asked_and_leaves_no_thread(
+    demo: Captioner, features: FeatureMap
+) -> None:
+    before = set(threads_alive())
+    asked = [demo.batching(max_wait_ms=LONG_MS).submit(features, REGIONS[0]) for _ in range(3)]
+    gc.collect()
+    assert [texts(answer.result(60)) for answer in asked] == [texts(demo.describe(features, REGIONS[0]))] * 3
+    for thread in set(threads_alive()) - before:
+        thread.join(60)
+    assert set(threads_alive()) <= before
 
 
 @pytest.mark.parametrize("shared_by", ["captioner", "batching"])
@@ -316,7 +370,7 @@ def test_coroutines_get_the_same_captions(demo: Captioner, features: FeatureMap)
 def test_a_cancelled_coroutine_does_not_affect_others(demo: Captioner, features: FeatureMap) -> None:
     async def cancel_one(batching: Batching) -> list[Caption]:
         cancelled, active = (asyncio.create_task(batching.adescribe(features, REGIONS[index])) for index in (0, 1))
-        while len(batching._waiting) < 2:
+        while len(batching._worker._waiting) < 2:
             await asyncio.sleep(0)
         cancelled.cancel()
         with pytest.raises(asyncio.CancelledError):
