@@ -27,6 +27,9 @@ from runtime import (
 )
 from runtime.options import DecodeKeywords, DescribeKeywords, PoolingKeywords, StreamKeywords, split_options
 
+_LOAD: Any = Captioner.load
+_DRAW: Any = draw_captions
+
 DEFAULTS: dict[type[Any], dict[str, Any]] = {
     PoolingOptions: {
         "clean": None,
@@ -186,7 +189,7 @@ def test_numbers_of_any_library_are_kept_as_pythons_own() -> None:
     assert decoding.beams * 4 == 400
     pooling = PoolingOptions(alpha=np.float16(0.5), clean_after_projection=np.bool_(False))  # type: ignore[arg-type]
     assert (type(pooling.alpha), pooling.clean_after_projection) == (float, False)
-    stream = StreamOptions(reuse=np.float32(0.5), every=np.int16(2), workers=np.int8(3))  # type: ignore[arg-type]
+    stream = StreamOptions(reuse=np.float32(0.5), every=np.int16(2), workers=np.int8(3))
     assert [type(one) for one in (stream.reuse, stream.every, stream.workers)] == [float, int, int]
 
 
@@ -202,15 +205,15 @@ def test_numbers_of_any_library_are_kept_as_pythons_own() -> None:
         (lambda demo, image: demo.caption(image, [WholeImage()], on_bad=np.ones(2)), "on_bad: expected"),
         (lambda demo, image: demo.caption([image], [[WholeImage()]], on_bad=[]), "on_bad: expected"),
         (lambda demo, image: demo.encode(image, channels=np.ones(2)), "channels: expected"),
-        (lambda _, __: Captioner.load(7), "bundle: expected a folder or a name of the hub, got int"),
-        (lambda _, __: Captioner.load(b"engines/demo"), "bundle: .*, got bytes"),
-        (lambda _, __: Captioner.load(None), "bundle: .*, got NoneType"),
-        (lambda demo, __: Captioner.load(demo.pipeline.bundle.folder, backend=np.ones(2)), "backend array"),
-        (lambda demo, __: Captioner.load(demo.pipeline.bundle.folder, precision=[]), "precision: .* got list"),
-        (lambda demo, __: Captioner.load(demo.pipeline.bundle.folder, fit=np.ones(2)), "fit array"),
-        (lambda _, image: draw_captions(image, None), "captions: expected a list of captions .*, got NoneType"),
-        (lambda _, image: draw_captions(image, ["a dog"]), "captions: .*, got a list with str in it"),
-        (lambda _, image: draw_captions(image, [], font=3.5), "font: expected a font file or None, got float"),
+        (lambda _, __: _LOAD(7), "bundle: expected a folder or a name of the hub, got int"),
+        (lambda _, __: _LOAD(b"engines/demo"), "bundle: .*, got bytes"),
+        (lambda _, __: _LOAD(None), "bundle: .*, got NoneType"),
+        (lambda demo, __: _LOAD(demo.pipeline.bundle.folder, backend=np.ones(2)), "backend array"),
+        (lambda demo, __: _LOAD(demo.pipeline.bundle.folder, precision=[]), "precision: .* got list"),
+        (lambda demo, __: _LOAD(demo.pipeline.bundle.folder, fit=np.ones(2)), "fit array"),
+        (lambda _, image: _DRAW(image, None), "captions: expected a list of captions .*, got NoneType"),
+        (lambda _, image: _DRAW(image, ["a dog"]), "captions: .*, got a list with str in it"),
+        (lambda _, image: _DRAW(image, [], font=3.5), "font: expected a font file or None, got float"),
     ],
 )
 def test_other_arguments_of_a_wrong_kind_are_refused_with_words(

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import onnx_ir
+from google.protobuf.message import DecodeError
 
 from export.lint import dtypes, numbers, operators, shapes
 from export.lint.finding import LintContext, LintFinding, Profiles
@@ -26,6 +27,13 @@ def lint(
         version: TensorRT's version, from 10.0.
         profiles: the shapes that the graph is to accept; none to leave them unchecked.
         ranges: the largest absolute values of tensors, as `export.graphs.value_ranges` measures them.
+
+    Raises:
+        ValueError: the file is no ONNX graph.
     """
-    context = LintContext(onnx_ir.load(path), version, profiles, ranges or {})
+    try:
+        model = onnx_ir.load(path)
+    except DecodeError as error:
+        raise ValueError(f"{path}: no ONNX graph: {error}") from None
+    context = LintContext(model, version, profiles, ranges or {})
     return [finding for rule in RULES for finding in rule(context)]

@@ -51,6 +51,12 @@ def read_regions(file: Path) -> Iterator[RegionEntry]:
     if read is None:
         raise RegionError(f"{file}: expected regions in a file that ends in {', '.join(READERS)}, got {file.suffix!r}")
     try:
+        file.stat()
+    except ValueError as error:  # a name with a zero in it, or that no file system encodes
+        raise RegionError(f"{str(file)!r}: cannot be read: {error}") from None
+    except OSError:  # which reading it tells of
+        pass
+    try:
         yield from read(file)
     except FileNotFoundError:
         raise RegionError(f"{file}: no such file") from None

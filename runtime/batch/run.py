@@ -159,5 +159,5 @@ def _sha256_of(file: Path) -> str | None:
     """Return the sha256 of a file, or None where reading it will say what is wrong."""
     try:
         return sha256_of(file)
-    except OSError:
+    except (OSError, ValueError):  # a ValueError for a name that no file can have
         return None

@@ -154,6 +154,8 @@ def _open_folder(folder: Path) -> int:
         ) from None
     except OSError as error:
         raise BundleError(f"{folder}: cannot be read: {error.strerror}") from None
+    except ValueError as error:  # a name with a zero in it, or that no file system encodes
+        raise BundleError(f"{str(folder)!r}: cannot be read: {error}") from None
 
 
 def _parse_manifest(file: HeldFile) -> Manifest:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from runtime.system.files import is_folder
 from runtime.system.outputs import Output, check_distinct
 
 
@@ -27,10 +28,10 @@ def check_outputs(outputs: Mapping[str, Output | None], options: argparse.Namesp
 
 
 def _images(source: Path) -> list[Path]:
-    if not source.is_dir():
+    if not is_folder(source):
         return [source]
     return [file for file in _files(source) if file.suffix.lower() in Image.registered_extensions()]
 
 
 def _files(folder: Path) -> list[Path]:
-    return list(folder.iterdir()) if folder.is_dir() else []
+    return list(folder.iterdir()) if is_folder(folder) else []

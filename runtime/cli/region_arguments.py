@@ -29,6 +29,9 @@ from runtime.regions.serialization import parse_json
 
 T = TypeVar("T")
 
+_MAX_BYTES = 1 << 30
+"""Of a file of regions, which is read whole; a device would fill the memory."""
+
 
 def add_region_flags(parser: argparse.ArgumentParser) -> None:
     """Add a flag for each kind; what they name is in ``options.regions``, in order, or None if no flag is given.
@@ -166,13 +169,23 @@ def _mask(text: str) -> Mask:
         raise RegionError(f"{text}: {error}") from None
 
 
+def _read_file(name: str) -> bytes:
+    """Return what a file or a pipe, such as a shell makes of <(...), holds, as far as the limit."""
+    with Path(name).open("rb") as file:
+        return file.read(_MAX_BYTES + 1)
+
+
 def _regions_in_file(name: str) -> list[RegionRow | CocoAnnotations]:
     try:
-        text = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        text = sys.stdin.buffer.read(_MAX_BYTES + 1) if name == "-" else _read_file(name)
     except FileNotFoundError:
         raise RegionError(f"{name}: no such file") from None
     except OSError as error:
         raise RegionError(f"{name}: cannot be read: {error.strerror or error}") from None
+    except ValueError as error:  # a name with a zero in it, or that no file system encodes
+        raise RegionError(f"{name!r}: cannot be read: {error}") from None
+    if len(text) > _MAX_BYTES:
+        raise RegionError(f"{name}: expected at most {_MAX_BYTES} bytes; patchcaption batch takes larger files")
     try:
         return _regions_of(parse_json(text))
     except RegionError as error:

@@ -11,6 +11,7 @@ from runtime.cli.image_arguments import ImageArguments
 from runtime.cli.output_arguments import check_outputs
 from runtime.errors import ImageError, PatchcaptionError
 from runtime.output.picture_file import picture_format
+from runtime.system.files import follow_links, is_folder, is_there
 from runtime.system.outputs import Output
 
 _KEPT_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
@@ -27,7 +28,7 @@ def outputs_of(images: ImageArguments, options: argparse.Namespace) -> Mapping[P
     if save is None:
         return {}
     try:
-        if images.is_single and (save.is_stdout or not Path(str(save)).is_dir()):
+        if images.is_single and (save.is_stdout or not is_folder(str(save))):
             return _of_file(images.paths[0], save, options)
         return _of_folder(images, save, options)
     except PatchcaptionError as error:
@@ -54,11 +55,13 @@ def _of_file(image: Path, save: Output, options: argparse.Namespace) -> Mapping[
 
 def _of_folder(images: ImageArguments, save: Output, options: argparse.Namespace) -> Mapping[Path, Output]:
     folder = Path(str(save))
-    if save.is_stdout or (folder.exists() and not folder.is_dir()):
+    with save.errors():
+        follow_links(folder)  # raises if no file can have this name
+    if save.is_stdout or (is_there(folder) and not is_folder(folder)):
         raise ImageError(f"--save {save}: expected a folder, as the pictures may be several")
-    if not folder.absolute().parent.is_dir():
+    if not is_folder(folder.absolute().parent):
         raise ImageError(f"{save}: the folder {folder.absolute().parent} does not exist")
-    if folder.is_dir() and not os.access(folder, os.W_OK):
+    if is_folder(folder) and not os.access(folder, os.W_OK):
         raise ImageError(f"{save}: cannot be written: it is write-protected")
     outputs, taken = dict[Path, Output](), set[str]()
     for image in images.paths:
@@ -68,7 +71,7 @@ def _of_folder(images: ImageArguments, save: Output, options: argparse.Namespace
     for output in outputs.values():
         if _identity(Path(str(output))) in read:
             raise ImageError(f"--save {save}: {output} is read, and would be overwritten; name another folder")
-        if folder.is_dir():
+        if is_folder(folder):
             output.check()
     return outputs
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from runtime.errors import BundleError
+from runtime.system.files import is_folder
 
 BUNDLE_FORMS = "a folder, or OWNER/NAME[@REVISION] of the Hugging Face hub"
 """What a bundle is named by, for the help of commands."""
@@ -63,7 +63,7 @@ def hub_name(bundle: str | os.PathLike[str]) -> HubName | None:
     if bundle.startswith(_SCHEME):
         return repository_name(bundle)
     first = bundle.partition("/")[0]
-    if first == _BUILDS or os.path.lexists(bundle) or Path(first).is_dir():
+    if first == _BUILDS or os.path.lexists(bundle) or is_folder(first):
         return None
     return _parse(bundle)
 

@@ -7,7 +7,7 @@ import fcntl
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -115,18 +115,42 @@ def lock(descriptor: int) -> bool:
     return True
 
 
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Return whether a folder is there; nothing is at a name that is too long for files, which pathlib raises of."""
+    return _answers(Path.is_dir, path)
+
+
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Return whether a regular file is there, as `is_folder` does."""
+    return _answers(Path.is_file, path)
+
+
+def is_there(path: str | os.PathLike[str]) -> bool:
+    """Return whether anything is there, as `is_folder` does."""
+    return _answers(Path.exists, path)
+
+
+def _answers(question: Callable[[Path], bool], path: str | os.PathLike[str]) -> bool:
+    try:
+        return question(Path(path))
+    except (OSError, ValueError):
+        return False
+
+
 def follow_links(path: Path) -> Path:
     """Return where a symbolic link leads, which need not exist; ``path`` itself if it is none.
 
     Raises:
-        OSError: the links lead in a circle; or one is another user's, in a folder like /tmp that everybody can write to
-            (what the kernel refuses to open may not be renamed over either).
+        OSError: no file can have this name; the links lead in a circle; or one is another user's, in a folder like /tmp
+            that everybody can write to (what the kernel refuses to open may not be renamed over either).
     """
     for _ in range(_MAX_LINKS):
         try:
             status = path.lstat()
         except FileNotFoundError:
             return path
+        except ValueError as error:  # a name with a zero in it, or that no file system encodes
+            raise OSError(errno.EINVAL, str(error)) from None
         if not stat.S_ISLNK(status.st_mode):
             return path
         folder = path.parent.stat()

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from runtime.errors import OptionError, PatchcaptionError
-from runtime.system.files import follow_links, lock, move_into_place, open_part, part_name, write_atomically
+from runtime.system.files import follow_links, is_file, lock, move_into_place, open_part, part_name, write_atomically
 from runtime.system.signals import uninterrupted
 
 STDOUT = "-"
@@ -228,7 +228,7 @@ def check_distinct(outputs: Mapping[str, Output | None], inputs: Sequence[Path])
             if output.is_same(other):
                 raise OptionError(f"{flag} {output}: {other_flag} writes there too; name another file")
         for path in inputs:
-            if path.is_file() and output.is_same(Output(path.absolute())):
+            if is_file(path) and output.is_same(Output(path.absolute())):
                 raise OptionError(f"{flag} {output}: {path} is read, and would be overwritten; name another file")
 
 

@@ -344,6 +344,54 @@ def test_verify_finds_what_changed(run: Run, bundle_copy: Callable[[], Path]) ->
     assert "captions.jsonl: altered" in err
 
 
+@pytest.mark.parametrize("name", ["x" * 5000, "a/" * 4000, "a\0b", "\ud800"], ids=["long", "deep", "zero", "surrogate"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["info", "NAME"],
+        ["verify", "NAME"],
+        ["trust", "NAME"],
+        ["tune", "NAME"],
+        ["tune", "BUNDLE", "--images", "NAME"],
+        ["doctor", "--bundle", "NAME"],
+        ["caption", "NAME", "--bundle", "BUNDLE"],
+        ["caption", SCENE, "--bundle", "NAME"],
+        ["caption", SCENE, "--bundle", "BUNDLE", "--regions", "NAME"],
+        ["caption", SCENE, "--bundle", "BUNDLE", "--mask", "NAME"],
+        ["caption", SCENE, "--bundle", "BUNDLE", "--save", "NAME.png"],
+        ["caption", SCENE, SCENE, "--bundle", "BUNDLE", "--save", "NAME"],
+        ["video", "NAME", "--bundle", "BUNDLE"],
+        ["video", str(SAMPLE), "--bundle", "BUNDLE", "--jsonl", "NAME.jsonl"],
+        ["video", str(SAMPLE), "--bundle", "BUNDLE", "--save", "NAME.mp4"],
+        ["batch", "NAME", "--bundle", "BUNDLE", "--out", "FOLDER/out.jsonl"],
+        ["batch", SCENE, "--bundle", "BUNDLE", "--out", "FOLDER/out.jsonl", "--regions", "NAME.json"],
+        ["batch", SCENE, "--bundle", "BUNDLE", "--out", "NAME.jsonl"],
+        ["push", "NAME", "owner/name"],
+    ],
+    ids=lambda command: "_".join(part.replace(SCENE, "SCENE").replace(str(SAMPLE), "SAMPLE") for part in command),
+)
+def test_a_name_that_no_file_can_have_is_one_line(
+    run: Run, demo_bundle: Path, tmp_path: Path, command: list[str], name: str
+) -> None:
+    places = {"BUNDLE": str(demo_bundle), "NAME": name, "FOLDER": str(tmp_path)}
+    arguments = command
+    for place, value in places.items():
+        arguments = [argument.replace(place, value) for argument in arguments]
+    code, _, err = run(*arguments)
+    assert code in (1, 2)
+    assert len(err.splitlines()) == 1 or command[0] == "doctor"
+    assert "Traceback" not in err
+    assert command[0] == "batch" or list(tmp_path.iterdir()) == []
+
+
+def test_regions_of_a_device_do_not_fill_the_memory(
+    run: Run, demo_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtime.cli.region_arguments._MAX_BYTES", 1 << 20)
+    code, _, err = run("caption", SCENE, "--bundle", demo_bundle, "--regions", "/dev/zero")
+    assert (code, "/dev/zero: expected at most 1048576 bytes" in err) == (2, True)
+
+
 def test_an_interrupt_is_exit_code_130(run: Run, demo_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

@@ -423,6 +423,10 @@ def test_the_command_says_one_line_a_finding(tmp_path: Path, capsys: pytest.Capt
     assert finding.keys() == {"graph", "severity", "rule", "location", "message", "stage"}
     assert (finding["graph"], finding["rule"]) == (str(bad), "operator")
     assert main([str(tmp_path / "none.onnx")]) == 2
+    bad.write_bytes(b"no graph")
+    capsys.readouterr()
+    assert main([str(bad)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {bad}: no ONNX graph: ")
     for wrong in (["--tensorrt", "9.3"], ["--tensorrt", "x"], ["--profile", "x"], ["--profile", "x=3:2:1"]):
         with pytest.raises(SystemExit) as stopped:
             main([str(good), *wrong])

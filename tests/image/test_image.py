@@ -339,7 +339,7 @@ def test_file_objects_of_text_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "image.jpg"
     path.write_text("words")
     with path.open() as file, pytest.raises(ImageError, match="expected bytes, got str; open files in binary mode"):
-        open_image(file)  # type: ignore[arg-type]
+        open_image(file)
 
 
 def test_bytes_are_bombs_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -413,7 +413,7 @@ def test_a_file_object_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(loading, "_MAX_ENCODED_BYTES", 5 << 20)
     for file in (Endless(), io.BufferedReader(Endless())):
         with pytest.raises(ImageError, match="image file object: expected at most 5242880 bytes"):
-            open_image(file)  # type: ignore[arg-type]
+            open_image(file)
 
 
 def test_images_of_a_folder_that_cannot_be_read_are_counted_and_said(
