@@ -239,7 +239,6 @@ def _measure(recording: Recording, images: Path | None) -> list[Difference]:
                 *backbone,
                 *compare(captioner, recording, features),
                 *compare_decoder(captioner, recording),
-                *(Difference(name, is_made=False) for name in recording.not_made),
             ]
             tag, spread = (f"{recording.tag}." if recording.tag else ""), checkpoints.spread(recording.settings)
             return [replace(one, task=f"{tag}{one.task}", spread=spread) for one in found]

@@ -117,10 +117,9 @@ class Recording:
         return list(dict.fromkeys(key.rsplit(".", 1)[0] for key in recorded))
 
     @property
-    def not_made(self) -> list[str]:
-        """The tasks that nothing here computes: AlphaCLIP's, which encodes the image once more for each region."""
-        is_alpha = "alpha_prefix" in self.settings and self.tag == "mended"
-        return [name for name in self.task_names() if name != "image_cls"] if is_alpha else []
+    def is_of_alpha(self) -> bool:
+        """Whether its backbone saw each region in a pass of its own, or was to: AlphaCLIP."""
+        return "alpha_prefix" in self.settings
 
     def holds(self, key: str) -> bool:
         """Return whether a task's outputs in a mode ("boxes_mean.mem") were recorded, or some of them."""
@@ -177,16 +176,22 @@ def _split_tag(name: str, tags: list[str]) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Task:
-    """One task: the regions of each image and the options of `Captioner.describe`."""
+    """One task: the regions of each image and the options of `Captioner.describe`.
+
+    Attributes:
+        encodes_again: whether each region is a pass of the backbone.
+    """
 
     name: str
     regions: list[list[Region]]
     options: DescribeKeywords = field(default_factory=DescribeKeywords)
 
+    encodes_again: bool = False
+
     @property
     def needs_photographs(self) -> bool:
-        """Whether it encodes parts of the photographs by themselves."""
-        return any(isinstance(region, Crop) for regions in self.regions for region in regions)
+        """Whether it encodes the photographs once more, or parts of them by themselves."""
+        return self.encodes_again or any(isinstance(region, Crop) for regions in self.regions for region in regions)
 
     def vectors(self, captioner: Captioner, features: FeatureMap) -> torch.Tensor:
         """Return the vectors (R, D) of its regions."""
@@ -213,7 +218,7 @@ def tasks(recording: Recording, layout: TokenLayout) -> list[Task]:
     Raises:
         KeyError: a task has a name that is not known here.
     """
-    return [_task(name, recording, layout) for name in recording.task_names() if name not in recording.not_made]
+    return [_task(name, recording, layout) for name in recording.task_names()]
 
 
 def _task(name: str, recording: Recording, layout: TokenLayout) -> Task:
@@ -236,8 +241,8 @@ def _task(name: str, recording: Recording, layout: TokenLayout) -> Task:
     if name in ("boxes_crop_cls", "boxes_crop_ratio_cls"):
         kind = Task if name == "boxes_crop_cls" else CutTask
         return kind(name, _each(arrays["crop_boxes"], lambda x, y, w, h: Crop(x, y, x + w, y + h)))
-    if "alpha_prefix" in recording.settings and name == "boxes":  # as published: cls of the image for every region
-        return Task(name, [[WholeImage() for _ in boxes] for boxes in arrays["boxes"]])
+    if recording.is_of_alpha and name != "image_cls":
+        return _alpha_task(name, recording)
     kind_name, _, pooling_name = name.partition("_")
     pool, _, variance = pooling_name.partition("_")
     pooled: dict[str, Any] = {"pool": pool} | ({"variance": float(variance)} if pool == "gaussian" else {})
@@ -251,6 +256,22 @@ def _task(name: str, recording: Recording, layout: TokenLayout) -> Task:
         "trace": lambda image: [Trace.published(recording.settings["traces"][image], "attention" if pool else "count")],
     }
     return Task(name, [makers[kind_name](image) for image in images])
+
+
+def _alpha_task(name: str, recording: Recording) -> Task:
+    """Return a task of AlphaCLIP: boxes, the set of an image's boxes, or its trace; as published each is cls."""
+    boxes, images = recording.arrays["boxes"], range(len(recording.settings["images"]))
+    makers: dict[str, Callable[[int], list[Region]]] = {
+        "boxes": lambda image: [Box.published(*box) for box in boxes[image].tolist()],
+        "set": lambda image: [BoxSet.published(_without_padding(boxes[image]))],
+        "trace": lambda image: [Trace.published(recording.settings["traces"][image])],
+    }
+    kind_name, _, of_patches = name.partition("_")
+    regions = [makers[kind_name](image) for image in images]
+    if recording.tag != "mended":
+        return Task(name, [[WholeImage()] * len(own) for own in regions])
+    reencode: Reencode = "mean" if of_patches else "cls"
+    return Task(name, regions, {"reencode": reencode}, encodes_again=True)
 
 
 def _without_padding(boxes: Array) -> list[list[float]]:

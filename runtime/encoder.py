@@ -17,7 +17,7 @@ from runtime.bundle import Bundle
 from runtime.bundle.graph_io import CLS_ATTENTION_LOGITS, PIXEL_VALUES, TOKENS
 from runtime.errors import BackendError, ImageError
 from runtime.features import FeatureMap
-from runtime.image import Fit, ImageSource, OpenImage, View, open_on, prepare
+from runtime.image import Fit, ImageSource, OpenImage, View, open_on, prepare, with_alpha
 from runtime.options import Channels, check_channels, check_threads
 from runtime.system.forks import require_own_engines
 
@@ -25,6 +25,7 @@ Images: TypeAlias = "ImageSource | Sequence[ImageSource]"
 EncodeFunction: TypeAlias = Callable[[Images], FeatureMap]
 
 _SMALL_BACKBONE_BYTES = 32 << 20
+_ALPHA_MAX = 255
 
 
 class Encoder:
@@ -92,6 +93,34 @@ class Encoder:
         """Return the cls tokens (R, D) of images that are each stretched to the backbone's input."""
         return self._run(self._engine, *self.preprocess(images, Fit.STRETCH)).cls
 
+    def encode_marked(
+        self,
+        images: Sequence[OpenImage],
+        views: Sequence[View],
+        owners: Tensor,
+        marks: Tensor,
+        weights: Tensor,
+    ) -> Tensor:
+        """Return the vectors (R, D) of regions that are each marked in a pass of their own (R,).
+
+        Args:
+            views: how each image lies on the input.
+            owners: the number of each region's image (R,).
+            marks: the pixels that each covers (R, S, S) bool.
+            weights: of each token in its region's vector (R, T).
+        """
+        device, most = self._backend.device, self._config.max_batch_size
+        inputs = [self.preprocess([image], view.fit)[0] for image, view in zip(images, views, strict=True)]
+        vectors = torch.empty((len(marks), self._config.output_dim), device=device)
+        for start in range(0, len(marks), most):
+            rows = slice(start, start + most)
+            chosen = owners[rows].tolist()
+            marked = marks[rows].to(device, torch.uint8)[..., None] * _ALPHA_MAX
+            pixel_values = torch.cat([torch.cat([inputs[image] for image in chosen]), marked], dim=-1)
+            tokens = self._run(self._engine, pixel_values, tuple(views[image] for image in chosen)).tokens
+            vectors[rows] = (weights[rows].to(device)[:, None] @ tokens)[:, 0]
+        return vectors
+
     def preprocess(self, images: Sequence[OpenImage], fit: Fit | None = None) -> tuple[Tensor, tuple[View, ...]]:
         """Return the backbone's input (B, S, S, 3) uint8, and how each image lies on it.
 
@@ -128,6 +157,8 @@ class Encoder:
 
     def _run(self, engine: Engine, pixel_values: Tensor, views: tuple[View, ...]) -> FeatureMap:
         config, layout, device = self._config, self._config.tokens, self._backend.device
+        if pixel_values.shape[-1] < config.preprocessing.channels:
+            pixel_values = with_alpha(pixel_values)
         batches = pixel_values.split(config.max_batch_size) if views else ()
         outputs = [engine.run({PIXEL_VALUES: batch}) for batch in batches]
         no_tokens = torch.empty((0, layout.num_tokens, config.output_dim), device=device)

@@ -60,7 +60,8 @@ class PoolingOptions:
         clean_from: the common component: the cls token, or the patches weighted by the attention of cls.
         clean_after_projection: whether patches are cleaned after they went into text space, or before.
         reencode: pass the patches of each region through the backbone's last block once more, without the rest of the
-            image: their "mean", the "cls" token that passes with them, or the published "gaussian" for boxes.
+            image: their "mean", the "cls" token that passes with them, or the published "gaussian" for boxes. A
+            backbone with an alpha plane sees all of the image again for each region, with the region marked.
 
     Raises:
         OptionError: an option has no such value.

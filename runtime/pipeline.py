@@ -56,7 +56,8 @@ class Pipeline(ProcessBound):
         batches = reencoder_batches(bundle.manifest.backbone.tokens.num_tokens, bundle.manifest.decoder.batch_sizes[-1])
         self._reencoder = RegionReencoder(lambda: backend.open(bundle.engine("reencoder")), batches)
         # Not `self.project`: a pipeline that refers to itself keeps its memory until the garbage collector comes by.
-        self.pooler = Pooler(self.encoder.encode_crops, self._reencoder, self.projector.project)
+        encode_marked = self.encoder.encode_marked if bundle.manifest.backbone.preprocessing.has_alpha else None
+        self.pooler = Pooler(self.encoder.encode_crops, self._reencoder, self.projector.project, encode_marked)
         self.decoder = load_decoder(bundle, backend, bank)
 
     @classmethod

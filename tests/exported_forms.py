@@ -58,6 +58,7 @@ BACKBONES: Mapping[str, Callable[[], BackboneModel]] = {
     "registers": lambda: Dinov2Backbone(_REGISTERS),
     "swiglu": lambda: Dinov2Backbone(_SWIGLU),
     "clip": lambda: ClipBackbone(_CLIP),
+    "alphaclip": lambda: ClipBackbone(replace(_CLIP, has_alpha=True)),
     "invite": lambda: ClipBackbone(replace(_CLIP, self_attending=1)),
     "open_clip": lambda: ClipBackbone(replace(_CLIP, activation="gelu", norms_output=False)),
     "dinov3": lambda: Dinov3Backbone(_DINOV3),

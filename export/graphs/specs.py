@@ -30,6 +30,7 @@ from runtime.bundle.graph_io import (
     decoder_step,
     prefill,
 )
+from runtime.image import with_alpha
 
 Inputs: TypeAlias = tuple[Tensor, ...]
 
@@ -63,21 +64,26 @@ def backbone_spec(model: BackboneModel, images: Tensor | None = None) -> GraphSp
     """Return the graph of a backbone.
 
     Args:
-        images: pixels (B, S, S, 3) uint8 like those to come; without them noise and a pattern have to do.
+        images: pixels (B, S, S, 3) uint8 like those to come; without them noise and a pattern have to do. Where the
+            backbone has an alpha plane, all of each image is marked.
     """
-    size = model.image_size
+    size, has_alpha = model.image_size, model.numbers.has_alpha
+    channels = 3 + has_alpha
 
     def noise(count: int, seed: int) -> Inputs:
         generator = torch.Generator().manual_seed(seed)
-        return (torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=generator),)
+        return (torch.randint(0, 256, (count, size, size, channels), dtype=torch.uint8, generator=generator),)
 
+    smooth = _smooth_image(size)
+    if has_alpha:
+        images, smooth = None if images is None else with_alpha(images), with_alpha(smooth)
     samples: list[Inputs] = [] if images is None else [(image,) for image in images.split(1)]
     return GraphSpec(
         module=model,
-        io=backbone(model.numbers.attention_heads > 0),
+        io=backbone(model.numbers.attention_heads > 0, channels),
         example=noise(2, 0),
         dynamic_shapes=({0: torch.export.Dim(IMAGES, min=1)},),
-        calibration=[noise(1, 0), (_smooth_image(size),)],
+        calibration=[noise(1, 0), (smooth,)],
         samples=samples,
         checks=samples[:1] or [noise(1, 1)],
     )

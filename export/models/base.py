@@ -55,6 +55,7 @@ class BackboneNumbers:
         embed_dim: width of its blocks.
         output_dim: D, width of its tokens.
         attention_heads: H, heads of the cls attention; 0 where there is none.
+        has_alpha: whether its pixels have a fourth plane that marks what is to be described.
     """
 
     image_size: int
@@ -67,10 +68,13 @@ class BackboneNumbers:
     tokens: TokenLayout
     mean: Rgb
     std: Rgb
+    has_alpha: bool = False
 
 
 class BackboneModel(nn.Module):
     """A backbone for one input size: uint8 RGB pixels (B, S, S, 3) to tokens (B, T, D) and cls logits (B, H, N).
+
+    Pixels of a backbone with an alpha plane are (B, S, S, 4).
 
     Tokens are in the manifest's order: cls or what stands in its place first, then registers, then patches. A family
     without cls attention returns tokens alone.
@@ -133,6 +137,7 @@ class BackboneModel(nn.Module):
                 resize_short_side=bundle.resize_short_side,
                 mean=numbers.mean,
                 std=numbers.std,
+                has_alpha=numbers.has_alpha,
             ),
         )
 

@@ -29,7 +29,7 @@ class ClipConfig:
     Attributes:
         self_attending: how many of the last blocks let each token attend to itself alone, as INViTE does.
         norms_output: whether the last norm comes before the projection into the text space.
-        has_patch_bias: whether patches have a bias, as AlphaCLIP's do for an alpha that is the same everywhere.
+        has_alpha: whether patches are of pixels with an alpha plane, as AlphaCLIP's are.
     """
 
     width: int
@@ -41,7 +41,7 @@ class ClipConfig:
     activation: Activation = "quick_gelu"
     self_attending: int = 0
     norms_output: bool = True
-    has_patch_bias: bool = False
+    has_alpha: bool = False
 
     @property
     def token_layout(self) -> TokenLayout:
@@ -69,8 +69,8 @@ class ClipBackbone(BackboneModel):
         super().__init__()
         self.config = config
         width = config.width
-        self.pixel_norm = PixelNorm(CLIP_MEAN, CLIP_STD)
-        self.patch_embed = PatchEmbed(width, config.patch_size, bias=config.has_patch_bias)
+        self.pixel_norm = PixelNorm(CLIP_MEAN, CLIP_STD, config.has_alpha)
+        self.patch_embed = PatchEmbed(width, config.patch_size, bias=False, channels=3 + config.has_alpha)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, config.token_layout.num_tokens, width))
         self.norm_pre = nn.LayerNorm(width, eps=1e-5)
@@ -80,11 +80,11 @@ class ClipBackbone(BackboneModel):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        if not self.config.has_patch_bias:
+        if not self.config.has_alpha:
             return ()
         return (
-            "AlphaCLIP's tower sees the whole image as what matters: its captions of whole images are right, those of "
-            "regions are pooled from the same pass instead of one of their own",
+            'AlphaCLIP sees what is to be described in a pass for each region: describe(..., reencode="cls"); without '
+            "it regions are pooled from one pass that sees the whole image as that",
         )
 
     @property
@@ -101,17 +101,18 @@ class ClipBackbone(BackboneModel):
             tokens=config.token_layout,
             mean=CLIP_MEAN,
             std=CLIP_STD,
+            has_alpha=config.has_alpha,
         )
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor]:
-        """Return tokens (B, T, D) of RGB pixels (B, S, S, 3) uint8."""
+        """Return tokens (B, T, D) of RGB pixels (B, S, S, 3) uint8, or with alpha (B, S, S, 4)."""
         x = self.embed(self.pixel_norm(pixel_values))
         for block in self.blocks:
             x, _ = block(x)
         return (self.head(self.norm(x)),)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Return what the first block takes (B, T, W) of normalised images (B, 3, S, S)."""
+        """Return what the first block takes (B, T, W) of normalised images (B, C, S, S)."""
         patches = self.patch_embed(images)
         cls = self.cls_token.expand(patches.shape[0], -1, -1)
         return self.norm_pre(torch.cat([cls, patches], dim=1) + self.pos_embed)

@@ -191,31 +191,33 @@ def _feed_forward(config: BlockConfig) -> nn.Module:
 
 
 class PatchEmbed(nn.Module):
-    """A linear projection of each patch's pixels."""
+    """A linear projection of each patch's pixels, of so many channels C."""
 
-    def __init__(self, width: int, patch_size: int, bias: bool = True) -> None:
+    def __init__(self, width: int, patch_size: int, bias: bool = True, channels: int = 3) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size, bias=bias)
+        self.proj = nn.Conv2d(channels, width, kernel_size=patch_size, stride=patch_size, bias=bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return patches (B, N, D) of images (B, 3, S, S)."""
+        """Return patches (B, N, D) of images (B, C, S, S)."""
         return self.proj(images).flatten(2).transpose(1, 2)
 
 
 class PixelNorm(nn.Module):
-    """Brings 8-bit pixels to the mean and deviation that a backbone was trained with."""
+    """Brings 8-bit pixels to the mean and deviation that a backbone was trained with, those of alpha to 0..1."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: Rgb, std: Rgb) -> None:
+    def __init__(self, mean: Rgb, std: Rgb, has_alpha: bool = False) -> None:
         super().__init__()
-        # On the CPU even where parameters are made on "meta": nothing would fill these.
-        self.register_buffer("mean", torch.tensor(mean, device="cpu").reshape(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std, device="cpu").reshape(3, 1, 1), persistent=False)
+        of_alpha = ((0.0,), (1.0,)) if has_alpha else ((), ())
+        for name, rgb, alpha in zip(("mean", "std"), (mean, std), of_alpha, strict=True):
+            # On the CPU even where parameters are made on "meta": nothing would fill these.
+            values = torch.tensor((*rgb, *alpha), device="cpu").reshape(-1, 1, 1)
+            self.register_buffer(name, values, persistent=False)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Return images (B, 3, S, S) of RGB pixels (B, S, S, 3) uint8."""
+        """Return images (B, C, S, S) of pixels (B, S, S, C) uint8: RGB, and alpha if they have it."""
         # The cast comes first: TensorRT accepts uint8 at the input only, and refuses to transpose it.
         return (pixel_values.to(self.mean.dtype).permute(0, 3, 1, 2) / 255 - self.mean) / self.std
 

@@ -65,7 +65,7 @@ _OPENAI = Layout(
     block_names=OPENAI_BLOCK,
 )
 """Also open_clip's; and DenseCLIP's, with another prefix."""
-_ALPHA = "conv1_alpha.weight"
+_PATCHES, _ALPHA = "patch_embed.proj.weight", "conv1_alpha.weight"
 _ALPHACLIP = replace(
     _OPENAI,
     marker=_ALPHA,
@@ -225,16 +225,16 @@ def from_state(state: StateDict, request: ClipRequest, resize: ResizePositions |
     if layout is None:
         raise CheckpointError(f"{source}: expected the weights of a CLIP vision tower, {_OPENAI.marker} among them")
     ours = to_our_names(state, layout, source)
-    if layout is _ALPHACLIP:  # an alpha of one everywhere is a bias
-        alpha = ours.pop(_ALPHA).float()
-        ours["patch_embed.proj.bias"] = alpha.flatten(1).sum(1)
+    has_alpha = layout is _ALPHACLIP
+    if has_alpha:  # two convolutions that are added are one of all planes
+        ours[_PATCHES] = _with_alpha(weight(ours, _PATCHES, source), ours.pop(_ALPHA), source)
     if layout in (_OPENAI, _ALPHACLIP) and "head.weight" in ours:
         ours["head.weight"] = ours["head.weight"].T  # stored as (width, D)
     ours["cls_token"] = weight(ours, "cls_token", source).reshape(1, 1, -1)
     positions = weight(ours, "pos_embed", source)
     ours["pos_embed"] = positions.reshape(1, *positions.shape[-2:])
-    config = _config(ours, request)
-    if request.architecture is not None and request.architecture.has_alpha != config.has_patch_bias:
+    config = replace(_config(ours, request), has_alpha=has_alpha)
+    if request.architecture is not None and request.architecture.has_alpha != has_alpha:
         raise CheckpointError(f"{source}: {_ALPHA}: expected it in AlphaCLIP's towers, and in no others")
     ours["pos_embed"] = _positions(ours["pos_embed"].float(), config, request, resize)
     if not config.norms_output:
@@ -245,8 +245,16 @@ def from_state(state: StateDict, request: ClipRequest, resize: ResizePositions |
     return backbone
 
 
+def _with_alpha(patches: Tensor, alpha: Tensor, source: str) -> Tensor:
+    """Return the weights of patches of pixels with an alpha plane (W, 4, patch, patch)."""
+    expected = (patches.shape[0], 1, *patches.shape[2:])
+    if alpha.shape != expected:
+        raise CheckpointError(f"{source}: {_ALPHA}: expected shape {expected}, got {tuple(alpha.shape)}")
+    return torch.cat([patches.float(), alpha.float()], dim=1)
+
+
 def _config(state: StateDict, request: ClipRequest) -> ClipConfig:
-    patches, head = (weight(state, name, request.source) for name in ("patch_embed.proj.weight", "head.weight"))
+    patches, head = (weight(state, name, request.source) for name in (_PATCHES, "head.weight"))
     architecture, options = request.architecture, request.options
     width, patch_size = patches.shape[0], patches.shape[-1]
     check_whole_patches(request.image_size, patch_size)
@@ -262,7 +270,6 @@ def _config(state: StateDict, request: ClipRequest) -> ClipConfig:
         activation="quick_gelu" if architecture is None else architecture.activation,
         self_attending=options.invite,
         norms_output=not options.published or (architecture is not None and architecture.publishes_norm),
-        has_patch_bias="patch_embed.proj.bias" in state,
     )
 
 

@@ -16,7 +16,9 @@ from runtime.bundle.graph_io import (
 from runtime.bundle.manifest import EngineName, Manifest
 
 _GRAPHS: Mapping[EngineName, Callable[[Manifest], GraphIo]] = {
-    "backbone": lambda manifest: backbone(manifest.backbone.attention_heads > 0),
+    "backbone": lambda manifest: backbone(
+        manifest.backbone.attention_heads > 0, manifest.backbone.preprocessing.channels
+    ),
     "reencoder": lambda _: REENCODER,
     "mapping": lambda _: MAPPING,
     "prefill": lambda manifest: prefill(manifest.decoder.num_layers),

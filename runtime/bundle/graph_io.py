@@ -69,12 +69,12 @@ class GraphIo:
         return [spec.name for spec in self.outputs]
 
 
-def backbone(has_attention: bool) -> GraphIo:
-    """Return the contract of a backbone, whose family has cls attention or has not."""
+def backbone(has_attention: bool, channels: int = 3) -> GraphIo:
+    """Return the contract of a backbone, whose family has cls attention or has not, and sees so many planes."""
     attention = TensorSpec(CLS_ATTENTION_LOGITS, "float32", (IMAGES, "attention_heads", "patches"))
     return GraphIo(
         "backbone",
-        inputs=(TensorSpec(PIXEL_VALUES, "uint8", (IMAGES, "image_size", "image_size", 3)),),
+        inputs=(TensorSpec(PIXEL_VALUES, "uint8", (IMAGES, "image_size", "image_size", channels)),),
         outputs=(
             TensorSpec(TOKENS, "float32", (IMAGES, "tokens", "width")),
             *((attention,) if has_attention else ()),

@@ -169,6 +169,13 @@ class Preprocessing(Part):
     resample: Literal["bicubic"] = "bicubic"
     mean: Rgb
     std: Rgb
+    has_alpha: bool = False
+    """Whether the input has a fourth plane that marks what is to be described: 255 there, 0 elsewhere."""
+
+    @property
+    def channels(self) -> int:
+        """The planes of the input: red, green, blue and, if it has one, alpha."""
+        return 3 + self.has_alpha
 
 
 class BackboneConfig(Part):

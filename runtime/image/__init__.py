@@ -4,7 +4,7 @@ from runtime.image.formats import FORMATS, IMAGE_SUFFIXES, open_file, read_size
 from runtime.image.geometry import Fit, View
 from runtime.image.limits import max_pixels, require_within_limit, split_by_pixels
 from runtime.image.loading import ImageSource, OpenImage, in_rgb, open_image, open_on, size_wh
-from runtime.image.preprocess import prepare
+from runtime.image.preprocess import prepare, with_alpha
 
 __all__ = [
     "FORMATS",
@@ -23,4 +23,5 @@ __all__ = [
     "require_within_limit",
     "size_wh",
     "split_by_pixels",
+    "with_alpha",
 ]

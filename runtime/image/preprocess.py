@@ -38,6 +38,11 @@ def prepare(
     return pixels, views
 
 
+def with_alpha(pixels: torch.Tensor) -> torch.Tensor:
+    """Return RGB pixels (B, S, S, 3) uint8 with an alpha plane that marks all of the image (B, S, S, 4)."""
+    return torch.cat([pixels, torch.full_like(pixels[..., :1], 255)], dim=-1)
+
+
 def _fit_by_pillow(image: OpenImage, view: View, _: torch.device) -> torch.Tensor:
     (left, top), size = view.offset_xy, view.size
     # Cropping inside resize (its `box`) filters differently at the edges than the published resize-then-crop.

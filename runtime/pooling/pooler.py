@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +15,24 @@ from torch import Tensor
 
 from runtime.errors import RegionError
 from runtime.features import FeatureMap, RegionVectors
-from runtime.image import OpenImage
+from runtime.image import OpenImage, View
 from runtime.options import PoolingOptions, Reencode
-from runtime.regions import Box, Canvas, Crop, PublishedBox, Region, is_of_patches, weight_rows
+from runtime.regions import (
+    Box,
+    BoxSet,
+    Canvas,
+    Crop,
+    PublishedBox,
+    Region,
+    WholeImage,
+    is_of_patches,
+    marked_pixels,
+    weight_rows,
+)
+from runtime.regions.published import Rounding
 from runtime.system.forks import require_own_engines
+
+EncodeMarked: TypeAlias = Callable[[Sequence[OpenImage], Sequence[View], Tensor, Tensor, Tensor], Tensor]
 
 _REENCODED_VARIANCE = 0.5
 """The variance of the Gaussian that the published re-encoding weights boxes by."""
@@ -30,6 +45,9 @@ class Pooler:
         encode_crops: images to their cls tokens (R, D), for regions that are cropped and encoded.
         reencode: the backbone's last block, for regions that pass it once more (`RegionReencoder`).
         project: vectors (P, D) into text space (P, D), for cleaning, which may happen there.
+        encode_marked: images, their views, the image of each region (R,), the pixels that it covers (R, S, S) and the
+            weights of its tokens (R, T) to vectors (R, D), for a backbone that sees what is to be described: that is
+            how its regions are re-encoded. None for others.
     """
 
     def __init__(
@@ -37,8 +55,10 @@ class Pooler:
         encode_crops: Callable[[Sequence[OpenImage]], Tensor],
         reencode: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
         project: Callable[[Tensor], Tensor],
+        encode_marked: EncodeMarked | None = None,
     ) -> None:
         self._encode_crops, self._reencode, self._project = encode_crops, reencode, project
+        self._encode_marked = encode_marked
 
     def __call__(
         self, features: FeatureMap, regions: Sequence[Sequence[Region]], options: PoolingOptions
@@ -50,7 +70,9 @@ class Pooler:
             BundleError: the bundle was built without what an option needs.
         """
         require_own_engines()
-        if options.reencode:
+        if options.reencode and self._encode_marked:
+            data = _pool_marked(features, regions, options.reencode, self._encode_marked)
+        elif options.reencode:
             data = _pool_reencoded(features, regions, options.reencode, self._reencode)
         elif options.clean:
             data = _pool_cleaned(features, regions, options, self._project)
@@ -153,28 +175,85 @@ def _pool_reencoded(
     ]
     if kind == "gaussian":
         return _pool(features, adapted)
-    parts = [_weight_rows(features, image, own) for image, own in enumerate(adapted)]
-    weights = torch.cat(parts) if parts else torch.empty(0, features.tokens.shape[1])
+    weights = _all_weight_rows(features, adapted)
     mask = weights > 0
     if kind == "cls":
         mask[:, : features.layout.num_global] = True
-        weights = torch.zeros_like(weights)
-        weights[:, Canvas.require_cls(features.layout, fix='use reencode="mean"')] = 1
-    images = torch.tensor([image for image, own in enumerate(adapted) for _ in own], dtype=torch.long)
+        weights = _of_cls_alone(len(mask), features)
+    images = _owners(adapted)
     device = features.tokens.device
     return reencode(features.tokens, images.to(device), mask.to(device), weights.to(device))
 
 
-def _adapt_region(region: Region, kind: Reencode, features: FeatureMap, image: int, number: int) -> Region:
+def _pool_marked(
+    features: FeatureMap, regions: Sequence[Sequence[Region]], kind: Reencode, encode_marked: EncodeMarked
+) -> Tensor:
+    """Return the vectors (R, D) of regions that the backbone sees marked, each in a pass of its own.
+
+    See published-system.md, section 17.
+    """
+    adapted = [
+        [_adapt_marked(region, kind, features, image, number) for number, region in enumerate(own)]
+        for image, own in enumerate(regions)
+    ]
+    size = features.views[0].size if len(features) else 0
+    marks = torch.zeros((sum(map(len, adapted)), size, size), dtype=torch.bool)
+    numbered = ((image, number, region) for image, own in enumerate(adapted) for number, region in enumerate(own))
+    for row, (image, number, region) in zip(marks, numbered, strict=True):
+        if features.images is None:
+            raise _with_location(features, image, number, f"{region}: these features were made without their image")
+        try:
+            row.copy_(torch.from_numpy(marked_pixels(region, features.canvases[image])))
+        except RegionError as error:
+            raise _with_location(features, image, number, str(error)) from None
+    weights = _of_cls_alone(len(marks), features) if kind == "cls" else _all_weight_rows(features, adapted)
+    return encode_marked(features.images or (), features.views, _owners(adapted), marks, weights)
+
+
+def _adapt_marked(region: Region, kind: Reencode, features: FeatureMap, image: int, number: int) -> Region:
+    """Return a region as AlphaCLIP's are: published boxes without what their ends lie in, those of sets too."""
+    if isinstance(region, WholeImage):
+        return region
+    if isinstance(region, BoxSet) and kind != "gaussian":
+        return BoxSet(_pooled_as(box, kind, "corners_without_end") for box in region.boxes)
+    return _adapt_region(region, kind, features, image, number, "corners_without_end")
+
+
+def _all_weight_rows(features: FeatureMap, regions: Sequence[Sequence[Region]]) -> Tensor:
+    """Return the weights (R, T) of all images' regions."""
+    parts = [_weight_rows(features, image, own) for image, own in enumerate(regions)]
+    return torch.cat(parts) if parts else torch.empty(0, features.tokens.shape[1])
+
+
+def _of_cls_alone(count: int, features: FeatureMap) -> Tensor:
+    """Return so many rows of weights (R, T) that are those of cls."""
+    weights = torch.zeros(count, features.tokens.shape[1])
+    weights[:, Canvas.require_cls(features.layout, fix='use reencode="mean"')] = 1
+    return weights
+
+
+def _owners(regions: Sequence[Sequence[Region]]) -> Tensor:
+    """Return the number of each region's image (R,)."""
+    return torch.tensor([image for image, own in enumerate(regions) for _ in own], dtype=torch.long)
+
+
+def _adapt_region(
+    region: Region, kind: Reencode, features: FeatureMap, image: int, number: int, rounding: Rounding = "corners"
+) -> Region:
     """Return a box pooled as the kind says, and in published form rounded as the published re-encoding rounds."""
-    if isinstance(region, PublishedBox):
-        region = replace(region, rounding="corners")
     if isinstance(region, (Box, PublishedBox)):
-        return replace(region, pool="gaussian" if kind == "gaussian" else "mean", variance=_REENCODED_VARIANCE)
+        return _pooled_as(region, kind, rounding)
     if not is_of_patches(region) or kind == "gaussian":
         kinds = "boxes" if kind == "gaussian" else "regions of patches"
         raise _with_location(features, image, number, f'{region}: reencode="{kind}" takes {kinds} only')
     return region
+
+
+def _pooled_as(box: Box | PublishedBox, kind: Reencode, rounding: Rounding) -> Box | PublishedBox:
+    """Return a box with the pool of a kind, and in published form rounded so."""
+    if isinstance(box, PublishedBox):
+        box = replace(box, rounding=rounding)
+    return replace(box, pool="gaussian" if kind == "gaussian" else "mean", variance=_REENCODED_VARIANCE)
 
 
 def _crop_images(features: FeatureMap, regions: Sequence[Sequence[Region]]) -> dict[int, OpenImage]:

@@ -12,6 +12,7 @@ encoded by itself.
 
 from runtime.regions.boxes import Box, BoxSet, Crop
 from runtime.regions.canvas import Canvas, Region, cls_attention, is_of_patches, weight_rows
+from runtime.regions.marks import marked_pixels
 from runtime.regions.published import PublishedBox, PublishedTrace
 from runtime.regions.rows import Detection, RegionRow
 from runtime.regions.serialization import from_dict, regions_from_json, regions_from_list, to_dict
@@ -40,6 +41,7 @@ __all__ = [
     "cls_attention",
     "from_dict",
     "is_of_patches",
+    "marked_pixels",
     "regions_from_json",
     "regions_from_list",
     "to_dict",

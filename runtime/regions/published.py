@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
 from runtime.errors import RegionError
 from runtime.regions import checks
 from runtime.regions.canvas import Array, Canvas, gaussian
+
+Rounding: TypeAlias = Literal["size", "corners", "corners_without_end"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class PublishedBox:
         frame: "crop" for pixels of the backbone's input; "image" for pixels of the image, which go through the
             published rule for boxes of images (`View.published_box`).
         rounding: "size" rounds x, y, width and height; "corners" rounds x, y, x + width and y + height, which is what
-            the published re-encoding of boxes takes.
+            the published re-encoding of boxes takes; "corners_without_end" does so too, but what the last corner lies
+            in does not count, as for AlphaCLIP.
     """
 
     x: float
@@ -34,14 +37,14 @@ class PublishedBox:
     pool: Literal["mean", "gaussian", "attention"] = "mean"
     variance: float = 0.5
     frame: Literal["crop", "image"] = "crop"
-    rounding: Literal["size", "corners"] = "size"
+    rounding: Rounding = "size"
 
     def __post_init__(self) -> None:
         for name in ("x", "y", "width", "height"):
             object.__setattr__(self, name, checks.number(f"Box.published {name}", getattr(self, name)))
         checks.one_of("Box.published", "pool", self.pool, ("mean", "gaussian", "attention"))
         checks.one_of("Box.published", "frame", self.frame, ("crop", "image"))
-        checks.one_of("Box.published", "rounding", self.rounding, ("size", "corners"))
+        checks.one_of("Box.published", "rounding", self.rounding, get_args(Rounding))
         object.__setattr__(self, "variance", checks.variance("Box.published", self.variance))
         corner = (self.x, self.y) if self.frame == "crop" else ()  # what reaches out of an image is cut off
         if min(self.width, self.height, *corner) < 0:
@@ -52,7 +55,8 @@ class PublishedBox:
         patches = np.zeros((canvas.grid, canvas.grid))
         inside = patches[rows, columns]  # a view: the slices end at the grid's edge
         if not inside.size:
-            raise RegionError(f"{self}: it lies outside the input of {canvas.view.size} x {canvas.view.size} pixels")
+            where = "reaches across nothing of" if self.rounding == "corners_without_end" else "lies outside"
+            raise RegionError(f"{self}: it {where} the input of {canvas.view.size} x {canvas.view.size} pixels")
         if self.pool == "gaussian":
             height, width = inside.shape
             inside[...] = gaussian(np.linspace(-1, 1, height), np.linspace(-1, 1, width), self.variance)
@@ -71,8 +75,8 @@ class PublishedBox:
 
         def span(start: float, length: float) -> slice:
             first = int(start // patch)
-            if self.rounding == "corners":
-                return slice(first, int((start + length) // patch) + 1)
+            if self.rounding != "size":
+                return slice(first, int((start + length) // patch) + (self.rounding == "corners"))
             return slice(first, first + int(length // patch) + 1)
 
         return span(y, height), span(x, width)

@@ -6,9 +6,10 @@ import io
 from dataclasses import dataclass, fields
 from typing import Any
 
+from runtime.bundle import Manifest
 from runtime.errors import PatchcaptionError, RegionError
 from runtime.image import read_size
-from runtime.options import check_number
+from runtime.options import PoolingOptions, check_number
 from runtime.regions import Crop
 from runtime.regions.detections import as_rows
 from runtime.regions.rows import RegionRow
@@ -38,7 +39,7 @@ class InputLimits:
         bytes: of a request.
         pixels: of an image, read from its header before it is decoded; masks may have four times as many together.
         regions: of a request, times the beams of each.
-        crops: of a request; each is a backbone pass of its own.
+        crops: of a request; each is a backbone pass of its own, as is each region that AlphaCLIP is shown by itself.
 
     Raises:
         OptionError: one is no number from 1 on.
@@ -93,12 +94,15 @@ def read_bounded_json(name: str, text: str | bytes) -> Any:
     raise RegionError(f"{name}: expected JSON, got some that is nested too deeply")
 
 
-def rows_within(limits: InputLimits, regions: Any, image_wh: tuple[int, int], beams: int) -> list[RegionRow]:
+def rows_within(
+    limits: InputLimits, regions: Any, image_wh: tuple[int, int], beams: int, encodes_each: bool = False
+) -> list[RegionRow]:
     """Return the regions of one image, after those checks that need no work and before those that do.
 
     Args:
         regions: a JSON value: the regions of one image in any form.
         beams: of each region.
+        encodes_each: whether each region is a backbone pass of its own (`encodes_each_region`).
 
     Raises:
         OverLimitError: there are more than the limits allow.
@@ -110,8 +114,14 @@ def rows_within(limits: InputLimits, regions: Any, image_wh: tuple[int, int], be
     _check_count("pixels of masks", mask_pixels, limits.mask_pixels)
     rows = as_rows(regions, image_wh)
     _check_count("regions times beams", len(rows) * beams, limits.regions)
-    _check_count("crops", sum(isinstance(row.region, Crop) for row in rows), limits.crops)
+    crops = len(rows) if encodes_each else sum(isinstance(row.region, Crop) for row in rows)
+    _check_count("regions that are encoded by themselves" if encodes_each else "crops", crops, limits.crops)
     return rows
+
+
+def encodes_each_region(manifest: Manifest, pooling: PoolingOptions) -> bool:
+    """Return whether each region is a backbone pass of its own: re-encoded where the backbone has an alpha plane."""
+    return pooling.reencode is not None and manifest.backbone.preprocessing.has_alpha
 
 
 def work_of(value: Any) -> tuple[int, int]:

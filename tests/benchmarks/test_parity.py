@@ -112,6 +112,20 @@ OF_BACKBONES = [
 
 
 @pytest.mark.parametrize("path", OF_BACKBONES, ids=lambda path: path.stem)
+def test_a_recordings_projections_and_texts_follow_from_its_vectors(
+    tmp_path_factory: pytest.TempPathFactory, path: Path
+) -> None:
+    """Of every recording that is kept, all its variants: by the rules of its text space, whatever the backbone is."""
+    for recording in Recording.load(path).variants():
+        if not any(key.endswith((".vec", ".proj")) for key in recording.arrays):
+            continue
+        with begin(tmp_path_factory, recording) as captioner:
+            found = list(compare(captioner, recording, None))
+        assert any(one.projected is not None for one in found), recording.name
+        assert [fault for one in found for fault in one.faults] == [], recording.name
+
+
+@pytest.mark.parametrize("path", OF_BACKBONES, ids=lambda path: path.stem)
 def test_every_recording_is_of_a_backbone_that_is_known(path: Path) -> None:
     for recording in Recording.load(path).variants():
         name = checkpoints.variants(recording.settings, recording.name)[recording.tag]

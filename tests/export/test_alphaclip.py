@@ -1,19 +1,26 @@
-"""AlphaCLIP's tower, whose whole image is what matters: CLIP's, with a bias in place of a convolution of ones."""
+"""AlphaCLIP's tower, which sees in an alpha plane what is to be described: CLIP's, with a convolution more."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from export.checkpoint import CheckpointError
 from export.models.clip import ClipBackbone
 from export.models.vit import PatchEmbed
+from export.readers import read_checkpoint
 from export.readers.backbone_family import BackboneRequest
 from export.readers.clip import ARCHITECTURES, ClipArchitecture, ClipOptions, from_state, recognizes, state_shapes
+from runtime import Box, BoxSet, Captioner, Crop, Fit, Patch, Region, RegionError, WholeImage
+from runtime.image import prepare, with_alpha
+from runtime.regions import PublishedBox, marked_pixels
+from tests.conftest import build_once
 
 ALPHA = replace(ARCHITECTURES["alphaclip_vitb16"], width=64, depth=2, output_dim=32, trained_size=32)
 PIXELS = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
@@ -36,30 +43,92 @@ def plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class WithAlpha(nn.Module):
-    """Patches of pixels and of an alpha plane of ones."""
+    """Patches of pixels, and of an alpha plane by a convolution of its own."""
 
-    def __init__(self, patches: PatchEmbed, alpha: Tensor) -> None:
+    def __init__(self, patches: PatchEmbed, weights: Tensor, alpha: Tensor) -> None:
         super().__init__()
-        self.patches, self.alpha = patches, alpha
+        self.patches, self.weights, self.alpha = patches, weights, alpha
 
     def forward(self, images: Tensor) -> Tensor:
-        ones = torch.ones_like(images[:, :1])
-        return self.patches(images) + F.conv2d(ones, self.alpha, stride=16).flatten(2).transpose(1, 2)
+        of_alpha = F.conv2d(self.alpha[:, None], self.weights, stride=16)
+        return self.patches(images) + of_alpha.flatten(2).transpose(1, 2)
 
 
 @pytest.mark.parametrize("architecture", [ALPHA, None])
-def test_an_alpha_of_ones_is_a_bias(architecture: ClipArchitecture | None, state: dict[str, Tensor]) -> None:
+@pytest.mark.parametrize("marked", ["all", "a part", "nothing"])
+def test_patches_are_of_pixels_and_of_what_is_marked(
+    architecture: ClipArchitecture | None, marked: str, state: dict[str, Tensor]
+) -> None:
     assert recognizes(state)
+    alpha = torch.zeros(2, 32, 32)
+    if marked != "nothing":
+        alpha[:, 5:] = 1
+        alpha[:, :5] = float(marked == "all")
     expected = tower(plain(state), None)
     without = expected(PIXELS)[0]
-    expected.patch_embed = WithAlpha(expected.patch_embed, state["conv1_alpha.weight"])  # type: ignore[assignment]
+    patches = WithAlpha(expected.patch_embed, state["conv1_alpha.weight"], alpha)
+    expected.patch_embed = patches  # type: ignore[assignment]
     backbone = tower(state, architecture)
+    planes = torch.cat([PIXELS, (alpha[..., None] * 255).to(torch.uint8)], dim=-1)
     with torch.inference_mode():
-        tokens = backbone(PIXELS)[0]
+        tokens = backbone(planes)[0]
         torch.testing.assert_close(tokens, expected(PIXELS)[0], rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(tokens, without, atol=0.01)
+    assert torch.allclose(tokens, without, atol=1e-5) == (marked == "nothing")
+    if marked == "all":
+        torch.testing.assert_close(with_alpha(PIXELS), planes, rtol=0, atol=0)
     (note,) = backbone.notes
-    assert "those of regions are pooled from the same pass" in note
+    assert "a pass for each region" in note
+
+
+@pytest.mark.slow
+def test_a_bundle_describes_each_region_in_a_pass_that_sees_it_marked(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Against the tower in torch: of the regions of two images, alone and together, all kinds and both fits."""
+    name = "seeded:alphaclip_vitb16,size=32,depth=1,memory=20"
+    bundle = build_once(tmp_path_factory, name, "alphaclip", "--max-images", "2")
+    backbone = read_checkpoint(name).backbone
+    noise = np.random.default_rng(0)
+    images = [Image.fromarray(noise.integers(0, 256, (40, 64, 3), np.uint8)) for _ in range(2)]
+    regions: list[list[Region]] = [
+        [Box(4, 4, 30, 20), Box.published(3, 5, 20.5, 17.2), Patch(1, 0), WholeImage()],
+        [BoxSet([Box(0, 0, 32, 10), Box(32, 20, 64, 40)])],
+    ]
+    for fit in Fit:
+        with Captioner.load(bundle, "cpu", fit=fit) as captioner:
+            features = captioner.encode(images)
+            pixels, _ = prepare(images, 32, fit)
+            flat = [(image, region) for image, own in enumerate(regions) for region in own]
+            marks = [marked_pixels(_exclusive(region), features.canvases[image]) for image, region in flat]
+            planes = torch.stack(
+                [
+                    torch.cat(
+                        [pixels[image], torch.from_numpy(mark)[..., None] * torch.tensor(255, dtype=torch.uint8)], -1
+                    )
+                    for (image, _), mark in zip(flat, marks, strict=True)
+                ]
+            )
+            with torch.inference_mode():
+                tokens = backbone(planes)[0]
+                whole = backbone(with_alpha(pixels))[0]
+            torch.testing.assert_close(features.tokens, whole, rtol=1e-4, atol=1e-4)
+            vectors = captioner.vectors(features, regions, reencode="cls")
+            torch.testing.assert_close(vectors, tokens[:, 0], rtol=1e-4, atol=1e-4)
+            assert not torch.allclose(vectors[0], vectors[1], atol=1e-2)
+            alone = captioner.vectors(features[1], regions[1], reencode="cls")
+            torch.testing.assert_close(alone, vectors[4:], rtol=1e-4, atol=1e-4)
+            mean = captioner.vectors(features, regions, reencode="mean")
+            torch.testing.assert_close(mean[2], tokens[2, 3], rtol=1e-4, atol=1e-4)  # patch (1, 0) of 2 x 2, after cls
+            assert all(one.text for one in captioner.describe(features, regions, reencode="cls")[0])
+            assert captioner.vectors(features, [[], []], reencode="cls").shape == (0, 512)
+            with pytest.raises(RegionError, match=r"image 1: region 1: Box.* lies outside the image of 64 x 40"):
+                captioner.vectors(features, [[], [Box(20, 0, 29, 9), Box(70, 0, 90, 9)]], reencode="cls")
+            with pytest.raises(RegionError, match="these features were made without their image"):
+                captioner.vectors(replace(features, images=None), regions, reencode="cls")
+            with pytest.raises(RegionError, match='Crop.*: reencode="cls" takes regions of patches only'):
+                captioner.vectors(features, [[Crop(0, 0, 9, 9)], []], reencode="cls")
+
+
+def _exclusive(region: Region) -> Region:
+    return replace(region, rounding="corners_without_end") if isinstance(region, PublishedBox) else region
 
 
 def test_towers_with_and_without_an_alpha_plane_are_told_apart(state: dict[str, Tensor]) -> None:
@@ -69,3 +138,6 @@ def test_towers_with_and_without_an_alpha_plane_are_told_apart(state: dict[str, 
         tower(state, replace(ALPHA, has_alpha=False))
     with pytest.raises(CheckpointError, match="test: transformer.resblocks.0.attn.in_proj_weight is not a weight"):
         tower({name.replace("in_proj.", "in_proj_"): value for name, value in state.items()}, ALPHA)
+    wrong = state | {"conv1_alpha.weight": torch.zeros(64, 1, 8, 8)}
+    with pytest.raises(CheckpointError, match=r"test: conv1_alpha.weight: expected shape \(64, 1, 16, 16\), got"):
+        tower(wrong, ALPHA)

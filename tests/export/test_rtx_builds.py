@@ -89,10 +89,14 @@ def test_turing_takes_every_graph_in_float16(bundles: dict[EnginePrecision, Bund
 
 
 def build_backbone(
-    folder: Path, size: int, compute_capabilities: tuple[str, ...] = DEFAULT_CAPABILITIES, most: int = 1
+    folder: Path,
+    size: int,
+    compute_capabilities: tuple[str, ...] = DEFAULT_CAPABILITIES,
+    most: int = 1,
+    channels: int = 3,
 ) -> PlanReport:
     """Build the backbone in ``folder`` for one image at a time, or for up to so many."""
-    alone, together = ((images, size, size, 3) for images in (1, most))
+    alone, together = ((images, size, size, channels) for images in (1, most))
     profile = {PIXEL_VALUES: ShapeRange(min=alone, opt=together, max=together)}
     return build_report(folder / "backbone.onnx", [profile], compute_capabilities)
 
@@ -269,6 +273,7 @@ def test_every_block_of_a_published_backbone_is_fused(tmp_path: Path, checkpoint
     [
         ("clip_vitb16", 0),
         ("clip_vitb16,invite=1", -1),  # that of the last block is none
+        ("alphaclip_vitb16", 0),
         ("openclip_vith14", 0),
         ("siglip2_base_patch16", 1),  # the pooling head's
         ("dinov3_vits16", 0),
@@ -331,6 +336,6 @@ def fused_attentions(checkpoint: str, folder: Path) -> int:
     backbone = read_checkpoint(f"seeded:{checkpoint},memory=8").backbone
     export_graph(backbone_spec(backbone), folder, "fp16", "cuda")
     assert [one for one in lint(folder / "backbone.onnx", (10, 3), (), {}) if one.severity == "error"] == []
-    report = build_backbone(folder, backbone.image_size, most=8)
+    report = build_backbone(folder, backbone.image_size, most=8, channels=3 + backbone.numbers.has_alpha)
     assert report.conversions == []
     return report.fused_attentions

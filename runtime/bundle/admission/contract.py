@@ -111,14 +111,14 @@ def engine_contract(manifest: Manifest, name: EngineName) -> EngineContract:
 
 def _backbone_limits(manifest: Manifest) -> WorkLimits:
     backbone = manifest.backbone
-    side = backbone.preprocessing.image_size
+    side, channels = backbone.preprocessing.image_size, backbone.preprocessing.channels
     return _transformer_limits(
         sequences=backbone.max_batch_size,
         tokens=backbone.tokens.num_tokens,
         width=max(backbone.embed_dim, backbone.output_dim),
         heads=backbone.num_heads,
         layers=backbone.depth,
-        other=backbone.max_batch_size * 3 * side**2,
+        other=backbone.max_batch_size * channels * side**2,
     )
 
 
