@@ -29,6 +29,7 @@ from benchmarks.decoder_recording import DecoderRecording, compare_decoding
 from benchmarks.densecap_recording import compare_dense_evaluation, is_dense_evaluation
 from benchmarks.difference import NEAR_TIE, Difference, relative_difference
 from benchmarks.reference_recording import MODES, RECORDINGS, CutTask, Recording, Task, tasks
+from benchmarks.text_recording import compare_text
 from benchmarks.training_recording import compare_training, is_training
 from benchmarks.vocabulary_recording import compare_vocabulary, is_vocabulary
 from export.bundle_builder import BuildOptions, build
@@ -89,7 +90,7 @@ def _from_features(captioner: Captioner, task: Task, mode: str, features: Featur
 
 def _from_recorded_vectors(captioner: Captioner, recording: Recording, task: Task, mode: str) -> Outputs | None:
     recorded = recording.vectors(task.name)
-    if recorded is None or task.options:
+    if recorded is None or task.options.keys() - {"reencode"}:  # those that follow on the vectors
         return None
     vectors = torch.from_numpy(recorded)
     projected = captioner.project(vectors) if mode == "mem" else None
@@ -239,6 +240,7 @@ def _measure(recording: Recording, images: Path | None) -> list[Difference]:
                 *backbone,
                 *compare(captioner, recording, features),
                 *compare_decoder(captioner, recording),
+                *compare_text(recording),
             ]
             tag, spread = (f"{recording.tag}." if recording.tag else ""), checkpoints.spread(recording.settings)
             return [replace(one, task=f"{tag}{one.task}", spread=spread) for one in found]

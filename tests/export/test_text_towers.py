@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ from transformers import (
     SiglipTextModel,
 )
 
+from benchmarks.reference_recording import RECORDINGS, Recording
+from benchmarks.text_recording import compare_text, dinotxt_shapes, made_up_tower, openai_shapes
 from export.checkpoint import CheckpointError
 from export.readers import DEMO_CONFIG
-from export.readers.seeded import seeded_weight
-from export.readers.seeded_weights import normal
 from export.text_spaces import TALK2DINO, TEXT_SPACES
 from export.text_towers import TEXT_TOWERS, open_text_tower
 from export.text_towers.base import TextTower, TowerRequest
@@ -33,7 +34,6 @@ from tests.export.test_exporter import randomized
 
 DEMO_TOKENIZER = DEMO_CONFIG.parent / "tokenizer.json"
 WIDTH, DEPTH, VOCABULARY, POSITIONS, OUTPUT = 128, 2, 90, 16, 24
-Shapes = dict[str, tuple[int, ...]]
 
 IDS = torch.tensor([[88, 3, 5, 89, 0, 0], [88, 7, 1, 2, 4, 89], [88, 89, 0, 0, 0, 0]])
 """Start 88, end 89, and what comes after it."""
@@ -345,52 +345,9 @@ RECORDED = json.loads((Path(__file__).parent / "text_embeddings.json").read_text
 """Parts of embeddings that the published system made of token ids: norms, and every so many columns."""
 
 
-def with_biases(name: str, *shape: int) -> Shapes:
-    return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
-
-
-def openai_shapes(width: int, depth: int) -> Shapes:
-    shapes: Shapes = {
-        "token_embedding.weight": (49408, width),
-        "positional_embedding": (77, width),
-        "text_projection": (width, width),
-        **with_biases("ln_final", width),
-    }
-    for layer in range(depth):
-        block = f"transformer.resblocks.{layer}"
-        shapes |= {f"{block}.attn.in_proj_weight": (3 * width, width), f"{block}.attn.in_proj_bias": (3 * width,)}
-        shapes |= with_biases(f"{block}.attn.out_proj", width, width)
-        shapes |= with_biases(f"{block}.mlp.c_fc", 4 * width, width) | with_biases(f"{block}.ln_1", width)
-        shapes |= with_biases(f"{block}.mlp.c_proj", width, 4 * width) | with_biases(f"{block}.ln_2", width)
-    return shapes
-
-
-def dinotxt_shapes(width: int, depth: int) -> Shapes:
-    shapes: Shapes = {
-        "backbone.token_embedding.weight": (49408, width),
-        "backbone.positional_embedding": (77, width),
-        "head.linear_projection.weight": (2048, width),
-        **with_biases("backbone.ln_final", width),
-    }
-    for layer in range(depth):
-        block = f"backbone.blocks.{layer}"
-        shapes |= {f"{block}.attention.qkv.weight": (3 * width, width)}
-        shapes |= with_biases(f"{block}.attention.proj", width, width)
-        shapes |= with_biases(f"{block}.attention_norm", width) | with_biases(f"{block}.ffn_norm", width)
-        shapes |= with_biases(f"{block}.feed_forward.fc1", 4 * width, width)
-        shapes |= with_biases(f"{block}.feed_forward.fc2", width, 4 * width)
-    return shapes
-
-
-def made_up(prefix: str, shapes: Shapes) -> dict[str, Tensor]:
-    """Return made-up weights by their published names (published-system.md, section 8)."""
-    values = {name: seeded_weight(name, normal(f"{prefix}{name}", shape)) for name, shape in shapes.items()}
-    return {name: torch.from_numpy(value) for name, value in values.items()}
-
-
 MADE_UP: Mapping[str, Callable[[], dict[str, Tensor]]] = {
-    "clip-b16": lambda: made_up("clip_vitb16/", openai_shapes(512, 12)),
-    "dinotxt-patch": lambda: made_up("dinotxt/text/", dinotxt_shapes(1280, 2)),
+    "clip-b16": lambda: made_up_tower({"prefix": "clip_vitb16/"}, openai_shapes(512, 12)),
+    "dinotxt-patch": lambda: made_up_tower({"prefix": "dinotxt/text/"}, dinotxt_shapes(1280, 2)),
 }
 
 
@@ -409,3 +366,23 @@ def test_towers_make_the_embeddings_of_the_published_system(space: str, tmp_path
         embeddings[:, :: recorded["every"]], expected, rtol=0, atol=2e-5 * expected.abs().max().item()
     )
     torch.testing.assert_close(embeddings.norm(dim=1), torch.tensor(recorded["norms"]), rtol=1e-5, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["siglip2_base_224", "denseclip_vitb16_320", "dinotxt_vitl14_224"])
+def test_recorded_texts_are_compared_by_their_made_up_towers(name: str) -> None:
+    recording = Recording.load(RECORDINGS / f"{name}.npz").variants()[0]
+    (found,) = compare_text(recording)
+    assert found.vectors is not None
+    assert found.faults == []
+    other = replace(recording, settings={**recording.settings, "salt": "another/"})
+    (found,) = compare_text(other)
+    assert found.faults != []
+
+
+def test_a_recorded_text_of_an_unknown_tower_is_refused() -> None:
+    recording = Recording.load(RECORDINGS / "siglip2_base_224.npz").variants()[0]
+    with pytest.raises(CheckpointError, match="siglip2_base_224: text: expected the number of blocks of a known text"):
+        list(compare_text(replace(recording, settings={**recording.settings, "arch": "another"})))
+    without = {name: array for name, array in recording.arrays.items() if not name.startswith("text.")}
+    assert list(compare_text(replace(recording, arrays=without))) == []
