@@ -52,9 +52,18 @@ TEXT_SPACES: Mapping[str, TextSpace] = {
     "openclip-h14": TextSpace(
         "open_clip", 1024, unit_rows=True, unit_output=False, tower_weights="laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
     ),
-    "siglip2-b": TextSpace(
-        "siglip2", 768, unit_rows=True, unit_output=False, tower_weights="google/siglip2-base-patch16-512"
-    ),
+    **{
+        name: TextSpace(
+            "siglip2", width, unit_rows=True, unit_output=False, tower_weights=f"google/siglip2-{repository}"
+        )
+        for name, width, repository in (
+            ("siglip2-b", 768, "base-patch16-512"),
+            *((f"siglip2-b-{size}", 768, f"base-patch16-{size}") for size in (224, 256, 384)),
+            *((f"siglip2-l-{size}", 1024, f"large-patch16-{size}") for size in (256, 384, 512)),
+            *((f"siglip2-so400m-{size}", 1152, f"so400m-patch16-{size}") for size in (256, 384, 512)),
+            ("siglip2-so400m-224", 1152, "so400m-patch14-224"),
+        )
+    },
     "dinotxt-patch": TextSpace(
         "dinotxt",
         1024,

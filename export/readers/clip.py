@@ -171,6 +171,7 @@ ARCHITECTURES = {
                 "open_clip_pytorch_model.bin",
                 "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
                 seed="openclip_vith14/",
+                mirrors=("timm/vit_huge_patch14_clip_224.laion2b",),
                 hub_names=("model.safetensors", "open_clip_pytorch_model.bin", "pytorch_model.bin"),
             ),
         ),

@@ -41,6 +41,7 @@ from export.readers.layouts import (
     to_our_names,
 )
 from export.readers.weight_files import weight
+from export.text_spaces import TEXT_SPACES
 
 SETTING = "siglip2_config"
 """The key of a configuration that chooses this family."""
@@ -108,22 +109,41 @@ class Siglip2Options(FamilyOptions):
 
 Siglip2Request: TypeAlias = BackboneRequest[Siglip2Architecture, Siglip2Options]
 
-ARCHITECTURES = {
-    "siglip2_base_patch16": Siglip2Architecture(
-        output_dim=768,
-        depth=12,
-        hidden_width=3072,
-        patch_size=16,
-        default_size=512,
-        text_space="siglip2-b",
-        files=(WeightFile("model.safetensors", "google/siglip2-base-patch16-512", seed="siglip2_base_patch16/"),),
-        aliases=(
-            "siglip2_base_patch16_512",
-            "vit_base_patch16_siglip_512.v2_webli",
-            "timm/vit_base_patch16_siglip_512.v2_webli",
-        ),
+_PUBLISHED = "siglip2_base_patch16"
+"""What the published system has, at 512 pixels: it has no size in its name."""
+_KINDS = (
+    ("base_patch16", 768, 12, 3072, (224, 256, 384, 512)),
+    ("large_patch16", 1024, 24, 4096, (256, 384, 512)),
+    ("so400m_patch16", 1152, 27, 4304, (256, 384, 512)),
+    ("so400m_patch14", 1152, 27, 4304, (224,)),  # that for 384 pixels has patches beyond them
+)
+
+
+def _name(kind: str, size: int) -> str:
+    return _PUBLISHED if (kind, size) == ("base_patch16", 512) else f"siglip2_{kind}_{size}"
+
+
+def _architecture(kind: str, width: int, depth: int, hidden: int, size: int) -> Siglip2Architecture:
+    """Return the tower of a kind that is published for a size; each has weights, and so a text space, of its own."""
+    repository = f"google/siglip2-{kind.replace('_', '-')}-{size}"
+    timm = f"vit_{kind}_siglip_{size}.v2_webli"
+    return Siglip2Architecture(
+        output_dim=width,
+        depth=depth,
+        hidden_width=hidden,
+        patch_size=int(kind[-2:]),
+        default_size=size,
+        text_space=next(space for space, one in TEXT_SPACES.items() if one.tower_weights == repository),
+        files=(WeightFile("model.safetensors", repository, seed=f"{_name(kind, size)}/"),),
+        aliases=(f"siglip2_{kind}_{size}", timm, f"timm/{timm}"),
         scales={"out_proj.weight": 0.3, "mlp.fc2.weight": 0.3},
     )
+
+
+ARCHITECTURES = {
+    _name(kind, size): _architecture(kind, width, depth, hidden, size)
+    for kind, width, depth, hidden, sizes in _KINDS
+    for size in sizes
 }
 """The published towers."""
 

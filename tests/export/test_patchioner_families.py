@@ -238,7 +238,7 @@ def test_alphaclip_is_its_own_tower_or_plain_clip_as_published(folder: Path) -> 
     checkpoint = read(folder, ALPHACLIP)
     assert (checkpoint.backbone_name, checkpoint.text_space) == ("alphaclip_vitb16", "clip-b16")
     assert len(checkpoint.notes) == 1
-    assert "captions of whole images are right" in checkpoint.notes[0]
+    assert "a pass for each region" in checkpoint.notes[0]
     with pytest.raises(CheckpointError, match="alphaclip_config: name: expected ViT-B/16, got 'ViT-L/14'"):
         read(folder, ALPHACLIP, alphaclip_config={"name": "ViT-L/14"})
 

@@ -21,6 +21,7 @@ from export.readers.families import find_architecture, recognize_family
 from export.readers.seeded import parse, read_seeded, seeded_state
 from export.readers.seeded_weights import normal
 from export.readers.siglip2 import FAMILY, Siglip2Options, from_state
+from export.text_spaces import TEXT_SPACES
 from runtime.backends.onnxruntime_cpu import OrtBackend
 from runtime.bundle import EngineFiles
 from tests.export.test_exporter import randomized
@@ -207,6 +208,29 @@ def test_the_tower_has_all_its_names(name: str) -> None:
     assert found is not None
     assert found[1].default_size == 512
     assert (found[0].name, found[1].text_space) == ("siglip2", "siglip2-b")
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "patch", "heads", "space"),
+    [
+        ("google/siglip2-base-patch16-224", 224, 16, 12, "siglip2-b-224"),
+        ("vit_large_patch16_siglip_384.v2_webli", 384, 16, 16, "siglip2-l-384"),
+        ("google/siglip2-so400m-patch16-256", 256, 16, 16, "siglip2-so400m-256"),
+        ("google/siglip2-so400m-patch14-224", 224, 14, 16, "siglip2-so400m-224"),
+    ],
+)
+def test_towers_of_other_sizes_have_text_spaces_of_their_own(
+    name: str, size: int, patch: int, heads: int, space: str
+) -> None:
+    found = find_architecture(name)
+    assert found is not None
+    assert found[1].text_space == space
+    assert found[1].default_size == size
+    numbers = read_seeded(f"seeded:{name},depth=1,memory=8").backbone.numbers
+    assert (numbers.image_size, numbers.patch_size, numbers.num_heads) == (size, patch, heads)
+    assert TEXT_SPACES[space].width == numbers.output_dim
+    if "/" in name:
+        assert TEXT_SPACES[space].tower_weights == name
 
 
 @pytest.mark.parametrize(
