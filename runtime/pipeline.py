@@ -135,6 +135,10 @@ class Pipeline(ProcessBound):
             errors += own_errors
         return replace(none, data=torch.cat(parts)), errors
 
+    def encodes_each_region(self, options: PoolingOptions) -> bool:
+        """Return whether each region is a backbone pass of its own: re-encoded where the input has an alpha plane."""
+        return options.reencode is not None and self.bundle.manifest.backbone.preprocessing.has_alpha
+
     def describe_vectors(
         self, vectors: RegionVectors, options: DecodingOptions, progress: ProgressCallback | None = None
     ) -> list[Caption]:

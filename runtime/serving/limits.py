@@ -6,10 +6,9 @@ import io
 from dataclasses import dataclass, fields
 from typing import Any
 
-from runtime.bundle import Manifest
 from runtime.errors import PatchcaptionError, RegionError
 from runtime.image import read_size
-from runtime.options import PoolingOptions, check_number
+from runtime.options import check_number
 from runtime.regions import Crop
 from runtime.regions.detections import as_rows
 from runtime.regions.rows import RegionRow
@@ -102,7 +101,7 @@ def rows_within(
     Args:
         regions: a JSON value: the regions of one image in any form.
         beams: of each region.
-        encodes_each: whether each region is a backbone pass of its own (`encodes_each_region`).
+        encodes_each: whether each region is a backbone pass of its own (`Pipeline.encodes_each_region`).
 
     Raises:
         OverLimitError: there are more than the limits allow.
@@ -117,11 +116,6 @@ def rows_within(
     crops = len(rows) if encodes_each else sum(isinstance(row.region, Crop) for row in rows)
     _check_count("regions that are encoded by themselves" if encodes_each else "crops", crops, limits.crops)
     return rows
-
-
-def encodes_each_region(manifest: Manifest, pooling: PoolingOptions) -> bool:
-    """Return whether each region is a backbone pass of its own: re-encoded where the backbone has an alpha plane."""
-    return pooling.reencode is not None and manifest.backbone.preprocessing.has_alpha
 
 
 def work_of(value: Any) -> tuple[int, int]:

@@ -28,7 +28,6 @@ from runtime.serving.limits import (
     InputLimits,
     OverLimitError,
     count_pixels,
-    encodes_each_region,
     line_of,
     read_bounded_json,
     rows_within,
@@ -168,7 +167,7 @@ class TritonCaptioner(Closeable):
         return [image if isinstance(image, Refusal) else next(maps) for image in opened]
 
     def _pool(self, question: _Question, features: FeatureMap) -> _Pooled:
-        encodes_each = encodes_each_region(self._captioner.manifest, question.pooling)
+        encodes_each = self._captioner.pipeline.encodes_each_region(question.pooling)
         rows = rows_within(self._limits, question.regions, features.image_whs[0], question.decoding.beams, encodes_each)
         batch = RegionBatch((rows,), is_nested=False)
         vectors, errors = self._captioner.pipeline.pool(features, batch, question.pooling, "skip")

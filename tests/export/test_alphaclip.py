@@ -17,7 +17,7 @@ from export.models.vit import PatchEmbed
 from export.readers import read_checkpoint
 from export.readers.backbone_family import BackboneRequest
 from export.readers.clip import ARCHITECTURES, ClipArchitecture, ClipOptions, from_state, recognizes, state_shapes
-from runtime import Box, BoxSet, Captioner, Crop, Fit, Patch, Region, RegionError, WholeImage
+from runtime import Box, BoxSet, Captioner, Crop, Fit, Patch, PoolingOptions, Region, RegionError, WholeImage
 from runtime.image import prepare, with_alpha
 from runtime.regions import PublishedBox, marked_pixels
 from tests.conftest import build_once
@@ -94,6 +94,8 @@ def test_a_bundle_describes_each_region_in_a_pass_that_sees_it_marked(tmp_path_f
     ]
     for fit in Fit:
         with Captioner.load(bundle, "cpu", fit=fit) as captioner:
+            assert captioner.pipeline.encodes_each_region(PoolingOptions(reencode="cls"))
+            assert not captioner.pipeline.encodes_each_region(PoolingOptions())
             features = captioner.encode(images)
             pixels, _ = prepare(images, 32, fit)
             flat = [(image, region) for image, own in enumerate(regions) for region in own]

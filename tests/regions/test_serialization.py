@@ -279,7 +279,7 @@ KINDS = (
         ({**BOX, "pool": 10**5000}, 'box pool: expected "mean", "gaussian" or "attention", got int'),
         (
             {"kind": "published_box", "x": 1, "y": 2, "width": 3, "height": 4, "rounding": "up"},
-            'published_box rounding: expected "size" or "corners", got \'up\'',
+            'published_box rounding: expected "size", "corners" or "corners_without_end", got \'up\'',
         ),
         (
             {"kind": "trace", "points": [[1, 2]], "is_normalized": 1},

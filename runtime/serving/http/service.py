@@ -19,7 +19,7 @@ from runtime.serving.http.metrics import Metrics
 from runtime.serving.http.settings import ServiceLimits
 from runtime.serving.http.store import FeatureStore
 from runtime.serving.http.timed import Timed, ms_since
-from runtime.serving.limits import encodes_each_region, rows_within, work_of
+from runtime.serving.limits import rows_within, work_of
 from runtime.system.closeable import Closeable
 from runtime.system.threads import call_in_thread
 
@@ -84,7 +84,7 @@ class CaptionService(Closeable):
         start = perf_counter()
 
         def read() -> list[RegionRow]:
-            encodes_each = encodes_each_region(self.captioner.manifest, pooling)
+            encodes_each = self.captioner.pipeline.encodes_each_region(pooling)
             return rows_within(self.limits, regions, features.image_whs[0], decoding.beams, encodes_each)
 
         is_quick = is_small and not work_of(regions)[1]  # a few run lengths may be a large mask
