@@ -70,7 +70,7 @@ class ClipBackbone(BackboneModel):
         self.config = config
         width = config.width
         self.pixel_norm = PixelNorm(CLIP_MEAN, CLIP_STD, config.has_alpha)
-        self.patch_embed = PatchEmbed(width, config.patch_size, bias=False, channels=3 + config.has_alpha)
+        self.patch_embed = PatchEmbed(width, config.patch_size, bias=False, has_alpha=config.has_alpha)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, config.token_layout.num_tokens, width))
         self.norm_pre = nn.LayerNorm(width, eps=1e-5)

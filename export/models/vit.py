@@ -191,15 +191,20 @@ def _feed_forward(config: BlockConfig) -> nn.Module:
 
 
 class PatchEmbed(nn.Module):
-    """A linear projection of each patch's pixels, of so many channels C."""
+    """A linear projection of each patch's pixels, and of its alpha if there is any."""
 
-    def __init__(self, width: int, patch_size: int, bias: bool = True, channels: int = 3) -> None:
+    def __init__(self, width: int, patch_size: int, bias: bool = True, has_alpha: bool = False) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(channels, width, kernel_size=patch_size, stride=patch_size, bias=bias)
+        self.proj = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size, bias=bias)
+        # By itself: a convolution of four channels is wrong in OpenVINO's bfloat16.
+        self.alpha = nn.Conv2d(1, width, kernel_size=patch_size, stride=patch_size, bias=False) if has_alpha else None
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return patches (B, N, D) of images (B, C, S, S)."""
-        return self.proj(images).flatten(2).transpose(1, 2)
+        """Return patches (B, N, D) of images (B, 3, S, S), or with alpha (B, 4, S, S)."""
+        if self.alpha is None:
+            return self.proj(images).flatten(2).transpose(1, 2)
+        patches = self.proj(images[:, :3]) + self.alpha(images[:, 3:])
+        return patches.flatten(2).transpose(1, 2)
 
 
 class PixelNorm(nn.Module):

@@ -69,7 +69,7 @@ _PATCHES, _ALPHA = "patch_embed.proj.weight", "conv1_alpha.weight"
 _ALPHACLIP = replace(
     _OPENAI,
     marker=_ALPHA,
-    names={**_OPENAI.names, _ALPHA: _ALPHA},
+    names={**_OPENAI.names, _ALPHA: "patch_embed.alpha.weight"},
     block_names={name: ours for name, ours in _OPENAI.block_names.items() if "in_proj" not in name}
     | {"attn.in_proj": "attn.qkv"},
 )
@@ -227,8 +227,6 @@ def from_state(state: StateDict, request: ClipRequest, resize: ResizePositions |
         raise CheckpointError(f"{source}: expected the weights of a CLIP vision tower, {_OPENAI.marker} among them")
     ours = to_our_names(state, layout, source)
     has_alpha = layout is _ALPHACLIP
-    if has_alpha:  # two convolutions that are added are one of all planes
-        ours[_PATCHES] = _with_alpha(weight(ours, _PATCHES, source), ours.pop(_ALPHA), source)
     if layout in (_OPENAI, _ALPHACLIP) and "head.weight" in ours:
         ours["head.weight"] = ours["head.weight"].T  # stored as (width, D)
     ours["cls_token"] = weight(ours, "cls_token", source).reshape(1, 1, -1)
@@ -244,14 +242,6 @@ def from_state(state: StateDict, request: ClipRequest, resize: ResizePositions |
         backbone = ClipBackbone(config)
     load_weights(backbone, ours, source)
     return backbone
-
-
-def _with_alpha(patches: Tensor, alpha: Tensor, source: str) -> Tensor:
-    """Return the weights of patches of pixels with an alpha plane (W, 4, patch, patch)."""
-    expected = (patches.shape[0], 1, *patches.shape[2:])
-    if alpha.shape != expected:
-        raise CheckpointError(f"{source}: {_ALPHA}: expected shape {expected}, got {tuple(alpha.shape)}")
-    return torch.cat([patches.float(), alpha.float()], dim=1)
 
 
 def _config(state: StateDict, request: ClipRequest) -> ClipConfig:

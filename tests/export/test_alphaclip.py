@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,12 +13,28 @@ from PIL import Image
 from torch import Tensor, nn
 
 from export.checkpoint import CheckpointError
+from export.graphs.exporter import export_graph
+from export.graphs.specs import backbone_spec
 from export.models.clip import ClipBackbone
 from export.models.vit import PatchEmbed
 from export.readers import read_checkpoint
 from export.readers.backbone_family import BackboneRequest
 from export.readers.clip import ARCHITECTURES, ClipArchitecture, ClipOptions, from_state, recognizes, state_shapes
-from runtime import Box, BoxSet, Captioner, Crop, Fit, Patch, PoolingOptions, Region, RegionError, WholeImage
+from runtime import (
+    BackendError,
+    Box,
+    BoxSet,
+    Captioner,
+    Crop,
+    Fit,
+    Patch,
+    PoolingOptions,
+    Region,
+    RegionError,
+    WholeImage,
+)
+from runtime.backends.openvino import OpenVinoBackend
+from runtime.bundle import EngineFiles
 from runtime.image import prepare, with_alpha
 from runtime.regions import PublishedBox, marked_pixels
 from tests.conftest import build_once
@@ -141,5 +158,21 @@ def test_towers_with_and_without_an_alpha_plane_are_told_apart(state: dict[str, 
     with pytest.raises(CheckpointError, match="test: transformer.resblocks.0.attn.in_proj_weight is not a weight"):
         tower({name.replace("in_proj.", "in_proj_"): value for name, value in state.items()}, ALPHA)
     wrong = state | {"conv1_alpha.weight": torch.zeros(64, 1, 8, 8)}
-    with pytest.raises(CheckpointError, match=r"test: conv1_alpha.weight: expected shape \(64, 1, 16, 16\), got"):
+    with pytest.raises(CheckpointError, match=r"test: patch_embed.alpha.weight: expected"):
         tower(wrong, ALPHA)
+
+
+def test_openvino_in_bfloat16_sees_alpha_as_float32_does(state: dict[str, Tensor], tmp_path: Path) -> None:
+    """Which a convolution of four channels is not: its patches are unlike those of float32."""
+    try:
+        backend = OpenVinoBackend(1, "bf16")
+    except BackendError as error:
+        pytest.skip(str(error))
+    backbone = tower(state, ALPHA)
+    export_graph(backbone_spec(backbone), tmp_path)
+    engine = backend.open(EngineFiles(tmp_path / "backbone.onnx"))
+    tokens = engine.run({"pixel_values": with_alpha(PIXELS)})["tokens"]
+    engine.close()
+    with torch.inference_mode():
+        expected = backbone(with_alpha(PIXELS))[0]
+    assert F.cosine_similarity(tokens, expected, dim=-1).min() > 0.999
