@@ -11,6 +11,7 @@ from runtime.backends.native_attention import native_attention
 from runtime.backends.native_linear import native_linear
 from runtime.backends.openvino_nodes.attention import AttentionNode, use_native_attention
 from runtime.backends.openvino_nodes.base import NativeNodes
+from runtime.backends.openvino_nodes.chain import chain_nodes
 from runtime.backends.openvino_nodes.linear import LinearNode, use_native_linear
 
 __all__ = ["NativeNodes", "names_of", "use_native_kernels"]
@@ -39,6 +40,7 @@ def use_native_kernels(model: Any, threads: int) -> NativeNodes:
         use_native_linear(model, linear, nodes)
     if nodes:
         nodes.join()
+        chain_nodes(model, nodes)
         model.validate_nodes_and_infer_types()
     return nodes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ import openvino
 from openvino import opset13
 
 from runtime.backends.native_attention import QKV, WIDTH_MULTIPLE, AttentionShape, Heads, NativeAttention
-from runtime.backends.openvino_nodes.base import NativeNode, NativeNodes, address
+from runtime.backends.openvino_nodes.base import KernelNode, NativeNodes, address
 from runtime.backends.openvino_nodes.reading import constant, follow, lead_back, order
 
 MIN_TOKENS = 600
@@ -42,7 +43,7 @@ class _AttentionInGraph:
         return int(self.values.get_partial_shape()[3].get_length())
 
 
-class AttentionNode(NativeNode):
+class AttentionNode(KernelNode):
     """softmax(scale * queries @ keys') @ values (B, T, D), in the native kernels.
 
     Its inputs are queries, keys and values (B, H, T, W), or one tensor of them (B, T, 3 * D).
@@ -60,21 +61,22 @@ class AttentionNode(NativeNode):
     def attributes(self) -> dict[str, Any]:
         return {"heads": self._heads, "scale": self._scale}
 
-    def validate_and_infer_types(self) -> None:
-        shape = self.get_input_partial_shape(0)
-        if self.get_input_size() == 1:
+    def output_shape(self, inputs: list[Any]) -> Any:
+        shape = inputs[0]
+        if len(inputs) == 1:
             batch, tokens, width = shape[0], shape[1], shape[2].get_length() // 3
         else:
             batch, tokens, width = shape[0], shape[2], self._heads * shape[3].get_length()
-        self.set_output_type(0, self.get_input_element_type(0), openvino.PartialShape([batch, tokens, width]))
+        return openvino.PartialShape([batch, tokens, width])
 
-    def execute(self, outputs: list[Any], inputs: list[Any]) -> None:
+    def prepare(self, outputs: list[Any], inputs: list[Any]) -> Callable[[], None]:
         if len(inputs) == 1:
             shape, heads = _packed_heads(inputs[0], self._heads)
         else:
             shape, heads = _separate_heads(inputs)
         number_format = inputs[0].get_element_type().get_type_name()
-        self._attention.attend(heads, shape, self._scale, number_format, address(outputs[0]))
+        attended = address(outputs[0])
+        return lambda: self._attention.attend(heads, shape, self._scale, number_format, attended)
 
 
 def use_native_attention(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 from weakref import ref
 
@@ -40,6 +40,9 @@ class NativeNodes:
 
     def __len__(self) -> int:
         return len(self._kept)
+
+    def __iter__(self) -> Iterator[NativeNode]:
+        return iter(tuple(self._kept))
 
     def count(self, kind: type[NativeNode]) -> int:
         """Return how many nodes are of a kind."""
@@ -124,6 +127,25 @@ class NativeNode(openvino.Op):  # type: ignore[misc]  # the bindings have no typ
         nodes = self._nodes()
         assert nodes is not None, "it stays as long as the graph"
         return nodes
+
+
+class KernelNode(NativeNode):
+    """A node whose one output, of its first input's element type, one call of the kernels computes."""
+
+    @abstractmethod
+    def output_shape(self, inputs: list[Any]) -> Any:
+        """Return the shape of the output for inputs of these shapes."""
+
+    @abstractmethod
+    def prepare(self, outputs: list[Any], inputs: list[Any]) -> Callable[[], None]:
+        """Return what writes the output's memory: it knows addresses, and keeps none of the tensors."""
+
+    def validate_and_infer_types(self) -> None:
+        shapes = [self.get_input_partial_shape(place) for place in range(self.get_input_size())]
+        self.set_output_type(0, self.get_input_element_type(0), self.output_shape(shapes))
+
+    def execute(self, outputs: list[Any], inputs: list[Any]) -> None:
+        self.prepare(outputs, inputs)()
 
 
 def address(tensor: Any) -> int:

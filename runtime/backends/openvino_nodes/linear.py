@@ -8,7 +8,7 @@ Shapes: T tokens, K inputs and N outputs of a product.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ import openvino
 from openvino import opset13
 
 from runtime.backends.native_linear import LinearLayer, NativeLayer, NativeLinear, Norm
-from runtime.backends.openvino_nodes.base import NativeNode, NativeNodes, address
+from runtime.backends.openvino_nodes.base import KernelNode, NativeNodes, address
 from runtime.backends.openvino_nodes.products import (
     QuantizedProduct,
     norm_of,
@@ -40,7 +40,7 @@ class _LayersInGraph:
     layers: tuple[LinearLayer, ...]
 
 
-class LinearNode(NativeNode):
+class LinearNode(KernelNode):
     """One layer or two (..., T, N), in the native kernels. Its inputs are theirs (..., T, K), and a residual."""
 
     kind = "NativeLinear"
@@ -60,16 +60,16 @@ class LinearNode(NativeNode):
     def attributes(self) -> dict[str, Any]:
         return {"layer": int(self._layers[0].handle.value or 0)}
 
-    def validate_and_infer_types(self) -> None:
-        shape = list(self.get_input_partial_shape(0))[:-1]
+    def output_shape(self, inputs: list[Any]) -> Any:
         width = openvino.Dimension(self._layers[-1].output_width)
-        self.set_output_type(0, self.get_input_element_type(0), openvino.PartialShape([*shape, width]))
+        return openvino.PartialShape([*list(inputs[0])[:-1], width])
 
-    def execute(self, outputs: list[Any], inputs: list[Any]) -> None:
+    def prepare(self, outputs: list[Any], inputs: list[Any]) -> Callable[[], None]:
         shape, number_format = inputs[0].get_shape(), inputs[0].get_element_type().get_type_name()
         residual = 0 if len(inputs) == 1 and not self._adds_inputs else address(inputs[-1])
         rows = math.prod(shape[:-1])
-        self._linear.run(self._layers, address(inputs[0]), residual, rows, number_format, address(outputs[0]))
+        read, result = address(inputs[0]), address(outputs[0])
+        return lambda: self._linear.run(self._layers, read, residual, rows, number_format, result)
 
 
 def use_native_linear(
