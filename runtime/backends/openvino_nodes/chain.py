@@ -19,6 +19,9 @@ from runtime.backends.openvino_nodes.base import KernelNode, NativeNode, NativeN
 
 _ALIGNMENT = 64
 """Of values in memory, in bytes: a line of the processor's caches."""
+_PAGE, _STAGGER = 4096, 640
+"""In bytes. The processor takes addresses that are whole pages apart for one when it reads what may be being written:
+buffers begin at different places of a page."""
 _MOST_TIMES_TOO_LARGE = 8
 """Memory of so many times what a run needs serves it; larger memory, as of a huge batch, is given back."""
 _Value: TypeAlias = tuple[Any, Any]
@@ -177,8 +180,12 @@ def _layout(members: Iterable[_Member], sizes: dict[int, int]) -> tuple[dict[int
             capacities[buffers[member.makes]] = max(capacities[buffers[member.makes]], size)
         read = {number for number in member.reads if number in buffers and last_readers[number] == member.makes}
         free += [buffers[number] for number in read]
-    ends = np.cumsum([-(-capacity // _ALIGNMENT) * _ALIGNMENT for capacity in [0, *capacities]]).tolist()
-    return {number: ends[buffer] for number, buffer in buffers.items()}, ends[-1]
+    starts, end = [], 0
+    for buffer, capacity in enumerate(capacities):
+        end += (buffer * _STAGGER - end) % _PAGE
+        starts.append(end)
+        end += capacity
+    return {number: starts[buffer] for number, buffer in buffers.items()}, end
 
 
 def chain_nodes(model: Any, nodes: NativeNodes) -> None:
