@@ -58,6 +58,10 @@ def _names(argument: str) -> Iterator[tuple[int, str]]:
     if not argument:  # which pathlib takes for the working directory
         raise ImageError("'': no such file")
     try:
+        os.fsencode(argument)
+    except UnicodeEncodeError as error:  # no file system has such a name, nor can a plan hold it
+        raise ImageError(f"{argument!r}: cannot be read: {error}") from None
+    try:
         if argument == STDIN:
             yield from _lines(argument, lambda: io.FileIO(sys.stdin.fileno(), closefd=False))
         elif path.is_dir():

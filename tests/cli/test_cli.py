@@ -7,6 +7,7 @@ import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -403,10 +404,10 @@ def test_an_interrupt_is_exit_code_130(run: Run, demo_bundle: Path, monkeypatch:
 
 
 def test_an_interrupt_while_regions_are_read_is_exit_code_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(_: object) -> bytes:
+    def interrupt(*_: object) -> BinaryIO:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Path, "read_bytes", interrupt)
+    monkeypatch.setattr(Path, "open", interrupt)
     assert run("caption", SCENE, "--bundle", "b", "--regions", "r.json") == (
         130,
         "",
