@@ -54,9 +54,9 @@ class MutantCounts:
 
     Attributes:
         alike: admitted ones that differ from one that was run in names alone.
-        run: admitted ones that were given to every executor.
-        refused_later: the executors that refused one of these.
-        refused_opened: the executors that lost an output, as it is another one by another name; the contract says so.
+        run: admitted ones that were given to an executor.
+        refused_later: those of them that it refused.
+        refused_opened: those that it lost an output of, as it is another one by another name; the contract says so.
     """
 
     refused: int = 0
@@ -207,7 +207,7 @@ def check_outputs(contract: EngineContract, outputs: Mapping[str, Tensor]) -> No
 
 
 class MutantRunner:
-    """Admits mutants of one engine, and runs those that are admitted with every executor."""
+    """Admits mutants of one engine, and runs those that are admitted with one executor and the other by turns."""
 
     def __init__(self, bundle: Bundle, name: EngineName, folder: Path) -> None:
         self._graph = bundle.path(bundle.manifest.engines[name].file)
@@ -240,17 +240,27 @@ class MutantRunner:
             return
         self._seen.add(key)
         self.counts.run += 1
+        self._run(self._backends[self.counts.run % len(self._backends)])
+
+    def run_unchanged(self) -> None:
+        """Run the engine's own graph with every executor, which loads what they load late."""
+        self.try_one(self.content)
+        assert self.counts == MutantCounts(run=1)
         for backend in self._backends:
-            try:
-                with contextlib.closing(backend.open(EngineFiles(self._path, contract=self._declared))) as engine:
-                    check_outputs(self._contract, engine.run(self._inputs))
-            except BundleError as error:
-                if not re.search(r": output [\w.]+: missing", str(error)):
-                    raise
-                self.counts.refused_opened += 1
-            except BackendError as error:
-                self.counts.refused_later += 1
-                print(error, file=sys.stderr)
+            self._run(backend)
+
+    def _run(self, backend: Backend) -> None:
+        """Run the graph that was written last."""
+        try:
+            with contextlib.closing(backend.open(EngineFiles(self._path, contract=self._declared))) as engine:
+                check_outputs(self._contract, engine.run(self._inputs))
+        except BundleError as error:
+            if not re.search(r": output [\w.]+: missing", str(error)):
+                raise
+            self.counts.refused_opened += 1
+        except BackendError as error:
+            self.counts.refused_later += 1
+            print(error, file=sys.stderr)
 
 
 def _limit_memory() -> None:
@@ -269,8 +279,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         runner = MutantRunner(Bundle(options.bundle), options.engine, Path(folder))
-        runner.try_one(runner.content)  # loads what executors load late
-        assert runner.counts == MutantCounts(run=1)
+        runner.run_unchanged()
         _limit_memory()
         for number in range(options.first, options.first + options.count):
             print(number, flush=True)
