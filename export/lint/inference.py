@@ -7,7 +7,7 @@ an operator. So dtypes are inferred here by the support table, and shapes one no
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -221,7 +221,20 @@ def _numbers(known: KnownTensors, node: onnx_ir.Node) -> Shape | None:
         return tuple(one for part in parts for one in part or ())
     if node.op_type == "Gather" and known.shape(first) == (len(parts[0] or ()),):
         return _picked(parts[0] or (), parts[1] or ())
+    if node.op_type == "Slice" and known.shape(first) == (len(parts[0] or ()),):
+        return _cut(parts[0] or (), [part for part in parts[1:] if part is not None])
     return None
+
+
+def _cut(elements: Shape, bounds: Sequence[Shape]) -> Shape | None:
+    """Return a slice of a vector by its start, end, axis and step, of which the last two may be missing."""
+    numbers = [one for part in bounds for one in part if isinstance(one, int)]
+    if not 2 <= len(numbers) == len(bounds) <= 4:
+        return None
+    start, end, _, step = (*numbers, *(0, 1)[len(numbers) - 2 :])
+    if step == 0:
+        return None
+    return elements[start:end:step]
 
 
 def _picked(elements: Shape, places: Shape) -> Shape | None:

@@ -191,10 +191,17 @@ def _squeezed(known: KnownTensors, node: onnx_ir.Node) -> Inferred:
         return [None], f"axes are {list(numbers)}; its input has {len(shape)} dimensions"
     if len(set(axes_left)) < len(axes_left):
         return [None], f"axes {list(numbers)} are not all different"
-    sizes = [shape[one] for one in axes_left]
-    if all(isinstance(one, int) and one > 0 for one in shape) and any(one != 1 for one in sizes):
-        return [None], f"removes dimensions of the sizes {sizes}; expected 1"
-    return [tuple(one for index, one in enumerate(shape) if index not in axes_left)], None
+    left = tuple(one for index, one in enumerate(shape) if index not in axes_left)
+    before, after = _volume(shape), _volume(left)
+    if before is not None and after is not None and before != after:
+        return [None], f"removes dimensions of the sizes {[shape[one] for one in axes_left]}; expected 1"
+    return [left], None
+
+
+def _volume(shape: Shape) -> int | None:
+    """Return how many elements a shape has; None if that depends on a size that is not known."""
+    sizes = [size for size in shape if isinstance(size, int)]
+    return math.prod(sizes) if len(sizes) == len(shape) or 0 in sizes else None
 
 
 def _axes_of_ones(shape: Shape) -> Shape:
