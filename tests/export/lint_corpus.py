@@ -607,10 +607,10 @@ def _shape_cases() -> Iterator[tuple[str, onnx.ModelProto]]:
             weights=weight(8, 2),
         ),
     )
-    for shape in ((3, 0, 2), (0, 3, 1), (3, 1, 0), ("rows", 0, 1), ("rows", 0, 3), ("rows", 1, 0)):
+    for without in ((3, 0, 2), (0, 3, 1), (3, 1, 0), ("rows", 0, 1), ("rows", 0, 3), ("rows", 1, 0)):
         for axes in ([1], [0, 1]):
-            empty = {"x": (FLOAT, shape)}
-            yield f"Squeeze {axes} of {shape}", one("Squeeze", *"xa", tensors=empty, weights={"a": _ints(*axes)})
+            empty = {"x": (FLOAT, without)}
+            yield f"Squeeze {axes} of {without}", one("Squeeze", *"xa", tensors=empty, weights={"a": _ints(*axes)})
     for axes in ([0, 0], [0, 5]):
         yield f"Unsqueeze {axes}", one("Unsqueeze", *"xa", weights={"a": _ints(*axes)})
     eight = {"x": (FLOAT, (1,) * 8)}
@@ -660,15 +660,15 @@ def _computed_shape_cases() -> Iterator[tuple[str, onnx.ModelProto]]:
     for start, end in ((0, 0), (5, 9), (0, 1), (-1, 3), (0, -2)):
         for rest in ((3, 8), (2, 3, 8)):
             for operator in ("Expand", "Reshape"):
-                cut = node("Slice", "dbe", "c"), node("Concat", "cw", "s", axis=0), node(operator, "xs")
+                joined = node("Slice", "dbe", "c"), node("Concat", "cw", "s", axis=0), node(operator, "xs")
                 bounds = {"b": _ints(start), "e": _ints(end), "w": _ints(*rest)}
                 name = f"{operator} to {rest} after [{start}:{end}] of "
-                yield f"{name}a shape", chain(node("Shape", "x", "d"), *cut, weights=bounds)
-                yield f"{name}constants", chain(*cut, weights={**bounds, "d": _ints(2, 3, 8)})
+                yield f"{name}a shape", chain(node("Shape", "x", "d"), *joined, weights=bounds)
+                yield f"{name}constants", chain(*joined, weights={**bounds, "d": _ints(2, 3, 8)})
     for steps in (1, 2, -1):
-        cut = node("Slice", "dbeai", "s"), node("Reshape", "xs")
+        stepped = node("Slice", "dbeai", "s"), node("Reshape", "xs")
         bounds = {"d": _ints(2, 3, 24, 8), "b": _ints(0), "e": _ints(4), "a": _ints(0), "i": _ints(steps)}
-        yield f"Reshape to every element by {steps} of four", chain(*cut, weights=bounds)
+        yield f"Reshape to every element by {steps} of four", chain(*stepped, weights=bounds)
     negative = node("Neg", "w", "n"), node("Slice", "xben", "t"), node("MatMul", "tv")
     values = {"w": _ints(1), "b": _ints(0), "e": _ints(1), "v": (np.ones((8, 2)), FLOAT)}
     yield "Slice by computed axes that fits", chain(*negative, weights=values)
