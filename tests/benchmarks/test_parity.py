@@ -109,13 +109,16 @@ def test_a_text_space_with_its_own_rule_gives_what_was_recorded(
 OF_BACKBONES = [
     path for path in sorted(RECORDINGS.glob("*.npz")) if "arch" in checkpoints.read_json(path.with_suffix(".json"))
 ]
+COMPARED_IN_FULL = {SMALL.name, LARGE.name}
 
 
-@pytest.mark.parametrize("path", OF_BACKBONES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [path for path in OF_BACKBONES if path.stem not in COMPARED_IN_FULL], ids=lambda path: path.stem
+)
 def test_a_recordings_projections_and_texts_follow_from_its_vectors(
     tmp_path_factory: pytest.TempPathFactory, path: Path
 ) -> None:
-    """Of every recording that is kept, all its variants: by the rules of its text space, whatever the backbone is."""
+    """Of every recording that is not compared in full above, and all its variants: by the rules of its text space."""
     for recording in Recording.load(path).variants():
         if not any(key.endswith((".vec", ".proj")) for key in recording.arrays):
             continue
