@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+_MOST_CHARACTERS = 2000
+
 
 class PatchcaptionError(Exception):
     """Base of every error that this project raises on purpose.
+
+    A message that quotes what is very long, as names and values of files can be, is cut in its middle.
 
     Example:
         >>> try:
@@ -13,6 +17,17 @@ class PatchcaptionError(Exception):
         ...     print(error)
         nowhere.jpg: no such file
     """
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(_shortened(one) if isinstance(one, str) else one for one in arguments))
+
+
+def _shortened(text: str) -> str:
+    """Return a text of at most so many characters as a message has: its beginning, and its end with the fix."""
+    if len(text) <= _MOST_CHARACTERS:
+        return text
+    kept = _MOST_CHARACTERS // 2 - 3
+    return f"{text[:kept]} ... {text[-kept:]}"
 
 
 class OptionError(PatchcaptionError, ValueError):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from runtime.batch.extras import import_extra
+from runtime.batch.image_names import as_unicode
 from runtime.batch.rows import CaptionRow
 from runtime.errors import OptionError
 
@@ -119,10 +120,12 @@ def result_format(file: Path) -> ResultFormat:
 
 
 def _as_columns(row: CaptionRow) -> dict[str, Any]:
-    return asdict(row) | {
+    """Return a row as Parquet holds it, which has no halves of characters."""
+    columns = asdict(row) | {
         "region": None if row.region is None else json.dumps(row.region),
         "id": None if row.id is None else str(row.id),
     }
+    return {name: as_unicode(value) if isinstance(value, str) else value for name, value in columns.items()}
 
 
 def _schema(arrow: Any) -> Any:

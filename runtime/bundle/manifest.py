@@ -23,10 +23,10 @@ Text = Annotated[str, Field(max_length=1024)]
 _NAME = "[A-Za-z0-9][A-Za-z0-9._-]*"
 FileName = Annotated[str, Field(pattern=f"^{_NAME}$", max_length=255)]
 """A file directly inside the bundle: no separators, so no path in a manifest leaves its folder."""
-GraphFile = Annotated[str, Field(pattern=rf"^{_NAME}\.onnx$")]
+GraphFile = Annotated[str, Field(pattern=rf"^{_NAME}\.onnx$", max_length=255)]
 """A graph's file. With another ending ONNX Runtime would take it for its own format, which is not checked."""
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-TextSpaceName = Annotated[str, Field(pattern=f"^{_NAME}$")]
+TextSpaceName = Annotated[str, Field(pattern=f"^{_NAME}$", max_length=255)]
 """The identity of a space that vectors and text share: "t2d-dinov2-b-2024" is that of Talk2DINO's weights of 2024."""
 
 BundleBackend: TypeAlias = Literal["cpu", "ort-cuda", "ort-tensorrt", "tensorrt", "tensorrt-rtx"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import reprlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from runtime.system.process_bound import ProcessBound
 _HASHING_THREADS = 4
 _MAX_MANIFEST_BYTES = 2**22
 """A thousand times those that are written."""
+_MOST_KEY_CHARACTERS = 255
+"""As names of files have."""
 _DESCRIPTIONS: dict[EngineName, str] = {
     "reencoder": "a re-encoder, which some families of backbones do not have",
     "beam_decoder": "a decoder for beam search; build the bundle again",
@@ -170,9 +173,14 @@ def _parse_manifest(file: HeldFile) -> Manifest:
         first = error.errors()[0]
         if first["loc"] == ("schema_version",):
             raise BundleError(
-                f"{path}: schema {first['input']!r}, but this version reads schema {SCHEMA}; "
+                f"{path}: schema {reprlib.repr(first['input'])}, but this version reads schema {SCHEMA}; "
                 "update patchcaption or build the bundle again"
             ) from None
-        where = "".join(f"{step}." for step in first["loc"]).removesuffix(".")
+        where = "".join(f"{_shown(step)}." for step in first["loc"]).removesuffix(".")
         message = first["msg"].removeprefix("Value error, ")
         raise BundleError(f"{path}: {f'{where}: ' if where else ''}{message}; build the bundle again") from None
+
+
+def _shown(step: int | str) -> str:
+    """Return a key of a manifest, which may be any text, for a message."""
+    return str(step) if len(str(step)) <= _MOST_KEY_CHARACTERS else reprlib.repr(step)

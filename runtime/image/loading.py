@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias, cast, runtime_checkable
 
@@ -99,15 +101,27 @@ def _upright(image: Image.Image, name: str) -> Image.Image:
 
 def _read_all(file: BinaryFile) -> io.BytesIO:
     """Return what a file object gives from its current position on, as far as the limit."""
-    if not hasattr(file, "readinto"):  # no file of Python's, which can be read part by part
-        return io.BytesIO(_read(file))
+    size = (_PART_BYTES,) if _takes_size(file.read) else ()
     data = io.BytesIO()
-    while part := _read(file, _PART_BYTES):
+    while part := _read(file, *size):
         data.write(part)
         if data.tell() > _MAX_ENCODED_BYTES:
             raise ImageError(f"image file object: expected at most {_MAX_ENCODED_BYTES} bytes")
+        if not size:  # it was all
+            break
     data.seek(0)
     return data
+
+
+def _takes_size(read: Callable[..., bytes]) -> bool:
+    """Return whether a file object can be read part by part."""
+    try:
+        inspect.signature(read).bind(_PART_BYTES)
+    except TypeError:
+        return False
+    except ValueError:  # built in, without a signature, as those of Python's own files
+        pass
+    return True
 
 
 def _read(file: BinaryFile, *size: int) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -31,9 +32,18 @@ COLUMNS = (
 """Of each row. Corners are those of boxes, in pixels; fields that a row does not have are empty."""
 
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""How texts begin that programs for tables take for a formula, and some run."""
+_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+"""Control characters but tabs and ends of lines: a table may go to a terminal, and few readers take a zero."""
+
+
 @contextmanager
 def csv_table(output: Output, note: Note) -> Iterator[CsvTable]:
     """Write one row a region and frame, and for a frame without captions, one with the reason.
+
+    A text that programs for tables would take for a formula has an apostrophe before it, as they show texts; control
+    characters are escapes.
 
     Args:
         note: as in `Output.growing`.
@@ -58,12 +68,12 @@ class CsvTable:
         if not self._file.has_content:
             rows.append(dict(zip(COLUMNS, COLUMNS, strict=True)))
         frame: dict[str, object] = {
-            "source": source,
+            "source": None if source is None else _harmless(source),
             "frame": described.frame.number,
             "seconds": described.frame.seconds,
         }
         if described.error is not None:
-            rows.append(frame | {"error": described.error})
+            rows.append(frame | {"error": _harmless(described.error)})
         rows.extend(frame | _region_fields(*numbered) for numbered in enumerate(described.captions))
         self._file.append(_as_text(rows))
 
@@ -75,11 +85,17 @@ def _region_fields(number: int, caption: Caption) -> dict[str, object]:
         "region": number,
         "kind": region.get("kind"),
         **dict(zip(("x1", "y1", "x2", "y2"), corners if isinstance(corners, (list, tuple)) else (), strict=False)),
-        "caption": caption.text,
+        "caption": _harmless(caption.text),
         "score": caption.score,
         "reused": str(caption.reused).lower(),
-        "error": caption.error,
+        "error": None if caption.error is None else _harmless(caption.error),
     }
+
+
+def _harmless(text: str) -> str:
+    """Return a text that is a text in every program that opens the table."""
+    escaped = _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
+    return f"'{escaped}" if escaped.startswith(_FORMULA) else escaped
 
 
 def _as_text(rows: Iterable[Mapping[str, object]]) -> str:

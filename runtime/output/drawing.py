@@ -39,6 +39,8 @@ _TALL = "Ågjpqy|"
 _FEW = 4
 """Up to so many captions have the picture's width for a line, more have half of it."""
 _SMALLEST_FONT = 8
+_MOST_CHARACTERS = 1000
+"""Of a caption; measuring lines of much more takes minutes. The rest is cut off, and an ellipsis drawn for it."""
 """In pixels; smaller letters cannot be read."""
 
 Colour: TypeAlias = tuple[int, int, int]
@@ -209,7 +211,8 @@ def _draw_leader(
 
 def _label(pen: ImageDraw.ImageDraw, text: str, choice: FontChoice, image_wh: tuple[int, int], count: int) -> _Label:
     """Return a caption in lines no wider than the picture, and than its half where there are many."""
-    font, shown = choice.of(" ".join(text.split()))
+    words = " ".join(text.split())
+    font, shown = choice.of(words if len(words) <= _MOST_CHARACTERS else f"{words[:_MOST_CHARACTERS]}…")
     _, top, _, bottom = pen.textbbox((0, 0), _TALL, font=font)
     line_height = bottom - top + _PADDING
     room = image_wh[0] * (1 if count <= _FEW else 0.5) - 2 * _PADDING

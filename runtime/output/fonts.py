@@ -31,6 +31,7 @@ _FIRST = (
 """How the names of fonts begin that have many characters, in the order that they are tried in."""
 _SUFFIXES = (".ttf", ".otf", ".ttc")
 _MOST_FILES = 400
+_JOINERS = "\u200c\u200d"
 _NO_CHARACTER = "\U0010ffff"
 """What no font has: it is drawn as all that a font lacks."""
 
@@ -56,10 +57,14 @@ class FontChoice:
         """Return a font, and the text in characters that it has.
 
         It is the first that has all of them, or else that which has the most: what it lacks becomes the letter without
-        its accents, or a question mark, and a warning says so.
+        its accents, or a question mark, and a warning says so. Control characters, and what turns the direction of a
+        text, are left out: fonts have empty boxes for them.
         """
-        file = _file_for(self._file, frozenset(_shown(text)))
-        missing = _missing(file, frozenset(_shown(text)))
+        marks = frozenset(_shown(text))
+        file = _file_for(self._file, marks)
+        unmarked = frozenset(text) - marks
+        text = "".join(one for one in text if one not in unmarked or one.isspace() or _has_effect(one, file))
+        missing = _missing(file, marks)
         if missing:
             # Without the caption: Python shows a warning of the same words only once.
             warnings.warn(
@@ -139,6 +144,12 @@ def _rank(name: str) -> int:
 def _shown(text: str) -> Iterator[str]:
     """Yield the characters of a text that leave a mark."""
     return (one for one in text if not one.isspace() and unicodedata.category(one) not in ("Cc", "Cf", "Cn", "Cs"))
+
+
+def _has_effect(character: str, file: str | None) -> bool:
+    """Return whether a font knows a character that joins or parts letters, or that is newer than this Python."""
+    is_drawn = character in _JOINERS or unicodedata.category(character) == "Cn"
+    return is_drawn and not _missing(file, frozenset(character))
 
 
 def _replaced(character: str, file: str | None) -> str:

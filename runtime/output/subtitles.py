@@ -12,7 +12,7 @@ from runtime.output.recording import FRAMES_PER_SECOND, Recorder, RecordFile, se
 from runtime.system.outputs import Note, Output
 from runtime.video.stream import FrameCaptions
 
-_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]+")
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff]+")
 _MARKUP = re.compile(r"(?<=[<{])")
 _WORD_JOINER = "\u2060"
 """Has no width. Behind a bracket it keeps players of SubRip from reading a tag there; that format has no escapes."""

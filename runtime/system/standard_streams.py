@@ -12,8 +12,8 @@ from typing import TextIO
 
 from runtime.errors import PatchcaptionError
 
-_CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-"""Control characters but the end of a line, and lone surrogates."""
+_CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters but the end of a line, those that turn the direction of what follows, and lone surrogates."""
 
 
 def open_standard_streams() -> None:

@@ -54,6 +54,17 @@ def test_rows_as_parquet(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("text", ["\x1b[2J\x00\n", "=cmd|'/C calc'!A0", "\u202e-->", "x" * 100_000, "half \ud800"])
+def test_any_text_is_in_the_rows(tmp_path: Path, suffix: str, text: str) -> None:
+    row = CaptionRow.of("a.jpg", 0, Caption(text, 0.5, (), detection=Detection(text, 1, text, 0.5)))
+    (tmp_path / "rows").write_bytes(FORMATS[suffix].encode([row]))
+    read = parquet.read_table(tmp_path / "rows").to_pylist() if suffix == ".parquet" else None
+    (found,) = read or map(json.loads, (tmp_path / "rows").read_text().splitlines())
+    expected = text.replace("\ud800", "\\ud800") if suffix == ".parquet" else text
+    assert found["text"] == found["id"] == found["class_name"] == expected
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
 def test_no_rows_are_a_file(tmp_path: Path, suffix: str) -> None:
     assert FORMATS[suffix].join([], tmp_path / "none") == RowCounts()
     (tmp_path / "part").write_bytes(FORMATS[suffix].encode([]))

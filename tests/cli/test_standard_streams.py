@@ -50,4 +50,5 @@ def test_characters_that_stdout_does_not_have_are_escapes(demo_bundle: Path, tmp
 
 def test_what_terminals_act_on_is_escaped() -> None:
     assert printable("a\x1b[2Jb\x9bc\x00\u2028é\ud800\n") == r"a\x1b[2Jb\x9bc\x00\u2028é\ud800" + "\n"
+    assert printable("\u202eexe.\u2066\u2069 שלום") == r"\u202eexe.\u2066\u2069 שלום"
     assert one_line("a\nb") == r"a\nb"

@@ -10,6 +10,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 from zipfile import BadZipFile
 
@@ -410,10 +411,28 @@ def test_a_file_object_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch
         def readinto(self, buffer: Any, /) -> int:
             return len(buffer)
 
+    class Reads:
+        """A download, for example, which no class of Python's is a base of."""
+
+        def read(self, size: int = -1) -> bytes:
+            assert size >= 0, "all of it was asked for"
+            return bytes(size)
+
+    class ReadsAll:
+        def read(self) -> bytes:
+            return bytes(6 << 20)
+
     monkeypatch.setattr(loading, "_MAX_ENCODED_BYTES", 5 << 20)
-    for file in (Endless(), io.BufferedReader(Endless())):
+    for file in (Endless(), io.BufferedReader(Endless()), Reads(), ReadsAll()):
         with pytest.raises(ImageError, match="image file object: expected at most 5242880 bytes"):
             open_image(file)
+
+
+@pytest.mark.parametrize("takes_size", [True, False])
+def test_a_file_object_needs_no_more_than_read(takes_size: bool) -> None:
+    file = io.BytesIO(_png((20, 10)))
+    read = (lambda size=-1: file.read(min(size, 7))) if takes_size else (lambda: file.read())
+    assert open_image(SimpleNamespace(read=read)).size == (20, 10)
 
 
 def test_images_of_a_folder_that_cannot_be_read_are_counted_and_said(

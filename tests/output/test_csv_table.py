@@ -56,11 +56,32 @@ def test_there_is_a_row_for_each_region_of_each_frame(tmp_path: Path) -> None:
     assert given[4] == {"source": "clip.mp4", "frame": "3", "seconds": "0.5", "error": "it is no image"}
 
 
-@pytest.mark.parametrize("text", ['a "dog", and\na cat\r\n', "=1+1", ",,", "café 犬", " "])
+@pytest.mark.parametrize("text", ['a "dog", and\na cat\r\n', "1+1=2", ",,", "café 犬", " ", "x" * 100_000])
 def test_texts_come_back_as_they_are(tmp_path: Path, text: str) -> None:
     (row,) = write(tmp_path / "out.csv", frame(Caption(text, 1.0, ())))
     assert row["caption"] == text
     assert (tmp_path / "out.csv").read_bytes().startswith(",".join(COLUMNS).encode() + b"\r\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("=cmd|'/C calc'!A0", "'=cmd|'/C calc'!A0"),
+        ("+1", "'+1"),
+        ("-1", "'-1"),
+        ("@SUM(A1)", "'@SUM(A1)"),
+        ("\t=1", "'\t=1"),
+        ("\x00=1\x1b[2J\x9b", r"\x00=1\x1b[2J\x9b"),
+    ],
+)
+def test_no_text_is_a_formula_or_acts_on_a_terminal(tmp_path: Path, text: str, expected: str) -> None:
+    bad = Caption.missing(None, text)
+    rows = write(tmp_path / "out.csv", frame(Caption(text, 1.0, ()), bad), frame(error=text), source=text)
+    assert [(row["source"], row["caption"], row["error"]) for row in rows] == [
+        (expected, expected, ""),
+        (expected, "", expected),
+        (expected, "", expected),
+    ]
 
 
 def test_a_stream_without_regions_has_a_header(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from runtime import (
     WholeImage,
     draw_captions,
 )
-from runtime.output import fonts
+from runtime.output import drawing, fonts
 from runtime.output.fonts import FontChoice
 from runtime.output.labels import place_labels, wrap
 from runtime.regions.outline import PolygonOutline
@@ -149,6 +150,35 @@ def test_lines_are_no_wider_than_the_room_and_hold_the_text(text: str) -> None:
     few = wrap(text, 30, len, most_lines=2)
     assert len(few) <= 2
     assert few == lines or few[-1].endswith("…")
+
+
+def test_no_more_of_a_caption_is_measured_than_anybody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = list[int]()
+
+    def measuring(text: str, *arguments: Any) -> list[str]:
+        measured.append(len(text))
+        return wrap(text[:50], *arguments)
+
+    monkeypatch.setattr(drawing, "wrap", measuring)
+    changed(Box(10, 10, 90, 80), text="x" * 100_000)
+    assert set(measured) == {1001}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\x1b\x00wo\x9brds",
+        "\u202ewords\u2066",
+        "\u200bwor\u00adds\ufeff",
+        "wo\ud800rds",
+        "words\U0010ffff",
+        "\r\n words",
+    ],
+)
+def test_what_leaves_no_mark_leaves_none_in_a_picture(text: str, recwarn: pytest.WarningsRecorder) -> None:
+    box = Box(10, 10, 90, 80)
+    assert (changed(box, text=text) == changed(box)).all()
+    assert not recwarn
 
 
 def test_labels_cover_no_other_and_are_joined_to_regions_that_are_far() -> None:

@@ -75,6 +75,8 @@ def test_the_files_are_as_their_formats_say(tmp_path: Path) -> None:
         ("one\n\ntwo\r\x00\x1b[2J\u2028three\t", "one two [2J three"),
         ("café 犬 \U0001f415", "café 犬 \U0001f415"),
         ("half \ud800 a sign", "half ? a sign"),
+        ("a \u202ename\u2066 turned", "a name turned"),
+        ("=cmd '\"' \x00 \x9b", "=cmd '\"'"),
     ],
 )
 def test_no_text_is_taken_for_anything_else(
@@ -87,6 +89,17 @@ def test_no_text_is_taken_for_anything_else(
         for start, end, read in cues(path)
     ]
     assert found == [(0, 1, f"{expected}\na cat"), (1, 1.25, "a dog")]
+
+
+@pytest.mark.parametrize(("suffix", "style"), STYLES)
+@pytest.mark.parametrize("text", ["x" * 100_000, "-->\n" * 20_000], ids=["a-word", "arrows"])
+def test_a_text_that_is_too_long_for_players_spoils_no_other(
+    tmp_path: Path, suffix: str, style: SubtitleFormat, text: str
+) -> None:
+    path = tmp_path / f"out.{suffix}"
+    write(path, style, [described(0, [text], 0.0), described(1, ["a dog"], 1.0)])
+    (start, end, _), last = cues(path)
+    assert (start, end, last) == (0, 1, (1, 1.25, "a dog"))
 
 
 @pytest.mark.parametrize(("suffix", "style"), STYLES)

@@ -488,6 +488,42 @@ def test_manifests(bundle_copy: Callable[[], Path], edit: Callable[[dict[str, An
         Captioner.load(path.parent)
 
 
+LONG = "x" * 100_000
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        change(LONG, to=1),
+        change("files", LONG, to=1),
+        change("schema_version", to=LONG),
+        change("schema_version", to=10**300),
+        change("schema_version", to=[LONG] * 10),
+        change("backbone", "name", to=LONG),
+        change("backbone", "text_space", to=LONG),
+        change("memory", "embeddings", to=LONG),
+        change("engines", to={LONG: {}}),
+        change("backend", to=LONG),
+        change("tokenizer", to=f"{LONG}.json"),
+    ],
+)
+def test_manifests_are_quoted_in_short(bundle_copy: Callable[[], Path], edit: Callable[[dict[str, Any]], None]) -> None:
+    path = bundle_copy() / "manifest.json"
+    manifest = json.loads(path.read_text())
+    edit(manifest)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(BundleError) as raised:
+        Captioner.load(path.parent)
+    assert len(str(raised.value)) < 1000
+
+
+def test_a_message_is_never_as_long_as_what_it_quotes() -> None:
+    text = str(BundleError(f"here: {LONG}; build the bundle again"))
+    assert len(text) < 2000
+    assert text.startswith("here: xxx")
+    assert text.endswith("; build the bundle again")
+
+
 @pytest.mark.parametrize("text", ["", "{", "null", "[]", "\ufeff{}", '{"schema_version": NaN}', "\0" * 100])
 def test_manifests_that_are_no_manifests(bundle_copy: Callable[[], Path], text: str) -> None:
     path = bundle_copy() / "manifest.json"
