@@ -242,7 +242,7 @@ def _tensor_of(vectors: object) -> Tensor:
         with np.errstate(over="ignore"):  # what has no float32 is infinite
             array = np.asarray(vectors)
             return torch.from_numpy(array if np.iscomplexobj(array) else array.astype(np.float32))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:  # an OverflowError of integers beyond every float
         raise PatchcaptionError(f"vectors: expected numbers, as many in each row: {error}") from None
 
 

@@ -227,6 +227,8 @@ def zeros_but(*numbers: tuple[int, float]) -> torch.Tensor:
         ("vectors", "expected a tensor, an array or a list of lists of numbers, got str|could not convert"),
         ([[0.0] * 192, [0.0]], "expected numbers, as many in each row: "),
         ([["a"] * 192], "expected numbers, as many in each row: could not convert"),
+        ([[10**400] * 192], "expected numbers, as many in each row: int too large"),
+        (np.array([[10**400]], object), "expected numbers, as many in each row: int too large"),
         ([], r"got float32 \(0,\)"),
         (zeros_but((2, float("nan"))), "row 2: expected finite numbers, got nan"),
         (zeros_but((3, float("inf")), (1, float("-inf"))), "row 1: expected finite numbers, got -inf"),

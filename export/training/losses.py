@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,10 @@ import torch
 from export.checkpoint import CheckpointError
 from export.training.held_out import HeldOutScore
 from export.training.trainer import StepResult
+from runtime.system.user_dirs import cache_file
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _POINTS = 400
 """The most points of a curve: each is the mean of the steps around it."""
@@ -28,11 +33,21 @@ def check_drawing() -> None:
         CheckpointError: matplotlib is missing or broken.
     """
     try:
-        from matplotlib.figure import Figure  # noqa: F401
+        _figure()
     except ImportError as error:
         raise CheckpointError(
             f"the losses cannot be drawn: {error}; pip install 'patchcaption[export]', which has matplotlib"
         ) from None
+
+
+def _figure() -> type[Figure]:
+    """Return matplotlib's figures, with its list of fonts in this project's cache folder instead of two of its own."""
+    folder = cache_file("matplotlib")
+    if folder is not None:
+        os.environ.setdefault("MPLCONFIGDIR", str(folder))
+    from matplotlib.figure import Figure
+
+    return Figure
 
 
 class LossHistory:
@@ -86,9 +101,7 @@ class LossHistory:
 
     def to_png(self) -> bytes:
         """Return a picture of the loss over the steps, and of the held-out loss."""
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(7, 4), layout="constrained")
+        figure = _figure()(figsize=(7, 4), layout="constrained")
         axes = figure.subplots()
         steps, losses = self._curve()
         axes.plot(steps, losses, label="training")

@@ -13,6 +13,7 @@ from runtime.system.outputs import Note, Output
 from runtime.video.stream import FrameCaptions
 
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff]+")
+_ARROW = re.compile("-{2,}>")
 _MARKUP = re.compile(r"(?<=[<{])")
 _WORD_JOINER = "\u2060"
 """Has no width. Behind a bracket it keeps players of SubRip from reading a tag there; that format has no escapes."""
@@ -48,7 +49,7 @@ class SubtitleFormat:
 
 
 def _escape_srt(text: str) -> str:
-    return _MARKUP.sub(_WORD_JOINER, text.replace("-->", "->"))
+    return _MARKUP.sub(_WORD_JOINER, _ARROW.sub("->", text))
 
 
 def _escape_vtt(text: str) -> str:

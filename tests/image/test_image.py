@@ -431,8 +431,14 @@ def test_a_file_object_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("takes_size", [True, False])
 def test_a_file_object_needs_no_more_than_read(takes_size: bool) -> None:
     file = io.BytesIO(_png((20, 10)))
-    read = (lambda size=-1: file.read(min(size, 7))) if takes_size else (lambda: file.read())
-    assert open_image(SimpleNamespace(read=read)).size == (20, 10)
+
+    def read(size: int) -> bytes:
+        return file.read(min(size, 7))
+
+    def read_all() -> bytes:
+        return file.read()
+
+    assert open_image(SimpleNamespace(read=read if takes_size else read_all)).size == (20, 10)
 
 
 def test_images_of_a_folder_that_cannot_be_read_are_counted_and_said(

@@ -105,7 +105,7 @@ def test_a_text_that_is_too_long_for_players_spoils_no_other(
 @pytest.mark.parametrize(("suffix", "style"), STYLES)
 def test_a_text_with_an_arrow_begins_no_cue(tmp_path: Path, suffix: str, style: SubtitleFormat) -> None:
     path = tmp_path / f"out.{suffix}"
-    text = write(path, style, [described(0, ["2", "00:00:05,000 --> 00:00:06,000"], 0.0)])
+    text = write(path, style, [described(0, ["2", "00:00:05,000 --> 00:00:06,000", "a --->", "-----> b"], 0.0)])
     assert text.count("-->") == 1
     assert len(cues(path)) == 1
 

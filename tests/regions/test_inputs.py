@@ -263,6 +263,8 @@ def test_ids_classes_and_confidences_are_kept(given: Any, detections: list[Detec
         ),
         ({"annotations": 5}, "annotations: expected a list of dictionaries"),
         ([[BOX], [BOX]], "expected those of one image, got a list of 2 for an image each"),
+        (SimpleNamespace(xyxy=[[10**400, 2, 3, 4]]), r"expected xyxy as numbers of shape \(n, 4\): int too large"),
+        (np.array([[10**400, 2, 3, 4]], object), r"expected boxes as numbers of shape \(n, 4\): int too large"),
         (np.array([[1j, 2, 3, 4]]), r"expected boxes as numbers of shape \(n, 4\), got complex128"),
     ],
 )  # fmt: skip

@@ -7,12 +7,15 @@ else is a finding, which libFuzzer writes to a file that replays it.
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
 import io
 import json
+import re
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -26,7 +29,10 @@ with atheris.instrument_imports(include=["runtime"]):
     from runtime.bundle.admission.onnx_file import NotAdmittedError, parse_graph
     from runtime.cli.region_arguments import _mask, _polygon, _trace, _trace_pixels
     from runtime.errors import PatchcaptionError
-    from runtime.image import Fit, View
+    from runtime.image import Fit, View, open_image
+    from runtime.output.csv_table import CsvTable
+    from runtime.output.recording import RecordFile
+    from runtime.output.subtitles import SUBRIP, WEBVTT, _SubtitleRecorder
     from runtime.regions import (
         AttentionHead,
         Box,
@@ -46,6 +52,12 @@ with atheris.instrument_imports(include=["runtime"]):
         to_dict,
         weight_rows,
     )
+    from runtime.regions.detections import as_rows
+    from runtime.results import Caption
+    from runtime.system.outputs import Output
+    from runtime.system.standard_streams import one_line, printable
+    from runtime.video.frames import Frame
+    from runtime.video.stream import FrameCaptions
 
 import onnx
 import torch
@@ -122,10 +134,21 @@ def check_weights(region: Region) -> None:
     assert torch.as_tensor(weights).isfinite().all()
 
 
+@contextlib.contextmanager
+def short_errors() -> Iterator[None]:
+    """Let errors of this project pass, whose messages do not grow with what they quote."""
+    message = ""
+    try:
+        yield
+    except PatchcaptionError as error:
+        message = str(error)
+    assert len(message) <= 2000, "it grows with what it quotes"
+
+
 def manifest(data: bytes) -> None:
     """Open the bytes as a manifest, then the right one with a few of its values, chosen by the bytes, changed."""
     for text in (data, json.dumps(_altered_manifest(atheris.FuzzedDataProvider(data))).encode()):
-        with contextlib.suppress(PatchcaptionError):
+        with short_errors():
             opened = open_manifest(text)
             for name in opened.manifest.files:
                 assert opened.path(name).resolve().parent == _FOLDER.resolve(), f"{name} leaves the folder"
@@ -168,8 +191,9 @@ def _value(provider: atheris.FuzzedDataProvider) -> object:
         provider.ConsumeFloat,
         lambda: provider.ConsumeUnicode(20),
         lambda: provider.PickValueInList(
-            ["", ".", "..", "../outside", "/etc/hostname", "a/b", "a\\b", "a\0b", "int8", "1"]
+            ["", ".", "..", "../outside", "/etc/hostname", "a/b", "a\\b", "a\0b", "int8", "1", "\ud800", "x" * 5000]
         ),
+        lambda: provider.PickValueInList([10**30, 10**300, 2**63, -(2**63), 1e-320, 1e308, float("inf"), float("nan")]),
     ]
     return kinds[provider.ConsumeIntInRange(0, len(kinds) - 1)]()
 
@@ -203,7 +227,11 @@ def trace(data: bytes) -> None:
 
 
 def regions(data: bytes) -> None:
-    """Read a JSON list of regions; what is read can be written and read again."""
+    """Read a JSON list of regions; what is read can be written and read again. Take any JSON as regions."""
+    with contextlib.suppress(ValueError, RecursionError):
+        given = json.loads(data)
+        with short_errors():
+            as_rows(given, (64, 48))
     for region in regions_from_json(data):
         assert from_dict(json.loads(json.dumps(to_dict(region)))) == region or isinstance(region, Mask)
         with contextlib.suppress(PatchcaptionError):
@@ -227,7 +255,49 @@ def small_graph() -> bytes:
     return onnx.helper.make_model(made, ir_version=10, opset_imports=opsets).SerializeToString()
 
 
-TARGETS = {target.__name__: target for target in (manifest, graph, mask, polygon, trace, regions)}
+def texts(data: bytes) -> None:
+    """Write any text as a caption wherever captions are written, and take it for the name of a file."""
+    text = atheris.FuzzedDataProvider(data).ConsumeUnicode(len(data))
+    assert _ACTS_ON_TERMINALS.search(printable(one_line(text))) is None
+    described = FrameCaptions(Frame(0, 0.0, text), [Caption(text, 0.5, ())], 0, 0.0, error=text)
+    (field, _) = (row["caption"] for row in csv.DictReader(io.StringIO(_written("csv", described), newline="")))
+    assert not field.startswith(("=", "+", "-", "@", "\t", "\r"))
+    for suffix in ("srt", "vtt"):
+        cue = _written(suffix, described)
+        assert cue.count("-->") <= 1, cue
+    for call in (open_image, Bundle):
+        with short_errors():
+            call(text)
+
+
+_ACTS_ON_TERMINALS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def _written(suffix: str, described: FrameCaptions) -> str:
+    path = _FOLDER / f"captions.{suffix}"
+    with path.open("w+b", buffering=0) as file:
+        records = RecordFile(Output(path), file)
+        if suffix == "csv":
+            CsvTable(records).add(described)
+        else:
+            recorder = _SubtitleRecorder(records, {"srt": SUBRIP, "vtt": WEBVTT}[suffix], Fraction(1, 4), 0.0)
+            recorder.add(described)
+            recorder.end()
+        file.seek(0)
+        return file.read().decode()
+
+
+TARGETS = {target.__name__: target for target in (manifest, graph, mask, polygon, trace, regions, texts)}
+
+
+_HOSTILE_TEXTS = (
+    "a dog",
+    "=cmd|'/C calc'!A0",
+    "\x1b[2J\x00\n\n2\n00:00:01,000 --> 00:00:02,000\n<b>{\\an8}",
+    "\u202eexe.\u2066\ufeff\u2028",
+    "../../etc/passwd\0.png",
+    "x" * 1500,
+)
 
 
 def write_seeds(target: str, folder: Path) -> None:
@@ -256,7 +326,15 @@ def write_seeds(target: str, folder: Path) -> None:
         "mask": [image.getvalue()],
         "polygon": [b"0,0 50,0 25,40", b"-5,-5 70,1e1 3.5,nan"],
         "trace": [b"0.1,0.2 0.3,0.4", b"10,20 30,40 1e3,2", b"inf,0"],
-        "regions": [json.dumps([to_dict(region)]).encode() for region in kinds],
+        "regions": [
+            *(json.dumps([to_dict(region)]).encode() for region in kinds),
+            b'[{"xyxy": [1, 2, 30, 40], "score": 0.5, "id": 7, "class_name": "dog"}]',
+            b'[{"segmentation": [[0, 0, 50, 0, 25, 40]]}, [1, 2, 30, 40], 1e999, null, "box"]',
+            b'{"boxes": [[1, 2, 30, 40]], "scores": [0.5], "labels": [3]}',
+            b"[[1" + b"0" * 400 + b", 2, 3, 4]]",
+            b"[" * 100 + b"]" * 100,
+        ],
+        "texts": [text.encode() for text in _HOSTILE_TEXTS],
     }
     for number, data in enumerate(valid[target]):
         (folder / f"seed{number}").write_bytes(data)

@@ -14,7 +14,7 @@ RUNS = 3000
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["manifest", "graph", "mask", "polygon", "trace", "regions"])
+@pytest.mark.parametrize("target", ["manifest", "graph", "mask", "polygon", "trace", "regions", "texts"])
 def test_nothing_but_its_own_errors_comes_out_of_parsing(tmp_path: Path, target: str) -> None:
     pytest.importorskip("atheris", reason="atheris has no wheel for this Python")
     limits = [f"-runs={RUNS}", "-seed=1", "-max_len=2000", "-rss_limit_mb=4096", f"-artifact_prefix={tmp_path}/"]

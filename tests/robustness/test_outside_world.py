@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.conftest import ROOT, SAMPLE
+from tests.export.small_parser import write_parser
+from tests.hub.hub_server import serve_hub
 from tests.robustness.watched import Watched, watch
 
 SCENE = str(SAMPLE / "scene.jpg")
@@ -17,6 +23,8 @@ TEXT_TOWER = [
     *("--talk2dino", str(CHECKPOINT / "talk2dino.pth")),
 ]
 DEVICES = ("/dev/null", "/dev/tty", "/proc/self")
+OPENS_A_SOCKET = re.compile(r"\bsocket\(AF_INET6?, SOCK_STREAM")
+LISTENS = re.compile(r"\bbind\(.*sin_port=htons\(0\), sin_addr=inet_addr\(\"127\.0\.0\.1\"\)")
 SEMAPHORES = "/dev/shm/sem."
 """Those of progress bars, which several processes could share."""
 EMBEDDED = """
@@ -28,7 +36,23 @@ with Captioner.load(folder, backend) as captioner, captioner.batching() as batch
     print(batching.caption(image, [Box(276, 174, 507, 399)], beams=3)[0].text)
     print(*[len(result.captions) for result in captioner.stream([image] * 2, [WholeImage()])])
 """
+PLANS = """
+import sys
+from patchcaption.__main__ import main
+options = ["--backend", "tensorrt-rtx", "--optimization-level", "0", "--compute-capability", "8.9"]
+sys.exit(main(["build-plans", sys.argv[1], "--out", "out/plans", *options]) or main(["trust", "out/plans"]))
+"""
+PUBLISHED = """
+import sys
+from patchcaption.__main__ import main
+sys.exit(main(["push", sys.argv[1], "acme/demo"]) or main(["pull", "acme/demo"]) or main(["info", "acme/demo"]))
+"""
 CLI = ("-m", "patchcaption")
+DECODER = [
+    *("--text-tower", str(CHECKPOINT / "text_tower"), "--tower-tokenizer", str(CHECKPOINT / "tokenizer.json")),
+    *("--talk2dino", str(CHECKPOINT / "talk2dino.pth"), "--tokenizer", str(CHECKPOINT / "tokenizer.json")),
+    *("--width", "16", "--layers", "1", "--held-out", "1"),
+]
 COMMANDS = {
     "caption": [*CLI, "caption", SCENE, "--box", BOX, "--bundle", "{demo}", "--save", "out/scene.png"],
     "caption-openvino": [*CLI, "caption", SCENE, "--bundle", "{demo}", "--backend", "openvino"],
@@ -41,23 +65,38 @@ COMMANDS = {
     "doctor": [*CLI, "doctor", "--bundle", "{demo}"],
     "embedded": ["-c", EMBEDDED, "{demo}", "cpu", SCENE],
     "embedded-openvino": ["-c", EMBEDDED, "{demo}", "openvino", SCENE],
-    "build": ["export/build_engines.py", "demo", "--out", "out/demo"],
+    "demo": [*CLI, "demo", "--out", "out/demo", "--save", "out/demo.png"],  # which is build and caption
+    "plans": ["-c", PLANS, "{demo}"],
+    "triton-repository": [*CLI, "triton-repository", "{demo}", "--out", "out/models"],
+    "train": [*CLI, "train", "{captions}", *DECODER, "--steps", "2", "--batch-size", "2", "--out", "out/decoder.pt"],
+    "parse-captions": [*CLI, "parse-captions", "{captions}", "--parser", "{parser}", "--out", "out/graphs.jsonl"],
     "memory": ["export/build_memory_bank.py", "{captions}", *TEXT_TOWER, "--out", "out/memory.h5"],
     "lint": ["-m", "export.lint", "{demo}/decoder.onnx"],
 }
 
 
-def run(name: str, demo: Path, folder: Path) -> Watched:
-    """Run one of the commands in a folder that has ``out`` for its outputs."""
+def make_home(folder: Path) -> None:
     (folder / "out").mkdir(parents=True)
     (folder / "home").mkdir()
+
+
+def run(name: str, demo: Path, folder: Path) -> Watched:
+    """Run one of the commands in a folder that has ``out`` for its outputs."""
+    make_home(folder)
     frames = folder / "frames"
     frames.mkdir()
     for number in range(3):
         (frames / f"{number}.jpg").write_bytes((SAMPLE / "scene.jpg").read_bytes())
     captions = folder / "captions.txt"
-    captions.write_text("a red circle\na blue square\n")
-    places = {"{demo}": str(demo), "{frames}": str(frames), "{captions}": str(captions)}
+    captions.write_text("a red circle\na blue square\na large green triangle\n")
+    places = {
+        "{demo}": str(demo),
+        "{frames}": str(frames),
+        "{captions}": str(captions),
+        "{parser}": str(folder / "parser"),
+    }
+    if name == "parse-captions":
+        write_parser(folder / "parser")
     arguments = COMMANDS[name]
     for place, value in places.items():
         arguments = [argument.replace(place, value) for argument in arguments]
@@ -89,6 +128,41 @@ def test_a_command_connects_to_nothing_and_writes_only_what_it_says(
     assert watched.network == []
     assert unexpected(watched, folder) == set()
     assert [path for path in (folder / "tmp").rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.slow
+def test_a_service_answers_on_loopback_and_asks_nobody(demo_bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "work"
+    make_home(folder)
+    answers = list[httpx.Response]()
+
+    def ask(said: str, pid: int) -> None:
+        address = said.rsplit(" ", 1)[1].strip()
+        image = (SAMPLE / "scene.jpg").read_bytes()
+        answers.append(httpx.post(f"{address}/v1/captions", content=image, headers={"Content-Type": "image/jpeg"}))
+        answers.append(httpx.get(address))
+        os.kill(pid, signal.SIGTERM)
+
+    command = [*CLI, "serve", str(demo_bundle), "--port", "0"]
+    watched = watch(command, cwd=folder, home=folder / "home", meanwhile=ask)
+    assert [answer.status_code for answer in answers] == [200, 200], watched.output
+    assert watched.exit_code == 0, watched.output
+    assert [line for line in watched.network if not OPENS_A_SOCKET.search(line) and not LISTENS.search(line)] == []
+    assert unexpected(watched, folder) == set()
+
+
+@pytest.mark.slow
+def test_the_hub_is_the_only_machine_that_is_asked_for_what_is_named_there(demo_bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "work"
+    make_home(folder)
+    with serve_hub() as hub:
+        variables = {"HF_ENDPOINT": hub.url, "HF_TOKEN": hub.token, "HF_HUB_DISABLE_XET": "1"}
+        watched = watch(["-c", PUBLISHED, str(demo_bundle)], folder, folder / "home", variables)
+        assert watched.exit_code == 0, watched.output
+        of_hub = f'sin_port=htons({hub.url.rsplit(":", 1)[1]}), sin_addr=inet_addr("127.0.0.1")'
+    assert hub.files_sent()
+    assert [line for line in watched.network if not OPENS_A_SOCKET.search(line) and of_hub not in line] == []
+    assert unexpected(watched, folder) == set()
 
 
 @pytest.mark.slow

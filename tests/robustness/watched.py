@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,29 +45,52 @@ class Watched:
     written: set[Path]
 
 
-def watch(arguments: Sequence[str], cwd: Path, home: Path) -> Watched:
-    """Run Python with these arguments as a user would who has ``home``, and no variable that mutes libraries."""
+def watch(
+    arguments: Sequence[str],
+    cwd: Path,
+    home: Path,
+    variables: Mapping[str, str] | None = None,
+    meanwhile: Callable[[str, int], None] | None = None,
+) -> Watched:
+    """Run Python with these arguments as a user would who has ``home``, and no variable that mutes libraries.
+
+    Args:
+        variables: more of the environment.
+        meanwhile: is called with the first line that the command prints, and its process id.
+    """
     log = cwd.parent / f"{cwd.name}.strace"
     tmp = cwd / "tmp"
     tmp.mkdir(exist_ok=True)
     environment = {name: value for name, value in os.environ.items() if name not in _QUIET_VARIABLES}
     environment = {name: value for name, value in environment.items() if not name.startswith(_OTHERS)}
     environment |= {"HOME": str(home), "TMPDIR": str(tmp), "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment |= variables or {}
     traced = f"trace=socket,connect,sendto,sendmsg,sendmmsg,bind,open,openat,openat2,creat,{_CHANGING}"
     strace = ["strace", "--follow-forks", "--decode-fds=path", "--string-limit=4096", "--seccomp-bpf", "-qq"]
-    done = subprocess.run(
+    with subprocess.Popen(
         [*strace, "-e", traced, "-o", str(log), sys.executable, *arguments],
         cwd=cwd,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=240,
-        check=False,
-    )
+    ) as process:
+        try:
+            first = ""
+            if meanwhile is not None and process.stdout is not None:
+                first = process.stdout.readline()
+                meanwhile(first, _child_of(process.pid))
+            output = first + process.communicate(timeout=240)[0]
+        finally:
+            process.kill()
     lines = log.read_text(errors="replace").splitlines()
     network = [line for line in lines if _NETWORK.search(line) or _HOST_SERVICE.search(line)]
-    return Watched(done.returncode, done.stdout, network, {path for line in lines for path in _written(line, cwd)})
+    return Watched(process.returncode, output, network, {path for line in lines for path in _written(line, cwd)})
+
+
+def _child_of(pid: int) -> int:
+    """Return the process that strace has started."""
+    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
 
 
 def _written(line: str, cwd: Path) -> list[Path]:

@@ -76,7 +76,7 @@ def as_numpy(name: str, values: Any, shape: str) -> AnyArray:
             values = [as_numpy(name, one, shape) if is_array(one) else one for one in values]
         array = np.asarray(values)
         array = array.astype(float) if array.dtype.kind == "O" else array
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # the last of integers beyond every float
         raise RegionError(f"detections: expected {name} as numbers of shape {shape}: {error}") from None
     if array.dtype.kind not in "biuf":
         raise RegionError(f"detections: expected {name} as numbers of shape {shape}, got {array.dtype}")
