@@ -58,9 +58,11 @@ def open_image(source: ImageSource, channels: Literal["rgb", "bgr"] = "rgb") -> 
     if isinstance(source, Image.Image):
         require_within_limit("image", *source.size)
         return _upright(source, "image")
+    if isinstance(source, torch.Tensor):
+        source = _validate_tensor(source)  # before its channels are turned, which copies it
     source = in_rgb(source, channels)
     if isinstance(source, torch.Tensor):
-        source = _validate_tensor(source).cpu().permute(1, 2, 0).numpy()
+        source = source.cpu().permute(1, 2, 0).numpy()
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
@@ -76,7 +78,7 @@ def open_image(source: ImageSource, channels: Literal["rgb", "bgr"] = "rgb") -> 
 def open_on(source: ImageSource, device: torch.device, channels: Literal["rgb", "bgr"] = "rgb") -> OpenImage:
     """Return ``source`` as `open_image` does; a tensor on ``device``, unless that is the CPU, stays there."""
     if isinstance(source, torch.Tensor) and source.device == device and device.type != "cpu":
-        return _validate_tensor(cast(torch.Tensor, in_rgb(source, channels)))
+        return cast(torch.Tensor, in_rgb(_validate_tensor(source), channels))
     return open_image(source, channels)
 
 
