@@ -10,6 +10,7 @@ from PIL import Image
 
 from runtime.image.geometry import Fit, View
 from runtime.image.gpu_resize import resize_and_crop, to_device
+from runtime.image.limits import require_within_limit
 from runtime.image.loading import OpenImage, open_image, size_wh
 
 _CPU = torch.device("cpu")
@@ -29,8 +30,14 @@ def prepare(
 
     Returns:
         Pixels (B, size, size, 3) uint8 on the device, and the view of each image.
+
+    Raises:
+        ImageError: an image is so thin that with fit="crop" it would be resized to more pixels than are opened.
     """
     views = tuple(View.of(size_wh(image), size, fit, resize) for image in images)
+    if fit is Fit.CROP:  # a thin image becomes a very long one before it is cropped
+        for view in views:
+            require_within_limit("image, resized for the crop", *view.resized_wh)
     fit_image = _fit_by_pillow if device.type == "cpu" else _fit_on_device
     pixels = torch.empty((len(views), size, size, 3), dtype=torch.uint8, device=device)
     for row, image, view in zip(pixels, images, views, strict=True):

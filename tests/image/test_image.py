@@ -56,6 +56,13 @@ def test_images_of_any_size_fill_the_input(fit: Fit) -> None:
     assert [view.image_wh for view in views] == [image.size for image in images]
 
 
+@pytest.mark.parametrize("wh", [(60_000, 2), (2, 60_000)])
+def test_a_thin_image_is_not_resized_to_gigabytes(wh: tuple[int, int]) -> None:
+    with pytest.raises(ImageError, match="image, resized for the crop: expected at most .* pixels, got "):
+        prepare([Image.new("RGB", wh)], 224, Fit.CROP)
+    assert prepare([Image.new("RGB", wh)], 28, Fit.STRETCH)[0].shape == (1, 28, 28, 3)
+
+
 def test_resizing_is_pillows_antialiased_bicubic() -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8))
     pixels, _ = prepare([noise], 28, Fit.CROP)
