@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 if not __package__:  # run by its path: the packages of this clone, whatever is installed
@@ -50,11 +51,14 @@ class Outputs:
     Attributes:
         vectors: of its regions (R, D); None where it began with the recorded ones.
         projected: the same in text space (R, D); None where that is not known.
+        captions: None for those of ``decoded``.
+        decoded: what is to be decoded (R, D), with that of all other tasks; None where there are captions.
     """
 
     vectors: torch.Tensor | None
     projected: torch.Tensor | None
-    captions: Sequence[Caption]
+    captions: Sequence[Caption] | None = None
+    decoded: torch.Tensor | None = None
 
 
 def compare(captioner: Captioner, recording: Recording, features: FeatureMap | None) -> Iterator[Difference]:
@@ -63,6 +67,16 @@ def compare(captioner: Captioner, recording: Recording, features: FeatureMap | N
     Args:
         features: of the photographs; None to begin with the recorded vectors of each task.
     """
+    outputs = dict(_outputs(captioner, recording, features))
+    waiting = [one.decoded for one in outputs.values() if one.decoded is not None]
+    # Together: a step of one takes as long as one of dozens.
+    captions = iter(captioner.decode(torch.cat(waiting), score="reference") if waiting else ())
+    for key, one in outputs.items():
+        decoded = None if one.decoded is None else list(islice(captions, len(one.decoded)))
+        yield _difference(captioner, recording, key, one, decoded or one.captions or ())
+
+
+def _outputs(captioner: Captioner, recording: Recording, features: FeatureMap | None) -> Iterator[tuple[str, Outputs]]:
     for task in tasks(recording, recording.layout(captioner.manifest.backbone)):
         for mode in MODES:
             key = f"{task.name}.{mode}"
@@ -73,16 +87,16 @@ def compare(captioner: Captioner, recording: Recording, features: FeatureMap | N
             else:
                 outputs = _from_features(captioner, task, mode, features)
             if outputs is not None:
-                yield _difference(captioner, recording, key, outputs)
+                yield key, outputs
 
 
 def _from_features(captioner: Captioner, task: Task, mode: str, features: FeatureMap) -> Outputs:
     vectors = task.vectors(captioner, features)
     if mode == "nomem":
-        return Outputs(vectors, None, captioner.decode(vectors, score="reference"))
+        return Outputs(vectors, None, decoded=vectors)
     if isinstance(task, CutTask):
         projected = captioner.project(vectors)
-        return Outputs(vectors, projected, captioner.decode(projected, score="reference"))
+        return Outputs(vectors, projected, decoded=projected)
     described = captioner.describe(features, task.regions, **task.options | {"score": "reference"})
     captions = [caption for of_image in described for caption in of_image]
     return Outputs(vectors, None if "clean" in task.options else captioner.project(vectors), captions)
@@ -94,11 +108,12 @@ def _from_recorded_vectors(captioner: Captioner, recording: Recording, task: Tas
         return None
     vectors = torch.from_numpy(recorded)
     projected = captioner.project(vectors) if mode == "mem" else None
-    decoded = captioner.decode(vectors if projected is None else projected, score="reference")
-    return Outputs(None, projected, decoded)
+    return Outputs(None, projected, decoded=vectors if projected is None else projected)
 
 
-def _difference(captioner: Captioner, recording: Recording, key: str, outputs: Outputs) -> Difference:
+def _difference(
+    captioner: Captioner, recording: Recording, key: str, outputs: Outputs, captions: Sequence[Caption]
+) -> Difference:
     stride = 1 if outputs.vectors is None else recording.stride(key)  # of recorded vectors there are so many only
     found = Difference(
         key,
@@ -107,7 +122,7 @@ def _difference(captioner: Captioner, recording: Recording, key: str, outputs: O
     )
     if key not in recording.captions:
         return found
-    recorded, captions = recording.captions[key], outputs.captions
+    recorded = recording.captions[key]
     others = [
         number for number, (one, text) in enumerate(zip(captions, recorded, strict=True)) if one.text != text.strip()
     ]
