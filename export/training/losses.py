@@ -40,13 +40,19 @@ def check_drawing() -> None:
         ) from None
 
 
+_FOLDERS = "MPLCONFIGDIR"
+
+
 def _figure() -> type[Figure]:
     """Return matplotlib's figures, with its list of fonts in this project's cache folder instead of two of its own."""
-    folder = cache_file("matplotlib")
+    folder = None if _FOLDERS in os.environ else cache_file("matplotlib")
     if folder is not None:
-        os.environ.setdefault("MPLCONFIGDIR", str(folder))
-    from matplotlib.figure import Figure
-
+        os.environ[_FOLDERS] = str(folder)
+    try:
+        from matplotlib.figure import Figure  # which asks for its folders once
+    finally:
+        if folder is not None:  # it is not for the processes that this one starts
+            del os.environ[_FOLDERS]
     return Figure
 
 

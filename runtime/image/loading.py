@@ -6,6 +6,7 @@ import inspect
 import io
 import os
 from collections.abc import Callable
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias, cast, runtime_checkable
 
@@ -129,7 +130,7 @@ def _takes_size(read: Callable[..., bytes]) -> bool:
 def _read(file: BinaryFile, *size: int) -> bytes:
     try:
         part: object = file.read(*size)
-    except (MemoryError, StopIteration):  # which say nothing of the file
+    except (MemoryError, StopIteration, CancelledError):  # which say nothing of the file
         raise
     except Exception as error:  # each kind of file has its own: one that was closed, an archive's, a connection's
         words = " ".join(str(error).split()) or type(error).__name__
