@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _POINTS = 400
 """The most points of a curve: each is the mean of the steps around it."""
 _HELD_OUT = ("loss", "accuracy", "captions")
+_FOLDERS = "MPLCONFIGDIR"
+"""The variable by which matplotlib is told where its folders are."""
 
 
 def check_drawing() -> None:
@@ -38,9 +40,6 @@ def check_drawing() -> None:
         raise CheckpointError(
             f"the losses cannot be drawn: {error}; pip install 'patchcaption[export]', which has matplotlib"
         ) from None
-
-
-_FOLDERS = "MPLCONFIGDIR"
 
 
 def _figure() -> type[Figure]:

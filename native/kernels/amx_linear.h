@@ -135,8 +135,7 @@ void multiply_panels(const LinearLayer &layer, const TileRows &rows, PanelRange 
             before = {first_row, count < kRows ? count : kRows, panel, sums};
         }
     }
-    const auto take = sink(before);
-    for (int64_t row = 0; row < before.rows; ++row) take(row);
+    take_rows(before.rows, sink(before));
 }
 
 }  // namespace

@@ -109,6 +109,11 @@ void scale_row(const LinearLayer &layer, const Element *row, const Store &store)
     }
 }
 
+template <typename Take>
+void take_rows(int64_t count, const Take &take) {
+    for (int64_t row = 0; row < count; ++row) take(row);
+}
+
 // Fetches memory into the second-level cache, a few lines a step.
 class Fetcher {
   public:

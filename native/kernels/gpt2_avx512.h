@@ -50,11 +50,6 @@ struct BiasedSums {
     }
 };
 
-template <typename Take>
-void take_rows(int64_t count, const Take &take) {
-    for (int64_t row = 0; row < count; ++row) take(row);
-}
-
 // A tile of weights, pairs of inputs by 16 outputs, of 16 rows of 16 even inputs' and 16 odd inputs' 8 bits.
 inline void convert(const char *packed, __m512 scales, char *tile) {
     const __m512i interleaved = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7,

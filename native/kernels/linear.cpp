@@ -11,8 +11,7 @@ namespace {
 
 constexpr int64_t kMaxWidth = int64_t{1} << 20, kMaxWeights = int64_t{1} << 31, kMaxRows = int64_t{1} << 31;
 constexpr int64_t kBlockRows = 352;  // at most: what a layer of 3,072 makes of them stays in the second-level cache
-
-constexpr int64_t kStreamedBytes = 2 << 20;  // of outputs that fill a second-level cache
+constexpr int64_t kStreamedBytes = 2 << 20;  // of outputs that fill that cache
 
 constexpr float kNever = -1e30f;  // an output that is not there
 

@@ -39,9 +39,9 @@ _TALL = "Ågjpqy|"
 _FEW = 4
 """Up to so many captions have the picture's width for a line, more have half of it."""
 _SMALLEST_FONT = 8
+"""In pixels; smaller letters cannot be read."""
 _MOST_CHARACTERS = 1000
 """Of a caption; measuring lines of much more takes minutes. The rest is cut off, and an ellipsis drawn for it."""
-"""In pixels; smaller letters cannot be read."""
 
 Colour: TypeAlias = tuple[int, int, int]
 
