@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from export.checkpoint import CheckpointError, MemorySource
+from export.memory.alike import AlikeRows
 from export.memory.quantization import REFINE_TOP_K, QuantizedRows, quantize_rows
 from runtime.bundle import MemoryConfig
 from runtime.bundle.dtypes import NUMBER_FORMATS, NumberFormat, StoragePrecision
@@ -37,7 +38,7 @@ def write_memory(
         CheckpointError: the bank cannot be read, or projected vectors would differ by more than `MAX_ERROR`.
     """
     generator = torch.Generator().manual_seed(0)
-    top_k, max_error, count = REFINE_TOP_K[precision], 0.0, 0
+    top_k, max_error, count, alike = REFINE_TOP_K[precision], 0.0, 0, AlikeRows(memory.width)
     with ExitStack() as files:
         lines = files.enter_context((folder / _CAPTIONS_FILE).open("w", encoding="utf-8"))
         rows = _RowsFile(files.enter_context((folder / _EMBEDDINGS_FILE).open("wb")), "embeddings", memory.width)
@@ -50,6 +51,7 @@ def write_memory(
             lines.writelines(json.dumps(caption, ensure_ascii=False) + "\n" for caption in captions)
             block = quantize_rows(embeddings, precision, generator)
             _check_error(memory, block, precision)
+            alike.add(embeddings)
             rows.add(block.stored, inverse_norms=1 / embeddings.norm(dim=1), **_scales(block))
             if residual is not None and block.residual is not None and block.residual_scales is not None:
                 residual.add(block.residual, scales=block.residual_scales)
@@ -68,6 +70,7 @@ def write_memory(
         precision=precision,
         residual=_RESIDUAL_FILE if top_k else None,
         max_relative_error=max_error,
+        max_alike_rows=alike.most() if top_k else None,
         refine_top_k=top_k,
     )
 

@@ -393,6 +393,6 @@ void scan(const patchcaption_bank &bank, const QueryBatch &batch, int64_t begin,
 
 }  // namespace
 
-const Variant kAmx = {"amx", 3, has_amx, scratch_bytes, scan, simd_logits, simd_accumulate};
+const Variant kAmx = {"amx", 3, has_amx, scratch_bytes, scan, simd_refine};
 
 }  // namespace patchcaption

@@ -7,5 +7,5 @@ bool is_supported() {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 }
 }  // namespace
-const Variant kAvx2 = {"avx2", 0, is_supported, simd_scratch_bytes, simd_scan, simd_logits, simd_accumulate};
+const Variant kAvx2 = {"avx2", 0, is_supported, simd_scratch_bytes, simd_scan, simd_refine};
 }  // namespace patchcaption

@@ -3,5 +3,5 @@
 #include "simd_avx512.h"
 
 namespace patchcaption {
-const Variant kAvx512 = {"avx512", 0, has_avx512, simd_scratch_bytes, simd_scan, simd_logits, simd_accumulate};
+const Variant kAvx512 = {"avx512", 0, has_avx512, simd_scratch_bytes, simd_scan, simd_refine};
 }  // namespace patchcaption

@@ -146,7 +146,9 @@ struct Bf16Scan {
             inverse_norms[index] = bank.inverse_norms[number];
             positions[index] = static_cast<uint32_t>(index);
             const int8_t *residual = batch.with_residual ? residual_source.block(number, 1) : nullptr;
-            unpack_row(bank, number, residual, batch.padded_width, scratch.rows + index * batch.padded_width);
+            float *out = scratch.rows + index * batch.padded_width;
+            unpack_row(bank, number, batch.padded_width, out);
+            if (residual) add_residual(bank, number, residual, batch.padded_width, out, out);
         }
         block_logits(batch, inverse_norms, count, first_query, scratch.rows, scratch.logits);
         update_softmax(bank, batch, rows, first_query, scratch.logits, partial);
@@ -229,6 +231,5 @@ void bf16_scan(const patchcaption_bank &bank, const QueryBatch &batch, int64_t b
 }
 
 }  // namespace
-const Variant kAvx512Bf16 = {"avx512bf16", 0,           has_avx512_vnni_bf16, scratch_bytes,
-                             bf16_scan,    simd_logits, simd_accumulate};
+const Variant kAvx512Bf16 = {"avx512bf16", 0, has_avx512_vnni_bf16, scratch_bytes, bf16_scan, simd_refine};
 }  // namespace patchcaption

@@ -3,6 +3,5 @@
 #include "int8_avx512.h"
 
 namespace patchcaption {
-const Variant kAvx512Vnni = {"avx512vnni", 0,           has_avx512_vnni, int8_scratch_bytes,
-                             int8_scan,    simd_logits, simd_accumulate};
+const Variant kAvx512Vnni = {"avx512vnni", 0, has_avx512_vnni, int8_scratch_bytes, int8_scan, simd_refine};
 }  // namespace patchcaption

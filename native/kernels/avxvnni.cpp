@@ -65,5 +65,5 @@ bool is_supported() {
            __builtin_cpu_supports("f16c");
 }
 }  // namespace
-const Variant kAvxVnni = {"avxvnni", 0, is_supported, int8_scratch_bytes, int8_scan, simd_logits, simd_accumulate};
+const Variant kAvxVnni = {"avxvnni", 0, is_supported, int8_scratch_bytes, int8_scan, simd_refine};
 }  // namespace patchcaption

@@ -15,5 +15,5 @@ constexpr char kName[] = "neon";
 constexpr char kName[] = "baseline";
 #endif
 }  // namespace
-const Variant kBaseline = {kName, 0, is_supported, simd_scratch_bytes, simd_scan, simd_logits, simd_accumulate};
+const Variant kBaseline = {kName, 0, is_supported, simd_scratch_bytes, simd_scan, simd_refine};
 }  // namespace patchcaption

@@ -8,5 +8,5 @@ namespace patchcaption {
 namespace {
 bool is_supported() { return getauxval(AT_HWCAP) & HWCAP_ASIMDDP; }
 }  // namespace
-const Variant kDotprod = {"dotprod", 0, is_supported, int8_scratch_bytes, int8_scan, simd_logits, simd_accumulate};
+const Variant kDotprod = {"dotprod", 0, is_supported, int8_scratch_bytes, int8_scan, simd_refine};
 }  // namespace patchcaption

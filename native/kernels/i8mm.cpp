@@ -51,5 +51,5 @@ namespace patchcaption {
 namespace {
 bool is_supported() { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) && (getauxval(AT_HWCAP2) & HWCAP2_I8MM); }
 }  // namespace
-const Variant kI8mm = {"i8mm", 0, is_supported, int8_scratch_bytes, int8_scan, simd_logits, simd_accumulate};
+const Variant kI8mm = {"i8mm", 0, is_supported, int8_scratch_bytes, int8_scan, simd_refine};
 }  // namespace patchcaption

@@ -33,16 +33,19 @@ struct Candidate {
 
 // The running softmax of every query over the rows that one thread has scanned, and the rows that may be refined.
 struct Partial {
-    float *max_logits;                           // (padded R,)
-    float *denominators;                         // (padded R,) sum of exp(logit - max_logit)
-    float *weighted_norms;                       // (padded R,) sum of exp(logit - max_logit) * row length
-    float *weighted_sum;                         // (padded R, padded D) sum of exp(logit - max_logit) * row
-    float *thresholds;                           // (padded R,) a row is no candidate unless its logit is above this
-    float *negligible_logits;                    // (padded R,) a row is left out unless its logit is above this
-    Candidate *candidates;                       // (R, candidate_capacity)
-    int64_t *candidate_counts;                   // (R,)
-    int64_t candidate_capacity;                  // 0 if no rows will be refined
-    void (*keep_top)(Partial &, int64_t query);  // discards the lower half of a query's candidates
+    float *max_logits;         // (padded R,)
+    float *denominators;       // (padded R,) sum of exp(logit - max_logit)
+    double *squared_errors;    // (padded R,) sum of exp(logit - max_logit)**2 * squared error of a row
+    float *weighted_sum;       // (padded R, padded D) sum of exp(logit - max_logit) * row
+    float *thresholds;         // (padded R,) a row is no candidate unless its logit is above this; no row is of padding
+    float *negligible_logits;  // (padded R,) a row is left out unless its logit is above this
+    Candidate *candidates;     // (R, candidate_capacity)
+    int64_t *candidate_counts;        // (R,)
+    int64_t candidate_capacity;       // 0 if no rows will be refined
+    double kept_of_seen;              // candidates kept when there are too many, of the rows seen so far
+    int64_t seen_before, task_begin;  // rows seen before the task, and where that begins
+    // Discards the lower candidates of a query, half of them or more. `row` is the one that is seen now.
+    void (*keep_top)(Partial &, int64_t query, uint32_t row);
 };
 
 // The residual of the rows that are being scanned.
@@ -52,6 +55,21 @@ class ResidualSource {
 
   protected:
     ~ResidualSource() = default;
+};
+
+// A row that is refined: its logit without the residual, its number, its residual (D,).
+struct RefinedRow {
+    float logit;
+    uint32_t row;
+    const int8_t *residual;
+};
+
+// What one thread has summed of the rows that are refined, without their residuals ("stored") and with them.
+struct RefinedSums {
+    float *stored_sum;       // (R, padded D) sum of exp(logit - max_logit) * row
+    float *sum;              // (R, padded D)
+    double *stored_weights;  // (R,) sum of exp(logit - max_logit)
+    double *weights;         // (R,)
 };
 
 using Scan = void (*)(const patchcaption_bank &, const QueryBatch &, int64_t begin, int64_t end, ResidualSource &,
@@ -64,12 +82,9 @@ struct Variant {
     int64_t (*scratch_bytes)(const patchcaption_bank &, const QueryBatch &);
     // Adds rows [begin, end) to the running softmax of every query.
     Scan scan;
-    // logits (count,) of one query for the first `count` rows of a bank.
-    void (*logits)(const patchcaption_bank &, const QueryBatch &, int64_t query, int64_t count, bool with_residual,
-                   float *logits, void *scratch);
-    // weighted_sum (padded D,) += weights (count,) @ the first `count` rows of a bank.
-    void (*accumulate)(const patchcaption_bank &, const QueryBatch &, int64_t count, bool with_residual,
-                       const float *weights, float *weighted_sum, void *scratch);
+    // Adds rows (count,) to the sums of one query.
+    void (*refine)(const patchcaption_bank &, const QueryBatch &, int64_t query, float max_logit,
+                   const RefinedRow *rows, int64_t count, RefinedSums &, void *scratch);
 };
 
 extern const Variant kBaseline;

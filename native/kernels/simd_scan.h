@@ -96,13 +96,12 @@ inline Floats load_fp16(const uint16_t *from) {
 #endif
 }
 
+template <int kStorage>
 inline Floats load_stored(const patchcaption_bank &bank, int64_t offset) {
-    switch (bank.storage) {
-        case PATCHCAPTION_FP16: return load_fp16(static_cast<const uint16_t *>(bank.rows) + offset);
-        case PATCHCAPTION_BF16: return load_bf16(static_cast<const uint16_t *>(bank.rows) + offset);
-        case PATCHCAPTION_INT8: return load_int8(static_cast<const int8_t *>(bank.rows) + offset);
-        default: return load_floats(static_cast<const float *>(bank.rows) + offset);
-    }
+    if constexpr (kStorage == PATCHCAPTION_FP16) return load_fp16(static_cast<const uint16_t *>(bank.rows) + offset);
+    if constexpr (kStorage == PATCHCAPTION_BF16) return load_bf16(static_cast<const uint16_t *>(bank.rows) + offset);
+    if constexpr (kStorage == PATCHCAPTION_INT8) return load_int8(static_cast<const int8_t *>(bank.rows) + offset);
+    return load_floats(static_cast<const float *>(bank.rows) + offset);
 }
 
 inline float load_one_stored(const patchcaption_bank &bank, int64_t offset) {
@@ -127,21 +126,35 @@ inline float load_one_stored(const patchcaption_bank &bank, int64_t offset) {
     return values[0];
 }
 
-// Writes one row as floats to `out` (padded D,), zero where padded, with `residual` (D,) added unless that is NULL.
-void unpack_row(const patchcaption_bank &bank, int64_t row, const int8_t *residual, int64_t padded_width, float *out) {
+template <int kStorage>
+void unpack_stored(const patchcaption_bank &bank, int64_t row, int64_t padded_width, float *out) {
     const float scale = bank.scales ? bank.scales[row] : 1.0f;
-    const float residual_scale = residual ? bank.residual_scales[row] : 0.0f;
     const int64_t offset = row * bank.width;
     int64_t d = 0;
+    for (; d + LANES <= bank.width; d += LANES) store(out + d, load_stored<kStorage>(bank, offset + d) * scale);
+    for (; d < bank.width; ++d) out[d] = load_one_stored(bank, offset + d) * scale;
+    for (; d < padded_width; ++d) out[d] = 0;
+}
+
+// Writes one row as floats to `out` (padded D,), as it is stored, zero where padded.
+void unpack_row(const patchcaption_bank &bank, int64_t row, int64_t padded_width, float *out) {
+    switch (bank.storage) {
+        case PATCHCAPTION_FP16: return unpack_stored<PATCHCAPTION_FP16>(bank, row, padded_width, out);
+        case PATCHCAPTION_BF16: return unpack_stored<PATCHCAPTION_BF16>(bank, row, padded_width, out);
+        case PATCHCAPTION_INT8: return unpack_stored<PATCHCAPTION_INT8>(bank, row, padded_width, out);
+        default: return unpack_stored<PATCHCAPTION_FP32>(bank, row, padded_width, out);
+    }
+}
+
+// Writes an unpacked row (padded D,) with its residual (D,) added to `out` (padded D,), which may be the same memory.
+void add_residual(const patchcaption_bank &bank, int64_t row, const int8_t *residual, int64_t padded_width,
+                  const float *unpacked, float *out) {
+    const float scale = bank.residual_scales[row];
+    int64_t d = 0;
     for (; d + LANES <= bank.width; d += LANES) {
-        Floats values = load_stored(bank, offset + d) * scale;
-        if (residual) values += load_int8(residual + d) * residual_scale;
-        store(out + d, values);
+        store(out + d, load_floats(unpacked + d) + load_int8(residual + d) * scale);
     }
-    for (; d < bank.width; ++d) {
-        out[d] = load_one_stored(bank, offset + d) * scale;
-        if (residual) out[d] += static_cast<float>(residual[d]) * residual_scale;
-    }
+    for (; d < bank.width; ++d) out[d] = unpacked[d] + static_cast<float>(residual[d]) * scale;
     for (; d < padded_width; ++d) out[d] = 0;
 }
 
@@ -191,17 +204,23 @@ inline int64_t choose_rows(int64_t rows, int64_t first_query, const Partial &par
 
 // Adds the rows whose logits are above the threshold to the candidates of 16 queries from `first_query` on.
 // logits (count, 16), max_logits (16,).
-void collect_candidates(const Rows &rows, int64_t first_query, int64_t query_count, const float *logits,
-                        const Floats *max_logits, Partial &partial) {
-    for (int64_t lane = 0; lane < kQueryPadding && first_query + lane < query_count; ++lane) {
-        const int64_t query = first_query + lane;
-        if (!(max_logits[lane / LANES][lane % LANES] > partial.thresholds[query])) continue;
+void collect_candidates(const Rows &rows, int64_t first_query, const float *logits, const Floats *max_logits,
+                        Partial &partial) {
+    for (int64_t v = 0; v < kQueryPadding / LANES; ++v) {
+        const int64_t first = first_query + v * LANES;
+        const float *thresholds = partial.thresholds + first;
+        if (!any(max_logits[v] > load_floats(thresholds))) continue;
         for (int64_t index = 0; index < rows.count; ++index) {
-            const float logit = logits[index * kQueryPadding + lane];
-            if (!(logit > partial.thresholds[query])) continue;
-            if (partial.candidate_counts[query] == partial.candidate_capacity) partial.keep_top(partial, query);
-            Candidate *candidates = partial.candidates + query * partial.candidate_capacity;
-            candidates[partial.candidate_counts[query]++] = {logit, rows.number(index)};
+            const Floats row_logits = load_floats(logits + index * kQueryPadding + v * LANES);
+            if (!any(row_logits > load_floats(thresholds))) continue;
+            for (int64_t lane = 0; lane < LANES; ++lane) {
+                if (!(row_logits[lane] > thresholds[lane])) continue;
+                const int64_t query = first + lane;
+                const uint32_t row = rows.number(index);
+                int64_t &count = partial.candidate_counts[query];
+                if (count == partial.candidate_capacity) partial.keep_top(partial, query, row);
+                partial.candidates[query * partial.candidate_capacity + count++] = {row_logits[lane], row};
+            }
         }
     }
 }
@@ -230,7 +249,7 @@ void update_softmax(const patchcaption_bank &bank, const QueryBatch &batch, cons
         rows_max[v] = so_far;
     }
     if (partial.candidate_capacity) {
-        collect_candidates(rows, first_query, batch.count, logits, rows_max, partial);
+        collect_candidates(rows, first_query, logits, rows_max, partial);
     }
     for (int64_t v = 0; v < kVectors; ++v) {
         const int64_t query = first_query + v * LANES;
@@ -247,17 +266,20 @@ void update_softmax(const patchcaption_bank &bank, const QueryBatch &batch, cons
             }
         }
         Floats denominator = load_floats(partial.denominators + query) * rescale;
-        Floats weighted_norm = load_floats(partial.weighted_norms + query) * rescale;
+        Floats squared_errors{};
         for (int64_t index = 0; index < rows.count; ++index) {
             float *row_logits = logits + index * kQueryPadding + v * LANES;
             const Floats weight = fast_exp(load_floats(row_logits) - new_max);
             store(row_logits, weight);
             denominator += weight;
-            weighted_norm += weight * (1 / bank.inverse_norms[rows.number(index)]);
+            if (bank.squared_errors) squared_errors += weight * weight * bank.squared_errors[rows.number(index)];
         }
         store(partial.max_logits + query, new_max);
         store(partial.denominators + query, denominator);
-        store(partial.weighted_norms + query, weighted_norm);
+        for (int64_t lane = 0; lane < LANES; ++lane) {
+            double &sum = partial.squared_errors[query + lane];
+            sum = sum * rescale[lane] * rescale[lane] + squared_errors[lane];
+        }
     }
     update_negligible_logits(bank, batch, first_query, partial);
 }
@@ -352,7 +374,9 @@ void simd_scan_block(const patchcaption_bank &bank, const QueryBatch &batch, int
         const int8_t *residual = residual_source.block(start, rows);
         for (int64_t row = 0; row < rows; ++row) {
             const int8_t *row_residual = residual ? residual + row * bank.width : nullptr;
-            unpack_row(bank, start + row, row_residual, batch.padded_width, unpacked + row * batch.padded_width);
+            float *out = unpacked + row * batch.padded_width;
+            unpack_row(bank, start + row, batch.padded_width, out);
+            if (row_residual) add_residual(bank, start + row, row_residual, batch.padded_width, out, out);
         }
         std::memset(unpacked + rows * batch.padded_width, 0, 4 * (kBlock - rows) * batch.padded_width);
     }
@@ -377,29 +401,51 @@ void simd_scan(const patchcaption_bank &bank, const QueryBatch &batch, int64_t b
     }
 }
 
-void simd_logits(const patchcaption_bank &bank, const QueryBatch &batch, int64_t query, int64_t count,
-                 bool with_residual, float *logits, void *scratch) {
-    float *values = static_cast<float *>(scratch);
-    const float *unit_query = batch.unit_queries + query * batch.padded_width;
-    for (int64_t row = 0; row < count; ++row) {
-        unpack_row(bank, row, with_residual ? bank.residual + row * bank.width : nullptr, batch.padded_width, values);
-        Floats sums{};
-        for (int64_t d = 0; d < batch.padded_width; d += LANES) {
-            sums += load_floats(values + d) * load_floats(unit_query + d);
+constexpr int64_t kRefinedRows = 4;  // processed together: unpacked, they stay in the L1 cache
+
+// Adds up to kRefinedRows rows to the sums of a query. stored and refined (kRefinedRows, padded D) are scratch memory.
+void refine_few(const patchcaption_bank &bank, const QueryBatch &batch, int64_t query, float max_logit,
+                const RefinedRow *rows, int64_t count, RefinedSums &sums, float *stored, float *refined) {
+    const int64_t width = batch.padded_width;
+    const float *unit_query = batch.unit_queries + query * width;
+    Floats stored_exponents = broadcast(-INFINITY), exponents = stored_exponents;
+    for (int64_t index = 0; index < count; ++index) {
+        const RefinedRow &row = rows[index];
+        float *unpacked = stored + index * width, *with_residual = refined + index * width;
+        unpack_row(bank, row.row, width, unpacked);
+        add_residual(bank, row.row, row.residual, width, unpacked, with_residual);
+        Floats products{};
+        for (int64_t d = 0; d < width; d += LANES) {
+            products += load_floats(with_residual + d) * load_floats(unit_query + d);
         }
-        logits[row] = horizontal_sum(sums) * bank.inverse_norms[row] * batch.inverse_temperature;
+        const float factor = bank.inverse_norms[row.row] * batch.inverse_temperature;
+        stored_exponents[index] = row.logit - max_logit;
+        exponents[index] = horizontal_sum(products) * factor - max_logit;
+    }
+    const Floats stored_weights = fast_exp(stored_exponents), weights = fast_exp(exponents);
+    float *stored_sum = sums.stored_sum + query * width, *sum = sums.sum + query * width;
+    for (int64_t d = 0; d < width; d += LANES) {
+        Floats of_stored = load_floats(stored_sum + d), of_refined = load_floats(sum + d);
+        for (int64_t index = 0; index < count; ++index) {
+            of_stored += load_floats(stored + index * width + d) * stored_weights[index];
+            of_refined += load_floats(refined + index * width + d) * weights[index];
+        }
+        store(stored_sum + d, of_stored);
+        store(sum + d, of_refined);
+    }
+    for (int64_t index = 0; index < count; ++index) {
+        sums.stored_weights[query] += stored_weights[index];
+        sums.weights[query] += weights[index];
     }
 }
 
-void simd_accumulate(const patchcaption_bank &bank, const QueryBatch &batch, int64_t count, bool with_residual,
-                     const float *weights, float *weighted_sum, void *scratch) {
-    float *values = static_cast<float *>(scratch);
-    for (int64_t row = 0; row < count; ++row) {
-        unpack_row(bank, row, with_residual ? bank.residual + row * bank.width : nullptr, batch.padded_width, values);
-        const Floats weight = broadcast(weights[row]);
-        for (int64_t d = 0; d < batch.padded_width; d += LANES) {
-            store(weighted_sum + d, load_floats(weighted_sum + d) + weight * load_floats(values + d));
-        }
+// Adds rows to the sums of a query.
+void simd_refine(const patchcaption_bank &bank, const QueryBatch &batch, int64_t query, float max_logit,
+                 const RefinedRow *rows, int64_t count, RefinedSums &sums, void *scratch) {
+    float *stored = static_cast<float *>(scratch), *refined = stored + kRefinedRows * batch.padded_width;
+    for (int64_t first = 0; first < count; first += kRefinedRows) {
+        const int64_t few = count - first < kRefinedRows ? count - first : kRefinedRows;
+        refine_few(bank, batch, query, max_logit, rows + first, few, sums, stored, refined);
     }
 }
 

@@ -50,6 +50,7 @@ Bank make_bank(int64_t row_count, int32_t storage, bool has_residual, int residu
 struct Case {
     const Bank *bank;
     int64_t queries, top_k;  // top_k below 0: without refinement
+    float max_error;
     int32_t threads;
     const char *variant;
     std::vector<float> expected;
@@ -70,15 +71,15 @@ std::vector<float> unit_queries() {
     return queries;
 }
 
-// Returns the weighted sums, and with refinement the unrefined masses after them.
+// Returns the weighted sums, and with refinement what the other rows leave after them.
 std::vector<float> project(const Case &one, const std::vector<float> &queries) {
-    std::vector<float> results(one.queries * (kWidth + 1));
-    float *masses = results.data() + one.queries * kWidth;
+    std::vector<float> results(one.queries * (kWidth + 2));
+    float *errors = results.data() + one.queries * kWidth, *drifts = errors + one.queries;
     const int32_t status = one.top_k < 0 ? patchcaption_project(&one.bank->bank, queries.data(), one.queries,
                                                                 kTemperature, one.threads, one.variant, results.data())
                                          : patchcaption_project_with_refinement(
                                                &one.bank->bank, queries.data(), one.queries, kTemperature, one.top_k,
-                                               one.threads, one.variant, results.data(), masses);
+                                               one.max_error, one.threads, one.variant, results.data(), errors, drifts);
     if (status != PATCHCAPTION_OK) fail("status " + std::to_string(status));
     return results;
 }
@@ -116,7 +117,7 @@ int main(int argc, char **argv) {
             for (int64_t count : {int64_t{1}, kMaxQueries})
                 for (int64_t top_k : {int64_t{-1}, int64_t{0}, int64_t{8}, kManyRows}) {
                     if (top_k >= 0 && bank.bank.residual_scales == nullptr) continue;
-                    cases.push_back({&bank, count, top_k, static_cast<int32_t>(1 + cases.size() % 4), variant, {}});
+                    cases.push_back({&bank, count, top_k, 0, static_cast<int32_t>(1 + cases.size() % 4), variant, {}});
                     cases.back().expected = project(cases.back(), queries);
                 }
 

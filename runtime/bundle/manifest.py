@@ -354,8 +354,10 @@ class MemoryConfig(Part):
     """The file with what rounding left of each row, where that matters."""
     max_relative_error: Annotated[FiniteFloat, Field(ge=0)] = 0.0
     """The largest rounding error of a row without its residual, relative to the row's length."""
+    max_alike_rows: Annotated[int, Field(gt=0, lt=2**31)] | None = None
+    """The largest number of rows that are alike but for their rounding; None where nobody counted."""
     refine_top_k: Annotated[int, Field(ge=0, le=2**14)] = 0
-    """The number of nearest rows that are refined by their residuals for each region; all rows, if it is more."""
+    """The most rows that are refined by their residuals for each region, the nearest; all rows, if it is more."""
 
 
 class BuildInfo(Part):

@@ -21,11 +21,15 @@ from runtime.memory.blocks import blocks
 from runtime.memory.kernels import ProjectionKernels, projection_kernels
 from runtime.memory.match import MemoryMatch
 from runtime.memory.rows import StoredRows
+from runtime.memory.sums import RefinedSums
 
 _MAX_ERROR = 1e-3
 """Largest error allowed in a projected unit vector."""
-_DEVIATIONS = 4
-"""Standard deviations of a cosine's rounding that are allowed for: one of 16,000 rows rounds worse."""
+_AIMED_ERROR = 0.4 * _MAX_ERROR
+"""Error, as it is expected, that unrefined rows are left with."""
+_ERROR_MARGIN = 2
+"""How many times the expected error is allowed for. It is made up of the errors of thousands of rows, in as many
+directions: where rows have none in common, it is within a few hundredths of what is expected."""
 _SAMPLE_ROWS = 2**14
 """Rows that show how wide the softmax of a region is, before all rows are read."""
 _SAMPLE_TOLERANCE = 4
@@ -123,37 +127,41 @@ class MemoryBank:
     def _weighted_sum(self, kernels: ProjectionKernels, unit_queries: Tensor) -> Tensor:
         """Return softmax @ rows (R, D).
 
-        Where few rows have the weight, from the rows as stored, the top ones refined by their residuals. Otherwise, and
-        where the unrefined rows turn out to weigh too much for their rounding to be neglected, from all rows refined.
+        From the rows as stored, the nearest ones refined by their residuals, where that is exact enough; else from all
+        rows refined.
         """
         rows, temperature, top_k = self.rows, self.config.temperature, self.config.refine_top_k
         can_refine = rows.residual is not None and top_k > 0
         if not can_refine or not (rows.has_residual_in_memory or kernels.reads_residual_from_file):
             return kernels.project(rows, unit_queries, temperature)
         sums = torch.empty_like(unit_queries)
-        is_wide = self._is_wide(kernels, unit_queries)
-        narrow = torch.nonzero(~is_wide)[:, 0]
-        if len(narrow):
-            queries = unit_queries[narrow]
-            sums[narrow], unrefined = kernels.project_with_refinement(rows, queries, temperature, top_k)
-            is_wide[narrow] = ~(unrefined * self._max_error_per_mass <= _MAX_ERROR)
-        if is_wide.any():
-            sums[is_wide] = kernels.project(rows, unit_queries[is_wide], temperature)
+        needs_all = self._needs_all(kernels, unit_queries)
+        others = torch.nonzero(~needs_all)[:, 0]
+        if len(others):
+            refined = kernels.project_with_refinement(rows, unit_queries[others], temperature, top_k, _AIMED_ERROR)
+            sums[others], needs_all[others] = refined.sums, ~(self._largest_error(refined) <= _MAX_ERROR)
+        if needs_all.any():
+            sums[needs_all] = kernels.project(rows, unit_queries[needs_all], temperature)
         return sums
 
-    def _is_wide(self, kernels: ProjectionKernels, unit_queries: Tensor) -> Tensor:
-        """Return whether the top rows are unlikely to have enough of the weight, judged by a sample: (R,) bool."""
+    def _needs_all(self, kernels: ProjectionKernels, unit_queries: Tensor) -> Tensor:
+        """Return whether refining the nearest rows is unlikely to be enough, judged by a sample: (R,) bool."""
         sample = self.rows.head(_SAMPLE_ROWS)
-        top_k = max(1, self.config.refine_top_k * len(sample) // len(self.rows))
-        _, unrefined = kernels.project_with_refinement(sample, unit_queries, self.config.temperature, top_k)
-        return unrefined * self._max_error_per_mass > _SAMPLE_TOLERANCE * _MAX_ERROR
+        share = len(sample) / len(self.rows)
+        top_k = max(1, int(self.config.refine_top_k * share))
+        refined = kernels.project_with_refinement(sample, unit_queries, self.config.temperature, top_k)
+        # The errors of more rows, each of less weight, cancel better.
+        of_all = refined._replace(errors=refined.errors * math.sqrt(share))
+        return self._largest_error(of_all) > _SAMPLE_TOLERANCE * _MAX_ERROR
 
-    @property
-    def _max_error_per_mass(self) -> float:
-        """The most that rounding can change the unrefined part of a projected vector, relative to that part.
+    def _largest_error(self, refined: RefinedSums) -> Tensor:
+        """Return how far the rounding of unrefined rows can move each unit vector (R,).
 
-        It changes the rows' weights through their cosines, and so the sum of weights too, and the rows themselves.
+        At random, and because it makes these rows' weights larger on average: by half the variance of their logits.
+        Among rows that are alike, rounding also decides which are the nearest: it is the others that have lost. Of a
+        normal distribution, the part below any limit is at most 1 / sqrt(2 pi) of a standard deviation off, together.
         """
-        width = self.rows.stored.shape[1]
-        weight_error = _DEVIATIONS / (math.sqrt(width) * self.config.temperature)
-        return self.config.max_relative_error * (2 * weight_error + 1)
+        width, alike = self.rows.stored.shape[1], self.config.max_alike_rows or len(self.rows)
+        variance = (self.config.max_relative_error / self.config.temperature) ** 2 / width
+        together = math.sqrt(1 + (alike - 1) / (2 * math.pi))
+        return _ERROR_MARGIN * together * refined.errors + variance / 2 * refined.drifts

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from runtime.memory import native_kernels
 from runtime.memory.rows import StoredRows
+from runtime.memory.sums import RefinedSums
 from runtime.memory.torch_kernels import TorchKernels
 
 
@@ -27,13 +28,13 @@ class ProjectionKernels(Protocol):
         ...
 
     def project_with_refinement(
-        self, rows: StoredRows, unit_queries: Tensor, temperature: float, refine_top_k: int
-    ) -> tuple[Tensor, Tensor]:
-        """Project onto the rows as stored, but for the ``refine_top_k`` nearest of each query, which are refined.
+        self, rows: StoredRows, unit_queries: Tensor, temperature: float, refine_top_k: int, max_error: float = 0.0
+    ) -> RefinedSums:
+        """Project onto the rows as stored, but for the nearest of each query, which are refined.
 
-        Returns:
-            the weighted sums (R, D), and the unrefined mass of each (R,): the sum of weight times row length over the
-            unrefined rows, relative to the weighted sum's length.
+        Args:
+            refine_top_k: the most rows that are refined.
+            max_error: the error that may be left; fewer rows may be refined, if the others leave less.
         """
         ...
 
@@ -54,9 +55,10 @@ class KernelVariant:
         return self._library.project(rows, unit_queries, temperature, self._variant)
 
     def project_with_refinement(
-        self, rows: StoredRows, unit_queries: Tensor, temperature: float, refine_top_k: int
-    ) -> tuple[Tensor, Tensor]:
-        return self._library.project_with_refinement(rows, unit_queries, temperature, refine_top_k, self._variant)
+        self, rows: StoredRows, unit_queries: Tensor, temperature: float, refine_top_k: int, max_error: float = 0.0
+    ) -> RefinedSums:
+        found = self._library.project_with_refinement
+        return found(rows, unit_queries, temperature, refine_top_k, max_error, self._variant)
 
 
 def kernel_names(device: torch.device) -> tuple[str, ...]:

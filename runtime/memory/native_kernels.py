@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from runtime.memory.rows import StoredRows
+from runtime.memory.sums import RefinedSums
 from runtime.system.native_library import check_status, native_library
 
 _STORAGES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}
@@ -23,6 +24,7 @@ class _Bank(ctypes.Structure):
         ("residual", ctypes.c_void_p),
         ("residual_scales", ctypes.c_void_p),
         ("inverse_norms", ctypes.c_void_p),
+        ("squared_errors", ctypes.c_void_p),
         ("row_count", ctypes.c_int64),
         ("width", ctypes.c_int64),
         ("storage", ctypes.c_int32),
@@ -43,7 +45,7 @@ class NativeKernels:
         floats, real, name = ctypes.c_void_p, ctypes.c_float, ctypes.c_char_p
         self._library.patchcaption_project.argtypes = (bank, floats, count, real, number, name, floats)
         self._library.patchcaption_project_with_refinement.argtypes = (
-            (bank, floats, count, real, count, number, name, floats, floats)
+            (bank, floats, count, real, count, real, number, name, floats, floats, floats)
         )  # fmt: skip
 
     @property
@@ -71,23 +73,26 @@ class NativeKernels:
         unit_queries: Tensor,
         temperature: float,
         refine_top_k: int,
+        max_error: float = 0.0,
         variant: str | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> RefinedSums:
         """Project with a variant; by default the fastest."""
         unit_queries, sums = unit_queries.contiguous(), torch.empty_like(unit_queries)
-        unrefined_mass = torch.empty(len(unit_queries))
+        errors, drifts = torch.empty(len(unit_queries)), torch.empty(len(unit_queries))
         status = self._library.patchcaption_project_with_refinement(
             _describe_bank(rows),
             unit_queries.data_ptr(),
             len(unit_queries),
             temperature,
             refine_top_k,
+            max_error,
             *_run_options(variant),
             sums.data_ptr(),
-            unrefined_mass.data_ptr(),
+            errors.data_ptr(),
+            drifts.data_ptr(),
         )
         check_status(status)
-        return _propagate_nan(unit_queries, sums), unrefined_mass
+        return RefinedSums(_propagate_nan(unit_queries, sums), errors, drifts)
 
     def _variants(self) -> Iterator[str]:
         index = 0
@@ -116,6 +121,7 @@ def _describe_bank(rows: StoredRows) -> _Bank:
         residual=None if residual is None or residual.values is None else residual.values.data_ptr(),
         residual_scales=None if residual is None else residual.scales.data_ptr(),
         inverse_norms=rows.inverse_norms.data_ptr(),
+        squared_errors=None if residual is None else rows.squared_errors.data_ptr(),
         row_count=rows.stored.shape[0],
         width=rows.stored.shape[1],
         storage=_STORAGES[rows.stored.dtype],

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from runtime.memory.blocks import blocks, stored_blocks
 from runtime.memory.rows import ResidualRows, StoredRows
+from runtime.memory.sums import RefinedSums
 
 _MAX_LOGITS = 2**26
 """Queries x rows whose logits are kept: 256 MiB of float32."""
@@ -40,17 +41,20 @@ class TorchKernels:
         return sums / total
 
     def project_with_refinement(
-        self, rows: StoredRows, unit_queries: Tensor, temperature: float, refine_top_k: int
-    ) -> tuple[Tensor, Tensor]:
-        """Project in two passes, logits and weighted sum; read the residuals of refined rows only."""
+        self, rows: StoredRows, unit_queries: Tensor, temperature: float, refine_top_k: int, max_error: float = 0.0
+    ) -> RefinedSums:
+        """Project in two passes, logits and weighted sum; read the residuals of the ``refine_top_k`` nearest rows only.
+
+        Args:
+            max_error: not used: all of these rows are refined at once.
+        """
+        del max_error
         parts = unit_queries.split(max(1, _MAX_LOGITS // len(rows)))
-        sums, masses = zip(*(_project_part(rows, part, temperature, refine_top_k) for part in parts), strict=True)
-        return torch.cat(sums), torch.cat(masses)
+        projected = (_project_part(rows, part, temperature, refine_top_k) for part in parts)
+        return RefinedSums(*(torch.cat(found) for found in zip(*projected, strict=True)))
 
 
-def _project_part(
-    rows: StoredRows, unit_queries: Tensor, temperature: float, refine_top_k: int
-) -> tuple[Tensor, Tensor]:
+def _project_part(rows: StoredRows, unit_queries: Tensor, temperature: float, refine_top_k: int) -> RefinedSums:
     assert rows.residual is not None
     logit_scales = rows.inverse_norms / temperature
     coarse = StoredRows(rows.stored, rows.inverse_norms, rows.scales)
@@ -63,10 +67,17 @@ def _project_part(
     weights = torch.softmax(logits, dim=1, out=logits)
     top_weights = weights.gather(1, indices)
     sums = torch.einsum("rk,rkd->rd", top_weights, residuals)
+    unrefined = weights.scatter(1, indices, 0)
+    rest = torch.zeros_like(sums)
     for block in stored_blocks(coarse, _ROWS_AT_ONCE):
-        sums += block.weighted_sum(weights[:, block.start : block.start + len(block.inverse_norms)])
-    lengths = (weights / rows.inverse_norms).sum(dim=1) - (top_weights / rows.inverse_norms[indices]).sum(dim=1)
-    return sums, lengths.clamp(min=0) / sums.norm(dim=1)
+        columns = slice(block.start, block.start + len(block.inverse_norms))
+        of_all, of_unrefined = block.weighted_sum(torch.cat([weights[:, columns], unrefined[:, columns]])).chunk(2)
+        sums, rest = sums + of_all, rest + of_unrefined
+    lengths = sums.norm(dim=1)
+    across = rest - (rest * sums).sum(dim=1, keepdim=True) * sums / lengths[:, None].square()
+    errors = (unrefined.square() @ rows.squared_errors).sqrt()
+    errors = errors * math.hypot(1, 1 / (temperature * math.sqrt(sums.shape[1])))
+    return RefinedSums(sums, errors / lengths, across.norm(dim=1) / lengths)
 
 
 def _gather_residuals(residual: ResidualRows, indices: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from runtime.system.installation import NATIVE_FIX
 
 PATH_VARIABLE = "PATCHCAPTION_NATIVE"
 _FILE = Path(__file__).with_name("libpatchcaption.so")
-_ABI = 5
+_ABI = 6
 _FAILURES = {1: "invalid argument", 3: "this machine has no such variant", 4: "the bank's file cannot be read"}
 
 

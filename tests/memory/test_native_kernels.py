@@ -17,7 +17,7 @@ from runtime.bundle import HeldFile
 from runtime.bundle.dtypes import StoragePrecision
 from runtime.errors import BackendError, BundleError
 from runtime.memory import native_kernels
-from runtime.memory.kernels import ProjectionKernels, projection_kernels
+from runtime.memory.kernels import KernelVariant, ProjectionKernels, projection_kernels
 from runtime.memory.native_kernels import NativeKernels
 from runtime.memory.rows import ResidualRows, StoredRows
 from runtime.memory.torch_kernels import TorchKernels
@@ -92,6 +92,10 @@ def concept_bank(precision: StoragePrecision, count: int, width: int) -> tuple[S
     return stored(rows, precision), F.normalize(concepts, dim=1)
 
 
+def projection_kernels_named(variant: str) -> ProjectionKernels:
+    return TorchKernels() if variant == "torch" else KernelVariant(kernels(), variant)
+
+
 def distance_of_directions(sums: Tensor, expected: Tensor) -> float:
     return float((F.normalize(sums.double(), dim=1) - F.normalize(expected, dim=1)).norm(dim=1).max())
 
@@ -149,23 +153,64 @@ def test_the_nearest_rows_are_refined_and_the_others_are_summed_as_stored(
 ) -> None:
     rows = random_rows(20_000, 96)
     bank, unit_queries = stored(rows, precision), unit_queries_near(rows, 20, noise=2)
-    if variant == "torch":
-        sums, unrefined_mass = TorchKernels().project_with_refinement(bank, unit_queries, TEMPERATURE, top_k)
-    else:
-        sums, unrefined_mass = kernels().project_with_refinement(bank, unit_queries, TEMPERATURE, top_k, variant)
+    found = projection_kernels_named(variant).project_with_refinement(bank, unit_queries, TEMPERATURE, top_k)
     coarse = StoredRows(bank.stored, bank.inverse_norms, bank.scales).floats(0, len(rows)).double()
-    cosines = (unit_queries.double() @ coarse.T) * bank.inverse_norms.double()
-    chosen = cosines.topk(min(top_k, len(rows)), dim=1).indices
-    for region in range(len(unit_queries)):
-        refined = coarse.clone()
-        refined[chosen[region]] = bank.floats(0, len(rows)).double()[chosen[region]]
-        logits = (refined @ unit_queries[region].double()) * bank.inverse_norms.double() / TEMPERATURE
-        weights = torch.softmax(logits, dim=0)
-        expected = weights @ refined
-        torch.testing.assert_close(sums[region].double(), expected, rtol=1e-4, atol=2e-4 * float(expected.abs().max()))
-        weights[chosen[region]] = 0
-        expected_mass = (weights / bank.inverse_norms).sum() / expected.norm()
-        assert float(unrefined_mass[region]) == pytest.approx(float(expected_mass), rel=0.05, abs=1e-3)
+    refined, queries = bank.floats(0, len(rows)).double(), unit_queries.double()
+    coarse_cosines, cosines = ((queries @ values.T) * bank.inverse_norms.double() for values in (coarse, refined))
+    chosen = coarse_cosines.topk(min(top_k, len(rows)), dim=1).indices
+    is_chosen = torch.zeros(cosines.shape, dtype=torch.bool).scatter_(1, chosen, True)
+    weights = torch.softmax(torch.where(is_chosen, cosines, coarse_cosines) / TEMPERATURE, dim=1)
+    others = weights.masked_fill(is_chosen, 0)
+    rest = others @ coarse
+    expected = weights.masked_fill(~is_chosen, 0) @ refined + rest
+    for sums, wanted in zip(found.sums.double(), expected, strict=True):
+        torch.testing.assert_close(sums, wanted, rtol=1e-4, atol=2e-4 * float(wanted.abs().max()))
+    lengths = expected.norm(dim=1)
+    across = rest - (rest * expected).sum(dim=1, keepdim=True) * expected / lengths[:, None] ** 2
+    torch.testing.assert_close(found.drifts.double(), across.norm(dim=1) / lengths, rtol=0.05, atol=1e-4)
+    errors = (others**2 @ bank.squared_errors.double() * (1 + 1 / (96 * TEMPERATURE**2))).sqrt() / lengths
+    # The kernels take what is left from what all rows have, in float32.
+    torch.testing.assert_close(found.errors.double(), errors, rtol=0.02, atol=1e-4)
+
+
+def wide_bank(order: str) -> tuple[Tensor, Tensor]:
+    """Return rows of much the same cosine with unit queries, the nearest first, last, or anywhere."""
+    rows = random_rows(60_000, 64, seed=5)
+    unit_queries = F.normalize(random_rows(1, 64, seed=6) + 0.1 * random_rows(18, 64, seed=7), dim=1)
+    nearness = F.normalize(rows, dim=1) @ unit_queries[0]
+    orders = {"first": nearness.argsort(descending=True), "last": nearness.argsort(), "anywhere": torch.arange(60_000)}
+    return rows[orders[order]], unit_queries
+
+
+@needs_kernels
+@pytest.mark.parametrize("variant", [*VARIANTS, "torch"])
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
+def test_rounding_moves_sums_about_as_far_as_is_told(variant: str, precision: StoragePrecision) -> None:
+    rows, unit_queries = wide_bank("anywhere")
+    bank = stored(rows, precision)
+    found = projection_kernels_named(variant).project_with_refinement(bank, unit_queries, 0.05, 200)
+    expected = project_by_definition(bank, unit_queries, 0.05)
+    moved = (F.normalize(found.sums.double(), dim=1) - F.normalize(expected, dim=1)).norm(dim=1)
+    assert float((moved / found.errors).max()) < 1.3
+    if precision == "int8":  # which has steps of one size, as is assumed
+        assert float((moved / found.errors).max()) > 0.2
+
+
+@needs_kernels
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("order", ["first", "last", "anywhere"])
+def test_as_few_rows_are_refined_as_leave_the_error_that_is_allowed(variant: str, order: str) -> None:
+    rows, unit_queries = wide_bank(order)
+    bank, allowed = stored(rows, "int8"), 2e-3
+    refine = projection_kernels_named(variant).project_with_refinement
+    all_errors = refine(bank, unit_queries, 0.05, 4096).errors
+    found = refine(bank, unit_queries, 0.05, 4096, allowed)
+    expected = project_by_definition(bank, unit_queries, 0.05)
+    moved = (F.normalize(found.sums.double(), dim=1) - F.normalize(expected, dim=1)).norm(dim=1)
+    assert bool((moved < 1.3 * found.errors).all())
+    if order != "first":  # where the first rows tell nothing of the others, more is left, and told
+        assert bool((found.errors <= 1.05 * allowed).all())
+        assert bool((found.errors > 2 * all_errors).all())
 
 
 @needs_kernels
@@ -179,11 +224,11 @@ def test_residuals_are_the_same_from_their_file_as_from_memory(variant: str, tmp
     path.write_bytes(b"before" + bank.residual.values.numpy().tobytes())
     residual = ResidualRows(bank.residual.scales, file=HeldFile(path), offset=len(b"before"))
     from_file = StoredRows(bank.stored, bank.inverse_norms, bank.scales, residual)
-    refined, _ = kernels().project_with_refinement(from_file, unit_queries, TEMPERATURE, 100, variant)
+    refined = projection_kernels_named(variant).project_with_refinement(from_file, unit_queries, TEMPERATURE, 100)
     whole = kernels().project(from_file, unit_queries, TEMPERATURE, variant)
     torch.testing.assert_close(from_file.floats(7, 99), bank.floats(7, 99), rtol=0, atol=0)
     torch.testing.assert_close(from_file.head(90).floats(7, 99), bank.floats(7, 90), rtol=0, atol=0)
-    expected, _ = kernels().project_with_refinement(bank, unit_queries, TEMPERATURE, 100, variant)
+    expected = projection_kernels_named(variant).project_with_refinement(bank, unit_queries, TEMPERATURE, 100)
     torch.testing.assert_close(refined, expected, rtol=0, atol=0)
     torch.testing.assert_close(whole, kernels().project(bank, unit_queries, TEMPERATURE, variant), rtol=0, atol=0)
 

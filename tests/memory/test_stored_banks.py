@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from export.checkpoint import CheckpointError, MemorySource
+from export.memory.alike import AlikeRows
 from export.memory.bank_file import write_memory
 from export.memory.quantization import quantize_rows
 from runtime.bundle import HeldFile, MemoryConfig
@@ -115,8 +117,18 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return str(request.param)
 
 
+def many_alike_among_others() -> Tensor:
+    """Return copies of a row, more than are refined, among rows that are about as near to the vectors."""
+    copies = (normal(1, 256) + 0.3 * normal(1, 256, seed=7)).repeat(6144, 1)
+    rows = torch.cat([copies, normal(1, 256) + 0.7 * normal(14_000, 256, seed=6)])
+    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(3))]
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("rows", [near_equal, duplicates, all_equal, two_sides, one_long_among_short, all_different])
+@pytest.mark.parametrize(
+    "rows",
+    [near_equal, duplicates, all_equal, two_sides, one_long_among_short, all_different, many_alike_among_others],
+)
 @pytest.mark.usefixtures("kernels")
 def test_projected_vectors_are_those_of_float32_to_a_thousandth(
     rows: Callable[[], Tensor], precision: StoragePrecision, tmp_path: Path
@@ -159,11 +171,20 @@ def test_whatever_the_rows_and_vectors_are(
 
 
 @pytest.mark.skipif(native_kernels.library() is None, reason="the native kernels are not built: make native")
-@pytest.mark.parametrize(("rows", "expected"), [(all_different, False), (near_equal, True)])
-def test_all_rows_are_summed_again_only_where_the_nearest_have_too_little_of_the_weight(
-    rows: Callable[[], Tensor], expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("rows", "is_counted", "expected"),
+    [(all_different, True, False), (all_different, False, True), (many_alike_among_others, True, True)],
+)
+def test_all_rows_are_refined_only_where_the_nearest_are_too_few(
+    rows: Callable[[], Tensor],
+    is_counted: bool,
+    expected: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bank = build_bank(rows(), "int8", tmp_path)
+    if not is_counted:  # as in bundles of before: any number of rows may be alike
+        bank = replace(bank, config=bank.config.model_copy(update={"max_alike_rows": None}))
     projected: list[int] = []
     project = NativeKernels.project
 
@@ -172,10 +193,23 @@ def test_all_rows_are_summed_again_only_where_the_nearest_have_too_little_of_the
         return project(self, rows, unit_queries, temperature)
 
     monkeypatch.setattr(NativeKernels, "project", recording)
-    vectors = rows()[:4]
+    vectors = rows()[:4] + 4 * normal(4, 256, seed=4)
     difference = bank.project(vectors).double() - project_by_definition(rows(), vectors)
     assert float(difference.norm(dim=1).max()) < MAX_ERROR
     assert bool(projected) == expected
+
+
+def test_rows_that_are_alike_but_for_their_rounding_are_counted() -> None:
+    different, row = normal(2000, 384), normal(1, 384, seed=1)
+    for alike, expected in ((row.repeat(50, 1), 50), (row + 0.001 * normal(50, 384, seed=2), 45)):
+        counted = AlikeRows(384)
+        for part in torch.cat([different, alike]).split(300):
+            counted.add(part)
+        assert expected <= counted.most() <= 50
+    topic = AlikeRows(384)
+    topic.add(row + 0.5 * normal(2000, 384, seed=3))  # cosines of 0.8: captions of one thing
+    assert topic.most() < 10
+    assert AlikeRows(384).most() == 0
 
 
 def test_rows_that_would_lose_more_than_promised_are_refused(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@
 extern "C" {
 #endif
 
-#define PATCHCAPTION_ABI_VERSION 5
+#define PATCHCAPTION_ABI_VERSION 6
 #define PATCHCAPTION_API __attribute__((visibility("default")))
 
 enum patchcaption_storage {

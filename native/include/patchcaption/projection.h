@@ -12,8 +12,9 @@
  *     if (status != PATCHCAPTION_OK) fprintf(stderr, "projection failed: status %d\n", status);
  *
  * Memory: the caller owns all arrays and the file descriptor, and keeps them valid and unchanged during a call. Only
- * the results are written, and no pointer is kept. What a call allocates, about 4 * R * (D + 4 * refine_top_k + 512) +
- * 700 * D bytes per thread and 16384 * D more where all residuals are read from a file, it frees before it returns.
+ * the results are written, and no pointer is kept. What a call allocates it frees before it returns: about
+ * 4 * R * (3 * D + 4 * refine_top_k + 512) + 700 * D bytes per thread, 8 * R * refine_top_k, and where residuals are
+ * read from a file 4096 * D more per thread.
  *
  * Threads: every function may be called from any number of threads at once, also on the same bank. Each call starts and
  * joins its own threads.
@@ -39,12 +40,14 @@ typedef struct patchcaption_bank {
     const int8_t *residual;       /* (M, D) quantization error of `rows`, or NULL: read from `residual_fd`, or none */
     const float *residual_scales; /* (M,) at least 0, or NULL if the bank has no residual */
     const float *inverse_norms;   /* (M,) 1 / length of each row */
-    int64_t row_count;            /* M, 1 to 2**32 - 1 */
-    int64_t width;                /* D, 1 to 2**20 */
-    int32_t storage;              /* enum patchcaption_storage */
-    int32_t residual_fd;          /* file descriptor to read the residual from on demand, which keeps it out of memory;
-                                     -1 for none. Its position is neither used nor moved. */
-    int64_t residual_offset;      /* byte offset of the residual in that file */
+    const float
+        *squared_errors;     /* (M,) squared length of each row's residual, or what is expected of it; NULL: zeros */
+    int64_t row_count;       /* M, 1 to 2**32 - 1 */
+    int64_t width;           /* D, 1 to 2**20 */
+    int32_t storage;         /* enum patchcaption_storage */
+    int32_t residual_fd;     /* file descriptor to read the residual from on demand, which keeps it out of memory;
+                                -1 for none. Its position is neither used nor moved. */
+    int64_t residual_offset; /* byte offset of the residual in that file */
 } patchcaption_bank;
 
 /* Returns the name of a kernel variant that this CPU supports, or NULL if there are no more. Index 0 is the fastest.
@@ -66,19 +69,23 @@ PATCHCAPTION_API int32_t patchcaption_project(const patchcaption_bank *bank, con
                                               int64_t query_count, float temperature, int32_t threads,
                                               const char *variant, float *weighted_sum);
 
-/* Projects with the residual added to the `refine_top_k` rows of highest cosine only, per query; the other rows are
- * used as stored. Reads the residual of no other row. Arguments as above, and:
+/* Projects with the residual added to rows of the highest cosines only, per query; the other rows are used as stored.
+ * Reads the residual of no other row. Arguments as above, and:
  *
- * refine_top_k: at least 0; M or more for all rows.
- * unrefined_mass (R,): the sum of softmax weight * row length over the rows that were not refined, divided by the
- * length of the weighted sum. Quantization changes the result by at most this times the relative error of a row plus
- * that of its softmax weight.
+ * refine_top_k: the most rows whose residuals are added, at least 0; M or more for all rows.
+ * max_error: at least 0; the error, as `unrefined_error` has it, that the other rows may leave. Where fewer rows than
+ * refine_top_k leave less, only about as many are refined.
+ * unrefined_error (R,): how far the residuals of the other rows are expected to move the weighted sum, relative to its
+ * length, if they have no direction in common and are known by their lengths alone: the root of the sum over those rows
+ * of weight**2 * squared error * (1 + 1 / (D * temperature**2)), for rows and their weights.
+ * unrefined_drift (R,): the length of the other rows' part of the weighted sum, across the sum's direction and relative
+ * to its length. Rounding makes the weights of these rows larger, on average by half the variance of their logits.
  */
 PATCHCAPTION_API int32_t patchcaption_project_with_refinement(const patchcaption_bank *bank, const float *unit_queries,
                                                               int64_t query_count, float temperature,
-                                                              int64_t refine_top_k, int32_t threads,
+                                                              int64_t refine_top_k, float max_error, int32_t threads,
                                                               const char *variant, float *weighted_sum,
-                                                              float *unrefined_mass);
+                                                              float *unrefined_error, float *unrefined_drift);
 
 #ifdef __cplusplus
 }
