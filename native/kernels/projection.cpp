@@ -35,13 +35,11 @@ constexpr const Variant *kVariants[] = {
 // clang-format on
 constexpr int64_t kMaxTaskRows = 1 << 14, kMinTaskRows = 1 << 11;  // a thread that becomes free takes so many
 constexpr int64_t kTasksPerThread = 4;
+constexpr int64_t kMinKept = 64;    // of a query's candidates
+constexpr int64_t kKeptMargin = 4;  // times as many are kept as are expected of the rows seen so far
 constexpr int64_t kMaxWidth = 1 << 20, kMaxQueries = 1 << 24;  // far above all use; no sum of sizes can overflow
 
-constexpr int64_t kMinKept = 64;
-constexpr int64_t kKeptMargin = 4;  // times the candidates that are expected of the rows seen so far
-
-// Keeps the upper half of a query's candidates, when their array is full, or as many as are likely to matter in the
-// end.
+// Keeps the upper half of a query's candidates, when their array is full, or fewer that are likely to be enough.
 void keep_top(Partial &partial, int64_t query, uint32_t row) {
     Candidate *candidates = partial.candidates + query * partial.candidate_capacity;
     const double likely =
@@ -155,7 +153,7 @@ bool is_valid(const patchcaption_bank *bank, const float *unit_queries, int64_t 
            !__builtin_add_overflow(bank->residual_offset, bank->row_count * bank->width, &residual_end);
 }
 
-// Calls work(query, thread) for every query, in as many threads as there are workers.
+// Calls work(query) for every query, in as many threads as there are workers.
 template <typename Work>
 void for_each_query(int64_t query_count, const std::vector<Worker> &workers, Work work) {
     std::atomic<int64_t> next{0};
@@ -164,8 +162,7 @@ void for_each_query(int64_t query_count, const std::vector<Worker> &workers, Wor
     });
 }
 
-// Puts refined rows in the place of stored ones in the first worker's sums; writes what is left unrefined of each
-// query.
+// Puts refined rows in the place of stored ones in the first worker's sums; writes what each query has unrefined.
 void refine_all(const Variant &variant, const patchcaption_bank &bank, const QueryBatch &batch, int64_t top_k,
                 double max_error, std::vector<Worker> &workers, UnrefinedRest *rests) {
     Partial &merged = workers[0].partial;

@@ -112,21 +112,12 @@ class Refinement {
             std::nth_element(rows.begin(), rows.begin() + top_k_, rows.end(), has_higher_logit);
             rows.resize(top_k_);
         }
-        const float max_logit = merged.max_logits[query];
-        auto end = rows.end();
-        chosen.squared_error = std::max(0.0, chosen.squared_error - squared_error_of(rows.begin(), end, max_logit));
+        const double of_rows = squared_error_of(rows.begin(), rows.end(), merged.max_logits[query]);
+        chosen.squared_error = std::max(0.0, chosen.squared_error - of_rows);
         const float *sums = merged.weighted_sum + query * batch_.padded_width;
         double squared_length = 0;
         for (int64_t d = 0; d < batch_.padded_width; ++d) squared_length += static_cast<double>(sums[d]) * sums[d];
-        while (end - rows.begin() >= kStep) {
-            const auto kept = end - (end - rows.begin()) / kStep;
-            std::nth_element(rows.begin(), kept, end, has_higher_logit);
-            const double squared_error = chosen.squared_error + squared_error_of(kept, end, max_logit);
-            if (!(squared_error <= max_error * max_error * squared_length)) break;
-            chosen.squared_error = squared_error;
-            end = kept;
-        }
-        rows.erase(end, rows.end());
+        leave_out(chosen, merged.max_logits[query], max_error * max_error * squared_length);
         std::sort(rows.begin(), rows.end(), [](const Candidate &a, const Candidate &b) { return a.row < b.row; });
     }
 
@@ -183,7 +174,23 @@ class Refinement {
     }
 
   private:
-    static constexpr int64_t kStep = 4;  // a quarter of the rows is left out, as long as that leaves no larger error
+    struct ChosenRows;
+    static constexpr int64_t kStep = 4;
+
+    // Leaves out the lowest quarter of the rows, time and again, as long as the squared error stays within `most`.
+    void leave_out(ChosenRows &chosen, float max_logit, double most) const {
+        std::vector<Candidate> &rows = chosen.rows;
+        auto end = rows.end();
+        while (end - rows.begin() >= kStep) {
+            const auto kept = end - (end - rows.begin()) / kStep;
+            std::nth_element(rows.begin(), kept, end, has_higher_logit);
+            const double squared_error = chosen.squared_error + squared_error_of(kept, end, max_logit);
+            if (!(squared_error <= most)) break;
+            chosen.squared_error = squared_error;
+            end = kept;
+        }
+        rows.erase(end, rows.end());
+    }
 
     // The sum over some rows of weight**2 * squared error.
     template <typename Rows>

@@ -40,14 +40,13 @@ typedef struct patchcaption_bank {
     const int8_t *residual;       /* (M, D) quantization error of `rows`, or NULL: read from `residual_fd`, or none */
     const float *residual_scales; /* (M,) at least 0, or NULL if the bank has no residual */
     const float *inverse_norms;   /* (M,) 1 / length of each row */
-    const float
-        *squared_errors;     /* (M,) squared length of each row's residual, or what is expected of it; NULL: zeros */
-    int64_t row_count;       /* M, 1 to 2**32 - 1 */
-    int64_t width;           /* D, 1 to 2**20 */
-    int32_t storage;         /* enum patchcaption_storage */
-    int32_t residual_fd;     /* file descriptor to read the residual from on demand, which keeps it out of memory;
-                                -1 for none. Its position is neither used nor moved. */
-    int64_t residual_offset; /* byte offset of the residual in that file */
+    const float *squared_errors;  /* (M,) expected square of the length of each row's residual, or NULL for zeros */
+    int64_t row_count;            /* M, 1 to 2**32 - 1 */
+    int64_t width;                /* D, 1 to 2**20 */
+    int32_t storage;              /* enum patchcaption_storage */
+    int32_t residual_fd;          /* file descriptor to read the residual from on demand, which keeps it out of memory;
+                                     -1 for none. Its position is neither used nor moved. */
+    int64_t residual_offset;      /* byte offset of the residual in that file */
 } patchcaption_bank;
 
 /* Returns the name of a kernel variant that this CPU supports, or NULL if there are no more. Index 0 is the fastest.
