@@ -227,6 +227,7 @@ class MutantRunner:
 
     def try_one(self, content: bytes) -> None:
         """Admit a graph's bytes and run them, or count them as refused."""
+        self._path.unlink(missing_ok=True)  # ext4 writes a file that is written over to the disk at once
         self._path.write_bytes(content)
         try:
             graph = admit(HeldFile(self._path), self._contract, self._files)
