@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
@@ -86,6 +87,17 @@ def traced_graphs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def verdicts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         keep_verdicts(shared_folder(tmp_path_factory) / "verdicts", patch)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_objects(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let CMake compile each file of the native kernels once, whatever builds them, and wherever its copy lies."""
+    folder = shared_folder(tmp_path_factory) / "objects"
+    folder.mkdir(exist_ok=True)
+    launcher = [sys.executable, "-I", "-S", str(ROOT / "tests" / "compile_once.py"), str(folder)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CMAKE_CXX_COMPILER_LAUNCHER", ";".join(launcher))
         yield
 
 

@@ -196,8 +196,8 @@ class Image:
 
     @staticmethod
     def _inherited() -> Mapping[str, str]:
-        """Return what pip is told on this machine, but for where this clone is."""
-        return {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "LANG", "SSL"))}
+        """Return what pip and CMake are told on this machine, but for where this clone is."""
+        return {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "LANG", "SSL", "CMAKE_"))}
 
     def _copy(self, source: str, target: Path) -> None:
         if source != ".":
