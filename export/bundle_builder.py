@@ -28,6 +28,7 @@ from export.readers import read_checkpoint
 from export.readers.families import find_architecture
 from export.text_spaces import have_same_vectors, how_to_make_banks
 from runtime.backends import BACKENDS
+from runtime.backends.imports import import_onnxruntime
 from runtime.bundle import (
     SCHEMA,
     BuildInfo,
@@ -111,6 +112,7 @@ def build(name: str, out: Path, progress: BuildReporter, options: BuildOptions =
             TensorRT is asked for and is not there or refuses a graph.
     """
     # Checked first, so that what is missing is reported before the minutes that an export takes.
+    import_onnxruntime()
     _check_options(options)
     plan_options = options.plans if options.has_plans else None
     target = open_target(options.backend, options.precision, plan_options) if plan_options else None

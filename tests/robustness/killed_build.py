@@ -6,6 +6,7 @@ are copies: exporting them is slow, and writes nothing of its own.
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import shutil
@@ -24,6 +25,7 @@ from export.command_line import run_command, show_progress
 from export.graphs.specs import GraphSpec
 from export.readers import read_checkpoint
 from runtime.backends.base import Device
+from runtime.backends.imports import import_onnxruntime
 from runtime.bundle import Bundle, EnginePrecision, EngineRecord
 from tests.children import run_fork
 
@@ -40,6 +42,8 @@ def main() -> None:
     torch.set_num_threads(1)
     store = Path(shutil.copytree(target, target.with_name("store")))
     checkpoint = read_checkpoint("demo", None)
+    import_onnxruntime()  # which a build would import in each fork
+    gc.freeze()  # the modules' objects: to go through them would copy their memory in each fork
     export_graph = _copy_graph(Bundle(store))
     with patch.multiple(bundle_builder, export_graph=export_graph, read_checkpoint=lambda *_: checkpoint):
         _kill_builds(target, points, ending)
