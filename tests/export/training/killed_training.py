@@ -1,15 +1,16 @@
 """Trains a small decoder again and again and ends it at another moment each time. Run by test_interruptions.py.
 
-Usage: killed_training.py FOLDER ENDING POINTS. An ending is a signal's name, sent when a training touches the file
+Usage: killed_training.py FOLDER ENDING:POINTS... An ending is a signal's name, sent when a training touches the file
 system for the n-th time; TIME for a kill after a random time; or FULL for a disk that takes no more. Each is gone on
-with by the same command, and must end as a training that was never interrupted. Prints how many trainings had an end
-of their own.
+with by the same command, and must end as a training that was never interrupted. Its last line tells of each ending how
+many trainings did not come to their own end.
 
 Modules are imported once; each training is a fork.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import resource
@@ -20,7 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from matplotlib.backends import backend_agg  # noqa: F401  # as those below, imported where it is used
+from matplotlib import figure  # noqa: F401  # as those below, imported where it is used
+from matplotlib.backends import backend_agg  # noqa: F401
 from transformers import CLIPTextModelWithProjection, GPT2LMHeadModel  # noqa: F401
 
 from export import train_decoder
@@ -37,18 +39,21 @@ STEPS = "15"
 
 
 def main() -> None:
-    folder, ending, points = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    folder, endings = Path(sys.argv[1]), [argument.split(":") for argument in sys.argv[2:]]
     torch.set_num_threads(1)
     write_captions(folder / "captions.txt", 300)
+    gc.freeze()  # the modules' objects: to go through them would copy their memory in each fork
     events = run_fork(lambda: train(folder / "whole", counted=True))
     expected = contents(folder / "whole")
     seconds = time.monotonic()
-    if ending == "TIME":
-        assert run_fork(lambda: train(folder / "again")) == 0
-        assert contents(folder / "again") == expected
-    seconds = time.monotonic() - seconds
-    total = {"TIME": seconds, "FULL": max(map(len, expected.values()))}.get(ending, events)
-    print(sum(end(folder / "ended", ending, moment, expected) for moment in moments(ending, points, total)))
+    assert run_fork(lambda: train(folder / "again")) == 0
+    assert contents(folder / "again") == expected
+    totals = {"TIME": time.monotonic() - seconds, "FULL": max(map(len, expected.values()))}
+    ended = []
+    for ending, points in endings:
+        chosen = moments(ending, int(points), totals.get(ending, events))
+        ended.append(sum(end(folder / "ended", ending, moment, expected) for moment in chosen))
+    print(*ended)
 
 
 def moments(ending: str, points: int, total: float) -> Iterator[float]:
