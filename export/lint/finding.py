@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 import onnx
 import onnx_ir
-from onnx_ir import DataType
+from onnx_ir import DataType, serde
 
 from export.lint.inference import Inference, infer
 from export.lint.support_table import LENIENT_SINCE, Version
@@ -126,11 +126,15 @@ def format_version(version: Version) -> str:
 
 def without_weights(model: onnx_ir.Model) -> onnx.ModelProto:
     """Return the graph with its large weights as inputs: small, but with all that shape inference needs."""
-    proto = onnx_ir.to_proto(model)
+    proto = serde.serialize_model(model)
     weights = list(proto.graph.initializer)
     large = [weight for weight in weights if int(np.prod(weight.dims)) > _MAX_KEPT_ELEMENTS]
     stored = model.graph.initializers
-    small = [_with_data(stored[weight.name]) for weight in weights if int(np.prod(weight.dims)) <= _MAX_KEPT_ELEMENTS]
+    small = [
+        _with_data(stored[weight.name]) if weight.external_data else weight
+        for weight in weights
+        if int(np.prod(weight.dims)) <= _MAX_KEPT_ELEMENTS
+    ]
     del proto.graph.initializer[:]
     proto.graph.initializer.extend(small)
     known = {value.name for value in proto.graph.input}
@@ -144,4 +148,6 @@ def without_weights(model: onnx_ir.Model) -> onnx.ModelProto:
 def _with_data(weight: onnx_ir.Value) -> onnx.TensorProto:
     """Return a weight with its values, which inference does not read from a file of their own."""
     assert weight.const_value is not None
-    return onnx_ir.to_proto(onnx_ir.tensor(weight.const_value.numpy(), weight.const_value.dtype, name=weight.name))
+    return serde.serialize_tensor(
+        onnx_ir.tensor(weight.const_value.numpy(), weight.const_value.dtype, name=weight.name)
+    )

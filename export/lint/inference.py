@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 import onnx_ir
-from onnx_ir import DataType
+from onnx_ir import DataType, serde
 
 from export.lint.quantizers import quantized_dtype
 from export.lint.shape_inference import MAX_RANK, infer_shapes
@@ -126,7 +126,7 @@ def _add_constant(known: KnownTensors, name: str, tensor: onnx_ir.TensorProtocol
 
 
 def _inline(name: str, tensor: onnx_ir.TensorProtocol) -> onnx.TensorProto:
-    return onnx_ir.to_proto(onnx_ir.tensor(tensor.numpy(), dtype=tensor.dtype, name=name))
+    return serde.serialize_tensor(onnx_ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=name))
 
 
 def _add_node(inference: Inference, node: onnx_ir.Node, opset: int) -> None:

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 import onnx
 import onnx_ir
-from onnx_ir import DataType
+from onnx_ir import DataType, serde
 
 from export.lint.quantizers import quantizer_misfit
 from export.lint.support_table import INTEGERS, REAL, TAKES_ALL_INPUTS
@@ -65,7 +65,7 @@ def _infer_by_onnx(known: KnownTensors, node: onnx_ir.Node, opset: int) -> Infer
     has_graphs = any(one.type == onnx_ir.AttributeType.GRAPH for one in node.attributes.values())
     if schema is None or not schema.has_type_and_shape_inference_function or has_graphs:
         return unknown, None
-    proto = onnx_ir.to_proto(node)
+    proto = serde.serialize_node(node)
     proto.domain = ""
     if node.op_type not in TAKES_ALL_INPUTS:
         del proto.input[schema.max_input :]
