@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import onnx_ir
 import pytest
 from filelock import FileLock
 from torch import nn
+from torch._export import utils
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from export.graphs import exporter, tracing
@@ -31,12 +33,32 @@ def trace_once(folder: Path, patch: pytest.MonkeyPatch) -> None:
             if not path.exists():
                 # a graph may have 2 GiB and more
                 data = f"{path.name}.data"
-                onnx_ir.save(trace(spec), path, external_data=data, size_threshold_bytes=_MAX_INLINE_BYTES)
+                with _quick():
+                    graph = trace(spec)
+                onnx_ir.save(graph, path, external_data=data, size_threshold_bytes=_MAX_INLINE_BYTES)
         return onnx_ir.load(path)
 
     patch.setattr(exporter, "trace", stored)
-    # torch reads the code of all its operators again for each graph, half a second
-    patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(cache(ONNXRegistry.from_torchlib)))
+
+
+_registry = cache(ONNXRegistry.from_torchlib)
+_make_operators_known = cache(utils._materialize_cpp_cia_ops)
+
+
+@contextmanager
+def _quick() -> Iterator[None]:
+    """Let torch trace without what it does again for each graph, or for those who look for mistakes in it.
+
+    It reads the code of all its operators, and makes all of them known; it keeps results of operators, of which few
+    come again; and it describes the stack at each node, which is not in the graph.
+    """
+    import torch._dynamo.config  # which takes a second
+
+    with pytest.MonkeyPatch.context() as patch, torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(_registry))
+        patch.setattr(utils, "_materialize_cpp_cia_ops", _make_operators_known)
+        patch.setattr(torch.fx.config, "do_not_emit_stack_traces", True)
+        yield
 
 
 def _digest(spec: GraphSpec) -> str:
