@@ -16,6 +16,7 @@ from export import build_engines
 from runtime import Captioner
 from runtime.backends.base import Device
 from tests.exported_forms import export_prompted_bundle
+from tests.seeded_numbers import draw_once
 from tests.tensorrt_double.verdicts import keep_verdicts
 from tests.traced_graphs import trace_once
 
@@ -80,6 +81,13 @@ def data_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def traced_graphs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         trace_once(shared_folder(tmp_path_factory) / "traced", patch)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def seeded_numbers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        draw_once(shared_folder(tmp_path_factory) / "numbers", patch)
         yield
 
 
