@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import logging
 import warnings
@@ -15,11 +16,13 @@ from export.graphs.specs import GraphSpec
 
 OPSET = 20
 """The newest that TensorRT 10.3 (JetPack 6) reads completely."""
+_COLLECTED_AFTER = 10_000
+"""New objects after which Python looks for garbage among them."""
 
 
 def trace(spec: GraphSpec) -> onnx_ir.Model:
     """Return the graph of a module in fp32, with its weights."""
-    with _quiet():
+    with _quiet(), _collecting_seldom():
         program = torch.onnx.export(
             spec.module,
             spec.example,
@@ -73,3 +76,14 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _collecting_seldom() -> Iterator[None]:
+    """Let Python look for garbage more seldom: each time it goes through all that torch is, and a trace makes much."""
+    thresholds = gc.get_threshold()
+    gc.set_threshold(max(thresholds[0], _COLLECTED_AFTER), *thresholds[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
