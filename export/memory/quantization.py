@@ -15,8 +15,8 @@ from torch import Tensor
 
 from runtime.bundle.dtypes import StoragePrecision
 
-REFINE_TOP_K: dict[StoragePrecision, int] = {"fp32": 0, "fp16": 256, "bf16": 1024, "int8": 4096}
-"""Rows refined with the residual per region, by precision; coarser storage needs more."""
+REFINE_TOP_K: dict[StoragePrecision, int] = {"fp32": 0, "fp16": 256, "bf16": 1024, "int8": 5120}
+"""The most rows that are refined by their residuals for a region, by precision: coarser storage needs more."""
 
 _MAX_INT8 = 127  # on both sides of 0
 _MIN_SCALE = 1e-30

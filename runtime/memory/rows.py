@@ -102,15 +102,16 @@ class StoredRows:
 
     @cached_property
     def squared_errors(self) -> Tensor:
-        """The squared length of what rounding is expected to have left of each row, or a little more (M,) float32.
+        """The squared length of what rounding is expected to have left of each row (M,) float32.
 
-        A value that is rounded up or down at random, so that it is right on average, has a variance of at most a
-        quarter of a step's square. Steps are alike within a row of int8, and proportional to values in other formats.
+        Values are rounded up or down at random, so that they are right on average: the variance is a sixth of a step's
+        square, if they lie anywhere between two steps, and a quarter at most. Steps are alike within a row of int8. In
+        other formats they are proportional to the value, half or all of the format's precision, and all is taken.
         """
         if self.stored.dtype == torch.int8:
             steps = torch.ones_like(self.inverse_norms) if self.scales is None else self.scales
-            return steps.square() * (self.stored.shape[1] / 4)
-        return (torch.finfo(self.stored.dtype).eps / 2 / self.inverse_norms).square()
+            return steps.square() * (self.stored.shape[1] / 6)
+        return (torch.finfo(self.stored.dtype).eps / self.inverse_norms).square() / 6
 
     @property
     def has_residual_in_memory(self) -> bool:
