@@ -8,11 +8,13 @@ import re
 import sys
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 from rich.text import Text
 
+from export import build_engines, bundle_builder
 from export.bundle_builder import BuildOptions
 from export.command_line import add_plan_options, from_namespace, positive_int, run_command, show_progress
 from export.plans.builder import PlanOptions
@@ -81,6 +83,13 @@ def test_what_a_build_does_by_default_is_what_its_options_say() -> None:
     parser = argparse.ArgumentParser()
     add_plan_options(parser)
     assert from_namespace(PlanOptions, parser.parse_args([])) == PlanOptions()
+
+
+def test_onnxruntime_is_missed_before_the_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setattr(bundle_builder, "read_checkpoint", None)
+    with pytest.raises(ModuleNotFoundError, match="onnxruntime"):
+        build_engines.main(["demo", "--out", str(tmp_path / "bundle")])
 
 
 def test_a_build_shows_its_steps_and_what_tensorrt_does_within_them() -> None:
