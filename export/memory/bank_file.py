@@ -51,9 +51,9 @@ def write_memory(
             lines.writelines(json.dumps(caption, ensure_ascii=False) + "\n" for caption in captions)
             block = quantize_rows(embeddings, precision, generator)
             _check_error(memory, block, precision)
-            alike.add(embeddings)
             rows.add(block.stored, inverse_norms=1 / embeddings.norm(dim=1), **_scales(block))
             if residual is not None and block.residual is not None and block.residual_scales is not None:
+                alike.add(embeddings)
                 residual.add(block.residual, scales=block.residual_scales)
             max_error, count = max(max_error, block.max_error), count + len(embeddings)
         rows.finish(NUMBER_FORMATS[precision])

@@ -173,7 +173,12 @@ def test_whatever_the_rows_and_vectors_are(
 @pytest.mark.skipif(native_kernels.library() is None, reason="the native kernels are not built: make native")
 @pytest.mark.parametrize(
     ("rows", "is_counted", "expected"),
-    [(all_different, True, False), (all_different, False, True), (many_alike_among_others, True, True)],
+    [
+        (all_different, True, False),
+        (all_different, False, True),
+        (near_equal, True, True),
+        (many_alike_among_others, True, True),
+    ],
 )
 def test_all_rows_are_refined_only_where_the_nearest_are_too_few(
     rows: Callable[[], Tensor],
