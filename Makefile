@@ -16,7 +16,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --gen
 ALL_MACHINES := ((platform_machine == 'aarch64' and sys_platform == 'linux') or (platform_machine == 'x86_64' and \
 	sys_platform == 'linux'))
 
-.PHONY: demo demo-viecap native wheel test lint docs train-demo locks clean
+.PHONY: demo demo-viecap native wheel test test-all lint lint-style lint-types-10 lint-types-11 docs train-demo locks clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python export/build_engines.py demo --out engines/demo
@@ -48,14 +48,28 @@ wheel: $(VENV)/.test
 # One process per core, each with one torch thread: that takes two thirds of the time. Each begins with its share of the
 # modules and takes from the others' at its end. They keep compiled modules whatever the environment says: some hundred
 # commands that tests start would compile them again.
-test: $(VENV)/.test native
-	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist worksteal
+# `test` leaves out those that are marked slow: it takes under ten minutes on two cores, all of them two to three times that.
+WORKERS ?= auto
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --dist worksteal -n $(WORKERS)
 
-lint: $(VENV)/.test
+test: $(VENV)/.test native
+	$(PYTEST) -m "not slow"
+
+test-all: $(VENV)/.test native
+	$(PYTEST)
+
+# `make --jobs=2 lint` checks the types against both versions of TensorRT at once, a minute each.
+lint: lint-style lint-types-10 lint-types-11
+
+lint-style: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	find native -name '*.h' -o -name '*.cpp' | xargs $(BIN)/clang-format --dry-run --Werror
+
+lint-types-10: $(VENV)/.test
 	$(BIN)/mypy --always-false TENSORRT_11 --cache-dir .mypy_cache/tensorrt_10
+
+lint-types-11: $(VENV)/.test
 	$(BIN)/mypy --always-true TENSORRT_11 --cache-dir .mypy_cache/tensorrt_11
 
 # The demo bundle draws the pictures; it is built if there is none.
