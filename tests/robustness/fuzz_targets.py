@@ -342,7 +342,7 @@ def write_seeds(target: str, folder: Path) -> None:
 
 def main() -> None:
     target = TARGETS[sys.argv[1]]
-    corpus = _FOLDER / "corpus"
+    corpus = _FOLDER / f"corpus-{sys.argv[1]}"
     corpus.mkdir()
     write_seeds(sys.argv[1], corpus)
 
