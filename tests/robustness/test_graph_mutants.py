@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
 from runtime.bundle import EnginePrecision
-from tests.conftest import ROOT, shared_folder
+from tests.conftest import shared_folder
 from tests.exported_forms import export_small_bundle
+from tests.warm_module import WarmModule
 
 COUNT = 5000
 COUNT_IN_INT8 = 1000
@@ -32,6 +31,12 @@ def small_bundle(tmp_path_factory: pytest.TempPathFactory, demo_bundle: Path) ->
     return export
 
 
+@pytest.fixture(scope="module")
+def graph_mutants() -> Iterator[WarmModule]:
+    with WarmModule("tests.robustness.graph_mutants") as module:
+        yield module
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "precision"),
@@ -41,20 +46,25 @@ def small_bundle(tmp_path_factory: pytest.TempPathFactory, demo_bundle: Path) ->
     ],
 )
 def test_changed_graphs_are_refused_or_run(
-    small_bundle: Callable[[EnginePrecision], Path], engine: str, precision: EnginePrecision
+    graph_mutants: WarmModule,
+    small_bundle: Callable[[EnginePrecision], Path],
+    engine: str,
+    precision: EnginePrecision,
 ) -> None:
-    require_refused_or_run(small_bundle(precision), engine, COUNT if precision == "fp32" else COUNT_IN_INT8)
+    count = COUNT if precision == "fp32" else COUNT_IN_INT8
+    require_refused_or_run(graph_mutants, small_bundle(precision), engine, count)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["mapping", "prefill", "decoder", "beam_decoder"])
-def test_changed_graphs_of_decoders_with_prompts_are_too(prompted_bundle: Path, engine: str) -> None:
-    require_refused_or_run(prompted_bundle, engine)
+def test_changed_graphs_of_decoders_with_prompts_are_too(
+    graph_mutants: WarmModule, prompted_bundle: Path, engine: str
+) -> None:
+    require_refused_or_run(graph_mutants, prompted_bundle, engine, COUNT)
 
 
-def require_refused_or_run(bundle: Path, engine: str, count: int = COUNT) -> None:
-    command = [sys.executable, "-m", "tests.robustness.graph_mutants", str(bundle), engine, str(count)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+def require_refused_or_run(graph_mutants: WarmModule, bundle: Path, engine: str, count: int) -> None:
+    done = graph_mutants.run(bundle, engine, str(count))
     last = done.stdout.splitlines()[-1:]
     assert done.returncode == 0, f"mutant {last}: exit code {done.returncode}\n{done.stderr[-3000:]}"
     counts = json.loads(last[0])
