@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
 import numpy as np
 import onnx
@@ -65,7 +66,6 @@ def insert_node(model: onnx.ModelProto, picks: random.Random) -> None:
 def change_operator(model: onnx.ModelProto, picks: random.Random) -> None:
     node = _pick_node(model, picks)
     assert node is not None
-    names = sorted({one.name for one in onnx.defs.get_all_schemas() if one.domain == ""})
     alike = (
         "Add",
         "Sub",
@@ -83,7 +83,12 @@ def change_operator(model: onnx.ModelProto, picks: random.Random) -> None:
         "Not",
         "Neg",
     )
-    node.op_type = picks.choice(picks.choice((names, alike)))
+    node.op_type = picks.choice(picks.choice((_operator_names(), alike)))
+
+
+@cache
+def _operator_names() -> Sequence[str]:
+    return sorted({one.name for one in onnx.defs.get_all_schemas() if one.domain == ""})
 
 
 def remove_attribute(model: onnx.ModelProto, picks: random.Random) -> None:
