@@ -115,7 +115,7 @@ def export_small_bundle(demo: Path, folder: Path, precision: EnginePrecision = "
     """Return a bundle of a model of one layer, with the demo's other files, which do not fit it."""
     shutil.copytree(demo, folder)
     one_layer = Dinov2Backbone(replace(_REGISTERS, depth=1)), replace(DECODER, num_layers=1)
-    graphs = list(_export_form(folder, *one_layer, precision, "cpu"))
+    graphs = list(_export_models(folder, *one_layer, precision, "cpu"))
     small, manifest = graphs[0].manifest, Bundle(demo).manifest
     space = {"text_space": manifest.backbone.text_space}
     (folder / MANIFEST).unlink()
@@ -137,10 +137,28 @@ def _export_form(
     precision: EnginePrecision,
     device: Device,
 ) -> Iterator[ExportedGraph]:
+    """Export a backbone and, with its decoder if one is given, decoders with prompts."""
+    yield from _export_models(folder, backbone, decoder_config, precision, device)
+    if decoder_config is not None:
+        yield from _export_decoders_with_prompts(folder, _other_precision(precision, device), device)
+
+
+def _other_precision(precision: EnginePrecision, device: Device) -> GraphPrecision:
+    """Return the precision of a bundle's graphs beside its backbone."""
+    return BuildOptions(backend="cpu" if device == "cpu" else "ort-cuda", precision=precision).other_precision
+
+
+def _export_models(
+    folder: Path,
+    backbone: BackboneModel,
+    decoder_config: DecapConfig | None,
+    precision: EnginePrecision,
+    device: Device,
+) -> Iterator[ExportedGraph]:
     """Export a backbone and its re-encoder, if it has one, and a decoder if one is given."""
     backbone = randomized(backbone)
     decoder = randomized(DecapStep(decoder_config or DECODER))
-    other = BuildOptions(backend="cpu" if device == "cpu" else "ort-cuda", precision=precision).other_precision
+    other = _other_precision(precision, device)
     numbers = BundleNumbers("test", (89,), max_images=8, batch_sizes=(1, 16), precision=other)
     manifest = Manifest.model_construct(
         backbone=backbone.manifest_entry("small", numbers), decoder=decoder.manifest_entry(numbers)
@@ -152,18 +170,21 @@ def _export_form(
     if backbone.last_block is not None:
         export_graph(reencoder_spec(backbone), folder, other, device)
         yield ExportedGraph(folder / "reencoder.onnx", "reencoder", manifest)
-    if decoder_config is None:
-        return
-    yield from _export_decoder(folder, decoder, manifest, other, device)
+    if decoder_config is not None:
+        yield from _export_decoder(folder, decoder, manifest, other, device)
+
+
+def _export_decoders_with_prompts(folder: Path, precision: GraphPrecision, device: Device) -> Iterator[ExportedGraph]:
+    """Export a decoder with prompts and, for a CPU, another mapping, each into a folder beside another."""
     of_prompted = folder.with_name(f"{folder.name}-prompted")
     of_prompted.mkdir()
-    with_prompts = export_prompted(of_prompted, prompted_model(), other, device)
+    with_prompts = export_prompted(of_prompted, prompted_model(), precision, device)
     yield from with_prompts
     if device == "cpu":
         perceptron = prompted_model(MlpMapping(SMALL_MAPPING))
         spec, of_perceptron = decoder_specs(perceptron)["mapping"], folder.with_name(f"{folder.name}-perceptron")
         of_perceptron.mkdir()
-        export_graph(spec, of_perceptron, other, device)
+        export_graph(spec, of_perceptron, precision, device)
         yield ExportedGraph(of_perceptron / spec.io.file, "mapping", with_prompts[0].manifest)
 
 
