@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import get_args
 
@@ -27,6 +28,7 @@ from hypothesis import strategies as st
 from export.graphs.exporter import export_graph
 from export.graphs.qdq import EightBits
 from export.graphs.specs import backbone_spec
+from export.lint import __main__ as command
 from export.lint import lint
 from export.lint.__main__ import main
 from export.lint.finding import is_refused
@@ -168,7 +170,7 @@ def test_linter_and_parser_agree_on_any_change_of_an_exported_graph(
 
 
 def test_the_command_gives_the_parser_s_words_before_its_own(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    parser: ParserProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good, bad = tmp_path / "good.onnx", tmp_path / "bad.onnx"
     onnx.save(one("Relu", "x"), good)
@@ -177,6 +179,7 @@ def test_the_command_gives_the_parser_s_words_before_its_own(
     said = capsys.readouterr().out
     assert said.startswith(f"{good}: parses in TensorRT-RTX ")
     assert said.endswith(", will likely parse in TensorRT 10.3\n")
+    monkeypatch.setattr(command, "ParserProcess", lambda: nullcontext(parser))  # it takes seconds to start
     assert main(["--parser", "--tensorrt", "11.0", str(good), str(bad), "--json"]) == 1
     first, *others = json.loads(capsys.readouterr().out)
     assert first["graph"] == str(bad)
