@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import marshal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from types import FunctionType
 
 import onnx_ir
 import pytest
@@ -72,7 +74,15 @@ def _digest(spec: GraphSpec) -> str:
 def _contents(module: nn.Module) -> Iterator[object]:
     for name, part in module.named_modules():
         yield name, type(part)
-        yield {key: value for key, value in vars(part).items() if not key.startswith("_")}
+        yield {key: _comparable(value) for key, value in vars(part).items() if not key.startswith("_")}
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         yield name, tensor.dtype, tensor.shape
         yield tensor
+
+
+def _comparable(value: object) -> object:
+    """Return a value; of a function its code, as Python describes it by an address, another in each process."""
+    if isinstance(value, FunctionType) and value.__closure__ is None:
+        code = marshal.dumps(value.__code__, 2)  # later versions depend on who else holds its parts
+        return value.__module__, value.__qualname__, value.__defaults__, code
+    return value
