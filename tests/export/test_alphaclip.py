@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +19,10 @@ from export.graphs.exporter import export_graph
 from export.graphs.specs import backbone_spec
 from export.models.clip import ClipBackbone
 from export.models.vit import PatchEmbed
-from export.readers import read_checkpoint
+from export.readers import made_up_decoders, read_checkpoint
 from export.readers.backbone_family import BackboneRequest
 from export.readers.clip import ARCHITECTURES, ClipArchitecture, ClipOptions, from_state, recognizes, state_shapes
+from export.readers.seeded_decoders import seeded_decap_state
 from runtime import (
     BackendError,
     Box,
@@ -97,7 +100,19 @@ def test_patches_are_of_pixels_and_of_what_is_marked(
     assert "a pass for each region" in note
 
 
+@pytest.fixture
+def shallow_decoders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let seeded decoders have a layer instead of four, which take seconds to trace."""
+
+    def first_layer(*given: Any) -> dict[str, Tensor]:
+        state = seeded_decap_state(*given)
+        return {name: value for name, value in state.items() if not re.search(r"\.h\.[1-9]", name)}
+
+    monkeypatch.setattr(made_up_decoders, "seeded_decap_state", first_layer)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("shallow_decoders")
 def test_a_bundle_describes_each_region_in_a_pass_that_sees_it_marked(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Against the tower in torch: of the regions of two images, alone and together, all kinds and both fits."""
     name = "seeded:alphaclip_vitb16,size=32,depth=1,memory=20"
