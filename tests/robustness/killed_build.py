@@ -1,7 +1,8 @@
 """Builds a bundle again and again and is ended at a different point each time. Run by test_killed_builds.py.
 
-Usage: killed_build.py BUNDLE POINTS ENDING, which is a signal's name, or FULL for a disk that takes no more. The graphs
-are copies: exporting them is slow, and writes nothing of its own.
+Usage: killed_build.py BUNDLE ENDING=POINTS..., where an ending is a signal's name, or FULL for a disk that takes no more.
+The graphs are copies: exporting them is slow, and writes nothing of its own. Modules are imported once; each build is a
+fork. Prints how many points there are to end a build at.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import resource
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from unittest.mock import patch
@@ -38,35 +39,36 @@ EXPECTED = {"SIGKILL": -signal.SIGKILL, "SIGTERM": 143, "SIGHUP": 129, "SIGINT":
 
 
 def main() -> None:
-    target, points, ending = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    target, plan = Path(sys.argv[1]), dict(one.split("=") for one in sys.argv[2:])
     torch.set_num_threads(1)
     store = Path(shutil.copytree(target, target.with_name("store")))
     checkpoint = read_checkpoint("demo", None)
     import_onnxruntime()  # which a build would import in each fork
     gc.freeze()  # the modules' objects: to go through them would copy their memory in each fork
     export_graph = _copy_graph(Bundle(store))
-    with patch.multiple(bundle_builder, export_graph=export_graph, read_checkpoint=lambda *_: checkpoint):
-        _kill_builds(target, points, ending)
-
-
-def _kill_builds(target: Path, points: int, ending: str) -> None:
-    """End a build at each of so many points; require a whole bundle and nothing else after each."""
     (target.parent / "thesis.txt").write_text("years of work")
     neighbours = sorted(target.parent.iterdir())
-    total = run_fork(partial(_build, target, 0, ending))
-    if ending == "FULL":
-        total = max(record.bytes for record in Bundle(target).manifest.files.values())
+    with patch.multiple(bundle_builder, export_graph=export_graph, read_checkpoint=lambda *_: checkpoint):
+        events = run_fork(partial(_build, target, 0, ""))
+        for ending, points in plan.items():
+            total = max(one.bytes for one in Bundle(target).manifest.files.values()) if ending == "FULL" else events
+            assert total > int(points)
+            _kill_builds(target, int(points), ending, total, neighbours)
+    print(events)
+
+
+def _kill_builds(target: Path, points: int, ending: str, total: int, neighbours: Sequence[Path]) -> None:
+    """End a build at each of so many points; require a whole bundle and nothing else after each."""
     for point in range(1, points + 1):
         status = run_fork(partial(_build, target, max(1, point * total // (points + 1)), ending))
-        assert status == EXPECTED[ending], f"point {point}: {status}"
+        assert status == EXPECTED[ending], f"{ending}, point {point}: {status}"
         Bundle(target)  # whole, old or new: every file is compared
         left = set(target.parent.iterdir()) - set(neighbours)
         # Of the last build that was killed; each removes those of the builds before it.
-        assert len(left) <= (ending == "SIGKILL"), left
+        assert len(left) <= (ending == "SIGKILL"), (ending, left)
     assert run_fork(partial(_build, target, 0, ending)) > 0
     Bundle(target)
     assert sorted(target.parent.iterdir()) == neighbours
-    print(total)
 
 
 def _copy_graph(store: Bundle) -> Callable[[GraphSpec, Path, EnginePrecision, Device], EngineRecord]:
