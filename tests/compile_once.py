@@ -42,8 +42,9 @@ def _digest(command: Sequence[str], source: Path) -> str:
     """Return the SHA-256 of all that an object depends on, wherever its source lies: flags, source and headers."""
     of_build = {_after(command, flag) for flag in ("-o", "-c", "-MF", "-MT") if flag in command}
     included = [one.removeprefix("-I") for one in command if one.startswith("-I")]
-    flags = [one for one in command if one not in of_build and not one.startswith("-I")]
-    digest = hashlib.sha256(repr((flags, source.name)).encode())
+    flags = [one for one in command[1:] if one not in of_build and not one.startswith("-I")]
+    compiler = Path(shutil.which(command[0]) or command[0]).resolve()  # which has several names, and CMake takes any
+    digest = hashlib.sha256(repr((str(compiler), flags, source.name)).encode())
     for folder in (*map(Path, included), source.parent):
         for file in sorted(folder.rglob("*")):
             if file.is_file():
