@@ -31,6 +31,7 @@ from runtime.bundle.manifest import (
     TokenLayout,
 )
 from runtime.cli.main import main
+from runtime.doctor.tuning import rounds
 from runtime.regions import serialization
 from tests.conftest import ROOT, write_clip
 
@@ -90,7 +91,8 @@ def test_python_snippets_run_and_print_what_they_say(
 def commands() -> list[str]:
     """Return the commands that need nothing but a clone: two pages are for boards and cards, others tested apart."""
     pages = [page for page in PAGES if page not in ("docs/jetson.md", "docs/rtx.md", "docs/train.md", ASKING)]
-    return [line for line in command_lines(pages) if line.split()[1] not in (*TOOLS, "batch", "serve")]
+    lines = [line for line in command_lines(pages) if line.split()[1] not in (*TOOLS, "batch", "serve")]
+    return list({tuple(shlex.split(line, comments=True)): line for line in lines}.values())
 
 
 def command_lines(pages: Sequence[str]) -> list[str]:
@@ -105,7 +107,8 @@ def whole_lines(block: str) -> list[str]:
 
 @pytest.mark.parametrize("command", commands())
 @pytest.mark.usefixtures("clone")
-def test_commands_run(command: str, sample_image: Image.Image) -> None:
+def test_commands_run(command: str, sample_image: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "_SECONDS", 0.0)  # `tune` measures for longer to be sure
     if "clip.mp4" in command:
         write_clip(Path("clip.mp4"), [sample_image] * 3)
     assert main(shlex.split(command, comments=True)[1:]) == 0
