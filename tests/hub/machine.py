@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import TextIO
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["runtime.captioner", "runtime.cli.bundle_commands", "patchcaption.__main__"])
+_OF_COMMANDS = ("runtime.captioner", "runtime.cli.bundle_commands", "runtime.cli.hub_commands", "patchcaption.__main__")
+_OF_HUGGINGFACE_HUB = ("httpx2", "httpcore2", "yaml", "filelock")
+_CONTEXT.set_forkserver_preload([*_OF_COMMANDS, *_OF_HUGGINGFACE_HUB])  # of these what is installed
 _TIMEOUT_S = 120
 
 
