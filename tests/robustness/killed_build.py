@@ -1,8 +1,8 @@
 """Builds a bundle again and again and is ended at a different point each time. Run by test_killed_builds.py.
 
-Usage: killed_build.py BUNDLE ENDING=POINTS..., where an ending is a signal's name, or FULL for a disk that takes no more.
-The graphs are copies: exporting them is slow, and writes nothing of its own. Modules are imported once; each build is a
-fork. Prints how many points there are to end a build at.
+Usage: killed_build.py BUNDLE ENDING=POINTS..., where an ending is a signal's name, or FULL for a disk that takes no
+more. The graphs are copies: exporting them is slow, and writes nothing of its own. Modules are imported once; each
+build is a fork. Prints how many points there are to end a build at.
 """
 
 from __future__ import annotations

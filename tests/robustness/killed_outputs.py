@@ -19,6 +19,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import FrameType
 
@@ -55,8 +56,7 @@ def end_often(command: str, ending: str, points: int, bundle: Path, folder: Path
     clear(folder)
     others = contents(folder)
     arguments, outputs = command_line(command, ending, bundle, folder)
-    first_call, calls = count_calls(arguments)
-    old = {path: path.read_bytes() for path in outputs}
+    first_call, calls, old = rehearse(tuple(arguments), tuple(outputs))
     chance, unfinished = random.Random(f"{command} {ending}"), 0
     for number in range(points):
         clear(folder)
@@ -71,6 +71,13 @@ def end_often(command: str, ending: str, points: int, bundle: Path, folder: Path
         assert {path: path.read_bytes() for path in others} == others
         unfinished += check(folder, outputs, before, others, ending)
     return unfinished
+
+
+@cache
+def rehearse(arguments: tuple[str, ...], outputs: tuple[Path, ...]) -> tuple[int, int, dict[Path, bytes]]:
+    """Run a command; return how many calls it makes, as `count_calls` does, and what it writes."""
+    first_call, calls = count_calls(list(arguments))
+    return first_call, calls, {path: path.read_bytes() for path in outputs}
 
 
 def clear(folder: Path) -> None:
