@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -13,6 +14,8 @@ import pytest
 
 from tests.conftest import ROOT, SAMPLE
 from tests.packaging.conftest import build_wheel, run
+from tests.robustness.test_outside_world import check, make_home
+from tests.robustness.watched import watch
 
 pytestmark = pytest.mark.slow
 KERNELS = "runtime/system/libpatchcaption.so"
@@ -101,21 +104,38 @@ def doctor(folder: Path, site: Path) -> dict[str, str]:
 
 
 def test_the_demo_is_built_and_shown_without_a_clone(site: Path, tmp_path: Path) -> None:
-    done = run(tmp_path, "-m", "patchcaption", "demo", path=site)
-    assert done.returncode == 0, done.stderr
-    captions = re.findall(r"^0\.\d{3}  (.*)$", done.stdout, flags=re.MULTILINE)
+    """And no other machine is asked for anything, nor anything written elsewhere."""
+    folder = tmp_path / "work"
+    make_home(folder)
+    done = watch(["-m", "patchcaption", "demo"], folder, folder / "home", path=site)
+    check(done, folder, outputs="engines")
+    captions = re.findall(r"^0\.\d{3}  (.*)$", done.out, flags=re.MULTILINE)
     assert captions == (SAMPLE / "captions.txt").read_text().splitlines()
-    assert done.stderr.endswith("the image with its captions: engines/demo.png\n")
-    assert (tmp_path / "engines" / "demo.png").is_file()
+    assert done.err.endswith("the image with its captions: engines/demo.png\n")
+    assert (folder / "engines" / "demo.png").is_file()
+
+
+HELP_OF_EACH = """
+import json, os, sys
+from patchcaption.__main__ import main
+import runtime.captioner  # and torch, for all
+codes = {}
+for command in sys.argv[1:]:
+    child = os.fork()
+    if child == 0:
+        sys.exit(main([command, "--help"]))
+    codes[command] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+print(json.dumps(codes))
+"""
 
 
 def test_errors_name_commands_that_are_there(site: Path, tmp_path: Path) -> None:
     files = [path for path in site.rglob("*.py") if "demo" not in path.parts]
     texts = {path: path.read_text(encoding="utf-8") for path in files}
     named = {name for text in texts.values() for name in re.findall(r"patchcaption ([a-z][a-z-]+) \{", text)}
-    for command in named:
-        done = run(tmp_path, "-m", "patchcaption", command, "--help", path=site)
-        assert (done.returncode, done.stderr) == (0, ""), command
+    done = run(tmp_path, "-c", HELP_OF_EACH, *sorted(named), path=site)
+    assert done.stderr == ""
+    assert json.loads(done.stdout.splitlines()[-1]) == dict.fromkeys(named, 0)
     assert named >= {"build-plans", "trust"}
     elsewhere = {path.name for path, text in texts.items() if re.search("python export/|python benchmarks/", text)}
     assert elsewhere == set()

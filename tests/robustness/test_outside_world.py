@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import httpx
@@ -13,7 +14,8 @@ import pytest
 from tests.conftest import ROOT, SAMPLE
 from tests.export.small_parser import write_parser
 from tests.hub.hub_server import serve_hub
-from tests.robustness.watched import Watched, watch
+from tests.robustness.watched import Watched, watch, watch_forks
+from tests.robustness.watched_forks import Job
 
 SCENE = str(SAMPLE / "scene.jpg")
 BOX = "276,174,507,399"
@@ -53,35 +55,47 @@ DECODER = [
     *("--talk2dino", str(CHECKPOINT / "talk2dino.pth"), "--tokenizer", str(CHECKPOINT / "tokenizer.json")),
     *("--width", "16", "--layers", "1", "--held-out", "1"),
 ]
-COMMANDS = {
+DESCRIBING = {
     "caption": [*CLI, "caption", SCENE, "--box", BOX, "--bundle", "{demo}", "--save", "out/scene.png"],
     "caption-openvino": [*CLI, "caption", SCENE, "--bundle", "{demo}", "--backend", "openvino"],
     "batch": [*CLI, "batch", "{frames}", "--bundle", "{demo}", "--out", "out/captions.parquet"],
     "video": [*CLI, "video", "{frames}", "--bundle", "{demo}", "--save", "out/v.mp4", "--jsonl", "out/j"],
     "video-openvino": [*CLI, "video", "{frames}", "--bundle", "{demo}", "--backend", "openvino"],
+    "embedded": ["-c", EMBEDDED, "{demo}", "cpu", SCENE],
+    "embedded-openvino": ["-c", EMBEDDED, "{demo}", "openvino", SCENE],
     "info": [*CLI, "info", "{demo}"],
     "verify": [*CLI, "verify", "{demo}"],
     "tune": [*CLI, "tune", "{demo}", "--seconds", "5"],
     "doctor": [*CLI, "doctor", "--bundle", "{demo}"],
-    "embedded": ["-c", EMBEDDED, "{demo}", "cpu", SCENE],
-    "embedded-openvino": ["-c", EMBEDDED, "{demo}", "openvino", SCENE],
-    "demo": [*CLI, "demo", "--out", "out/demo", "--save", "out/demo.png"],  # which is build and caption
+}
+MAKING = {
     "plans": ["-c", PLANS, "{demo}"],
     "triton-repository": [*CLI, "triton-repository", "{demo}", "--out", "out/models"],
     "train": [*CLI, "train", "{captions}", *DECODER, "--steps", "2", "--batch-size", "2", "--out", "out/decoder.pt"],
     "parse-captions": [*CLI, "parse-captions", "{captions}", "--parser", "{parser}", "--out", "out/graphs.jsonl"],
-    "memory": ["export/build_memory_bank.py", "{captions}", *TEXT_TOWER, "--out", "out/memory.h5"],
+    "memory": [str(ROOT / "export/build_memory_bank.py"), "{captions}", *TEXT_TOWER, "--out", "out/memory.h5"],
     "lint": ["-m", "export.lint", "{demo}/decoder.onnx"],
+}
+"""Also `demo`, which is build and caption: test_wheel.py watches it."""
+MODULES = ("runtime.captioner", "patchcaption._commands", "export.build_plans", "export.build_memory_bank")
+"""What most commands import."""
+SEEN = {
+    "name": "import socket; socket.getaddrinfo('example.invalid', 80)",
+    "connection": "import socket; socket.socket().connect_ex(('127.0.0.1', 9))",
+    "shared memory": "open('/dev/shm/of-somebody', 'w')",
+    "folder": "import os; os.mkdir('beside')",
+    "onnxruntime": "import onnxruntime",
+    "openvino": "import openvino",
 }
 
 
 def make_home(folder: Path) -> None:
-    (folder / "out").mkdir(parents=True)
-    (folder / "home").mkdir()
+    for name in ("out", "home", "tmp"):
+        (folder / name).mkdir(parents=True)
 
 
-def run(name: str, demo: Path, folder: Path) -> Watched:
-    """Run one of the commands in a folder that has ``out`` for its outputs."""
+def make_job(name: str, arguments: Sequence[str], demo: Path, folder: Path) -> Job:
+    """Return a command in a folder that has ``out`` for its outputs."""
     make_home(folder)
     frames = folder / "frames"
     frames.mkdir()
@@ -97,18 +111,31 @@ def run(name: str, demo: Path, folder: Path) -> Watched:
     }
     if name == "parse-captions":
         write_parser(folder / "parser")
-    arguments = COMMANDS[name]
     for place, value in places.items():
         arguments = [argument.replace(place, value) for argument in arguments]
-    if arguments[0].endswith(".py"):
-        arguments = [str(ROOT / arguments[0]), *arguments[1:]]
-    return watch(arguments, cwd=folder, home=folder / "home")
+    return Job(name=name, arguments=list(arguments), cwd=str(folder))
 
 
-def unexpected(watched: Watched, folder: Path) -> set[Path]:
+def watch_each(jobs: Sequence[Job], folder: Path, modules: Sequence[str] = ()) -> dict[str, Watched]:
+    """Run commands, each in a fork; of the process that they share, require what is required of them."""
+    make_home(folder)
+    start, done = watch_forks(jobs, folder, folder / "home", modules)
+    check(start, folder)
+    return done
+
+
+def check(watched: Watched, folder: Path, outputs: str = "out") -> None:
+    """Fail if a command did anything beside its work."""
+    assert watched.exit_code == 0, watched.output
+    assert watched.network == []
+    assert unexpected(watched, folder, outputs) == set()
+    assert [path for path in (folder / "tmp").rglob("*") if path.is_file()] == []
+
+
+def unexpected(watched: Watched, folder: Path, outputs: str = "out") -> set[Path]:
     """Return what was written outside the named outputs, the documented folders and the folder for temporary files."""
     home = folder / "home"
-    folders = (folder / "out", folder / "tmp", home / ".cache/patchcaption", home / ".local/share/patchcaption")
+    folders = (folder / outputs, folder / "tmp", home / ".cache/patchcaption", home / ".local/share/patchcaption")
     parents = {parent for one in folders for parent in one.parents if parent.is_relative_to(home)}
     return {
         path
@@ -118,16 +145,14 @@ def unexpected(watched: Watched, folder: Path) -> set[Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", COMMANDS)
-def test_a_command_connects_to_nothing_and_writes_only_what_it_says(
-    demo_bundle: Path, tmp_path: Path, name: str
+@pytest.mark.parametrize("commands", [DESCRIBING, MAKING], ids=["describing", "making"])
+def test_commands_connect_to_nothing_and_write_only_what_they_say(
+    demo_bundle: Path, tmp_path: Path, commands: Mapping[str, Sequence[str]]
 ) -> None:
-    folder = tmp_path / "work"
-    watched = run(name, demo_bundle, folder)
-    assert watched.exit_code == 0, watched.output
-    assert watched.network == []
-    assert unexpected(watched, folder) == set()
-    assert [path for path in (folder / "tmp").rglob("*") if path.is_file()] == []
+    jobs = [make_job(name, arguments, demo_bundle, tmp_path / name) for name, arguments in commands.items()]
+    for name, watched in watch_each(jobs, tmp_path / "start", MODULES).items():
+        print(f"{name}:")
+        check(watched, tmp_path / name)
 
 
 @pytest.mark.slow
@@ -166,22 +191,13 @@ def test_the_hub_is_the_only_machine_that_is_asked_for_what_is_named_there(demo_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "code",
-    [
-        "import socket; socket.getaddrinfo('example.invalid', 80)",
-        "import socket; socket.socket().connect_ex(('127.0.0.1', 9))",
-        "open('/dev/shm/of-somebody', 'w')",
-        "import os; os.mkdir('beside')",
-        "import onnxruntime",
-        "import openvino",
-    ],
-)
-def test_the_watch_sees(tmp_path: Path, code: str) -> None:
-    folder = tmp_path / "work"
-    (folder / "home").mkdir(parents=True)
+def test_the_watch_sees(tmp_path: Path) -> None:
+    codes = {name: f"try:\n  {code}\nexcept OSError: pass" for name, code in SEEN.items()} | {"nothing": "pass"}
+    jobs = [make_job(name, ["-c", code], tmp_path, tmp_path / name) for name, code in codes.items()]
     try:
-        watched = watch(["-c", f"try:\n  {code}\nexcept OSError: pass"], cwd=folder, home=folder / "home")
+        done = watch_each(jobs, tmp_path / "start")
     finally:
         Path("/dev/shm/of-somebody").unlink(missing_ok=True)
-    assert watched.network or unexpected(watched, folder)
+    assert {name for name in done if not done[name].network and not unexpected(done[name], tmp_path / name)} == {
+        "nothing"
+    }

@@ -1,7 +1,12 @@
-"""Runs a command under strace and returns what it did to the machine: connections and files that it opened to write."""
+"""Runs commands under strace and returns what they did to the machine: connections, and files opened to write.
+
+What is watched may be one process with its own start, or several commands, each in a fork of one process: importing
+torch under strace takes longer than most of them take.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -11,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.conftest import ROOT
+from tests.robustness.watched_forks import BEGINS, Job
 
 _QUIET_VARIABLES = ("CI", "TF_BUILD", "JENKINS_URL", "ORT_DISABLE_TELEMETRY", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 """What makes libraries report nothing: a user has none of them."""
@@ -34,15 +40,22 @@ class Watched:
 
     Attributes:
         exit_code: its own.
-        output: what it printed.
+        out: what it printed.
+        err: what it printed on stderr.
         network: calls that open or use a network connection, or ask a service of this machine for a host.
         written: the absolute paths that it opened to write, made, renamed, changed or removed, or tried to.
     """
 
     exit_code: int
-    output: str
+    out: str
+    err: str
     network: list[str]
     written: set[Path]
+
+    @property
+    def output(self) -> str:
+        """All that it printed."""
+        return self.out + self.err
 
 
 def watch(
@@ -51,20 +64,58 @@ def watch(
     home: Path,
     variables: Mapping[str, str] | None = None,
     meanwhile: Callable[[str, int], None] | None = None,
+    path: Path = ROOT,
 ) -> Watched:
     """Run Python with these arguments as a user would who has ``home``, and no variable that mutes libraries.
 
     Args:
         variables: more of the environment.
         meanwhile: is called with the first line that the command prints, and its process id.
+        path: where its packages are.
     """
-    log = cwd.parent / f"{cwd.name}.strace"
+    code, out, err, lines = _trace(arguments, cwd, _environment(cwd, home, path) | dict(variables or {}), meanwhile)
+    return _watched(code, out, err, lines, cwd)
+
+
+def watch_forks(
+    jobs: Sequence[Job], cwd: Path, home: Path, modules: Sequence[str]
+) -> tuple[Watched, dict[str, Watched]]:
+    """Run commands one after another, each in a fork of one process; return what their start did, and what each did.
+
+    Args:
+        modules: what the process imports.
+    """
+    list_of_jobs = cwd / "jobs.json"
+    list_of_jobs.write_text(json.dumps(jobs))
+    arguments = ["-m", "tests.robustness.watched_forks", str(list_of_jobs), *modules]
+    code, out, err, lines = _trace(arguments, cwd, _environment(cwd, home, ROOT), None)
+    assert code == 0, out + err
+    codes = json.loads(out.splitlines()[-1])
+    begins = [number for number, line in enumerate(lines) if f'"{BEGINS}/' in line]
+    assert len(begins) == len(codes) == len(jobs)
+    done = {}
+    for job, begin, end in zip(jobs, begins, [*begins[1:], len(lines)], strict=True):
+        done[job["name"]] = _watched(codes[job["name"]], out, err, lines[begin:end], Path(job["cwd"]))
+    return _watched(code, out, err, lines[: begins[0]], cwd), done
+
+
+def _environment(cwd: Path, home: Path, path: Path) -> dict[str, str]:
     tmp = cwd / "tmp"
     tmp.mkdir(exist_ok=True)
     environment = {name: value for name, value in os.environ.items() if name not in _QUIET_VARIABLES}
     environment = {name: value for name, value in environment.items() if not name.startswith(_OTHERS)}
-    environment |= {"HOME": str(home), "TMPDIR": str(tmp), "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-    environment |= variables or {}
+    users = {"HOME": str(home), "TMPDIR": str(tmp), "PYTHONPATH": str(path), "PYTHONDONTWRITEBYTECODE": "1"}
+    return environment | users
+
+
+def _trace(
+    arguments: Sequence[str],
+    cwd: Path,
+    environment: Mapping[str, str],
+    meanwhile: Callable[[str, int], None] | None,
+) -> tuple[int, str, str, list[str]]:
+    """Run Python; return its exit code, what it printed on stdout and on stderr, and its calls, a line each."""
+    log = cwd.parent / f"{cwd.name}.strace"
     traced = f"trace=socket,connect,sendto,sendmsg,sendmmsg,bind,open,openat,openat2,creat,{_CHANGING}"
     strace = ["strace", "--follow-forks", "--decode-fds=path", "--string-limit=4096", "--seccomp-bpf", "-qq"]
     with subprocess.Popen(
@@ -72,7 +123,7 @@ def watch(
         cwd=cwd,
         env=environment,
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=subprocess.PIPE,
         text=True,
     ) as process:
         try:
@@ -80,12 +131,15 @@ def watch(
             if meanwhile is not None and process.stdout is not None:
                 first = process.stdout.readline()
                 meanwhile(first, _child_of(process.pid))
-            output = first + process.communicate(timeout=240)[0]
+            out, err = process.communicate(timeout=600)
         finally:
             process.kill()
-    lines = log.read_text(errors="replace").splitlines()
+    return process.returncode, first + out, err, log.read_text(errors="replace").splitlines()
+
+
+def _watched(code: int, out: str, err: str, lines: Sequence[str], cwd: Path) -> Watched:
     network = [line for line in lines if _NETWORK.search(line) or _HOST_SERVICE.search(line)]
-    return Watched(process.returncode, output, network, {path for line in lines for path in _written(line, cwd)})
+    return Watched(code, out, err, network, {path for line in lines for path in _written(line, cwd)})
 
 
 def _child_of(pid: int) -> int:
