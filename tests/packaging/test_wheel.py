@@ -14,8 +14,7 @@ import pytest
 
 from tests.conftest import ROOT, SAMPLE
 from tests.packaging.conftest import build_wheel, run
-from tests.robustness.test_outside_world import check, make_home
-from tests.robustness.watched import watch
+from tests.robustness.watched import check, make_home, watch
 
 pytestmark = pytest.mark.slow
 KERNELS = "runtime/system/libpatchcaption.so"

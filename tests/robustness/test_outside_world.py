@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import ROOT, SAMPLE
 from tests.export.small_parser import write_parser
 from tests.hub.hub_server import serve_hub
-from tests.robustness.watched import Watched, watch, watch_forks
+from tests.robustness.watched import Watched, check, make_home, unexpected, watch, watch_forks
 from tests.robustness.watched_forks import Job
 
 SCENE = str(SAMPLE / "scene.jpg")
@@ -24,11 +24,8 @@ TEXT_TOWER = [
     *("--text-tower", str(CHECKPOINT / "text_tower"), "--tokenizer", str(CHECKPOINT / "tokenizer.json")),
     *("--talk2dino", str(CHECKPOINT / "talk2dino.pth")),
 ]
-DEVICES = ("/dev/null", "/dev/tty", "/proc/self")
 OPENS_A_SOCKET = re.compile(r"\bsocket\(AF_INET6?, SOCK_STREAM")
 LISTENS = re.compile(r"\bbind\(.*sin_port=htons\(0\), sin_addr=inet_addr\(\"127\.0\.0\.1\"\)")
-SEMAPHORES = "/dev/shm/sem."
-"""Those of progress bars, which several processes could share."""
 EMBEDDED = """
 import sys
 from patchcaption import Box, Captioner, WholeImage
@@ -89,11 +86,6 @@ SEEN = {
 }
 
 
-def make_home(folder: Path) -> None:
-    for name in ("out", "home", "tmp"):
-        (folder / name).mkdir(parents=True)
-
-
 def make_job(name: str, arguments: Sequence[str], demo: Path, folder: Path) -> Job:
     """Return a command in a folder that has ``out`` for its outputs."""
     make_home(folder)
@@ -122,26 +114,6 @@ def watch_each(jobs: Sequence[Job], folder: Path, modules: Sequence[str] = ()) -
     start, done = watch_forks(jobs, folder, folder / "home", modules)
     check(start, folder)
     return done
-
-
-def check(watched: Watched, folder: Path, outputs: str = "out") -> None:
-    """Fail if a command did anything beside its work."""
-    assert watched.exit_code == 0, watched.output
-    assert watched.network == []
-    assert unexpected(watched, folder, outputs) == set()
-    assert [path for path in (folder / "tmp").rglob("*") if path.is_file()] == []
-
-
-def unexpected(watched: Watched, folder: Path, outputs: str = "out") -> set[Path]:
-    """Return what was written outside the named outputs, the documented folders and the folder for temporary files."""
-    home = folder / "home"
-    folders = (folder / outputs, folder / "tmp", home / ".cache/patchcaption", home / ".local/share/patchcaption")
-    parents = {parent for one in folders for parent in one.parents if parent.is_relative_to(home)}
-    return {
-        path
-        for path in watched.written - parents
-        if not any(path.is_relative_to(one) for one in (*folders, *DEVICES)) and not str(path).startswith(SEMAPHORES)
-    }
 
 
 @pytest.mark.slow

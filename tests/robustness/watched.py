@@ -28,6 +28,9 @@ _HOST_SERVICE = re.compile(r"\bconnect\(.*sun_path=\"[^\"]*(?:resolve|avahi)[^\"
 _CALL = re.compile(r"^\d+ +(?:<\.\.\. )?(\w+)\(?(.*)$")
 _PATH = re.compile(r'(?:AT_FDCWD<(?P<cwd>[^>]*)>|\d+<(?P<folder>[^>]*)>)?(?:, )?"(?P<path>(?:[^"\\]|\\.)*)"')
 _WRITES = re.compile(r"O_WRONLY|O_RDWR|O_CREAT|O_TRUNC|O_APPEND|O_TMPFILE")
+_DEVICES = ("/dev/null", "/dev/tty", "/proc/self")
+_SEMAPHORES = "/dev/shm/sem."
+"""Those of progress bars, which several processes could share."""
 _CHANGING = (
     "mkdir,mkdirat,unlink,unlinkat,rmdir,rename,renameat,renameat2,link,linkat,symlink,symlinkat,truncate,chmod,fchmodat,"
     "chown,fchownat,mknod,mknodat,utimensat,setxattr"
@@ -161,3 +164,29 @@ def _written(line: str, cwd: Path) -> list[Path]:
         base = part["cwd"] or part["folder"] or cwd
         found.append(Path(os.path.normpath(Path(base) / part["path"])))
     return found
+
+
+def make_home(folder: Path) -> None:
+    """Make the folders that a command has: for its outputs, its user's home and temporary files."""
+    for name in ("out", "home", "tmp"):
+        (folder / name).mkdir(parents=True)
+
+
+def check(watched: Watched, folder: Path, outputs: str = "out") -> None:
+    """Fail if a command did anything beside its work."""
+    assert watched.exit_code == 0, watched.output
+    assert watched.network == []
+    assert unexpected(watched, folder, outputs) == set()
+    assert [path for path in (folder / "tmp").rglob("*") if path.is_file()] == []
+
+
+def unexpected(watched: Watched, folder: Path, outputs: str = "out") -> set[Path]:
+    """Return what was written outside the named outputs, the documented folders and the folder for temporary files."""
+    home = folder / "home"
+    folders = (folder / outputs, folder / "tmp", home / ".cache/patchcaption", home / ".local/share/patchcaption")
+    parents = {parent for one in folders for parent in one.parents if parent.is_relative_to(home)}
+    return {
+        path
+        for path in watched.written - parents
+        if not any(path.is_relative_to(one) for one in (*folders, *_DEVICES)) and not str(path).startswith(_SEMAPHORES)
+    }
