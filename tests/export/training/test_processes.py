@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 from tests.export.training.conftest import SIZE, TOKENIZER, TOWER, Train, write_captions
 from tests.export.training.test_command import losses
 
-OPTIONS = (*TOWER, *TOKENIZER, *SIZE, "--dropout", "0", "--epochs", "4", "--clip-norm", "1")
+OPTIONS = (*TOWER, *TOKENIZER, *SIZE, "--dropout", "0", "--epochs", "4", "--clip-norm", "1", "--held-out", "12")
 ALLOWED = 1e-5
 """Sums of float32 numbers in another order; learning makes them grow a little."""
 SCRIPT, MODULE = ["export/train_decoder.py"], ["-m", "patchcaption", "train"]
@@ -48,27 +48,45 @@ def largest_difference(first: Path, second: Path) -> float:
     return max(float((states[0][name] - states[1][name]).abs().max()) for name in states[0])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("command", "more"), [(SCRIPT, ()), (MODULE, ("--kind", "capdec", "--batch-size", "15"))])
-def test_two_processes_learn_what_one_learns(
-    train: Train, tmp_path: Path, command: list[str], more: tuple[str, ...]
-) -> None:
-    alone, together = tmp_path / "alone.pt", tmp_path / "together.pt"
-    options = ("--dropout", 0, "--epochs", 4, "--clip-norm", 1, *more)
-    assert train(*options, "--held-out", 12, out=alone) == 0
-    done = launch(*command, tmp_path / "captions.txt", *OPTIONS, *more, "--held-out", 12, "--out", together)
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of what two processes learned from the captions there, and what they printed."""
+    folder = tmp_path_factory.mktemp("together")
+    captions = write_captions(folder / "captions.txt", 60)
+    done = launch(*SCRIPT, captions, *OPTIONS, "--out", folder / "together.pt")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("together.pt: loss") == 1, "one process reports"
+    (folder / "printed.txt").write_text(done.stdout)
+    return folder
+
+
+def is_what_one_learns(together: Path, alone: Path, printed: str) -> None:
+    """Compare what two processes left in a folder with what one did."""
+    assert printed.count("together.pt: loss") == 1, "one process reports"
     assert losses(together.with_suffix(".csv")) == pytest.approx(losses(alone.with_suffix(".csv")), abs=ALLOWED)
     assert largest_difference(alone, together) < 1e-4
     assert not any(name.startswith("module.") for name in torch.load(together, weights_only=True))
-    assert not list(tmp_path.glob(".*"))
+    assert not list(together.parent.glob(".*"))
 
 
 @pytest.mark.slow
-def test_processes_that_are_all_killed_go_on(tmp_path: Path) -> None:
-    captions = write_captions(tmp_path / "captions.txt", 60)
-    options = [captions, *OPTIONS, "--save-seconds", 0]
+def test_two_processes_learn_what_one_learns(train: Train, tmp_path: Path, together: Path) -> None:
+    alone = tmp_path / "alone.pt"
+    assert train("--dropout", 0, "--epochs", 4, "--clip-norm", 1, "--held-out", 12, out=alone) == 0
+    is_what_one_learns(together / "together.pt", alone, (together / "printed.txt").read_text())
+
+
+@pytest.mark.slow
+def test_two_processes_of_the_package_learn_what_one_learns(train: Train, tmp_path: Path) -> None:
+    alone, both, more = tmp_path / "alone.pt", tmp_path / "together.pt", ("--kind", "capdec", "--batch-size", "15")
+    assert train("--dropout", 0, "--epochs", 4, "--clip-norm", 1, *more, "--held-out", 12, out=alone) == 0
+    done = launch(*MODULE, tmp_path / "captions.txt", *OPTIONS, *more, "--out", both)
+    assert done.returncode == 0, done.stderr
+    is_what_one_learns(both, alone, done.stdout)
+
+
+@pytest.mark.slow
+def test_processes_that_are_all_killed_go_on(tmp_path: Path, together: Path) -> None:
+    options = [together / "captions.txt", *OPTIONS, "--save-seconds", 0, "--out", tmp_path / "decoder.pt"]
     killed = tmp_path / "killed.py"
     killed.write_text(
         "import os, signal, sys\n"
@@ -82,16 +100,15 @@ def test_processes_that_are_all_killed_go_on(tmp_path: Path) -> None:
         "Trainer.step = stepped\n"
         "train_decoder.main(sys.argv[1:])\n"
     )
-    done = launch(killed, *options, "--out", tmp_path / "decoder.pt")
+    done = launch(killed, *options)
     assert done.returncode != 0
     assert f"Signal {int(signal.SIGKILL)}" in done.stderr
     assert (tmp_path / ".decoder.pt.part" / "state.pt").exists()
     assert not (tmp_path / "decoder.pt").exists()
-    for name in ("decoder.pt", "whole.pt"):
-        done = launch(*SCRIPT, *options, "--out", tmp_path / name)
-        assert done.returncode == 0, done.stderr
+    done = launch(*SCRIPT, *options)
+    assert done.returncode == 0, done.stderr
     for suffix in (".pt", ".csv", ".h5"):
-        assert (tmp_path / f"decoder{suffix}").read_bytes() == (tmp_path / f"whole{suffix}").read_bytes()
+        assert (tmp_path / f"decoder{suffix}").read_bytes() == (together / f"together{suffix}").read_bytes()
 
 
 @pytest.mark.slow
