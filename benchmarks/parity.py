@@ -10,10 +10,10 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 if not __package__:  # run by its path: the packages of this clone, whatever is installed
@@ -51,14 +51,14 @@ class Outputs:
     Attributes:
         vectors: of its regions (R, D); None where it began with the recorded ones.
         projected: the same in text space (R, D); None where that is not known.
-        captions: None for those of ``decoded``.
-        decoded: what is to be decoded (R, D), with that of all other tasks; None where there are captions.
+        decoded: what is to be decoded (R, D); None where the task is to be described.
+        described: the task; None where there are vectors to decode.
     """
 
     vectors: torch.Tensor | None
     projected: torch.Tensor | None
-    captions: Sequence[Caption] | None = None
     decoded: torch.Tensor | None = None
+    described: Task | None = None
 
 
 def compare(captioner: Captioner, recording: Recording, features: FeatureMap | None) -> Iterator[Difference]:
@@ -68,12 +68,13 @@ def compare(captioner: Captioner, recording: Recording, features: FeatureMap | N
         features: of the photographs; None to begin with the recorded vectors of each task.
     """
     outputs = dict(_outputs(captioner, recording, features))
-    waiting = [one.decoded for one in outputs.values() if one.decoded is not None]
-    # Together: a step of one takes as long as one of dozens.
-    captions = iter(captioner.decode(torch.cat(waiting), score="reference") if waiting else ())
+    compared = {key: one for key, one in outputs.items() if key in recording.captions}
+    captions = _decode(captioner, {key: one.decoded for key, one in compared.items() if one.decoded is not None})
+    if features is not None:
+        described = {key: one.described for key, one in compared.items() if one.described is not None}
+        captions |= _describe(captioner, features, described)
     for key, one in outputs.items():
-        decoded = None if one.decoded is None else list(islice(captions, len(one.decoded)))
-        yield _difference(captioner, recording, key, one, decoded or one.captions or ())
+        yield _difference(captioner, recording, key, one, captions.get(key, ()))
 
 
 def _outputs(captioner: Captioner, recording: Recording, features: FeatureMap | None) -> Iterator[tuple[str, Outputs]]:
@@ -97,9 +98,30 @@ def _from_features(captioner: Captioner, task: Task, mode: str, features: Featur
     if isinstance(task, CutTask):
         projected = captioner.project(vectors)
         return Outputs(vectors, projected, decoded=projected)
-    described = captioner.describe(features, task.regions, **task.options | {"score": "reference"})
-    captions = [caption for of_image in described for caption in of_image]
-    return Outputs(vectors, None if "clean" in task.options else captioner.project(vectors), captions)
+    return Outputs(vectors, None if "clean" in task.options else captioner.project(vectors), described=task)
+
+
+def _decode(captioner: Captioner, vectors: Mapping[str, torch.Tensor]) -> dict[str, list[Caption]]:
+    """Return the captions of vectors by their keys; decoded together, as a step of one takes as long as of dozens."""
+    captions = iter(captioner.decode(torch.cat(list(vectors.values())), score="reference") if vectors else ())
+    return {key: list(islice(captions, len(one))) for key, one in vectors.items()}
+
+
+def _describe(captioner: Captioner, features: FeatureMap, tasks: Mapping[str, Task]) -> dict[str, list[Caption]]:
+    """Return the captions of tasks by their keys; those of the same options are described together, too."""
+    alike: dict[str, dict[str, Task]] = {}
+    for key, task in tasks.items():
+        alike.setdefault(repr(sorted(task.options.items())), {})[key] = task
+    found: dict[str, list[Caption]] = {}
+    for group in alike.values():
+        of_images = zip(*(task.regions for task in group.values()), strict=True)
+        regions = [list(chain.from_iterable(own)) for own in of_images]
+        options = next(iter(group.values())).options | {"score": "reference"}
+        described = [iter(of_image) for of_image in captioner.describe(features, regions, **options)]
+        for key, task in group.items():
+            own = zip(described, task.regions, strict=True)
+            found[key] = [caption for captions, regions in own for caption in islice(captions, len(regions))]
+    return found
 
 
 def _from_recorded_vectors(captioner: Captioner, recording: Recording, task: Task, mode: str) -> Outputs | None:
