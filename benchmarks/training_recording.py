@@ -173,8 +173,9 @@ def _initial_weight(salt: str, name: str, shape: tuple[int, ...]) -> Tensor:
 
 def _gradient_norm(model: nn.Module) -> float:
     """Return the norm of the last step's gradient, added up in float64, as it was recorded."""
-    squares = [float(one.grad.double().square().sum()) for one in model.parameters() if one.grad is not None]
-    return float(np.sqrt(sum(squares)))
+    gradients = [one.grad for one in model.parameters() if one.grad is not None]
+    norms = [float(torch.linalg.vector_norm(one, dtype=torch.float64)) for one in gradients]
+    return float(np.linalg.norm(norms))
 
 
 def _row(what: str, found: Tensor, recorded: npt.NDArray[np.float32]) -> Difference:
