@@ -1,9 +1,9 @@
 """Ends an evaluation by SIGKILL at random moments, one run after another, until one comes to its end.
 
-    python -m tests.benchmarks.killed_evaluation BUNDLE SCENES OUT MOMENTS SEED
+    python -m tests.benchmarks.killed_evaluation BUNDLE SCENES OUT WHOLE MOMENTS SEED
 
-Each run is a fork of this process, so that libraries are imported once, and has metrics that need no Java. Prints how
-many runs were ended.
+Each run is a fork of this process, so that libraries are imported once, and has metrics that need no Java. WHOLE is
+what a run gives that is not ended. Prints how many runs were ended.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import random
 import signal
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 from unittest.mock import patch
@@ -22,6 +23,7 @@ from benchmarks.scoring import prediction_log
 from benchmarks.scoring.metric_score import MetricScore
 from benchmarks.scoring.metrics import CaptionMetrics
 from runtime.system.outputs import write_whole
+from tests.children import run_fork
 
 _MOST_BYTES = 4000
 """That a run writes before it is ended."""
@@ -35,19 +37,17 @@ def exact_share(
 
 
 def main() -> None:
-    """Run the command until a run is not ended."""
-    bundle, scenes, out, moments, seed = sys.argv[1:]
+    """Run the command until a run is not ended, and once more for the whole one."""
+    bundle, scenes, out, whole, moments, seed = sys.argv[1:]
     rng, killed = random.Random(int(seed)), 0
     for number in range(int(moments) + 1):
         allowed_bytes = None if number == int(moments) else rng.randrange(_MOST_BYTES)
-        process = os.fork()
-        if process == 0:
-            os._exit(_evaluate(bundle, Path(scenes), out, allowed_bytes))
-        _, status = os.waitpid(process, 0)
-        killed += os.WIFSIGNALED(status)
-        if not os.WIFSIGNALED(status):
-            assert os.waitstatus_to_exitcode(status) == 0
+        ending = run_fork(partial(_evaluate, bundle, Path(scenes), out, allowed_bytes))
+        if ending != -signal.SIGKILL:
+            assert ending == 0
             break
+        killed += 1
+    assert run_fork(partial(_evaluate, bundle, Path(scenes), whole, None)) == 0
     print(killed)
 
 
