@@ -27,6 +27,7 @@ from benchmarks.reference_recording import RECORDINGS, Recording
 from benchmarks.text_recording import compare_text, dinotxt_shapes, made_up_tower, openai_shapes
 from export.checkpoint import CheckpointError
 from export.readers import DEMO_CONFIG
+from export.readers.seeded_weights import normal
 from export.text_spaces import TALK2DINO, TEXT_SPACES
 from export.text_towers import TEXT_TOWERS, open_text_tower
 from export.text_towers.base import TextTower, TowerRequest
@@ -357,7 +358,7 @@ MADE_UP: Mapping[str, Callable[[], dict[str, Tensor]]] = {
 def numbers() -> Iterator[None]:
     """The numbers of made-up towers, of which those of a published size take seconds, drawn once for all tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text_recording, "normal", cache(text_recording.normal))
+        patch.setattr(text_recording, "normal", cache(normal))
         yield
 
 
