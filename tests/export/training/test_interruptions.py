@@ -17,10 +17,10 @@ MOMENTS: dict[str, int] = {
     **({} if IS_ENDURANCE else {"SIGKILL": 6, "SIGTERM": 2, "SIGHUP": 2, "SIGINT": 2, "FULL": 4}),
 }
 """Of each ending, those that come to events."""
-SLOW = [{"TIME": 20 if IS_ENDURANCE else 6}, MOMENTS]
+SLOW = {"TIME": 20 if IS_ENDURANCE else 6} | MOMENTS
 
 
-@pytest.mark.parametrize("moments", [{"SIGKILL": 3}, *(pytest.param(one, marks=pytest.mark.slow) for one in SLOW)])
+@pytest.mark.parametrize("moments", [{"SIGKILL": 3}, pytest.param(SLOW, marks=pytest.mark.slow)])
 def test_a_training_that_is_ended_at_any_moment_goes_on_to_the_same_bytes(
     tmp_path: Path, moments: dict[str, int]
 ) -> None:
