@@ -35,6 +35,7 @@ def texts(captioner: Captioner) -> list[str]:
     return [caption.text for of_image in captions for caption in of_image]
 
 
+@pytest.mark.slow
 def test_openvino_computes_what_onnx_runtime_does(demo: Captioner, opened: Captioner) -> None:
     assert opened.backend.name.startswith("openvino ")
     assert opened.backend.name.endswith(" CPU fp32")

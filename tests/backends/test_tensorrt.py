@@ -159,6 +159,7 @@ def test_a_plan_has_a_profile_for_each_use(trt_bundle: Bundle) -> None:
     assert select_backend(trt_bundle).reason == "the bundle was built for it"
 
 
+@pytest.mark.slow
 def test_plans_that_nothing_has_changed_for_are_not_built_again(
     install: Install, trt_bundle: Bundle, version: str, tmp_path: Path
 ) -> None:
@@ -220,6 +221,7 @@ def test_nothing_in_a_bundle_without_plans_needs_trust(demo_bundle: Path, capsys
     assert capsys.readouterr().out.endswith("it has no TensorRT plans, and nothing else in a bundle is a program\n")
 
 
+@pytest.mark.slow
 def test_a_bundle_that_was_built_elsewhere_gets_its_plans_where_they_run(
     install: Install,
     bundle_copy: Callable[[], Path],
@@ -243,6 +245,7 @@ def test_a_bundle_that_was_built_elsewhere_gets_its_plans_where_they_run(
     assert Bundle(tmp_path / "other").manifest.plans == built.manifest.plans
 
 
+@pytest.mark.slow
 def test_a_bundle_with_prompts_gets_a_plan_of_each_graph_and_gives_the_captions_of_the_cpu(
     install: Install, prompted_bundle: Path, prompted_gpu_bundle: Path, tmp_path: Path
 ) -> None:
@@ -265,6 +268,7 @@ def test_a_bundle_with_prompts_gets_a_plan_of_each_graph_and_gives_the_captions_
             assert [caption.score for caption in got] == pytest.approx([one.score for one in expected], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_bundle_for_another_device_is_exported_without_tensorrt(
     tmp_path_factory: pytest.TempPathFactory, install: Install, tmp_path: Path
 ) -> None:

@@ -67,6 +67,7 @@ def test_the_graphs_still_run_on_a_cpu(built: Bundle) -> None:
         assert captioner.caption(scene, [Box(276, 174, 507, 399)])[0].text == "a large striped red triangle"
 
 
+@pytest.mark.slow
 def test_plans_for_chosen_gpus_are_added_to_a_bundle(built: Bundle, tmp_path: Path) -> None:
     out = tmp_path / "ada"
     assert build_plans.main([str(built.folder), "--out", str(out), "--compute-capability", "8.9,12.0"]) == 0
@@ -106,6 +107,7 @@ def test_what_is_missing_is_said_with_the_command_that_installs_it(monkeypatch: 
         open_tensorrt_rtx()
 
 
+@pytest.mark.slow
 def test_captions_are_those_of_the_cpu_and_what_was_compiled_is_kept(
     install: Install, tmp_path: Path, demo: Captioner
 ) -> None:

@@ -8,6 +8,7 @@ import pytest
 from benchmarks import batch
 
 
+@pytest.mark.slow
 def test_images_are_captioned_here_and_the_rates_shown(demo_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     counts = ["--images", "12", "--part-images", "4", "--regions", "2", "--side", "64", "--rounds", "1"]
     assert batch.main([str(demo_bundle), *counts, "--without-ray"]) == 0

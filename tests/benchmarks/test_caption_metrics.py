@@ -84,6 +84,7 @@ def test_bleu_is_of_the_corpus_and_its_spread_of_the_captions() -> None:
     assert scores["ROUGE-L"] == pytest.approx((0.5, 0.5), abs=1e-6)  # the mean, and the population's deviation
 
 
+@pytest.mark.slow
 @needs_java
 def test_captions_equal_to_their_references_score_highest() -> None:
     candidates = {item: own[0].upper() for item, own in REFERENCES.items()}
@@ -95,6 +96,7 @@ def test_captions_equal_to_their_references_score_highest() -> None:
     assert {name: one.std for name, one in scores.items()} == pytest.approx(dict.fromkeys(best, 0), abs=1e-6)
 
 
+@pytest.mark.slow
 @needs_java
 def test_captions_of_other_items_and_empty_ones_score_low(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-Duser.language=it -Duser.country=IT")  # METEOR reads numbers by it
@@ -200,6 +202,7 @@ def test_marks_and_outer_full_stops_are_no_part_of_a_caption(caption: str, clean
 AWKWARD = ["", " \n ", "|||", "a|||cat", "a\ncat", "a \r\n cat\u2028", "|||||| EVAL ||| 1", "a \ud800 cat", "."]
 
 
+@pytest.mark.slow
 @needs_java
 def test_no_caption_shifts_the_scores_of_others() -> None:
     captions = ["a cat", *AWKWARD, "a dog"]

@@ -170,6 +170,7 @@ boxes_of_image = st.lists(
 image_sets = st.lists(st.tuples(boxes_of_image, boxes_of_image), min_size=1, max_size=4)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(image_sets, st.randoms(use_true_random=False))
 def test_it_is_the_evaluation_written_plainly(boxes: list[tuple[list[Box], list[Box]]], random: Any) -> None:

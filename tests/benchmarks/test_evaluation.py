@@ -100,6 +100,7 @@ def run(bundle: Path, folder: Path, *more: str | Path) -> int:
     return quality.main([str(bundle), *map(str, [*truth, *more])])
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_at_random_moments_ends_as_a_whole_one(
     demo_bundle: Path, annotated_scenes: Path, tmp_path: Path
 ) -> None:
@@ -125,6 +126,7 @@ def test_without_a_file_for_json_the_captions_are_kept_in_the_cache(
     assert list(cache.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cache")
 def test_bad_images_are_counted_and_tried_again_by_the_same_command(
     demo_bundle: Path, annotated_scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -226,6 +228,7 @@ def test_the_record_goes_to_stdout_and_the_row_then_to_stderr(
     assert "| scores x 100" in printed.err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cache")
 def test_image_text_scores_are_those_of_a_whole_run_after_an_interruption(
     demo_bundle: Path, annotated_scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

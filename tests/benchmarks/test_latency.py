@@ -402,6 +402,7 @@ def test_a_missing_plotter_is_named_before_anything_is_measured(
     assert "pip install 'patchcaption[bench]'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_stream_is_timed_beside_the_same_work_in_turn(
     demo_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

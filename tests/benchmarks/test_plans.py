@@ -8,6 +8,7 @@ from benchmarks import plans
 from tests.conftest import build_once
 
 
+@pytest.mark.slow
 def test_each_graph_is_a_row_with_what_was_fused(
     tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -91,6 +91,7 @@ def test_a_caption_names_two_objects_when_it_names_exactly_these(text: str, righ
     assert names_objects(text, [CIRCLE, SQUARE]) is right
 
 
+@pytest.mark.slow
 def test_the_demo_reaches_its_scores_on_held_out_scenes(demo: Captioner) -> None:
     scores = score_scenes(demo, scenes.HELD_OUT_SEED, count=60)
     for kind in ("box", "mask", "trace"):

@@ -161,6 +161,7 @@ print(*texts, sep="\\n")
 """
 
 
+@pytest.mark.slow
 def test_bundles_are_loaded_and_closed_in_many_threads(demo_bundle: Path) -> None:
     command = [sys.executable, "-c", IN_THREADS, str(demo_bundle), str(SAMPLE / "scene.jpg"), "5"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)

@@ -23,6 +23,7 @@ def run(command: str, folder: Path, **environment: str) -> subprocess.CompletedP
     return subprocess.run(["bash", "-c", command], cwd=folder, env=variables, check=False, capture_output=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("redirection", "code", "err"),
     [

@@ -84,6 +84,7 @@ def test_json_has_all_of_it() -> None:
     assert values["left_out"] == ["no time was left"]
 
 
+@pytest.mark.slow
 def test_a_bundle_is_measured_and_the_choice_is_what_auto_takes(
     demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

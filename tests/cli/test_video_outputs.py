@@ -73,6 +73,7 @@ def test_tables_and_subtitles_may_be_stdout(run: Run, clip: Path) -> None:
         assert out.startswith(beginning)
 
 
+@pytest.mark.slow
 def test_several_sources_share_a_captioner(run: Run, clip: Path, sounding: Path, work_dir: Path) -> None:
     assert run(clip, sounding, "--whole", "--every", "2", "--jsonl", "o.jsonl", "--csv", "o.csv") == (0, "", "")
     lines = [json.loads(line) for line in (work_dir / "o.jsonl").read_text().splitlines()]

@@ -423,6 +423,7 @@ except BundleError as error:
 """
 
 
+@pytest.mark.slow
 def test_entities_that_are_all_similar_end_within_seconds() -> None:
     """32 captions of 128 entities, each similar to all others and with an attribute: counts double 16 million times."""
     ended = run_child(HOSTILE, timeout_s=60, memory_mib=6000)

@@ -129,6 +129,7 @@ def test_wrong_results_are_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "cannot load it" in found.detail
 
 
+@pytest.mark.slow
 def test_a_bundle_is_run_on_every_backend_that_opens_it(
     tmp_path_factory: pytest.TempPathFactory, faults: Faults, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ from tests.conftest import ROOT
 PAGE = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @needs_java
 def test_the_example_prints_what_the_page_says(
     demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

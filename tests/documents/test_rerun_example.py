@@ -53,6 +53,7 @@ def recorded(rrd: Path) -> dict[str, dict[str, dict[str, Any]]]:
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
+@pytest.mark.slow
 def test_the_recording_has_the_captions_of_every_frame(
     demo: Captioner, demo_bundle: Path, clip: Path, tmp_path: Path
 ) -> None:

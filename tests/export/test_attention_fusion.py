@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx_ir
+import pytest
 import torch
 
 from export.graphs.attention_fusion import fuse_attention
@@ -14,6 +15,7 @@ from export.graphs.verification import compare
 from export.models.dinov2 import Dinov2Backbone, Dinov2Config
 
 
+@pytest.mark.slow
 def test_attention_without_a_mask_becomes_one_node_of_the_same_results(tmp_path: Path) -> None:
     config = Dinov2Config(128, 2, num_heads=2, num_registers=4, image_size=56, attention_heads=2)
     backbone = Dinov2Backbone(config).eval()

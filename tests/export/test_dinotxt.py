@@ -189,5 +189,6 @@ def test_a_head_of_other_blocks_than_the_published_ones_is_refused(monkeypatch: 
         from_state(state, BackboneRequest(518, "made up", architecture, DinotxtOptions()))
 
 
+@pytest.mark.slow
 def test_the_exported_graph_computes_what_the_module_does(state: State, tmp_path: Path) -> None:
     assert export_graph(backbone_spec(read(state)), tmp_path).max_error < 1e-5

@@ -171,6 +171,7 @@ def expected(their_gpt2: GPT2LMHeadModel, decoder: DecapStep, vectors: Tensor) -
     return decode_from_scratch(their_gpt2, decoder, vectors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", get_args(Device))
 def test_cached_decoding_is_decoding_from_scratch_with_transformers_gpt2(
     decoder: DecapStep, vectors: Tensor, expected: TokenSequences, device: Device, tmp_path: Path

@@ -94,6 +94,7 @@ def test_there_are_no_more_casts_than_borders_between_dtypes(
         assert node.inputs[0].producer() is None or node.inputs[0].producer().op_type != "Cast", "there and back"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["fp16", "bf16"])
 def test_a_decoder_has_a_cache_in_half_precision_and_one_vocabulary(
     decoder: DecapStep, tmp_path: Path, to: HalfPrecision
@@ -234,6 +235,7 @@ SCENES = [scenes.draw_scene(seed) for seed in SEEDS]
 REGIONS = [[case.region for case in evaluation_cases(scene, seed)] for scene, seed in zip(SCENES, SEEDS, strict=True)]
 
 
+@pytest.mark.slow
 def test_fp16_says_the_same_in_99_of_100_captions(tmp_path_factory: pytest.TempPathFactory, demo: Captioner) -> None:
     folder = build_once(tmp_path_factory, "demo", "demo-fp16", "--precision", "fp16")
     assert Bundle(folder).manifest.decoder.cache_precision == "fp16"

@@ -49,6 +49,7 @@ def test_the_manifest_says_int8_and_how_far_it_is_from_the_module(int8_bundle: P
         assert sizes[0] < share * sizes[1], name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backend", "precision"), [("cpu", "fp32"), ("openvino", "fp32"), ("openvino", "bf16")])
 def test_int8_says_the_same_in_99_of_100_captions(
     int8_bundle: Path, exact: tuple[FeatureMap, list[str]], backend: str, precision: Precision

@@ -102,6 +102,7 @@ def test_linter_and_parser_agree_on_operators_in_all_dtypes(parser: ParserProces
     assert {dtypes: words for dtypes, words in said.items() if words} == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("topic", RESTRICTIONS)
 def test_linter_and_parser_agree_on_what_keeps_and_what_breaks_a_rule(
     parser: ParserProcess, tmp_path: Path, topic: str
@@ -169,6 +170,7 @@ def test_linter_and_parser_agree_on_any_change_of_an_exported_graph(
     assert disagreement(parser, path, changed) is None
 
 
+@pytest.mark.slow
 def test_the_command_gives_the_parser_s_words_before_its_own(
     parser: ParserProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,6 +227,7 @@ __version__ = "1.7"
 """
 
 
+@pytest.mark.slow
 def test_without_a_parser_the_command_says_what_to_install(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,6 +243,7 @@ def test_without_a_parser_the_command_says_what_to_install(
         pass
 
 
+@pytest.mark.slow
 def test_a_graph_that_crashes_the_parser_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tensorrt_rtx.py").write_text(CRASHING_PACKAGE)
     monkeypatch.syspath_prepend(tmp_path)

@@ -282,6 +282,7 @@ def test_sizes_that_are_not_whole_patches_of_the_dino_are_refused(pair: SimpleNa
         from_state(pair.state, BackboneRequest(patch, "test", None, ProxyclipOptions()))
 
 
+@pytest.mark.slow
 def test_the_exported_graph_computes_what_the_module_does(pair: SimpleNamespace, tmp_path: Path) -> None:
     backbone = read(pair.state, published=pair.num_global == 1)  # each way once
     record = export_graph(backbone_spec(backbone), tmp_path)

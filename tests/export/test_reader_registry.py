@@ -202,6 +202,7 @@ def test_published_checkpoints_are_of_the_space_of_2024(
     assert read(demo_files, **settings).text_space == "t2d-dinov2-b-2024"
 
 
+@pytest.mark.slow
 def test_other_checkpoints_are_of_a_space_of_their_backbones_name(demo_files: Path) -> None:
     assert read(demo_files, talk2dino_weights=None).text_space == "t2d-dinov2_vitdemo14_reg"
     assert read(demo_files, dino_model="my model/2").text_space == "t2d-my-model-2"

@@ -164,6 +164,7 @@ def huge_files() -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 def test_files_that_declare_to_be_large_take_neither_memory_nor_time(tmp_path: Path) -> None:
     for number, (name, content) in enumerate(huge_files().items()):
         (tmp_path / f"{number} {name}").write_bytes(content)

@@ -71,6 +71,7 @@ def report_of(bundle: Bundle, name: EngineName) -> PlanReport:
     return build_report(bundle.path(bundle.manifest.engines[name].file), profiles_of(bundle.manifest)[name][-1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", HALVES)
 def test_no_graph_takes_more_kernels_than_it_did(
     bundles: dict[EnginePrecision, Bundle], precision: EnginePrecision
@@ -101,6 +102,7 @@ def build_backbone(
     return build_report(folder / "backbone.onnx", [profile], compute_capabilities)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", FLOATS)
 @pytest.mark.parametrize("name", GRAPHS)
 def test_the_builder_takes_every_graph_with_all_its_profiles(
@@ -129,6 +131,7 @@ def test_nothing_is_converted_by_itself_but_the_vectors_at_the_door(
     assert conversions == {"backbone": 0, "reencoder": 0, "decoder": 1, "beam_decoder": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", get_args(EightBits))
 def test_every_product_of_a_weight_is_in_8_bits_and_every_attention_stays_one_kernel(
     tmp_path: Path, demo_bundle: Path, sample_image: Image.Image, to: EightBits
@@ -150,6 +153,7 @@ def _dequantizes(value: onnx_ir.Value | None) -> bool:
     return producer is not None and producer.op_type == "DequantizeLinear"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GRAPHS)
 def test_a_plan_holds_each_weight_once(bundles: dict[EnginePrecision, Bundle], name: EngineName) -> None:
     """With all profiles: but for 5 %, which the builder adds as scales of its kernels and the tables of its own."""
@@ -191,6 +195,7 @@ def require_fused(graph: ExportedGraph, attentions: int) -> PlanReport:
     return report
 
 
+@pytest.mark.slow
 def test_the_builder_takes_decoders_with_prompts_and_fuses_every_attention_in_half_precision(
     prompted: tuple[EnginePrecision, list[ExportedGraph]],
 ) -> None:
@@ -205,6 +210,7 @@ def test_the_builder_takes_decoders_with_prompts_and_fuses_every_attention_in_ha
         assert kernels <= KERNELS_AFTER_PROMPTS[graph.engine], (graph.engine, kernels)
 
 
+@pytest.mark.slow
 def test_turing_takes_decoders_with_prompts_in_float16(
     prompted: tuple[EnginePrecision, list[ExportedGraph]],
 ) -> None:
@@ -245,6 +251,7 @@ def gpt2_small_after_prompts(layers: int, of_mapping: int) -> PromptedModel:
     return randomized(PromptedModel("clipcap", mapping, gpt, config, rules))
 
 
+@pytest.mark.slow
 def test_an_int8_backbone_for_cpus_is_built_too_in_8_bits_with_its_attention_in_one_kernel(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:

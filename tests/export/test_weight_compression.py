@@ -164,6 +164,7 @@ def test_rounding_that_a_module_makes_much_of_is_rounding(tmp_path: Path) -> Non
         compare(tmp_path / "sharp.onnx", AllOrNothing(seed=1).eval(), (vectors,), precision="int8_weights")
 
 
+@pytest.mark.slow
 def test_beam_search_needs_a_decoder_of_its_own_precision(tmp_path: Path) -> None:
     config = DecapConfig(prefix_width=64, embed_dim=64, num_layers=1, vocab_size=100, text_vocab_size=90)
     greedy, beam = decap_specs(randomized(DecapStep(config)))

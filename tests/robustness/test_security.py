@@ -53,6 +53,7 @@ def with_matching_manifest(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_loading_and_describing_execute_nothing(demo_bundle: Path, backend: str) -> None:
     command = [sys.executable, "-c", WATCHED, str(demo_bundle), backend, str(SAMPLE / "scene.jpg")]

@@ -77,6 +77,7 @@ def shared(request: pytest.FixtureRequest, demo_bundle: Path) -> Iterator[Captio
         yield captioner
 
 
+@pytest.mark.slow
 def test_eight_threads_get_the_captions_of_one(shared: Captioner) -> None:
     def describe_all(index: int) -> list[list[str]]:
         image = PIXELS.roll(17 * index, dims=2)

@@ -52,6 +52,7 @@ print("child", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", ["open", "closed"])
 def test_a_forked_process_is_refused_and_ends(demo_bundle: Path, state: str) -> None:
     result = run_child(FORKED, demo_bundle, state)

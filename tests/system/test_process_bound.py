@@ -38,6 +38,7 @@ def test_a_captioner_is_not_sent_to_another_process(demo: Captioner) -> None:
         process.start()
 
 
+@pytest.mark.slow
 def test_features_and_captions_arrive_in_another_process(demo: Captioner, sample_image: Image.Image) -> None:
     features = demo.encode([sample_image, sample_image])
     captions = demo.describe(features[1], REGIONS, n_best=2)

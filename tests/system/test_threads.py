@@ -43,6 +43,7 @@ elif how == "batching":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["break", "held", "exit", "waiting", "batching"])
 def test_a_program_may_end_with_a_stream_or_a_batching_at_work(demo_bundle: Path, how: str) -> None:
     result = run_child(LEAVING, demo_bundle, how)

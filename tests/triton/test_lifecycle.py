@@ -38,6 +38,7 @@ def models(demo_bundle: Path, bundle_copy: Callable[[], Path], tmp_path: Path) -
     return models
 
 
+@pytest.mark.slow
 def test_models_load_each_by_itself_and_end_without_a_word(models: Path, triton: Path, tmp_path: Path) -> None:
     with serving(triton, models, tmp_path, "--exit-on-error=false") as server:
         with open_client("http", server) as client:

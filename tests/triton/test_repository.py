@@ -187,6 +187,7 @@ def test_an_interrupted_copy_leaves_nothing(demo_bundle: Path, tmp_path: Path, m
     assert list((tmp_path / "models").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_copy_that_is_killed_leaves_nothing_that_the_server_would_take_for_a_model(
     demo_bundle: Path, tmp_path: Path
 ) -> None:
@@ -221,6 +222,7 @@ def test_a_repository_on_a_disk_of_its_own_is_written_within(
     assert places == [tmp_path / "models", tmp_path / "models" / "patchcaption"]
 
 
+@pytest.mark.slow
 def test_it_is_a_command_of_patchcaption_and_a_script(demo_bundle: Path, tmp_path: Path) -> None:
     flags = [str(demo_bundle), "--bundle-path", "/srv/demo", "--out"]
     assert run_tool("triton-repository", [*flags, str(tmp_path / "one")]) == 0

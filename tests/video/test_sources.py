@@ -189,6 +189,7 @@ except VideoError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_video_bomb_is_refused_in_little_memory(tmp_path: Path) -> None:
     png = io.BytesIO()
     Image.new("1", (16_000, 16_000)).save(png, "png")
@@ -234,6 +235,7 @@ def test_videos_of_known_length_wait_wherever_they_are(clip: Path, demo: Caption
             assert stream.dropped == 0
 
 
+@pytest.mark.slow
 def test_a_source_that_is_closed_from_the_other_side_is_lost(broadcast: bytes, demo: Captioner) -> None:
     with closing(Cameras([broadcast])) as camera:
         found = list[int]()

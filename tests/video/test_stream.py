@@ -129,6 +129,7 @@ def test_a_file_gives_every_frame_in_order_with_its_time(demo: Captioner, clip: 
         assert result.captions == expected
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_threads_left")
 def test_each_kind_of_source_gives_the_same_frames(demo: Captioner, clip: Path, tmp_path: Path) -> None:
     images = [np.asarray(result.frame.image) for result in demo.stream(clip, [])]

@@ -223,6 +223,7 @@ def test_regions_that_are_none_are_refused_before_the_first_frame(demo: Captione
         demo.stream([frame_image(0)], 7)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_generator_loses_no_frame(demo: Captioner) -> None:
     with demo.stream((frame_image(number % 9) for number in range(60)), [WholeImage()]) as stream:
         assert [result.frame.number for result in stream] == list(range(60))

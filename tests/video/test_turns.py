@@ -84,6 +84,7 @@ def test_an_error_ends_a_turn() -> None:
         pass
 
 
+@pytest.mark.slow
 def test_streams_take_turns_where_one_call_at_a_time_is_executed(
     demo: Captioner, monkeypatch: pytest.MonkeyPatch
 ) -> None:

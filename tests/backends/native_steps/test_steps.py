@@ -160,6 +160,7 @@ def rms(values: Tensor) -> float:
     return float(values.square().mean().sqrt())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("graph", ["decoder", "beam_decoder"])
 @pytest.mark.parametrize("form", ["decap", "decap without samples", "prompted"])
 def test_a_step_is_that_of_its_graph(
@@ -187,6 +188,7 @@ def test_what_is_read_is_what_was_exported(form: str, export: Export) -> None:
     assert not beam.next_token.chooses
 
 
+@pytest.mark.slow
 def test_graphs_of_other_kinds_are_left_to_openvino(export: Export, tmp_path: Path, demo_bundle: Path) -> None:
     assert read_step(read(export("prompted") / "prefill.onnx")) is None
     for name in ("backbone", "decoder", "beam_decoder"):
