@@ -16,15 +16,16 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --gen
 ALL_MACHINES := ((platform_machine == 'aarch64' and sys_platform == 'linux') or (platform_machine == 'x86_64' and \
 	sys_platform == 'linux'))
 
-.PHONY: demo demo-viecap native wheel test test-all lint lint-style lint-types-10 lint-types-11 docs train-demo locks clean
+.PHONY: demo demo-scene demo-viecap native wheel test test-all lint lint-style lint-types-10 lint-types-11 docs train-demo locks clean
 
-demo: $(VENV)/.demo
+demo: demo-scene demo-viecap
+
+demo-scene: $(VENV)/.demo
 	$(BIN)/python export/build_engines.py demo --out engines/demo
 	@mkdir -p out
 	xargs -a export/demo/sample/regions.txt $(BIN)/python -m patchcaption caption export/demo/sample/scene.jpg \
 		--bundle engines/demo --save out/demo.png
 	@echo "the image with its captions: out/demo.png"
-	@$(MAKE) --no-print-directory demo-viecap
 
 # The demo's second decoder, which is told what things a region shows, and writes sentences: the same sample in its words.
 demo-viecap: $(VENV)/.demo
