@@ -49,7 +49,7 @@ wheel: $(VENV)/.test
 # One process per core, each with one torch thread: that takes two thirds of the time. Each begins with its share of the
 # modules and takes from the others' at its end. They keep compiled modules whatever the environment says: some hundred
 # commands that tests start would compile them again.
-# `test` leaves out those that are marked slow: it takes under ten minutes on two cores, all of them two to three times that.
+# `test` leaves out those that are marked slow: it takes about ten minutes on two cores, all of them three times that.
 WORKERS ?= auto
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --dist worksteal -n $(WORKERS)
 
