@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytest
 from filelock import FileLock
 
+from benchmarks import text_recording
 from export.readers import seeded, seeded_decoders
 from export.readers.seeded_weights import normal
 
@@ -19,7 +20,7 @@ _MIN_KEPT = 2**20
 
 
 def draw_once(folder: Path, patch: pytest.MonkeyPatch) -> None:
-    """Make the readers of seeded checkpoints read numbers from ``folder`` if they were drawn before."""
+    """Make the readers of seeded checkpoints and text towers read numbers from ``folder`` if they were drawn before."""
     folder.mkdir(exist_ok=True)
 
     def stored(full_name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
@@ -32,5 +33,5 @@ def draw_once(folder: Path, patch: pytest.MonkeyPatch) -> None:
         numbers: npt.NDArray[np.float32] = np.load(path)
         return numbers
 
-    for module in (seeded, seeded_decoders):
+    for module in (seeded, seeded_decoders, text_recording):
         patch.setattr(module, "normal", stored)

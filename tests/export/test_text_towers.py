@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,10 @@ from transformers import (
     SiglipTextModel,
 )
 
-from benchmarks import text_recording
 from benchmarks.reference_recording import RECORDINGS, Recording
 from benchmarks.text_recording import compare_text, dinotxt_shapes, made_up_tower, openai_shapes
 from export.checkpoint import CheckpointError
 from export.readers import DEMO_CONFIG
-from export.readers.seeded_weights import normal
 from export.text_spaces import TALK2DINO, TEXT_SPACES
 from export.text_towers import TEXT_TOWERS, open_text_tower
 from export.text_towers.base import TextTower, TowerRequest
@@ -354,16 +351,7 @@ MADE_UP: Mapping[str, Callable[[], dict[str, Tensor]]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def numbers() -> Iterator[None]:
-    """The numbers of made-up towers, of which those of a published size take seconds, drawn once for all tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text_recording, "normal", cache(normal))
-        yield
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("numbers")
 @pytest.mark.parametrize("space", MADE_UP)
 def test_towers_make_the_embeddings_of_the_published_system(space: str, tmp_path: Path) -> None:
     path = tmp_path / "tower.pth"
@@ -381,7 +369,6 @@ def test_towers_make_the_embeddings_of_the_published_system(space: str, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("numbers")
 @pytest.mark.parametrize("name", ["siglip2_base_224", "denseclip_vitb16_320", "dinotxt_vitl14_224"])
 def test_recorded_texts_are_compared_by_their_made_up_towers(name: str) -> None:
     recording = Recording.load(RECORDINGS / f"{name}.npz").variants()[0]
